@@ -1,0 +1,48 @@
+"""What every stage does around its work: fail clearly, die with DVC, and notice code that is edited under its feet."""
+
+import ctypes
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.params import Params, ParamsError, load
+
+PROJECT = Path(__file__).resolve().parent.parent
+_PR_SET_PDEATHSIG = 1
+
+
+class StageError(Exception):
+    """Something the user can mend: what was found, where, what was wanted, what to do."""
+
+
+def run(main: Callable[[Params], None]) -> None:
+    """Run one stage's `main(params)`. A StageError, ParamsError or OSError ends in a message and exit code 1."""
+    _die_with_parent()
+    code = _code_hash()
+    try:
+        main(load())
+    except (StageError, ParamsError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    if _code_hash() != code:
+        # DVC hashes code after the stage ran (DVC issue 11058) and would record the new code with the old code's output.
+        sys.exit(f"{Path(sys.argv[0]).name}: the project's code changed while this stage ran; run `dvc repro` again")
+
+
+def _die_with_parent() -> None:
+    """A killed `dvc` leaves its stage running, and the next `dvc repro` would start beside it."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            sys.exit("the process that started this stage is gone")
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for folder in ("stages", "pipeline"):
+        for path in sorted((PROJECT / folder).rglob("*.py")):
+            digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
