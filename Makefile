@@ -1,0 +1,31 @@
+# `make repro` sets up everything and runs the pipeline; `make test` sets up everything and runs the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(CURDIR)/.venv/bin
+
+# Stages are started as `python -m stages.…` and msrun starts `python`: both must be the environment's.
+export PATH := $(BIN):$(PATH)
+
+.PHONY: repro test requirements
+
+repro: .venv/.run
+	dvc repro
+
+test: .venv/.test
+	python -m pytest tests
+
+.venv/.run: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.test: requirements-test.txt .venv/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+# After an edit of requirements.in or requirements-test.in: pin anew.
+requirements:
+	rm -rf .venv && $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements.in
+	$(BIN)/python -m pip freeze > requirements.txt
+	$(BIN)/python -m pip install -r requirements-test.in
+	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-test.txt
