@@ -1,0 +1,73 @@
+"""The layers that the four networks are made of.
+
+One rule of precision holds in all of them: a layer computes in the dtype of its input, whatever dtype its parameters
+have, and a norm computes in float32 and gives back the input's dtype. So float32 master weights with a float16 compute,
+and float16 weights with a float32 compute, need no other code."""
+
+from mindspore import dtype as mstype
+from mindspore import nn, ops
+
+
+class Linear(nn.Dense):
+    """y = x Wᵀ + b over the last axis; weight (out_channels, in_channels)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__(in_channels, out_channels, has_bias=bias)
+
+    def construct(self, x):
+        """x (..., in_channels) -> (..., out_channels)"""
+        y = self.matmul(x.reshape(-1, x.shape[-1]), self.weight.astype(x.dtype))
+        if self.has_bias:
+            y = self.bias_add(y, self.bias.astype(x.dtype))
+        return y.reshape(x.shape[:-1] + (self.out_channels,))
+
+
+class Conv(nn.Conv2d):
+    """2-D convolution, kernel 1 or 3, with bias; pads so that stride 1 keeps the size.
+
+    `padding` (top, bottom, left, right) replaces that padding where a network pads in another way."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding=None):
+        padding = kernel // 2 if padding is None else padding
+        super().__init__(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=padding, has_bias=True)
+
+    def construct(self, x):
+        """x (b, in_channels, h, w) -> (b, out_channels, h / stride, w / stride)"""
+        return self.bias_add(self.conv2d(x, self.weight.astype(x.dtype)), self.bias.astype(x.dtype))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (arXiv 1803.08494) of (b, channels, h, w), in float32."""
+
+    def construct(self, x):
+        y = ops.group_norm(x.astype(mstype.float32), self.num_groups, self.gamma, self.beta, self.eps)
+        return y.astype(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation (arXiv 1607.06450) of (..., channels) over the last axis, in float32."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__((channels,), epsilon=eps)
+
+    def construct(self, x):
+        y, _, _ = self.layer_norm(x.astype(mstype.float32), self.gamma, self.beta)
+        return y.astype(x.dtype)
+
+
+def upsample(x):
+    """Nearest neighbour, x (b, c, h, w) -> (b, c, 2h, 2w)."""
+    b, c, h, w = x.shape
+    x = ops.broadcast_to(x.reshape(b, c, h, 1, w, 1), (b, c, h, 2, w, 2))
+    return x.reshape(b, c, 2 * h, 2 * w)
+
+
+def norm_parameters(cell: nn.Cell) -> set[str]:
+    """Names (paths inside `cell`) of the parameters of every norm, by kind of module and not by name: most of SDXL's
+    GroupNorms are called `in_layers.0`. They stay float32 when the other weights are half, and take no weight decay."""
+    return {
+        name
+        for path, child in cell.cells_and_names()
+        if isinstance(child, (nn.GroupNorm, nn.LayerNorm))
+        for name in (f"{path}.gamma" if path else "gamma", f"{path}.beta" if path else "beta")
+    }
