@@ -1,0 +1,152 @@
+"""What DVC re-runs after each kind of change, walked through DVC itself in a copy of the project.
+
+index, convert, both caches and merge are the real stages. train and sample are stood in for by scripts that take
+seconds less: what counts here is when DVC runs them, and dvc.yaml is the project's own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.models.config import TINY
+from tests.synthetic import write_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+ALL = ["index", "convert", "cache_latents", "cache_text", "train", "merge", "sample"]
+
+TRAIN = '''
+import hashlib, json, shutil
+from pathlib import Path
+import yaml
+import pipeline.weights.ckpt as ckpt
+
+stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["train"]
+digest = hashlib.sha256(json.dumps(yaml.safe_load(Path("params.yaml").read_text())["train"]).encode())
+for dep in stage["deps"]:
+    for file in sorted(Path(dep).rglob("*")) if Path(dep).is_dir() else [Path(dep)]:
+        if file.suffix in (".parquet", ".ckpt"):
+            digest.update(file.read_bytes())
+for out in [o for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])]:
+    out = Path(out if isinstance(out, str) else next(iter(out)))
+    folder = out if not out.suffix else out.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    (out if out.suffix else out / "stand_in.json").write_text(json.dumps({"digest": int(digest.hexdigest()[:6], 16)}))
+weights = bytearray(Path("outs/convert/unet.ckpt").read_bytes())
+weights[-1:] = digest.digest()[:1]  # the last byte of the last tensor's values
+weights[-2:-1] = b"\\x00"
+Path("outs/train/UNET").write_bytes(weights)
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A committed copy of the project with six pictures and random tiny weights, after its first `dvc repro`."""
+    root = tmp_path_factory.mktemp("project")
+    for name in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split("\n"):
+        if name and not name.startswith(("data/", "tests/", "benchmarks/", "demo/", "outs/", "dvc.lock")) and (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    shutil.copytree(ROOT / "data/tokenizer", root / "data/tokenizer")
+    (root / "data/images").mkdir()
+    lines = []
+    for number in range(6):
+        picture(root, number)
+        lines.append(f'{{"file_name": "{number}.png", "text": "picture {number}"}}\n')
+    (root / "data/images/metadata.jsonl").write_text("".join(lines))
+    (root / "data/base").mkdir()
+    write_checkpoint(root / "data/base/tiny_sdxl.safetensors", TINY, seed=0, dtype="float16")
+    write_checkpoint(root / "data/base/other.safetensors", TINY, seed=1, dtype="float16")
+    (root / "stages/train.py").write_text(TRAIN.replace("UNET", "weights/unet.ckpt" if weights_folder() else "unet.ckpt"))
+    (root / "stages/sample.py").write_text(
+        "from pathlib import Path\nPath('outs/sample').mkdir(parents=True)\nPath('outs/sample/grid.png').write_bytes(b'')\n"
+        "Path('outs/sample/metrics.json').write_text('{}')\n"
+    )
+    git(root, "init", "--quiet", "--initial-branch=main")
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "--message=start")
+    assert ran(root, "repro") == ALL
+    return root
+
+
+def weights_folder() -> bool:
+    return any("outs/train/weights" in str(out) for out in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["outs"])
+
+
+def picture(root: Path, number: int) -> None:
+    pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / f"data/images/{number}.png")
+
+
+def git(root: Path, *words: str) -> None:
+    subprocess.run(["git", *words], cwd=root, check=True)
+
+
+def ran(root: Path, *words: str) -> list[str]:
+    """Run dvc and return the stages that it ran, in the graph's order."""
+    env = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PIPELINE_STORE")}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = set(re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr))
+    return [stage for stage in ALL if stage in found]
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_unchanged_runs_nothing(project):
+    assert ran(project, "repro") == []
+
+
+def test_an_edited_caption(project):
+    edit(project / "data/images/metadata.jsonl", "picture 3", "another picture")
+    assert ran(project, "repro") == ["index", "cache_text", "train", "merge", "sample"]
+
+
+def test_an_added_picture_is_encoded_alone(project):
+    picture(project, 6)
+    with open(project / "data/images/metadata.jsonl", "a") as metadata:
+        metadata.write('{"file_name": "6.png", "text": "picture 6"}\n')
+    assert ran(project, "repro") == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
+
+
+def test_another_vae(project):
+    edit(project / "params.yaml", "vae: data/base/tiny_sdxl.safetensors", "vae: data/base/other.safetensors")
+    assert ran(project, "repro") == ["convert", "cache_latents", "train", "merge", "sample"]
+
+
+def test_a_training_setting(project):
+    assert ran(project, "exp", "run", "-S", "train.learning_rate=1e-5") == ["train", "merge", "sample"]
+
+
+def test_guidance_scale(project):
+    assert ran(project, "exp", "run", "-S", "sample.guidance_scale=7.5") == ["sample"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("index", ["index"]),
+        ("convert", ["convert"]),
+        ("cache_latents", ["cache_latents"]),
+        ("cache_text", ["cache_text"]),
+        ("train", ["train"]),
+        ("merge", ["merge"]),
+        ("sample", ["sample"]),
+    ],
+)
+def test_an_edit_in_the_stages_own_code(project, stage, expected):
+    """The stage runs again; its outs have the same bytes, so nothing after it does."""
+    with open(project / f"stages/{stage}.py", "a") as script:
+        script.write("\n# edited\n")
+    assert ran(project, "repro") == expected

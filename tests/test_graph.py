@@ -1,0 +1,97 @@
+"""dvc.yaml against the code: what a stage imports and reads is what DVC watches for it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.params import Params
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# Plumbing that shapes no out. Were it a dependency, every edit of the schema would re-run all stages.
+PLUMBING = {"pipeline/__init__.py", "pipeline/params.py", "pipeline/stage.py", "pipeline/store.py"}
+# Keys that only say how, or how fast, a stage works.
+HOW = {"index.workers", "cache_latents.workers", "cache_latents.batch_size", "cache_text.batch_size", "device.target"}
+
+
+def module_file(name: str) -> Path | None:
+    path = ROOT / Path(*name.split("."))
+    if path.with_suffix(".py").is_file():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def imports(file: Path) -> set[Path]:
+    """Project files that `file` imports, with the __init__ of each package on the way."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    names = {n for n in names if n.split(".")[0] in ("pipeline", "stages")}
+    names |= {n.rsplit(".", k)[0] for n in names for k in range(1, n.count(".") + 1)}
+    return {found for n in names if (found := module_file(n))}
+
+
+def closure(file: Path) -> set[str]:
+    seen, todo = set(), [file]
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            todo += imports(current)
+    return {p.relative_to(ROOT).as_posix() for p in seen}
+
+
+def code_deps(stage: str) -> list[str]:
+    return [d for d in STAGES[stage]["deps"] if d.startswith(("pipeline", "stages/"))]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_that_it_imports(stage):
+    needed = {f for f in closure(ROOT / f"stages/{stage}.py") - PLUMBING if not f.endswith("__init__.py")}
+    deps = code_deps(stage)
+    unwatched = {f for f in needed if not any(f == d or f.startswith(d + "/") for d in deps)}
+    assert not unwatched
+    idle = {d for d in deps if not any(f == d or f.startswith(d + "/") for f in needed)}
+    assert not idle
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_another(stage):
+    assert {f for f in closure(ROOT / f"stages/{stage}.py") if f.startswith("stages/")} <= {f"stages/{stage}.py", "stages/__init__.py"}
+
+
+@pytest.mark.parametrize("stage", ["index", "convert", "merge"])
+def test_stages_without_tensors_import_no_mindspore(stage):
+    for file in closure(ROOT / f"stages/{stage}.py"):
+        text = (ROOT / file).read_text()
+        assert not re.search(r"^\s*(import|from) mindspore", text, re.M), file
+        assert file != "pipeline/device.py"
+
+
+def keys(section: str) -> set[str]:
+    return {f"{section}.{key}" for key in Params.model_fields[section].annotation.model_fields}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_given_the_params_that_it_reads(stage):
+    text = (ROOT / f"stages/{stage}.py").read_text()
+    read = set()
+    for section, key in re.findall(r"\bparams\.(\w+)(?:\.(\w+))?", text):
+        if section in Params.model_fields:
+            read |= {f"{section}.{key}"} if f"{section}.{key}" in keys(section) else keys(section)
+    listed = set()
+    for key in STAGES[stage]["params"]:
+        listed |= {key} if "." in key else keys(key)
+    assert listed - HOW == read - HOW
+
+
+def test_every_key_shapes_some_stage():
+    listed = {k for stage in STAGES.values() for key in stage["params"] for k in ({key} if "." in key else keys(key))}
+    assert {k for section in Params.model_fields for k in keys(section)} == listed | HOW
