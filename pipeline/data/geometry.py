@@ -1,0 +1,96 @@
+"""Pixels → the bucket's size: resize to cover it, then crop. What is cut goes into the crop conditioning.
+
+All functions are pure: the same arguments give the same bytes in any process or thread."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.images import decode
+
+INTERPOLATIONS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "area": Image.Resampling.BOX,
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture ready for the encoder, with what SDXL is told about it (SDXL, arXiv 2307.01952, section 2.2)."""
+
+    pixels: np.ndarray  # (bucket height, bucket width, 3) uint8 sRGB
+    original_size: tuple[int, int]  # height, width of the upright picture
+    resized_size: tuple[int, int]  # height, width after the resize, before the crop
+    crop_top_left: tuple[int, int]  # top, left of the crop in the resized picture
+
+    @property
+    def target_size(self) -> tuple[int, int]:
+        """Height, width of the bucket."""
+        return self.pixels.shape[:2]
+
+
+def prepare(
+    data: bytes,
+    bucket: tuple[int, int],
+    crop: str,
+    interpolation: str,
+    background: tuple[int, int, int],
+    generator: np.random.Generator | None = None,
+) -> Prepared:
+    """`images.decode` and `fit` in one. The bytes must have been let through by the index, which bounds their size.
+
+    Raises images.Rejected."""
+    return fit(decode(data, background), bucket, crop, interpolation, generator)
+
+
+def fit(
+    pixels: np.ndarray, bucket: tuple[int, int], crop: str, interpolation: str, generator: np.random.Generator | None = None
+) -> Prepared:
+    """Resize `pixels` (height, width, 3) uint8 so that they just cover `bucket` (width, height), and crop the rest.
+
+    `crop` is "center", or "random": the top, then the left edge drawn uniformly from `generator`. `interpolation` is a
+    key of INTERPOLATIONS; all of them average over the source when they shrink. Only the part that stays is computed, so
+    that a picture of 32 × 1,000,000 pixels costs no more than its bucket."""
+    height, width = pixels.shape[:2]
+    bucket_width, bucket_height = bucket
+    resized_height, resized_width = cover(height, width, bucket)
+    free_top, free_left = resized_height - bucket_height, resized_width - bucket_width
+    if crop == "center":
+        top, left = free_top // 2, free_left // 2
+    elif crop == "random":
+        top, left = (int(generator.integers(0, free, endpoint=True)) for free in (free_top, free_left))
+    else:
+        raise ValueError(f"crop is {crop!r}, wanted center or random")
+    scale_x, scale_y = width / resized_width, height / resized_height  # source pixels per resized pixel
+    box = (
+        left * scale_x,
+        top * scale_y,
+        min((left + bucket_width) * scale_x, width),
+        min((top + bucket_height) * scale_y, height),
+    )
+    part = Image.fromarray(pixels).resize(bucket, INTERPOLATIONS[interpolation], box=box)
+    return Prepared(np.array(part), (height, width), (resized_height, resized_width), (top, left))
+
+
+def cover(height: int, width: int, bucket: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a picture of (height, width), resized to the smallest size that covers `bucket` (width, height)."""
+    bucket_width, bucket_height = bucket
+    if width * bucket_height >= bucket_width * height:  # wider than the bucket: the heights meet
+        return bucket_height, max(bucket_width, round(width * bucket_height / height))
+    return max(bucket_height, round(height * bucket_width / width)), bucket_width
+
+
+def mirror(prepared: Prepared) -> Prepared:
+    """The picture mirrored left to right. It is what the mirrored original would have been cropped to, so the left edge of
+    the crop is counted from the other side."""
+    top, left = prepared.crop_top_left
+    mirrored_left = prepared.resized_size[1] - prepared.target_size[1] - left
+    return replace(prepared, pixels=np.ascontiguousarray(prepared.pixels[:, ::-1]), crop_top_left=(top, mirrored_left))
+
+
+def generator(row: bytes) -> np.random.Generator:
+    """The random numbers of the row with this name (16 bytes): the name is the key of a Philox generator."""
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(row, "little")))
