@@ -1,0 +1,48 @@
+"""Parameter names: Stability's single-file layout <-> MindSpore, by three rules and no table.
+
+1. Norm layers: `.weight` <-> `.gamma`, `.bias` <-> `.beta`.
+2. Embedding tables: `.weight` <-> `.embedding_table`.
+3. All other names are the same on both sides; no tensor is reshaped or transposed.
+
+The two functions are inverse to each other. Each raises ValueError for a name that can only be the other side's, so a
+name is never mapped twice and no two names fall together."""
+
+import re
+
+# In the order of the layout.
+PREFIX = {
+    "unet": "model.diffusion_model.",
+    "clip_l": "conditioner.embedders.0.",
+    "clip_g": "conditioner.embedders.1.",
+    "vae": "first_stage_model.",
+}
+
+# GroupNorms of the UNet's residual blocks and of its output stand in nn.Sequential and have numbers for names.
+_NORM = re.compile(
+    r"(?:^|\.)(?:norm|norm[123]|norm_out|layer_norm[12]|final_layer_norm|ln_[12]|ln_final|in_layers\.0|out_layers\.0)$"
+    r"|^model\.diffusion_model\.out\.0$"
+)
+_NORM_LEAF = {"weight": "gamma", "bias": "beta"}
+_EMBEDDING = re.compile(r"(?:^|\.)(?:token_embedding|position_embedding)$")
+
+
+def to_mindspore(name: str) -> str:
+    """Stability's name -> MindSpore's. Raises ValueError for a name that is MindSpore's already."""
+    module, _, leaf = name.rpartition(".")
+    if leaf in ("gamma", "beta", "embedding_table"):
+        raise ValueError(f"{name} is a MindSpore name already; wanted one of Stability's layout")
+    if _NORM.search(module) and leaf in _NORM_LEAF:
+        return f"{module}.{_NORM_LEAF[leaf]}"
+    if _EMBEDDING.search(module) and leaf == "weight":
+        return f"{module}.embedding_table"
+    return name
+
+
+def to_stability(name: str) -> str:
+    """MindSpore's name -> Stability's. Raises ValueError for a name that no Stability name leads to."""
+    module, _, leaf = name.rpartition(".")
+    original = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}.get(leaf, leaf)
+    stability = f"{module}.{original}" if module else original
+    if to_mindspore(stability) != name:
+        raise ValueError(f"{name} is not a MindSpore name of SDXL: no name of Stability's layout leads to it")
+    return stability
