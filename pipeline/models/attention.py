@@ -5,19 +5,23 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 
+def attend(q, k, v, scale: float, mask=None):
+    """softmax(q kᵀ scale + mask) v, with the softmax in float32."""
+    scores = ops.BatchMatMul(transpose_b=True)(q * scale, k).astype(mstype.float32)
+    if mask is not None:
+        scores = scores + mask
+    return ops.BatchMatMul()(ops.softmax(scores).astype(q.dtype), v)
+
+
 class PlainAttention(nn.Cell):
     """The whole (queries, keys) matrix at once."""
 
     def __init__(self, head_dim: int):
         super().__init__()
         self.scale = head_dim**-0.5
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.weighted = ops.BatchMatMul()
-        self.softmax = ops.Softmax()
 
     def construct(self, q, k, v):
-        p = self.softmax((self.scores(q * self.scale, k)).astype(mstype.float32)).astype(q.dtype)
-        return self.weighted(p, v)
+        return attend(q, k, v, self.scale)
 
 
 def make_attention(kind: str, head_dim: int) -> nn.Cell:

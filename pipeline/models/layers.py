@@ -4,8 +4,10 @@ One rule of precision holds in all of them: a layer computes in the dtype of its
 have, and a norm computes in float32 and gives back the input's dtype. So float32 master weights with a float16 compute,
 and float16 weights with a float32 compute, need no other code."""
 
+import mindspore as ms
 from mindspore import dtype as mstype
 from mindspore import nn, ops
+from mindspore.common.initializer import Normal, initializer
 
 
 class Linear(nn.Dense):
@@ -53,6 +55,23 @@ class LayerNorm(nn.LayerNorm):
     def construct(self, x):
         y, _, _ = self.layer_norm(x.astype(mstype.float32), self.gamma, self.beta)
         return y.astype(x.dtype)
+
+
+class Embedding(nn.Cell):
+    """Rows of `embedding_table` (rows, width) by their index."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.embedding_table = ms.Parameter(initializer(Normal(0.02), (rows, width)), "embedding_table")
+
+    def construct(self, ids):
+        """ids (...) int32 -> (..., width)"""
+        return ops.gather(self.embedding_table, ids, 0)
+
+
+def gelu(x):
+    """The exact GELU, x Φ(x) (arXiv 1606.08415)."""
+    return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
 
 
 def upsample(x):

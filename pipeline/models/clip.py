@@ -1,0 +1,215 @@
+"""SDXL's two text encoders, under the module names of Stability's file: CLIP ViT-L/14 (arXiv 2103.00020) in
+transformers' layout and OpenCLIP ViT-bigG/14 in OpenCLIP's. Both give the hidden states of the last layer but one,
+without the final norm (SDXL, arXiv 2307.01952, section 2.1)."""
+
+import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.common.initializer import initializer
+
+from pipeline.models.attention import attend
+from pipeline.models.config import CLIPConfig
+from pipeline.models.layers import Embedding, LayerNorm, Linear, gelu
+
+
+def _causal(tokens: int) -> ms.Tensor:
+    """(tokens, tokens) float32, added to the scores: a token sees itself and those before it."""
+    return ms.Tensor(np.triu(np.full((tokens, tokens), np.finfo(np.float32).min, np.float32), k=1))
+
+
+def _heads(x, heads: int):
+    """(b, tokens, width) -> (b, heads, tokens, width / heads)"""
+    b, tokens, width = x.shape
+    return x.reshape(b, tokens, heads, width // heads).swapaxes(1, 2)
+
+
+def _join(x):
+    """(b, heads, tokens, head_dim) -> (b, tokens, heads * head_dim)"""
+    b, heads, tokens, head_dim = x.shape
+    return x.swapaxes(1, 2).reshape(b, tokens, heads * head_dim)
+
+
+class SelfAttention(nn.Cell):
+    """transformers' form: query, key and value projections apart."""
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.scale = (config.width // config.heads) ** -0.5
+        self.k_proj = Linear(config.width, config.width)
+        self.v_proj = Linear(config.width, config.width)
+        self.q_proj = Linear(config.width, config.width)
+        self.out_proj = Linear(config.width, config.width)
+        self.mask = _causal(config.context_length)
+
+    def construct(self, x):
+        q, k, v = (_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(_join(attend(q, k, v, self.scale, self.mask)))
+
+
+class QuickGeluMLP(nn.Cell):
+    """CLIP-L's feed-forward layer; x * sigmoid(1.702 x) is OpenAI's GELU."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
+
+    def construct(self, x):
+        h = self.fc1(x)
+        return self.fc2(h * ops.sigmoid(1.702 * h))
+
+
+class EncoderLayer(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.layer_norm1 = LayerNorm(config.width)
+        self.mlp = QuickGeluMLP(config.width)
+        self.layer_norm2 = LayerNorm(config.width)
+
+    def construct(self, x):
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Embeddings(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.token_embedding = Embedding(config.vocab_size, config.width)
+        self.position_embedding = Embedding(config.context_length, config.width)
+
+    def construct(self, ids):
+        return self.token_embedding(ids) + self.position_embedding.embedding_table
+
+
+class Encoder(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.layers = nn.CellList([EncoderLayer(config) for _ in range(config.layers)])
+
+    def construct(self, x):
+        for layer in self.layers[:-1]:  # SDXL never uses the last layer; it is there for the checkpoint's sake
+            x = layer(x)
+        return x
+
+
+class TextModel(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = LayerNorm(config.width)  # in the checkpoint, not in SDXL's use of it
+
+    def construct(self, ids):
+        return self.encoder(self.embeddings(ids))
+
+
+class Transformers(nn.Cell):
+    """The level of names that transformers' CLIPTextModel adds."""
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.text_model = TextModel(config)
+
+    def construct(self, ids):
+        return self.text_model(ids)
+
+
+class ClipL(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.transformer = Transformers(config)
+
+    def construct(self, ids):
+        """ids (b, 77) int32, padded with the end-of-text token -> hidden states (b, 77, width)"""
+        return self.transformer(ids)
+
+
+class FusedAttention(nn.Cell):
+    """OpenCLIP's form: query, key and value projections are one matrix, in that order."""
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.scale = (width // config.heads) ** -0.5
+        self.in_proj_weight = ms.Parameter(initializer("xavier_uniform", (3 * width, width)), "in_proj_weight")
+        self.in_proj_bias = ms.Parameter(initializer("zeros", (3 * width,)), "in_proj_bias")
+        self.out_proj = Linear(width, width)
+        self.mask = _causal(config.context_length)
+
+    def construct(self, x):
+        b, tokens, width = x.shape
+        qkv = ops.matmul(x, self.in_proj_weight.astype(x.dtype).T) + self.in_proj_bias.astype(x.dtype)
+        q, k, v = qkv.reshape(b, tokens, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
+        return self.out_proj(_join(attend(q, k, v, self.scale, self.mask)))
+
+
+class GeluMLP(nn.Cell):
+    def __init__(self, width: int):
+        super().__init__()
+        self.c_fc = Linear(width, 4 * width)
+        self.c_proj = Linear(4 * width, width)
+
+    def construct(self, x):
+        return self.c_proj(gelu(self.c_fc(x)))
+
+
+class ResidualAttentionBlock(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.width)
+        self.attn = FusedAttention(config)
+        self.ln_2 = LayerNorm(config.width)
+        self.mlp = GeluMLP(config.width)
+
+    def construct(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class OpenTransformer(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.resblocks = nn.CellList([ResidualAttentionBlock(config) for _ in range(config.layers)])
+
+    def construct(self, x):
+        """-> (hidden states after the last block but one, hidden states after the last block)"""
+        for block in self.resblocks[:-1]:
+            x = block(x)
+        return x, self.resblocks[-1](x)
+
+
+class OpenCLIP(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        width = config.width
+        self.positional_embedding = ms.Parameter(
+            initializer("normal", (config.context_length, width)), "positional_embedding"
+        )
+        self.text_projection = ms.Parameter(initializer("normal", (width, config.projection_dim)), "text_projection")
+        self.logit_scale = ms.Parameter(initializer("zeros", ()), "logit_scale")  # in the checkpoint; not used here
+        self.transformer = OpenTransformer(config)
+        self.token_embedding = Embedding(config.vocab_size, width)
+        self.ln_final = LayerNorm(width)
+
+    def construct(self, ids):
+        hidden, last = self.transformer(self.token_embedding(ids) + self.positional_embedding)
+        b, tokens, width = last.shape
+        # the end-of-text token has the largest id of the vocabulary
+        end = ops.argmax(ids, dim=1).astype(ms.int32) + ms.mint.arange(b, dtype=ms.int32) * tokens
+        last = ops.gather(last.reshape(b * tokens, width), end, 0)
+        return hidden, ops.matmul(self.ln_final(last), self.text_projection.astype(last.dtype))
+
+
+class ClipG(nn.Cell):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.model = OpenCLIP(config)
+
+    def construct(self, ids):
+        """ids (b, 77) int32, padded with 0 -> (hidden states (b, 77, width), pooled (b, projection_dim)); pooled is the
+        last layer's final norm at the first end-of-text token, projected."""
+        return self.model(ids)
