@@ -1,0 +1,183 @@
+"""One optimizer step as graphs: loss, gradients, all-reduce, clipping, update, EMA and loss scale.
+
+The graphs are pure functions of their inputs and of the training state; every random number comes in as an input:
+    x_t (b, 4, h, w) float32, timesteps (b,) int32, context (b, tokens, context_dim), vector (b, vector_dim),
+    target (b, 4, h, w) float32, weight (b,) float32 -> loss, the mean over b of weight * the sample's mean loss."""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+GROWTH_STEPS = 2000  # steps without an overflow after which the loss scale doubles (torch's GradScaler has the same)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of params.yaml shapes the graphs."""
+
+    loss_type: str = "l2"
+    huber_c: float = 0.1
+    max_grad_norm: float = 0.0  # 0: no clipping
+    gradient_accumulation_steps: int = 1
+    loss_scale: float | None = None  # the first loss scale; None: gradients are not scaled, overflows not looked for
+    ranks: int = 1
+
+
+class SampleLoss(nn.Cell):
+    """(b,) float32: each sample's mean squared error, or pseudo-Huber loss 2c (sqrt(d² + c²) - c) (arXiv 2403.16728)."""
+
+    def __init__(self, unet: nn.Cell, settings: Settings):
+        super().__init__(auto_prefix=False)
+        self.unet = unet
+        self.huber_c = settings.huber_c
+        self.huber = settings.loss_type == "huber"
+
+    def construct(self, x_t, timesteps, context, vector, target):
+        difference = (self.unet(x_t, timesteps, context, vector).astype(ms.float32) - target).reshape(target.shape[0], -1)
+        squares = difference * difference
+        if self.huber:
+            c = self.huber_c
+            squares = 2.0 * c * (ops.sqrt(squares + c * c) - c)
+        return squares.mean(1)
+
+
+class _ScaledLoss(nn.Cell):
+    def __init__(self, sample_loss: SampleLoss):
+        super().__init__(auto_prefix=False)
+        self.sample_loss = sample_loss
+
+    def construct(self, x_t, timesteps, context, vector, target, weight, scale):
+        return (self.sample_loss(x_t, timesteps, context, vector, target) * weight).mean() * scale
+
+
+def _square_sum(x):
+    x = ops.cast(x, ms.float32)
+    return (x * x).sum()
+
+
+def _multiply(factor, x):
+    return ops.cast(x, ms.float32) * factor
+
+
+def _add(total, x):
+    return ops.assign_add(total, ops.cast(x, ms.float32))
+
+
+def _zero(total):
+    return ops.assign(total, ops.zeros_like(total))
+
+
+def _average(weight, average, parameter):
+    return ops.assign(average, average + weight * (ops.cast(parameter, ms.float32) - average))
+
+
+class Update(nn.Cell):
+    """Gradients of the scaled loss (summed over micro-batches) -> new weights, EMA and loss scale.
+
+    The order matters with several ranks: unscale, all-reduce, check, clip, update. So all ranks see the same norm, and
+    agree on whether to skip. `ema` are float32 averages, one for each parameter, or None."""
+
+    def __init__(self, optimizer: nn.Cell, ema: ParameterTuple | None, settings: Settings):
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.ema = optimizer, ema
+        self.parameters = optimizer.parameters
+        self.max_grad_norm = settings.max_grad_norm
+        self.accumulation = settings.gradient_accumulation_steps
+        self.scaled = settings.loss_scale is not None
+        self.loss_scale = Parameter(Tensor(settings.loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
+        self.good_steps = Parameter(Tensor(0, ms.int32), name="good_steps", requires_grad=False)
+        self.map = ops.HyperMap()
+        self.ranks = settings.ranks
+        if self.ranks > 1:
+            self.reduce_gradients = nn.DistributedGradReducer(self.parameters, mean=True)
+            self.all_reduce = ops.AllReduce()
+
+    def construct(self, loss, gradients, lr, ema_decay):
+        """-> loss () averaged over micro-batches and ranks, gradient norm () before clipping, whether it was finite ()"""
+        factor = 1.0 / (self.loss_scale * self.accumulation)
+        loss = loss * factor
+        if self.scaled or self.accumulation > 1:
+            gradients = self.map(ops.partial(_multiply, factor), gradients)
+        if self.ranks > 1:
+            gradients = self.reduce_gradients(gradients)
+            loss = self.all_reduce(loss.reshape(1)).reshape(()) / self.ranks
+        norm = ops.sqrt(ops.addn(self.map(_square_sum, gradients)))
+        finite = ops.isfinite(norm)
+        if self.max_grad_norm > 0:
+            # torch.nn.utils.clip_grad_norm_ has the same 1e-6
+            clip = ops.minimum(self.max_grad_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
+            gradients = self.map(ops.partial(_multiply, clip), gradients)
+        if not self.scaled:
+            self._apply(gradients, lr, ema_decay)
+        else:
+            if finite:
+                self._apply(gradients, lr, ema_decay)
+            self._rescale(finite)
+        return loss, norm, finite
+
+    def _apply(self, gradients, lr, ema_decay):
+        self.optimizer(gradients, lr)
+        if self.ema is not None:
+            self.map(ops.partial(_average, 1.0 - ema_decay), self.ema, self.parameters)
+
+    def _rescale(self, finite):
+        """An overflow halves the loss scale (not below 1); GROWTH_STEPS steps in a row without one double it."""
+        good = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
+        grow = good >= GROWTH_STEPS
+        scale = ops.select(finite, self.loss_scale, ops.maximum(self.loss_scale * 0.5, Tensor(1.0, ms.float32)))
+        ops.assign(self.loss_scale, ops.select(grow, scale * 2.0, scale))
+        ops.assign(self.good_steps, ops.select(grow, ops.zeros_like(good), good))
+
+
+class TrainStep(nn.Cell):
+    """A step of one micro-batch, in a single graph."""
+
+    def __init__(self, sample_loss: SampleLoss, update: Update):
+        super().__init__(auto_prefix=False)
+        self.update = update
+        self.value_and_grad = ms.value_and_grad(_ScaledLoss(sample_loss), None, update.parameters)
+
+    def construct(self, x_t, timesteps, context, vector, target, weight, lr, ema_decay):
+        loss, gradients = self.value_and_grad(x_t, timesteps, context, vector, target, weight, self.update.loss_scale)
+        return self.update(loss, gradients, lr, ema_decay)
+
+
+class Accumulate(nn.Cell):
+    """Adds one micro-batch's gradients and loss to float32 totals."""
+
+    def __init__(self, sample_loss: SampleLoss, update: Update):
+        super().__init__(auto_prefix=False)
+        self.loss_scale = update.loss_scale
+        self.value_and_grad = ms.value_and_grad(_ScaledLoss(sample_loss), None, update.parameters)
+        self.totals = ParameterTuple(
+            Parameter(ops.zeros(p.shape, ms.float32), name=f"total.{p.name}", requires_grad=False) for p in update.parameters
+        )
+        self.loss = Parameter(Tensor(0.0, ms.float32), name="total_loss", requires_grad=False)
+        self.map = ops.HyperMap()
+
+    def construct(self, x_t, timesteps, context, vector, target, weight):
+        loss, gradients = self.value_and_grad(x_t, timesteps, context, vector, target, weight, self.loss_scale)
+        self.map(_add, self.totals, gradients)
+        return ops.assign_add(self.loss, loss)
+
+
+class Boundary(nn.Cell):
+    """The step after the last micro-batch: updates with the totals, and sets them to zero."""
+
+    def __init__(self, accumulate: Accumulate, update: Update):
+        super().__init__(auto_prefix=False)
+        self.update, self.totals, self.loss = update, accumulate.totals, accumulate.loss
+        self.map = ops.HyperMap()
+
+    def construct(self, lr, ema_decay):
+        result = self.update(self.loss, self.totals, lr, ema_decay)
+        zeroed = (self.map(_zero, self.totals), ops.assign(self.loss, ops.zeros_like(self.loss)))
+        return ops.depend(result, zeroed)
+
+
+def average_of(parameters) -> ParameterTuple:
+    """EMA weights that start as float32 copies of `parameters`."""
+    return ParameterTuple(
+        Parameter(p.value().astype(ms.float32).copy(), name=f"ema.{p.name}", requires_grad=False) for p in parameters
+    )
