@@ -1,0 +1,324 @@
+"""Shards: Parquet files whose rows are named by content, and whose bytes are a function of those rows alone.
+
+Any Parquet reader opens them. Pages are plain and uncompressed, no column is nullable, and every column of a row group is
+one page, so each column chunk is a short page header followed by a raw array whose place the file's footer gives.
+`open_shard` uses this: it finds every payload's offset without decoding a page, and training reads rows with one
+system call each. Float16 latents and hidden states are noise to a compressor, so nothing is lost by storing them raw.
+
+A row goes to the shard that the leading bits of its name say, and the number of shards follows from the number of rows."""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT = 1  # raise it when a row's meaning or the layout of a shard changes
+ROWS_PER_SHARD = 800  # 256 MB of SDXL's text rows (77 x 2048 float16 and 1280 float32), 210 MB of its latents
+ROW_GROUP = 1024  # chosen with benchmarks/read_shards.py: one row group in all but the most crowded shard
+
+_LANES = 509  # a prime: pages or sectors that swap places in a payload change their lanes
+_MAX_PAGE_HEADER = 256
+_SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+class ShardError(ValueError):
+    """A shard that is damaged, foreign, or not made by this module; the message names the file and the row."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two caches: its columns, and for each payload column the columns whose product is its length."""
+
+    name: str
+    schema: pa.Schema
+    payloads: dict[str, tuple[tuple[str, ...], int]]  # payload -> (columns that multiply to its elements, bytes per element)
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+LATENTS = Kind(
+    "latents",
+    _schema(
+        row=pa.binary(16),
+        image=pa.binary(16),
+        fingerprint=pa.string(),
+        latent=pa.binary(),
+        channels=pa.int32(),
+        latent_height=pa.int32(),
+        latent_width=pa.int32(),
+        original_height=pa.int32(),
+        original_width=pa.int32(),
+        crop_top=pa.int32(),
+        crop_left=pa.int32(),
+        target_height=pa.int32(),
+        target_width=pa.int32(),
+        flip=pa.int32(),
+        crop=pa.int32(),
+        checksum=pa.binary(16),
+    ),
+    {"latent": (("channels", "latent_height", "latent_width"), 2)},
+)
+
+TEXT = Kind(
+    "text",
+    _schema(
+        row=pa.binary(16),
+        fingerprint=pa.string(),
+        context=pa.binary(),
+        tokens=pa.int32(),
+        width=pa.int32(),
+        pooled=pa.binary(),
+        pooled_width=pa.int32(),
+        caption_tokens=pa.int32(),
+        checksum=pa.binary(16),
+    ),
+    # The pooled embedding stays float32: 2.5 kB more on 320 kB a row, and no rounding before it enters every block.
+    {"context": (("tokens", "width"), 2), "pooled": (("pooled_width",), 4)},
+)
+
+KINDS = {"latents": LATENTS, "text": TEXT}
+
+
+def shard_count(rows: int) -> int:
+    """The smallest power of two that leaves at most ROWS_PER_SHARD rows to a shard on average."""
+    return 1 << max(0, (max(rows, 1) - 1) // ROWS_PER_SHARD).bit_length()
+
+
+def shard_of(rows: np.ndarray, count: int) -> np.ndarray:
+    """Shard of each name. rows: (n, 16) uint8; count: a power of two. Returns (n,) int64."""
+    bits = count.bit_length() - 1
+    high = np.ascontiguousarray(rows[:, :4]).view(">u4")[:, 0].astype(np.int64)
+    return high >> (32 - bits)
+
+
+def shard_name(index: int, count: int) -> str:
+    return f"{index:05d}-of-{count:05d}.parquet"
+
+
+def as_names(column: pa.ChunkedArray | pa.Array | Sequence[bytes]) -> np.ndarray:
+    """A column of 16-byte names as (n, 16) uint8."""
+    if isinstance(column, (pa.ChunkedArray, pa.Array)):
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        parts = [np.frombuffer(c.buffers()[1], np.uint8).reshape(-1, 16)[c.offset : c.offset + len(c)] for c in chunks if len(c)]
+        return np.concatenate(parts) if parts else np.zeros((0, 16), np.uint8)
+    return np.frombuffer(b"".join(column), np.uint8).reshape(-1, 16)
+
+
+def sort_order(names: np.ndarray) -> np.ndarray:
+    """Indices that sort names (n, 16) uint8 as byte strings."""
+    halves = np.ascontiguousarray(names).view(">u8").astype(np.uint64)
+    return np.lexsort((halves[:, 1], halves[:, 0]))
+
+
+def locate(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Position of each wanted name in the sorted names, or -1. Both (n, 16) uint8; returns (m,) int64."""
+    if not len(names) or not len(wanted):
+        return np.full(len(wanted), -1, np.int64)
+    halves, keys = (np.ascontiguousarray(a).view(">u8").astype(np.uint64) for a in (names, wanted))
+    high, low = np.ascontiguousarray(halves[:, 0]), halves[:, 1]
+    position = np.searchsorted(high, keys[:, 0])
+    found = np.full(len(wanted), -1, np.int64)
+    looking = np.arange(len(wanted))
+    while len(looking):  # runs once more for each name that shares its first eight bytes with the one before it
+        looking = looking[position[looking] < len(high)]
+        looking = looking[high[position[looking]] == keys[looking, 0]]
+        hit = low[position[looking]] == keys[looking, 1]
+        found[looking[hit]] = position[looking[hit]]
+        looking = looking[~hit]
+        position[looking] += 1
+    return found
+
+
+# ---- checksums ----------------------------------------------------------------------------------------------------
+
+
+def payload_sum(*payloads: np.ndarray | bytes) -> int:
+    """Checksum of a row's payloads as a 64-bit number, at the speed of memory: 64-bit words are added up in 509 lanes,
+    and the lanes are hashed. Any change within one word changes its lane, so a flipped bit or byte is always found."""
+    digest = hashlib.blake2b(digest_size=8)
+    for payload in payloads:
+        data = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else payload.reshape(-1).view(np.uint8)
+        whole = data.size - data.size % (8 * _LANES)
+        words = data[:whole].view(np.uint64)  # not always aligned; NumPy copes
+        digest.update(np.add.reduce(words.reshape(-1, _LANES), axis=0))
+        digest.update(data[whole:])
+        digest.update(struct.pack("<q", data.size))
+    return int.from_bytes(digest.digest(), "little")
+
+
+def numbers_sum(kind: Kind, columns: dict[str, np.ndarray], fingerprint: str) -> np.ndarray:
+    """Checksum of all that is not payload, for n rows at once. columns: names (n, 16) uint8 and numbers (n,) int32.
+    Returns (n,) uint64: SplitMix64 over the columns' values in the schema's order."""
+    seed = int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "little")
+    state = np.full(len(columns["row"]), seed, np.uint64)
+    for name in kind.schema.names:
+        if name in kind.payloads or name in ("fingerprint", "checksum"):
+            continue
+        column = np.ascontiguousarray(columns[name])
+        words = column.view(np.uint64) if column.ndim == 2 else column.astype(np.int64).view(np.uint64)[:, None]
+        for word in words.T:
+            state = _splitmix(state ^ word)
+    return state
+
+
+def _splitmix(state: np.ndarray) -> np.ndarray:
+    a, b, c = _SPLITMIX
+    z = state + a
+    z = (z ^ (z >> np.uint64(30))) * b
+    z = (z ^ (z >> np.uint64(27))) * c
+    return z ^ (z >> np.uint64(31))
+
+
+# ---- writing ------------------------------------------------------------------------------------------------------
+
+
+def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> None:
+    """Write rows as one shard. The caller makes it atomic.
+
+    rows: one dict a row with every column but `fingerprint` and `checksum`, in any order; payloads are bytes.
+    fingerprint: what the rows were made with; its digest stands in each row, and its text in the file's metadata.
+    """
+    rows = sorted(rows, key=lambda row: row["row"])
+    digest = fingerprint_digest(fingerprint)
+    columns = {name: [row[name] for row in rows] for name in kind.schema.names if name not in ("fingerprint", "checksum")}
+    numbers = {
+        name: as_names(values) if pa.types.is_fixed_size_binary(kind.schema.field(name).type) else np.array(values, np.int32)
+        for name, values in columns.items()
+        if name not in kind.payloads
+    }
+    for payload, (factors, size) in kind.payloads.items():
+        lengths = np.prod([numbers[factor].astype(np.int64) for factor in factors], axis=0) * size
+        for row, length in zip(rows, lengths, strict=True):
+            if len(row[payload]) != length:
+                raise ValueError(f"row {row['row'].hex()}: {payload} has {len(row[payload])} bytes, its numbers say {length}")
+    sums = zip(
+        numbers_sum(kind, numbers, digest).tolist(),
+        (payload_sum(*(row[payload] for payload in kind.payloads)) for row in rows),
+        strict=True,
+    )
+    columns["fingerprint"] = [digest] * len(rows)
+    columns["checksum"] = [struct.pack("<QQ", *pair) for pair in sums]
+    table = pa.table([pa.array(columns[field.name], field.type) for field in kind.schema], schema=kind.schema)
+    with pq.ParquetWriter(
+        path,
+        kind.schema,
+        data_page_size=2**31 - 1,  # one page per column of a row group
+        compression="none",
+        use_dictionary=["fingerprint"],
+        write_statistics=["row", "fingerprint"],
+        store_schema=False,
+        version="2.6",
+        data_page_version="1.0",
+    ) as writer:
+        writer.add_key_value_metadata({"format": str(FORMAT), "kind": kind.name, "fingerprint": canonical(fingerprint)})
+        writer.write_table(table, row_group_size=ROW_GROUP)
+
+
+def canonical(fingerprint: dict) -> str:
+    return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def fingerprint_digest(fingerprint: dict) -> str:
+    return hashlib.blake2b(canonical(fingerprint).encode(), digest_size=16).hexdigest()
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The numbers of a shard's rows, and where their payloads lie."""
+
+    path: Path
+    kind: Kind
+    fingerprint: dict
+    columns: dict[str, np.ndarray]  # names (n, 16) uint8, numbers (n,) int32, checksum (n, 2) uint64
+    offsets: dict[str, np.ndarray]  # payload -> (n,) int64, bytes from the file's start
+    lengths: dict[str, np.ndarray]  # payload -> (n,) int64, bytes
+
+    def __len__(self) -> int:
+        return len(self.columns["row"])
+
+
+def open_shard(path: str | Path, kind: Kind) -> Shard:
+    """Read a shard's numbers and find its payloads, without decoding or reading a payload.
+
+    Raises ShardError when the file is damaged (numbers or names), of another kind or format, or laid out otherwise.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            metadata = pq.read_metadata(file)
+            return _open(path, kind, file.fileno(), metadata)
+    except (pa.ArrowException, struct.error, KeyError, UnicodeDecodeError, OverflowError, json.JSONDecodeError) as error:
+        raise ShardError(f"{path}: not a whole shard: {error}") from error
+
+
+def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Shard:
+    stored = metadata.metadata or {}
+    if stored.get(b"kind", b"").decode() != kind.name or stored.get(b"format", b"").decode() != str(FORMAT):
+        found = {key: stored.get(key, b"absent").decode(errors="replace") for key in (b"kind", b"format")}
+        raise ShardError(f"{path}: kind {found[b'kind']}, format {found[b'format']}; wanted {kind.name}, format {FORMAT}")
+    fingerprint = json.loads(stored[b"fingerprint"])
+    digest = fingerprint_digest(fingerprint)
+    names = kind.schema.names
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    offsets: dict[str, list[np.ndarray]] = {name: [] for name in kind.payloads}
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        chunks = {name: row_group.column(index) for index, name in enumerate(names)}
+        if {chunk.path_in_schema for chunk in chunks.values()} != set(names) or row_group.num_columns != len(names):
+            raise ShardError(f"{path}: its columns are not those of {kind.name}")
+        statistics = chunks["fingerprint"].statistics
+        if statistics is None or statistics.min != digest or statistics.max != digest:
+            raise ShardError(f"{path}: a row's fingerprint is not the one in the file's metadata")
+        rows = row_group.num_rows
+        for name, chunk in chunks.items():
+            if name in kind.payloads or name == "fingerprint":
+                continue
+            fixed = pa.types.is_fixed_size_binary(kind.schema.field(name).type)
+            size = rows * (16 if fixed else 4)
+            raw = np.frombuffer(os.pread(handle, size, _array_start(path, chunk, size)), np.uint8)
+            if len(raw) != size:
+                raise ShardError(f"{path}: ends within column {name}")
+            arrays[name].append(raw.reshape(rows, 16) if fixed else raw.view("<i4"))
+        for name, (factors, size) in kind.payloads.items():
+            lengths = np.prod([arrays[factor][-1].astype(np.int64) for factor in factors], axis=0) * size
+            ends = np.cumsum(lengths + 4)  # each value is preceded by its length
+            start = _array_start(path, chunks[name], int(ends[-1]))
+            offsets[name].append(start + ends - lengths)
+    columns = {name: np.concatenate(parts) for name, parts in arrays.items() if parts}
+    columns["checksum"] = columns["checksum"].view("<u8")
+    wrong = np.flatnonzero(numbers_sum(kind, columns, digest) != columns["checksum"][:, 0])
+    if len(wrong):
+        raise ShardError(f"{path}: row {columns['row'][wrong[0]].tobytes().hex()} is damaged: its numbers do not fit its checksum")
+    lengths = {n: np.prod([columns[f].astype(np.int64) for f in fs], axis=0) * size for n, (fs, size) in kind.payloads.items()}
+    return Shard(path, kind, fingerprint, columns, {name: np.concatenate(parts) for name, parts in offsets.items()}, lengths)
+
+
+def _array_start(path: Path, chunk: pq.ColumnChunkMetaData, size: int) -> int:
+    """Where the raw array of `size` bytes begins in a column chunk of one plain page: the page's header precedes it."""
+    header = chunk.total_compressed_size - size
+    if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not 0 < header <= _MAX_PAGE_HEADER:
+        raise ShardError(f"{path}: column {chunk.path_in_schema} is not one plain page; only files of this cache are read here")
+    return chunk.data_page_offset + header
+
+
+def read_row(shard: Shard, index: int, handle: int) -> dict:
+    """One row as `write` takes it, checked. handle: the open file. Raises ShardError when the payload is damaged."""
+    row = {name: column[index].tobytes() if column.ndim == 2 else int(column[index]) for name, column in shard.columns.items()}
+    for name in shard.kind.payloads:
+        row[name] = os.pread(handle, int(shard.lengths[name][index]), int(shard.offsets[name][index]))
+    if payload_sum(*(row[name] for name in shard.kind.payloads)) != int(shard.columns["checksum"][index, 1]):
+        raise ShardError(f"{shard.path}: row {row['row'].hex()} is damaged: its payload does not fit its checksum")
+    del row["checksum"]
+    return row
