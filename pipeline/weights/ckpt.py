@@ -1,0 +1,171 @@
+"""MindSpore's .ckpt, read and written without MindSpore.
+
+It is the protobuf message (mindspore.train.checkpoint_pb2)
+
+    Checkpoint { repeated Value value = 1; }   Value { string tag = 1; TensorProto tensor = 2; }
+    TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3; }
+
+with one Value per parameter, or several in a row with the same tag and the parts of one large parameter. A scalar has
+dims [0]. Repeated fields join under concatenation, so the file is written value by value."""
+
+import mmap
+from pathlib import Path
+
+from pipeline.stage import StageError
+from pipeline.weights.stream import Stream
+from pipeline.weights.tensor import NUMPY, Span, Tensor, size
+
+_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16"}
+_DTYPES = {written: name for name, written in _TYPES.items()}
+# ms.save_checkpoint cuts parameters here; protobuf itself cannot hold a message of 2 GiB.
+_SLICE = 512 << 20
+
+_VARINT, _BYTES = 0, 2  # protobuf wire types
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """Name -> Tensor in file order; finds the tensors and reads none of their values.
+
+    Raises StageError when the file is cut short or is no MindSpore checkpoint."""
+    path = Path(path)
+    if path.stat().st_size == 0:
+        raise StageError(f"{path} is empty; wanted a MindSpore checkpoint")
+    found: dict[str, tuple[str, tuple[int, ...], list[Span]]] = {}
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            last = None
+            for field, kind, begin, end in _fields(data, 0, len(data)):
+                if (field, kind) != (1, _BYTES):
+                    raise _Malformed(f"field {field} of wire type {kind} at byte {begin}")
+                tag, dtype, dims, content = _value(data, begin, end)
+                _, _, spans = found.setdefault(tag, (dtype, dims, []))
+                if found[tag][:2] != (dtype, dims) or (spans and tag != last):
+                    raise _Malformed(f"{tag} stands there twice")
+                spans.append(Span(path, *content))
+                last = tag
+        except _CutShort:
+            raise StageError(f"{path} is cut short (or is no MindSpore checkpoint): a value goes past its "
+                             f"{len(data):,} bytes; make or copy it again") from None  # fmt: skip
+        except _Malformed as error:
+            raise StageError(f"{path} is not a MindSpore checkpoint: {error}") from None
+
+    tensors = {}
+    for tag, (dtype, dims, spans) in found.items():
+        tensor = Tensor(_DTYPES.get(dtype, dtype), () if dims == (0,) else dims, tuple(spans))
+        if tensor.dtype in NUMPY and tensor.nbytes != size(tensor.dtype, tensor.shape):
+            raise StageError(f"{path}: {tag} ({dtype} {tensor.shape}) takes {size(tensor.dtype, tensor.shape):,} bytes "
+                             f"and {tensor.nbytes:,} are there; make or copy the file again")  # fmt: skip
+        tensors[tag] = tensor
+    return tensors
+
+
+class Writer(Stream):
+    """Writes a .ckpt that ms.load_checkpoint opens: begin(name, dtype, shape), then write(bytes) chunk by chunk."""
+
+    def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        super().begin(name, dtype, shape)
+        tag = _field(1, name.encode())
+        dims = b"".join(b"\x08" + _varint(length) for length in shape or (0,))
+        self._head = tag, dims + _field(2, _TYPES[dtype].encode())
+        self._slice_left = 0
+
+    def _put(self, view: memoryview) -> None:
+        while view:
+            if not self._slice_left:
+                # `_left` has been lowered by this view already.
+                self._slice_left = min(_SLICE, self._left + len(view))
+                super()._put(memoryview(_slice_head(*self._head, self._slice_left)))
+            part = view[: self._slice_left]
+            super()._put(part)
+            self._slice_left -= len(part)
+            view = view[len(part) :]
+
+
+def _slice_head(tag: bytes, tensor: bytes, content: int) -> bytes:
+    """The bytes of a Value up to its tensor's content."""
+    tensor += b"\x1a" + _varint(content)
+    value = tag + b"\x12" + _varint(len(tensor) + content) + tensor
+    return b"\x0a" + _varint(len(value) + content) + value
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | _BYTES]) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number >= 0x80:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+class _Malformed(Exception):
+    """The bytes are not this protobuf message."""
+
+
+class _CutShort(Exception):
+    """A length points past the end."""
+
+
+def _read_varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    number = shift = 0
+    while position < end:
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+        if shift > 63:
+            raise _Malformed(f"a number of more than 64 bits at byte {position}")
+    raise _CutShort
+
+
+def _fields(data: mmap.mmap, position: int, end: int):
+    """Yield (field number, wire type, begin, end) of a message's fields; begin and end hold the content."""
+    while position < end:
+        key, position = _read_varint(data, position, end)
+        field, kind = key >> 3, key & 7
+        if kind == _BYTES:
+            length, position = _read_varint(data, position, end)
+            stop = position + length
+        elif kind == _VARINT:
+            _, stop = _read_varint(data, position, end)
+        else:
+            raise _Malformed(f"wire type {kind} at byte {position}")
+        if stop > end:
+            raise _CutShort
+        yield field, kind, position, stop
+        position = stop
+
+
+def _value(data: mmap.mmap, begin: int, end: int) -> tuple[str, str, tuple[int, ...], tuple[int, int]]:
+    """One Value: tag, tensor_type, dims, and (offset, size) of the content."""
+    parts = {(field, kind): (start, stop) for field, kind, start, stop in _fields(data, begin, end)}
+    if (1, _BYTES) not in parts or (2, _BYTES) not in parts:
+        raise _Malformed(f"the value at byte {begin} has no name and tensor")
+    tag = _text(data, *parts[1, _BYTES])
+    dims, dtype, content = [], None, None
+    for field, kind, start, stop in _fields(data, *parts[2, _BYTES]):
+        if field == 1:  # one number each, or packed into one field
+            while start < stop:
+                length, start = _read_varint(data, start, stop)
+                dims.append(length)
+        elif (field, kind) == (2, _BYTES):
+            dtype = _text(data, start, stop)
+        elif (field, kind) == (3, _BYTES):
+            content = start, stop - start
+    if dtype is None or content is None:
+        raise _Malformed(f"{tag} has no tensor_type and tensor_content")
+    return tag, dtype, tuple(dims), content
+
+
+def _text(data: mmap.mmap, begin: int, end: int) -> str:
+    if end - begin > 4096:
+        raise _Malformed(f"a name of {end - begin:,} bytes at byte {begin}")
+    try:
+        return data[begin:end].decode()
+    except UnicodeDecodeError:
+        raise _Malformed(f"a name that is not UTF-8 at byte {begin}") from None
