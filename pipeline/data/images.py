@@ -13,8 +13,8 @@ from PIL import ExifTags, Image, ImageCms
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow has 40 more, each a further parser for hostile bytes
 
-# `_open` sets Pillow's guard to our own bound. Pillow raises only above twice that bound and warns below; `_open` rejects there.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of broken metadata beside whole pixels, and between once and twice its bound of pixels, where `_open` rejects.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112: how the stored picture has to be turned
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,7 +96,7 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        known = [name for name in FORMATS if Image.ACCEPT[name](data[:16]) is True]
+        known = [name for name in FORMATS if Image.OPEN[name][1](data[:16]) is True]
         raise Rejected(f"broken: {known[0]} {_plain(error)}" if known else f"not an image: none of {', '.join(FORMATS)}") from None
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise Rejected(f"too many pixels: {image.width}×{image.height}, above {max_pixels}")

@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.data.buckets import BucketError, buckets, choose
+
+# SDXL, arXiv 2307.01952, appendix I: height, width of all training sizes
+SDXL = """
+512 2048, 512 1984, 512 1920, 512 1856, 576 1792, 576 1728, 576 1664, 640 1600, 640 1536, 704 1472,
+704 1408, 704 1344, 768 1344, 768 1280, 832 1216, 832 1152, 896 1152, 896 1088, 960 1088, 960 1024,
+1024 1024, 1024 960, 1088 960, 1088 896, 1152 896, 1152 832, 1216 832, 1280 768, 1344 768, 1408 704,
+1472 704, 1536 640, 1600 640, 1664 576, 1728 576, 1792 576, 1856 512, 1920 512, 1984 512, 2048 512
+"""
+
+
+def test_sdxl_list():
+    wanted = [tuple(map(int, size.split()))[::-1] for size in SDXL.replace("\n", " ").split(",")]
+    assert len(wanted) == 40
+    assert sorted(buckets(1024, 64)) == sorted(wanted)
+
+
+@pytest.mark.parametrize("resolution, step", [(64, 32), (512, 64), (512, 32), (768, 64), (1024, 32), (1024, 64), (96, 32)])
+def test_rule(resolution, step):
+    sizes = buckets(resolution, step)
+    ratios = [width / height for width, height in sizes]
+    assert (resolution, resolution) in sizes
+    assert ratios == sorted(set(ratios))
+    for width, height in sizes:
+        assert width % 32 == height % 32 == 0  # latents are divisible by 4
+        assert 0.9 * resolution**2 <= width * height <= resolution**2
+        assert 0.25 <= width / height <= 4
+
+
+def test_tiny():
+    assert buckets(64, 32) == [(32, 128), (64, 64), (128, 32)]
+
+
+@pytest.mark.parametrize("resolution, step", [(64, 16), (100, 32), (1024, 96)])
+def test_numbers_that_cannot_be(resolution, step):
+    with pytest.raises(BucketError, match=f"index.resolution is {resolution} and index.bucket_step {step}"):
+        buckets(resolution, step)
+
+
+def test_choice_is_the_least_log_distance():
+    sizes = buckets(1024, 64)
+    generator = np.random.default_rng(0)
+    widths, heights = generator.integers(1, 6000, (2, 5000))
+    chosen = choose(widths, heights, sizes)
+    for width, height, index in zip(widths, heights, chosen):
+        distances = [abs(math.log(width / height) - math.log(w / h)) for w, h in sizes]
+        assert distances[index] <= min(distances) + 1e-12
+
+
+def test_a_bucket_chooses_itself():
+    sizes = buckets(1024, 64)
+    widths, heights = np.array(sizes).T
+    assert choose(widths, heights, sizes).tolist() == list(range(40))
+    assert choose(widths * 3, heights * 3, sizes).tolist() == list(range(40))
+
+
+def test_extremes_and_ties():
+    sizes = buckets(64, 32)  # ratios 1/4, 1, 4: half-way is 1:2 and 2:1
+    widths, heights = np.array([[1, 10_000_000], [10_000_000, 1], [1, 2], [2, 1], [3, 2], [201, 100]]).T
+    assert [sizes[i] for i in choose(widths, heights, sizes)] == [(32, 128), (128, 32), (32, 128), (64, 64), (64, 64), (128, 32)]
+
+
+def test_one_bucket_takes_all():
+    assert choose(np.array([5, 1]), np.array([1, 5]), [(64, 64)]).tolist() == [0, 0]
