@@ -39,6 +39,11 @@ class Tensor:
     def nbytes(self) -> int:
         return sum(span.size for span in self.spans)
 
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in order, at most CHUNK at a time, each chunk whole elements. A chunk is overwritten by the next.
 
