@@ -21,14 +21,16 @@ class StageError(Exception):
 def run(main: Callable[[Params], None]) -> None:
     """Run one stage's `main(params)`. A StageError, ParamsError or OSError ends in a message and exit code 1."""
     _die_with_parent()
-    code = _code_hash()
+    code = _code()
     try:
         main(load())
     except (StageError, ParamsError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    if _code_hash() != code:
+    loaded = {getattr(module, "__file__", None) for module in sys.modules.values()}
+    changed = [path.relative_to(PROJECT).as_posix() for path, digest in _code().items() if code.get(path) != digest and str(path) in loaded]
+    if changed:
         # DVC hashes code after the stage ran (DVC issue 11058) and would record the new code with the old code's output.
-        sys.exit(f"{Path(sys.argv[0]).name}: the project's code changed while this stage ran; run `dvc repro` again")
+        sys.exit(f"{Path(sys.argv[0]).name}: {', '.join(changed)} changed while this stage ran; run `dvc repro` again")
 
 
 def _die_with_parent() -> None:
@@ -40,9 +42,7 @@ def _die_with_parent() -> None:
             sys.exit("the process that started this stage is gone")
 
 
-def _code_hash() -> str:
-    digest = hashlib.sha256()
-    for folder in ("stages", "pipeline"):
-        for path in sorted((PROJECT / folder).rglob("*.py")):
-            digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def _code() -> dict[Path, bytes]:
+    """Digest of each of the project's code files."""
+    files = [path for folder in ("stages", "pipeline") for path in (PROJECT / folder).rglob("*.py")]
+    return {path: hashlib.sha256(path.read_bytes()).digest() for path in files}
