@@ -1,0 +1,73 @@
+"""What a cached row was made with. A row whose fingerprint is not the wanted one is never used.
+
+The versions of MindSpore and Pillow are left out: an upgrade must not encode a data set again. Delete the store to do so."""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from pipeline import store
+
+_SETTLED = 2.0  # seconds; a file changed later than this before it was hashed may change again within one clock tick
+
+
+def file_hash(path: str | Path) -> str:
+    """blake2b of a file's bytes, 32 hex digits. Remembered in the store until the file's size, time or inode changes."""
+    path = Path(path).resolve()
+    status = os.stat(path)
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    memo = store.root() / "hashes" / f"{hashlib.blake2b(str(path).encode(), digest_size=16).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(memo.read_text())
+        if known["state"] == state:
+            return known["hash"]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if time.time() - status.st_mtime > _SETTLED:
+        with store.atomic(memo) as temporary:
+            temporary.write_text(json.dumps({"state": state, "hash": found}))
+    return found
+
+
+def latents(vae: str | Path, *, config: str, device: str, precision: str, batch_size: int, store_form: str, **preparation) -> dict:
+    """Fingerprint of a latent. The batch size and the device are in it because they may change a result's last bits.
+
+    preparation: how a picture became pixels (interpolation, background, crop)."""
+    return {
+        "vae": file_hash(vae),
+        "config": config,
+        "device": device,
+        "precision": precision,
+        "batch_size": batch_size,
+        "store": store_form,
+        **preparation,
+    }
+
+
+def text(
+    clip_l: str | Path,
+    clip_g: str | Path,
+    tokenizer: str | Path,
+    *,
+    config: str,
+    device: str,
+    precision: str,
+    batch_size: int,
+    chunks: int,
+) -> dict:
+    """Fingerprint of a caption's embeddings."""
+    tokens = {name: file_hash(Path(tokenizer) / name) for name in ("vocab.json", "merges.txt")}
+    return {
+        "clip_l": file_hash(clip_l),
+        "clip_g": file_hash(clip_g),
+        "tokenizer": tokens,
+        "config": config,
+        "device": device,
+        "precision": precision,
+        "batch_size": batch_size,
+        "chunks": chunks,
+    }
+
