@@ -33,13 +33,13 @@ class ResBlock(nn.Cell):
 
 
 class CrossAttention(nn.Cell):
-    def __init__(self, channels: int, context_dim: int, head_dim: int, attention: str):
+    def __init__(self, channels: int, context_dim: int, head_dim: int, attention: str, dtype: ms.Type):
         super().__init__()
         self.heads = channels // head_dim
         self.to_q = Linear(channels, channels, bias=False)
         self.to_k = Linear(context_dim, channels, bias=False)
         self.to_v = Linear(context_dim, channels, bias=False)
-        self.attention = make_attention(attention, head_dim)
+        self.attention = make_attention(attention, head_dim, dtype)
         self.to_out = nn.SequentialCell(Linear(channels, channels))
 
     def split(self, x):
@@ -78,11 +78,11 @@ class FeedForward(nn.Cell):
 
 class TransformerBlock(nn.Cell):
     @pipeline.device.lazy_inline
-    def __init__(self, channels: int, context_dim: int, head_dim: int, attention: str):
+    def __init__(self, channels: int, context_dim: int, head_dim: int, attention: str, dtype: ms.Type):
         super().__init__()
-        self.attn1 = CrossAttention(channels, channels, head_dim, attention)
+        self.attn1 = CrossAttention(channels, channels, head_dim, attention, dtype)
         self.ff = FeedForward(channels)
-        self.attn2 = CrossAttention(channels, context_dim, head_dim, attention)
+        self.attn2 = CrossAttention(channels, context_dim, head_dim, attention, dtype)
         self.norm1 = LayerNorm(channels)
         self.norm2 = LayerNorm(channels)
         self.norm3 = LayerNorm(channels)
@@ -97,12 +97,21 @@ class TransformerBlock(nn.Cell):
 class SpatialTransformer(nn.Cell):
     """Transformer blocks over the places of the picture, which attend to each other and to the text."""
 
-    def __init__(self, channels: int, depth: int, context_dim: int, head_dim: int, groups: int, attention: str):
+    def __init__(
+        self,
+        channels: int,
+        depth: int,
+        context_dim: int,
+        head_dim: int,
+        groups: int,
+        attention: str,
+        dtype: ms.Type,
+    ):
         super().__init__()
         self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nn.CellList(
-            [TransformerBlock(channels, context_dim, head_dim, attention) for _ in range(depth)]
+            [TransformerBlock(channels, context_dim, head_dim, attention, dtype) for _ in range(depth)]
         )
         self.proj_out = Linear(channels, channels)
 
@@ -166,7 +175,7 @@ class UNet(nn.Cell):
     def __init__(
         self,
         config: UNetConfig,
-        attention: str = "plain",
+        attention: str = "tiled",
         compute_dtype: ms.Type = ms.float32,
         recompute: bool = False,
     ):
@@ -182,7 +191,9 @@ class UNet(nn.Cell):
         def transformer(channels, depth):
             if depth == 0:
                 return None
-            return SpatialTransformer(channels, depth, config.context_dim, config.head_dim, groups, attention)
+            return SpatialTransformer(
+                channels, depth, config.context_dim, config.head_dim, groups, attention, compute_dtype
+            )
 
         self.time_embed = nn.SequentialCell(
             Linear(config.model_channels, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels)

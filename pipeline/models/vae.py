@@ -154,7 +154,7 @@ class Decoder(nn.Cell):
 
 
 class VAEEncoder(nn.Cell):
-    def __init__(self, config: VAEConfig, attention: str = "plain"):
+    def __init__(self, config: VAEConfig, attention: str = "tiled"):
         super().__init__()
         self.encoder = Encoder(config, attention)
         self.quant_conv = Conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
@@ -165,7 +165,7 @@ class VAEEncoder(nn.Cell):
 
 
 class VAEDecoder(nn.Cell):
-    def __init__(self, config: VAEConfig, attention: str = "plain"):
+    def __init__(self, config: VAEConfig, attention: str = "tiled"):
         super().__init__()
         self.post_quant_conv = Conv(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config, attention)
