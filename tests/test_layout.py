@@ -4,7 +4,7 @@ from math import prod
 
 from pipeline.models.config import SDXL_BASE, TINY
 from pipeline.weights import layout
-from pipeline.weights.names import PREFIX
+from pipeline.weights.names import PREFIX, part_of
 from tests.reference import sdxl_base_tensors
 
 
@@ -15,7 +15,7 @@ def test_full_size_is_the_reference_list_in_its_order():
 def test_full_size_parameter_counts():
     counts = dict.fromkeys(PREFIX, 0)
     for name, shape in layout.shapes(SDXL_BASE).items():
-        counts[layout.component(name)] += prod(shape)
+        counts[part_of(name)] += prod(shape)
     # Published sizes: SDXL (arXiv 2307.01952) table 1 and the checkpoint itself.
     assert counts == {"unet": 2_567_463_684, "clip_l": 123_060_480, "clip_g": 694_659_841, "vae": 83_653_863}
     assert sum(counts.values()) == 3_468_837_868

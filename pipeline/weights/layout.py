@@ -23,11 +23,6 @@ def shapes(config: SDXLConfig) -> dict[str, Shape]:
     return {PREFIX[part] + name: shape for part in PREFIX for name, shape in parts[part]}
 
 
-def component(name: str) -> str:
-    """The key of names.PREFIX that a name of the layout belongs to."""
-    return next(part for part, prefix in PREFIX.items() if name.startswith(prefix))
-
-
 def _layer(name: str, *shape: int) -> Entries:
     """A layer's weight of this shape, and its bias."""
     yield f"{name}.weight", shape

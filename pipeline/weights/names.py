@@ -26,6 +26,11 @@ _NORM_LEAF = {"weight": "gamma", "bias": "beta"}
 _EMBEDDING = re.compile(r"(?:^|\.)(?:token_embedding|position_embedding)$")
 
 
+def part_of(name: str) -> str | None:
+    """The component (a key of PREFIX) that a full name of either side belongs to, or None."""
+    return next((part for part, prefix in PREFIX.items() if name.startswith(prefix)), None)
+
+
 def to_mindspore(name: str) -> str:
     """Stability's name -> MindSpore's. Raises ValueError for a name that is MindSpore's already."""
     module, _, leaf = name.rpartition(".")

@@ -26,7 +26,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Tensor:
-    """`spans` hold the little-endian C-order bytes one after the other, or those of the transposed matrix (`transposed`).
+    """`spans` hold the little-endian C-order bytes one after the other, or those of the transposed matrix (`transposed`);
+    a value that lies in no file has its bytes in `constant`.
 
     `dtype` is a key of NUMPY, or another format's name for what is not a weight (such as I64) and cannot be read."""
 
@@ -34,10 +35,11 @@ class Tensor:
     shape: tuple[int, ...]
     spans: tuple[Span, ...]
     transposed: bool = False
+    constant: bytes = b""
 
     @property
     def nbytes(self) -> int:
-        return sum(span.size for span in self.spans)
+        return sum(span.size for span in self.spans) + len(self.constant)
 
     @property
     def count(self) -> int:
@@ -48,7 +50,7 @@ class Tensor:
         """The bytes in order, at most CHUNK at a time, each chunk whole elements. A chunk is overwritten by the next.
 
         Raises StageError when the file has become shorter."""
-        if self.transposed:
+        if self.transposed or self.constant:
             yield memoryview(self.array().tobytes())
             return
         buffer = memoryview(bytearray(min(CHUNK, self.nbytes)))
@@ -70,7 +72,7 @@ class Tensor:
         if self.dtype not in NUMPY:
             raise StageError(f"{self.spans[0].path} holds a tensor of {self.dtype}; wanted {', '.join(NUMPY)}")
         dtype = NUMPY[self.dtype]
-        pieces = [_map(span, dtype) for span in self.spans]
+        pieces = [_map(span, dtype) for span in self.spans] or [np.frombuffer(self.constant, dtype)]
         flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         values = flat.reshape(self.shape[::-1]).T if self.transposed else flat.reshape(self.shape)
         values.flags.writeable = False

@@ -1,0 +1,75 @@
+"""A trained UNet and the other components -> one checkpoint, streamed, in MindSpore's form and in Stability's."""
+
+from pathlib import Path
+
+from pipeline.models.config import SDXLConfig
+from pipeline.stage import StageError
+from pipeline.store import atomic
+from pipeline.weights import check, ckpt, layout, safetensors
+from pipeline.weights.names import part_of, to_mindspore
+from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
+from pipeline.weights.tensor import Tensor
+
+
+def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path) -> None:
+    """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
+
+    `components` are the checkpoints of unet, clip_l, clip_g and vae. Both files hold the same tensors in the layout's
+    order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
+    already keeps its bits. Raises StageError when a component is of another configuration, damaged, holds NaN or
+    infinity, or has a value too large for `dtype`."""
+    shapes = layout.shapes(config)
+    tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
+    faults: list[str] = []
+    too_large: list[str] = []
+    with atomic(out) as folder:
+        folder.mkdir()
+        with (
+            ckpt.Writer(folder / "merged.ckpt") as mindspore,
+            safetensors.Writer(folder / "merged.safetensors", {n: (dtype, shape) for n, shape in shapes.items()}) as stability,
+        ):
+            for name, shape in shapes.items():
+                mindspore.begin(to_mindspore(name), dtype, shape)
+                stability.begin(name, dtype, shape)
+                for chunk in _cast_chunks(name, tensors[name], dtype, faults, too_large):
+                    mindspore.write(chunk)
+                    stability.write(chunk)
+                if len(faults) + len(too_large) > check.MOST:
+                    _refuse(components, dtype, faults, too_large)
+        _refuse(components, dtype, faults, too_large)
+    print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}")
+
+
+def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, Tensor]:
+    """A component's tensors by Stability's name."""
+    if not path.exists():
+        raise StageError(f"{path} does not exist; wanted the checkpoint of {part}")
+    found = ckpt.read(path)
+    own = {to_mindspore(name): name for name in shapes if part_of(name) == part}
+    if faults := check.differences(found, {name: (shapes[stability],) for name, stability in own.items()}):
+        raise StageError(f"{path} does not hold the {part} of this model.config; convert and train with this configuration:\n{faults}")
+    return {stability: found[name] for name, stability in own.items()}
+
+
+def _cast_chunks(name: str, tensor: Tensor, dtype: str, faults: list[str], too_large: list[str]):
+    """Chunks as `dtype`; adds a line to `faults` for NaN and infinity in the source, to `too_large` for an overflow."""
+    overflows, peak = 0, 0.0
+    for chunk in check.chunks(name, tensor, faults):
+        result = cast(chunk, tensor.dtype, dtype)
+        if result is not chunk and not finite(result, dtype) and finite(chunk, tensor.dtype):
+            overflows += count_nonfinite(result, dtype)[1]
+            peak = max(peak, largest(chunk, tensor.dtype))
+        yield result
+    if overflows:
+        too_large.append(f"{name}: {overflows:,} of {tensor.count:,} values, the largest {peak:g}")
+
+
+def _refuse(components: dict[str, Path], dtype: str, faults: list[str], too_large: list[str]) -> None:
+    """Raise for what was found, if anything."""
+    lists = []
+    if faults:
+        lists.append(check.listed("tensors with values that are no numbers", faults))
+    if too_large:
+        lists.append(check.listed(f"tensors with values too large for {dtype}; set merge.dtype to bfloat16 or float32", too_large))
+    if lists:
+        raise StageError(f"{', '.join(map(str, components.values()))} cannot be merged:\n" + "\n".join(lists))

@@ -1,0 +1,19 @@
+"""Base weights (a Stability single file or a diffusers folder) -> one MindSpore checkpoint per component.
+
+outs/convert/{unet,clip_l,clip_g,vae}.ckpt"""
+
+from pathlib import Path
+
+from pipeline.models.config import CONFIGS
+from pipeline.params import Params
+from pipeline.stage import run
+from pipeline.weights.convert import convert
+
+
+def main(params: Params) -> None:
+    model = params.model
+    convert(Path(model.base), Path(model.vae), CONFIGS[model.config], Path("outs/convert"))
+
+
+if __name__ == "__main__":
+    run(main)

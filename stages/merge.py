@@ -1,0 +1,26 @@
+"""The trained UNet and the base's other components -> one checkpoint for MindONE and one for ComfyUI and diffusers.
+
+outs/merge/merged.ckpt, outs/merge/merged.safetensors"""
+
+from pathlib import Path
+
+from pipeline.models.config import CONFIGS
+from pipeline.params import Params
+from pipeline.stage import StageError, run
+from pipeline.weights.merge import merge
+
+TRAINED = {"raw": Path("outs/train/unet.ckpt"), "ema": Path("outs/train/unet_ema.ckpt")}
+CONVERTED = Path("outs/convert")
+
+
+def main(params: Params) -> None:
+    unet = TRAINED[params.merge.weights]
+    if not unet.exists():
+        hint = "; the training kept no average: switch it on in train, or set merge.weights to raw" if unet == TRAINED["ema"] else ""
+        raise StageError(f"{unet} does not exist, which merge.weights: {params.merge.weights} asks for{hint}")
+    components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
+    merge(components, CONFIGS[params.model.config], params.merge.dtype, Path("outs/merge"))
+
+
+if __name__ == "__main__":
+    run(main)
