@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,21 @@ def lock(name: str) -> Iterator[None]:
         os.close(handle)
 
 
+def held(name: str) -> bool:
+    """Whether some process holds the lock `name` now."""
+    path = root() / "locks" / name
+    if not path.exists():
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; make it `path` when the block ends without an error."""
@@ -70,6 +86,22 @@ def atomic(path: str | Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: str | Path, pattern: str = "*", seconds: float = 3600) -> int:
+    """Remove the temporary files and folders that killed processes left in `folder`, untouched for `seconds`. Returns how
+    many bytes they held."""
+    freed = 0
+    for path in Path(folder).glob(f"{_TEMPORARY}{pattern}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < seconds:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                freed += path.stat().st_size
+                path.unlink()
+    return freed
 
 
 def sync(path: Path) -> None:

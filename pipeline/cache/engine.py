@@ -1,0 +1,305 @@
+"""Make one cache folder: link what the store has, encode what it lacks.
+
+Three things go on at once: worker threads prepare the inputs of the next batches, the calling thread runs the encoder,
+and one writer thread turns results into rows and rows into shards. Batches have one fixed shape per group and are padded,
+so a row does not depend on which rows it is encoded with; the last batch of a shard is filled up from the shards that
+follow. A shard enters the store when its last row is encoded; rows of unfinished shards enter it as parts meanwhile."""
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline import store
+from pipeline.cache import ranks, shards, shelf
+from pipeline.cache.shelf import Wanted
+from pipeline.stage import StageError
+
+log = logging.getLogger(__name__)
+
+PART_SECONDS = 30.0  # how much encoding a kill may cost where shards take longer
+_BATCHES_AHEAD = 2
+_BATCHES_BEHIND = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to encode and how. `index` is a position in `wanted.rows`."""
+
+    wanted: Wanted
+    prepare: Callable[[int], tuple[np.ndarray, dict]]  # index -> (the encoder's input, the row's numbers); in worker threads
+    make_encoder: Callable[[], Callable[[np.ndarray], tuple[np.ndarray, ...]]]  # inputs (batch, ...) -> outputs (batch, ...)
+    finish: Callable[[int, tuple[np.ndarray, ...]], dict]  # index, its outputs -> the row's payloads and their shape
+    unit: str  # what the progress bar counts
+    batch_size: int
+    workers: int
+
+
+@dataclass
+class Report:
+    """What a run did."""
+
+    rows: int = 0
+    encoded: int = 0
+    shards: int = 0
+    shards_written: int = 0
+    seconds_encoding: float = 0.0  # spent inside the encoder
+
+
+@dataclass
+class _Shard:
+    """A shard that the store lacks."""
+
+    path: Path
+    first: int  # its rows are wanted.rows[first:last]
+    last: int
+    stored: dict[int, tuple[Path, int]]  # index -> a file of the store that holds the row, and where
+    rows: dict[int, dict] = field(default_factory=dict)  # index -> encoded row
+
+    @property
+    def complete(self) -> bool:
+        return len(self.stored) + len(self.rows) == self.last - self.first
+
+
+def build(job: Job, out: str | Path) -> Report:
+    """Fill the store with every shard of `job.wanted` that is this rank's; rank 0 then makes the folder `out`.
+
+    Raises StageError (also when a row cannot be encoded; what was encoded before stays in the store), store.Busy when
+    another process is at the same work."""
+    wanted = job.wanted
+    if not len(wanted.rows):
+        raise StageError(f"there are no rows to encode for {out}; wanted at least one accepted picture")
+    rank, world = ranks.from_environment()
+    report = Report(rows=len(wanted.rows), shards=wanted.count)
+    with ranks.claim(wanted.key, rank):
+        store.sweep(wanted.folder)
+        shelf.record_state(wanted)
+        damaged: set[tuple[Path, int]] = set()
+        encode = None
+        while missing := _missing(wanted, rank, world, damaged):
+            if encode is None and any(not shard.complete for shard in missing):
+                encode = job.make_encoder()
+            _fill(job, encode, missing, damaged, report)
+        shelf.drop_finished_parts(wanted)
+        if rank == 0:
+            ranks.wait_for(wanted.paths, wanted.key, world)
+            _assemble(wanted, Path(out))
+    log.info(
+        "%s: %d rows in %d shards; encoded %d, wrote %d shards", wanted.kind.name, report.rows, report.shards, report.encoded, report.shards_written
+    )
+    return report
+
+
+def _missing(wanted: Wanted, rank: int, world: int, damaged: set[tuple[Path, int]]) -> list[_Shard]:
+    """This rank's shards that the store lacks, and where their rows may lie already."""
+    bounds = wanted.bounds
+    found = []
+    opened: dict[Path, shards.Shard] = {}
+    present = shelf.Stored(wanted)
+    for number, path in enumerate(wanted.paths):
+        if number % world != rank or path.exists():
+            continue
+        first, last = int(bounds[number]), int(bounds[number + 1])
+        stored: dict[int, tuple[Path, int]] = {}
+        sources = present.of(number)
+        for old in [old for old in opened if old not in sources]:
+            del opened[old]
+        for source in sources:
+            if len(stored) == last - first:
+                break
+            if source not in opened:
+                try:
+                    opened[source] = shards.open_shard(source, wanted.kind)
+                except FileNotFoundError:  # a part that another rank has finished with
+                    continue
+                except shards.ShardError as error:
+                    log.warning("not used: %s", error)
+                    continue
+            shard = opened[source]
+            positions = shards.locate(shard.columns["row"], wanted.rows[first:last])
+            fits = (positions >= 0) & (shelf.groups_of(shard)[positions] == wanted.groups[first:last]).all(axis=1)
+            for offset in np.flatnonzero(fits):
+                place = (source, int(positions[offset]))
+                if place not in damaged:
+                    stored.setdefault(first + int(offset), place)
+        found.append(_Shard(path, first, last, stored))
+    return found
+
+
+def _batches(wanted: Wanted, missing: list[_Shard], batch_size: int) -> Iterator[list[int]]:
+    """Indices to encode, one group a batch, shard after shard; a shard's last batch is filled up from later shards."""
+    queues: dict[tuple[int, ...], deque[int]] = {}
+    for shard in missing:
+        for index in range(shard.first, shard.last):
+            if index not in shard.stored:
+                queues.setdefault(tuple(wanted.groups[index].tolist()), deque()).append(index)
+    for shard in missing:
+        for group in sorted(queues):
+            queue = queues[group]
+            while queue and queue[0] < shard.last:
+                yield [queue.popleft() for _ in range(min(batch_size, len(queue)))]
+
+
+def _fill(job: Job, encode: Callable | None, missing: list[_Shard], damaged: set[tuple[Path, int]], report: Report) -> None:
+    """Encode and write `missing`. Rows of the store that turn out damaged are added to `damaged`, their shards left out."""
+    total = sum(shard.last - shard.first - len(shard.stored) for shard in missing)
+    writer = _Writer(job, missing, damaged, report)
+    interactive = sys.stderr.isatty()
+    with (
+        ThreadPoolExecutor(job.workers, "prepare") as workers,
+        ThreadPoolExecutor(1, "stack") as stacker,
+        ThreadPoolExecutor(1, "write") as behind,
+        tqdm(total=total, unit=job.unit, desc=job.wanted.kind.name, mininterval=0.5 if interactive else 30.0, disable=not total) as bar,
+    ):
+        results: deque[Future] = deque([behind.submit(writer.write_complete)])
+        try:
+            for indices, inputs, numbers in _prepared(job, missing, workers, stacker):
+                started = time.perf_counter()
+                outputs = encode(inputs)
+                report.seconds_encoding += time.perf_counter() - started
+                results.append(behind.submit(writer.take, indices, numbers, outputs))
+                bar.update(len(indices))
+                while len(results) > _BATCHES_BEHIND or results and results[0].done():
+                    results.popleft().result()
+            while results:
+                results.popleft().result()
+        finally:
+            behind.submit(writer.keep_unfinished).result()
+
+
+def _prepared(
+    job: Job, missing: list[_Shard], workers: ThreadPoolExecutor, stacker: ThreadPoolExecutor
+) -> Iterator[tuple[list[int], np.ndarray, list[dict]]]:
+    """(indices, padded inputs, numbers) of each batch, prepared ahead of the encoder."""
+
+    def stack(items: list[Future]) -> tuple[np.ndarray, list[dict]]:
+        done = [item.result() for item in items]
+        inputs = [item for item, _ in done]
+        inputs += [inputs[0]] * (job.batch_size - len(inputs))
+        return np.stack(inputs), [numbers for _, numbers in done]
+
+    ahead: deque[tuple[list[int], list[Future], Future]] = deque()
+    try:
+        for indices in _batches(job.wanted, missing, job.batch_size):
+            items = [workers.submit(job.prepare, index) for index in indices]
+            ahead.append((indices, items, stacker.submit(stack, items)))
+            if len(ahead) > _BATCHES_AHEAD:
+                first, _, stacked = ahead.popleft()
+                yield first, *stacked.result()
+        while ahead:
+            first, _, stacked = ahead.popleft()
+            yield first, *stacked.result()
+    finally:
+        for _, items, _ in ahead:
+            for item in items:
+                item.cancel()
+
+
+class _Writer:
+    """Collects encoded rows, and writes each shard when it is complete. Used by one thread."""
+
+    def __init__(self, job: Job, missing: list[_Shard], damaged: set[tuple[Path, int]], report: Report):
+        self._job, self._open, self._damaged, self._report = job, list(missing), damaged, report
+        self._first = np.array([shard.first for shard in missing])
+        self._missing = missing
+        self._since_part: list[dict] = []
+        self._part_time = time.monotonic()
+
+    def take(self, indices: list[int], numbers: list[dict], outputs: tuple[np.ndarray, ...]) -> None:
+        """Keep the results of one batch (padding is cut off), then write what became complete."""
+        for position, (index, known) in enumerate(zip(indices, numbers, strict=True)):
+            payload = self._job.finish(index, tuple(output[position] for output in outputs))
+            row = {"row": self._job.wanted.rows[index].tobytes(), **known, **payload}
+            shard = self._missing[int(np.searchsorted(self._first, index, side="right")) - 1]
+            shard.rows[index] = row
+            self._since_part.append(row)
+            self._report.encoded += 1
+        self.write_complete()
+        if time.monotonic() - self._part_time > PART_SECONDS:
+            self.keep_unfinished()
+
+    def write_complete(self) -> None:
+        while self._open and self._open[0].complete:
+            shard = self._open.pop(0)
+            self._write(shard)
+            shard.rows.clear()
+
+    def keep_unfinished(self) -> None:
+        """Put the rows that are in no file yet into the store as a part."""
+        unfinished = {row["row"] for shard in self._open for row in shard.rows.values()}
+        rows = [row for row in self._since_part if row["row"] in unfinished]
+        if rows:
+            shelf.put_part(self._job.wanted, rows)
+        self._since_part.clear()
+        self._part_time = time.monotonic()
+
+    def _write(self, shard: _Shard) -> None:
+        wanted = self._job.wanted
+        rows = list(shard.rows.values())
+        whole = True
+        by_file: dict[Path, list[int]] = {}
+        for path, position in shard.stored.values():
+            by_file.setdefault(path, []).append(position)
+        for path, positions in by_file.items():
+            found, broken = _read(path, wanted.kind, positions)
+            rows += found
+            self._damaged.update((path, position) for position in broken)
+            whole = whole and not broken
+        if whole:
+            shelf.put(shard.path, wanted.kind, rows, wanted.fingerprint)
+            self._report.shards_written += 1
+        elif shard.rows:
+            shelf.put_part(wanted, list(shard.rows.values()))
+
+
+def _read(path: Path, kind: shards.Kind, positions: list[int]) -> tuple[list[dict], list[int]]:
+    """The rows at `positions` of a stored file, and the positions of damaged ones."""
+    try:
+        shard = shards.open_shard(path, kind)
+        rows, broken = [], []
+        with open(path, "rb", buffering=0) as file:
+            for position in positions:
+                try:
+                    rows.append(shards.read_row(shard, position, file.fileno()))
+                except shards.ShardError as error:
+                    log.warning("encoded again: %s", error)
+                    broken.append(position)
+        return rows, broken
+    except (FileNotFoundError, shards.ShardError) as error:
+        log.warning("encoded again: %s", error)
+        return [], positions
+
+
+def _assemble(wanted: Wanted, out: Path) -> None:
+    """Make `out` of links to the store's files. It appears whole."""
+    store.sweep(out.parent, f"*-{out.name}", seconds=0)  # left by a kill; nobody else makes this folder
+    with store.atomic(out) as temporary:
+        temporary.mkdir()
+        for index, path in enumerate(wanted.paths):
+            store.link(path, temporary / shards.shard_name(index, wanted.count))
+
+
+def not_finite(array: np.ndarray) -> str | None:
+    """Why an array cannot be stored as float16: "NaN", "infinite", "too large for float16" or None."""
+    if np.isnan(array).any():
+        return "NaN"
+    if np.isinf(array).any():
+        return "infinite"
+    if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        return "too large for float16"
+    return None
+
+
+def as_float16(array: np.ndarray, what: str, advice: str) -> bytes:
+    """The bytes of an array (C order, little endian). Raises StageError, naming `what`, when a value cannot be stored."""
+    reason = not_finite(array)
+    if reason:
+        raise StageError(f"{what}: the encoder's result is {reason}; {advice}")
+    return np.ascontiguousarray(array, dtype="<f2").tobytes()

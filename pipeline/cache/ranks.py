@@ -1,0 +1,78 @@
+"""Several processes that fill one cache together. They never wait for each other while encoding: each takes the shards
+whose number is its own modulo their number, and rank 0 puts the out together from the files in the store."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline import store
+from pipeline.stage import StageError
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 120.0  # how long a rank may take to start before rank 0 counts it as gone
+_POLL_SECONDS = 0.5
+_LOG_SECONDS = 60.0
+_ATTEMPTS = 20
+
+
+def from_environment() -> tuple[int, int]:
+    """(rank, world size): RANK_ID and RANK_SIZE as msrun sets them, or Open MPI's variables, else (0, 1)."""
+    for rank_name, size_name in (("RANK_ID", "RANK_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")):
+        if size_name in os.environ:
+            try:
+                rank, size = int(os.environ[rank_name]), int(os.environ[size_name])
+            except (KeyError, ValueError):
+                raise StageError(f"{size_name} is set, so {rank_name} and {size_name} must both be whole numbers") from None
+            if not 0 <= rank < size:
+                raise StageError(f"{rank_name}={rank} is not in 0..{size - 1} ({size_name}={size})")
+            return rank, size
+    return 0, 1
+
+
+@contextlib.contextmanager
+def claim(key: str, rank: int) -> Iterator[None]:
+    """Hold the part of the work on `key` that is this rank's. Raises store.Busy when another process has it."""
+    with contextlib.ExitStack() as stack:
+        for attempt in range(_ATTEMPTS):
+            try:
+                stack.enter_context(store.lock(_lock(key, rank)))
+                break
+            except store.Busy:  # perhaps only rank 0, looking whether this rank is alive
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(0.05)
+        yield
+
+
+def wait_for(paths: list[Path], key: str, world: int) -> None:
+    """Return when all files are there. Raises StageError when one is missing and the rank that owes it is gone.
+
+    paths: file of shard i, which rank i % world writes."""
+    started = logged = time.monotonic()
+    seen: set[int] = {0}
+    while True:
+        alive = {rank for rank in range(1, world) if store.held(_lock(key, rank))}
+        seen |= alive
+        missing = {index % world for index, path in enumerate(paths) if not path.exists()}  # after the locks were looked at
+        if not missing:
+            return
+        late = time.monotonic() - started > START_SECONDS
+        gone = sorted(rank for rank in missing - alive if rank in seen or late)
+        if gone:
+            count = sum(not path.exists() for path in paths)
+            raise StageError(
+                f"{count} of {len(paths)} shards are missing and rank {', '.join(map(str, gone))} of {world} is gone; the others' work "
+                "is kept: run again, with any number of ranks"
+            )
+        if time.monotonic() - logged > _LOG_SECONDS:
+            logged = time.monotonic()
+            log.info("waiting for rank %s", ", ".join(map(str, sorted(missing))))
+        time.sleep(_POLL_SECONDS)
+
+
+def _lock(key: str, rank: int) -> str:
+    return f"cache-{key}-rank{rank}"
