@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings about plugins that this machine does not have
 
 import mindspore as ms  # noqa: E402
+import numpy as np  # noqa: E402
+from mindspore import communication  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -27,21 +29,54 @@ class Device:
     target: str  # "CPU" | "Ascend"
     rank: int = 0
     world_size: int = 1
+    attention: str = "auto"  # as wished; "auto" is decided with the model's precision
 
     @property
     def ascend(self) -> bool:
         return self.target == "Ascend"
 
+    def all_reduce(self, values: np.ndarray) -> np.ndarray:
+        """The sum of `values` over all ranks, float32 in between. Every rank must call it."""
+        if self.world_size == 1:
+            return values
+        return _AllReduce()(ms.Tensor(values.astype(np.float32))).asnumpy().astype(values.dtype)
 
-def setup(target: str = "auto") -> Device:
-    """Choose the device, graph mode kernel by kernel (jit level O0) and deterministic kernels; log what was chosen."""
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        self.all_reduce(np.zeros(1))
+
+
+class _AllReduce(ms.nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.all_reduce = ms.ops.AllReduce()
+
+    def construct(self, x):
+        return self.all_reduce(x)
+
+
+def setup(target: str = "auto", distributed: bool = False, attention: str = "auto") -> Device:
+    """Choose the device, graph mode kernel by kernel (jit level O0) and deterministic kernels; log what was chosen.
+
+    `distributed`: this process is one of several ranks (started by msrun, mpirun or with a rank table) and joins them. The
+    scheduler that msrun starts beside them stays in here until they are done, and its process ends here."""
     if target == "auto":
         target = "Ascend" if ms.device_context.ascend.is_available() else "CPU"
     ms.set_device(target)
     ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": "O0"})
     ms.set_deterministic(True)
-    log.info("device: %s, graph mode, jit level O0, deterministic kernels", target)
-    return Device(target)
+    rank, world_size = _join() if distributed else (0, 1)
+    log.info("device: %s, graph mode, jit level O0, deterministic kernels, rank %d of %d", target, rank, world_size)
+    return Device(target, rank, world_size, attention)
+
+
+def _join() -> tuple[int, int]:
+    """(rank, world size) of this process, for data-parallel training."""
+    communication.init()
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        raise SystemExit(0)
+    ms.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
+    return communication.get_rank(), communication.get_group_size()
 
 
 def lazy_inline(init: Callable) -> Callable:

@@ -48,7 +48,7 @@ class Device(Section):
     nodes: PositiveInt
     node_rank: NotNegativeInt
     master: Annotated[str, Field(pattern=r"^[^\s:]+:\d+$")]
-    attention: Literal["auto", "plain", "tiled", "flash"]
+    attention: Literal["auto", "plain", "tiled", "flash", "flash_padded"]
     sink_size: NotNegativeInt
     jit_level: Literal["O0", "O1"]
     max_device_memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?GB$")] | None
@@ -59,8 +59,8 @@ class Device(Section):
         if self.node_rank >= self.nodes:
             raise key_error("node_rank", f"must be below nodes ({self.nodes}), found {self.node_rank}")
         if self.target == "CPU":
-            if self.attention == "flash":
-                raise key_error("attention", "flash runs on Ascend only and target is CPU; wanted auto, plain or tiled")
+            if self.attention.startswith("flash"):
+                raise key_error("attention", f"{self.attention} runs on Ascend only and target is CPU; wanted auto, plain or tiled")
             if self.sink_size > 0:
                 raise key_error("sink_size", f"the data sink runs on Ascend only and target is CPU; wanted 0, found {self.sink_size}")
             if self.max_device_memory is not None:
@@ -205,7 +205,7 @@ class Params(Section):
     def _possible(self):
         if self.train.precision == "bfloat16" and self.device.target == "CPU":
             raise key_error("train.precision", "bfloat16 runs on Ascend only and device.target is CPU; wanted float32 or float16")
-        if self.device.attention == "flash" and self.train.precision == "float32":
+        if self.device.attention.startswith("flash") and self.train.precision == "float32":
             raise key_error("device.attention", "flash computes in float16 or bfloat16 and train.precision is float32; wanted auto, plain or tiled")
         if self.device.sink_size > 1 and self.index.buckets:
             raise key_error("device.sink_size", f"above 1 needs index.buckets false: a sink has one shape, found {self.device.sink_size}")

@@ -5,6 +5,7 @@ parameters in place. With `ranks` > 1 AdamW keeps the moments of this rank's sli
 
 from math import log, prod
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops

@@ -6,6 +6,7 @@ The graphs are pure functions of their inputs and of the training state; every r
 
 from dataclasses import dataclass
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
@@ -86,7 +87,7 @@ class Update(nn.Cell):
         self.accumulation = settings.gradient_accumulation_steps
         self.scaled = settings.loss_scale is not None
         self.loss_scale = Parameter(Tensor(settings.loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
-        self.good_steps = Parameter(Tensor(0, ms.int32), name="good_steps", requires_grad=False)
+        self.good_steps = Parameter(Tensor(0.0, ms.float32), name="good_steps", requires_grad=False)
         self.map = ops.HyperMap()
         self.ranks = settings.ranks
         if self.ranks > 1:
@@ -123,7 +124,7 @@ class Update(nn.Cell):
 
     def _rescale(self, finite):
         """An overflow halves the loss scale (not below 1); GROWTH_STEPS steps in a row without one double it."""
-        good = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
+        good = ops.select(finite, self.good_steps + 1.0, ops.zeros_like(self.good_steps))
         grow = good >= GROWTH_STEPS
         scale = ops.select(finite, self.loss_scale, ops.maximum(self.loss_scale * 0.5, Tensor(1.0, ms.float32)))
         ops.assign(self.loss_scale, ops.select(grow, scale * 2.0, scale))

@@ -1,0 +1,170 @@
+"""From the cache to the inputs of a step, on the host and ahead of the device.
+
+Every random number is a function of (seed, step, global sample index), so a resumed run and any number of ranks feed
+the same samples with the same noise."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.cache.plan import epoch_plan
+from pipeline.cache.reader import Batch, Reader
+from pipeline.diffusion import conditioning, draws, loss, schedule, timesteps
+from pipeline.stage import StageError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One micro-batch, as training/step.py takes it."""
+
+    x_t: np.ndarray  # (b, 4, h, w) float32
+    timesteps: np.ndarray  # (b,) int32
+    context: np.ndarray  # (b, tokens, context_dim) float32
+    vector: np.ndarray  # (b, vector_dim) float32
+    target: np.ndarray  # (b, 4, h, w) float32
+    weight: np.ndarray  # (b,) float32; 0 for padding
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.x_t, self.timesteps, self.context, self.vector, self.target, self.weight
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the UNet is trained on: schedule, timesteps, weights and noise. The arrays have 1000 entries."""
+
+    seed: int
+    prediction: str
+    scaling_factor: float  # from the VAE's latents to the UNet's
+    alphas: np.ndarray  # alphas_cumprod
+    chances: np.ndarray  # of each timestep
+    weights: np.ndarray  # of the loss at each timestep
+    noise_offset: float = 0.0
+    caption_dropout: float = 0.0
+    caption_dropout_with: str = "zeros"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step reads."""
+
+    number: int
+    samples: np.ndarray  # (global_batch,) int64 sample indices over all ranks, -1 for padding
+    micro_batches: list[Inputs]  # of this rank
+
+
+def latents(batch: Batch, posterior: np.ndarray | None, scaling_factor: float) -> np.ndarray:
+    """(b, 4, h, w) float32 latents as the UNet sees them. Of cached moments, a draw with the standard normal numbers
+    `posterior` (b, 4, h, w), or the mean when that is None; cached latents as they are."""
+    values = batch.latents.astype(np.float32)
+    if values.shape[1] == 8:
+        mean, log_variance = values[:, :4], values[:, 4:]
+        # the same bounds as Latent Diffusion's DiagonalGaussianDistribution
+        values = mean if posterior is None else mean + np.exp(0.5 * np.clip(log_variance, -30.0, 20.0)) * posterior
+    return values * np.float32(scaling_factor)
+
+
+def micro_batch(
+    reader: Reader, objective: Objective, samples: np.ndarray, filler: int, epoch: int, step: int, real: int, global_batch: int
+) -> Inputs:
+    """The inputs for `samples` (b,), of which -1 reads sample `filler` at weight 0; `real` of `global_batch` are not padding.
+
+    Raises StageError when a cached value is not finite, with the step and the sample."""
+    seed, o = objective.seed, objective
+    dropped = draws.uniform(seed, draws.DROPOUT, step, samples) < o.caption_dropout
+    filled = np.where(samples >= 0, samples, filler)
+    batch = reader.read(filled, epoch, seed, dropped if o.caption_dropout_with == "empty" else None)
+    shape = (4, *batch.latents.shape[2:])
+    posterior = draws.normal(seed, draws.POSTERIOR, step, samples, shape) if batch.latents.shape[1] == 8 else None
+    x_0 = latents(batch, posterior, o.scaling_factor)
+    t = timesteps.draw(o.chances, seed, step, samples)
+    noise = draws.normal(seed, draws.NOISE, step, samples, shape)
+    if o.noise_offset:
+        noise = noise + np.float32(o.noise_offset) * draws.normal(seed, draws.OFFSET, step, samples, (4, 1, 1))
+    context, pooled = batch.context.astype(np.float32), batch.pooled.astype(np.float32)
+    if o.caption_dropout_with == "zeros":
+        context[dropped], pooled[dropped] = 0, 0
+    for index, sample in enumerate(filled):
+        if not (np.isfinite(x_0[index]).all() and np.isfinite(context[index]).all() and np.isfinite(pooled[index]).all()):
+            raise StageError(
+                f"step {step}: the cached latents or text of sample {reader.names[sample].tobytes().hex()} (number {sample}) "
+                "are not finite; `python -m pipeline.cache verify` checks the caches"
+            )
+    return Inputs(
+        schedule.add_noise(x_0, noise, o.alphas[t]),
+        t,
+        context,
+        conditioning.vector(pooled, batch.time_ids),
+        schedule.target(o.prediction, x_0, noise, o.alphas[t]),
+        loss.batch_weights(o.weights[t], samples >= 0, real, global_batch),
+    )
+
+
+def steps_per_epoch(buckets: np.ndarray, subset: np.ndarray, global_batch: int) -> int:
+    """Optimizer steps in which every sample of `subset` is seen once."""
+    return len(epoch_plan(buckets, subset, 0, 0, global_batch))
+
+
+def steps(
+    reader: Reader, objective: Objective, subset: np.ndarray, first: int, end: int,
+    batch_size: int, accumulation: int, rank: int, ranks: int,
+) -> Iterator[Step]:  # fmt: skip
+    """The steps `first` to `end` - 1 of this rank: the rest of the whole run, over as many epochs as it takes."""
+    global_batch = batch_size * accumulation * ranks
+    per_epoch = steps_per_epoch(reader.buckets, subset, global_batch)
+    plan, planned = None, None
+    for number in range(first, end):
+        epoch, place = divmod(number, per_epoch)
+        if planned != epoch:
+            plan, planned = epoch_plan(reader.buckets, subset, objective.seed, epoch, global_batch), epoch
+        row = plan[place]
+        real = row[row >= 0]
+        mine = np.split(row, ranks)[rank]
+        yield Step(
+            number,
+            row,
+            [
+                micro_batch(reader, objective, part, int(real[0]), epoch, number, len(real), global_batch)
+                for part in np.split(mine, accumulation)
+            ],
+        )
+
+
+def ahead(make: Callable[[], Iterator], depth: int = 2) -> Iterator:
+    """The items of `make()`, made in a thread of its own, `depth` of them ahead. Its exceptions are raised here."""
+    items: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item) -> bool:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work():
+        try:
+            for item in make():
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # noqa: BLE001  (handed to the consumer, who raises it)
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="feed", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = items.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()

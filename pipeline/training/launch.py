@@ -1,0 +1,115 @@
+"""Starting the ranks of a run, and the checks that need no MindSpore and come before it is imported."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pipeline.params import Device, Train
+from pipeline.stage import StageError
+
+_PR_SET_PDEATHSIG = 1
+_SHOWN = 25  # lines of a failed rank's log that the error shows
+_MASTER_WAIT = 600  # seconds that the processes of a run wait for each other
+
+
+def inside() -> bool:
+    """Whether this process was started as a rank: by msrun, by mpirun, or with a rank table."""
+    return any(os.environ.get(name) for name in ("MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"))
+
+
+def target(device: Device) -> str:
+    """The device that will be used, "CPU" or "Ascend". Raises StageError for what that device cannot do."""
+    found = device.target
+    if found == "auto":
+        found = "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else "CPU"
+    return found
+
+
+def check(device: Device, train: Train, cache_precision: str = "float32") -> None:
+    """Raises StageError when the device that `auto` finds here cannot do what is demanded."""
+    if target(device) == "Ascend":
+        return
+    for key, demanded, allowed in (
+        ("device.attention", device.attention == "flash" and "flash", "auto, plain or tiled"),
+        ("device.sink_size", device.sink_size, "0"),
+        ("device.max_device_memory", device.max_device_memory, "null"),
+        ("train.precision", train.precision == "bfloat16" and "bfloat16", "float32 or float16"),
+    ):
+        if demanded:
+            raise StageError(f"{key}: {demanded} needs an Ascend NPU and this machine has none; wanted {allowed}")
+
+
+def command(device: Device, script: list[str], logs: Path) -> list[str]:
+    """msrun's command line for this node. msrun starts the `python` of PATH, so `script` has arguments only."""
+    address, port = device.master.rsplit(":", 1)
+    return [
+        str(Path(sys.executable).parent / "msrun"),
+        f"--worker_num={device.workers * device.nodes}",
+        f"--local_worker_num={device.workers}",
+        f"--node_rank={device.node_rank}",
+        f"--master_addr={address}",
+        f"--master_port={port}",
+        f"--log_dir={logs}",
+        f"--cluster_time_out={_MASTER_WAIT}",
+        "--join=True",
+        *script,
+    ]
+
+
+def start(device: Device, script: list[str], logs: Path) -> None:
+    """Run `script` on all ranks of this node and wait; rank 0's progress is passed on. The ranks end with this process.
+
+    Raises StageError with the end of the failed rank's log."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in logs.glob("*.log"):
+        old.unlink()
+    binaries = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(logs / f"worker_{device.node_rank * device.workers}.log", ended))
+    follower.start()
+    try:
+        run = subprocess.run(
+            command(device, script, logs), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent
+        )
+    finally:
+        ended.set()
+        follower.join()
+    if run.returncode:
+        raise StageError(f"a training process failed; its log is in {logs}\n{_failure(logs)}")
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _follow(path: Path, ended: threading.Event) -> None:
+    """Copy what is appended to `path` to stderr."""
+    position = 0
+    while True:
+        last = ended.is_set()
+        if path.exists():
+            with open(path, "rb") as file:
+                file.seek(position)
+                text = file.read()
+            position += len(text)
+            sys.stderr.buffer.write(text)
+            sys.stderr.flush()
+        if last:
+            return
+        time.sleep(0.2)
+
+
+def _failure(logs: Path) -> str:
+    """The end of the log of the rank that says most about the failure: a stage's own message, else a traceback."""
+    texts = {path.name: path.read_text(errors="replace").splitlines() for path in sorted(logs.glob("worker_*.log"))}
+    for mark in ("train.py: ", "Traceback (most recent call last)"):
+        for name, lines in texts.items():
+            if any(mark in line for line in lines):
+                return "\n".join([f"{name}:", *lines[-_SHOWN:]])
+    return "\n".join(f"{name}: {lines[-1] if lines else 'empty'}" for name, lines in texts.items())

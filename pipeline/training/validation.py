@@ -1,0 +1,53 @@
+"""The loss on held-out pictures over a grid of fixed timesteps and fixed noise, so that it can be compared between runs
+and over time: pictures, noise and timesteps depend on the pictures' contents alone, not on seed, step or ranks."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.cache.reader import Reader
+from pipeline.diffusion import conditioning, draws, schedule
+from pipeline.training.feed import latents
+
+
+def split(names: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sample indices (int64) of the training and of the held-out part of `names` (n, 16) uint8. A picture is held out
+    when its content's hash, read as a number from 0 to 1, is below `share`: adding pictures moves none of the others."""
+    place = np.ascontiguousarray(names[:, :8]).view(">u8")[:, 0] / 2.0**64
+    return np.flatnonzero(place >= share).astype(np.int64), np.flatnonzero(place < share).astype(np.int64)
+
+
+def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]:
+    """Batches of held-out samples, each of one bucket, (size,) int64 with -1 for padding."""
+    found = []
+    for bucket in np.unique(reader.buckets[held_out], axis=0):
+        members = held_out[(reader.buckets[held_out] == bucket).all(1)]
+        members = np.concatenate([members, np.full(-len(members) % size, -1, np.int64)])
+        found += list(members.reshape(-1, size))
+    return found
+
+
+def losses(
+    sample_loss: Callable, reader: Reader, held_out: np.ndarray, grid: list[int], size: int,
+    prediction: str, scaling_factor: float, alphas: np.ndarray, rank: int, ranks: int,
+) -> np.ndarray:  # fmt: skip
+    """(len(grid),) float64: this rank's part of the sum over held-out samples of the mean squared error at each timestep.
+
+    `sample_loss` takes x_t, timesteps, context, vector, target as arrays and gives (size,). The latents are the means of
+    the cached posteriors."""
+    total = np.zeros(len(grid))
+    for samples in batches(reader, held_out, size)[rank::ranks]:
+        real = samples >= 0
+        filled = np.where(real, samples, samples[0])
+        batch = reader.read(filled, epoch=0, seed=0)
+        x_0 = latents(batch, None, scaling_factor)
+        context = batch.context.astype(np.float32)
+        vector = conditioning.vector(batch.pooled, batch.time_ids)
+        keys = np.ascontiguousarray(reader.names[filled][:, :8]).view(np.uint64)[:, 0]
+        for place, timestep in enumerate(grid):
+            noise = draws.normal(0, draws.VALIDATION, timestep, keys, x_0.shape[1:])
+            t = np.full(size, timestep, np.int32)
+            x_t = schedule.add_noise(x_0, noise, alphas[t])
+            target = schedule.target(prediction, x_0, noise, alphas[t])
+            total[place] += sample_loss(x_t, t, context, vector, target)[real].astype(np.float64).sum()
+    return total

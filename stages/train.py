@@ -1,0 +1,33 @@
+"""Fine-tune the UNet on the caches; the VAE and the text encoders are not even loaded.
+
+outs/train/unet.ckpt, unet_ema.ckpt with train.ema, and the curves in outs/train/live/. A killed run goes on by itself
+from its last state in the store. With device.workers or device.nodes above 1 the stage starts its ranks under msrun; it
+may as well be started by msrun or mpirun, or with a rank table."""
+
+import logging
+import sys
+from pathlib import Path
+
+from pipeline.params import Params
+from pipeline.stage import run
+from pipeline.training import launch
+
+
+def main(params: Params) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    launch.check(params.device, params.train)
+    if params.device.workers * params.device.nodes > 1 and not launch.inside():
+        launch.start(params.device, ["-m", "stages.train"], Path("outs/train-logs"))
+        return
+
+    # Only now: importing MindSpore takes seconds.
+    from pipeline.device import setup
+    from pipeline.training.run import Paths, fine_tune
+
+    device = setup(params.device.target, distributed=launch.inside(), attention=params.device.attention)
+    paths = Paths(Path("outs/convert/unet.ckpt"), Path("outs/latents"), Path("outs/text"), Path("outs/index/captions.parquet"), Path("outs/train"))
+    fine_tune(paths, params.model.config, device, params.diffusion, params.train)
+
+
+if __name__ == "__main__":
+    run(main)

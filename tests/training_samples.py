@@ -1,0 +1,90 @@
+"""A workspace to train in, seconds small: a UNet of SDXL's parts and random caches, as the stages before leave them.
+
+Run as a script it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]` in the workspace,
+with params.yaml's settings replaced by the given ones."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pipeline import stage
+from pipeline.cache import shards
+from pipeline.models import config
+from pipeline.params import Params
+from pipeline.weights import ckpt
+from pipeline.weights.names import PREFIX
+from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
+from tests.synthetic import values
+
+ROOT = Path(__file__).resolve().parent.parent
+UNET = config.UNetConfig(
+    model_channels=32,
+    channel_mult=(1, 2),
+    transformer_depth=(0, 1),
+    context_dim=12,
+    vector_dim=6 + 6 * 256,
+    head_dim=32,
+    num_res_blocks=1,
+    norm_groups=8,
+)
+CONFIG = config.SDXLConfig(UNET, config.TINY.vae, config.TINY.clip_l, config.TINY.clip_g)
+SETTINGS = {
+    "device.target": "CPU",
+    "train.steps": 6,
+    "train.batch_size": 4,
+    "train.learning_rate": 1e-3,
+    "train.validation_share": 0.2,
+    "train.validation_interval": 3,
+    "train.validation_timesteps": [300, 700],
+    "train.checkpointing_steps": 2,
+}
+
+
+def params(**changes) -> Params:
+    """The project's params.yaml with SETTINGS, and then `changes` such as {"train.steps": 3}."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for path, value in (SETTINGS | changes).items():
+        section, key = path.split(".")
+        tree[section][key] = value
+    return Params.model_validate(tree)
+
+
+def write_unet(path: Path, seed: int = 0) -> None:
+    """A random UNet checkpoint of configuration UNET."""
+    from pipeline.models.unet import UNet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ckpt.Writer(path) as writer:
+        for name, parameter in UNet(UNET).parameters_and_names():
+            writer.add(PREFIX["unet"] + name, values(name, tuple(parameter.shape), seed))
+
+
+def images(count: int) -> list[bytes]:
+    return [np.random.default_rng([7, n]).bytes(16) for n in range(count)]
+
+
+def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=latent) -> Path:
+    """outs/ of the stages before train, in `root`: `count` pictures with a caption each, in turn of the `buckets`."""
+    write_unet(root / "outs/convert/unet.ckpt")
+    names = images(count)
+    write_cache(root / "outs/latents", shards.LATENTS, [rows(image, buckets[n % len(buckets)]) for n, image in enumerate(names)], FINGERPRINT)
+    texts = [f"picture {n}" for n in range(count)]
+    write_cache(root / "outs/text", shards.TEXT, [caption(text) for text in ["", *texts]], TEXT_FINGERPRINT)
+    (root / "outs/index").mkdir()
+    write_captions(root / "outs/index/captions.parquet", list(zip(names, texts, strict=True)))
+    return root
+
+
+def main() -> None:
+    from stages import train
+
+    config.CONFIGS["tiny"] = CONFIG
+    changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in sys.argv[1:])}
+    stage.load = lambda: params(**changes)
+    stage.run(train.main)
+
+
+if __name__ == "__main__":
+    main()
