@@ -13,8 +13,8 @@ from pipeline import stage
 from pipeline.cache import shards
 from pipeline.models import config
 from pipeline.params import Params
-from pipeline.weights import ckpt
-from pipeline.weights.names import PREFIX
+from pipeline.weights import ckpt, layout
+from pipeline.weights.names import PREFIX, to_mindspore
 from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
 from tests.synthetic import values
 
@@ -53,12 +53,11 @@ def params(**changes) -> Params:
 
 def write_unet(path: Path, seed: int = 0) -> None:
     """A random UNet checkpoint of configuration UNET."""
-    from pipeline.models.unet import UNet
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with ckpt.Writer(path) as writer:
-        for name, parameter in UNet(UNET).parameters_and_names():
-            writer.add(PREFIX["unet"] + name, values(name, tuple(parameter.shape), seed))
+        for name, shape in layout.shapes(CONFIG).items():
+            if name.startswith(PREFIX["unet"]):
+                writer.add(to_mindspore(name), values(name, shape, seed))
 
 
 def images(count: int) -> list[bytes]:
