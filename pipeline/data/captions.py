@@ -1,0 +1,126 @@
+"""Captions: the forms in which files hold them, and the names by which the cache knows them.
+
+A caption is a pair: the text, and the second encoder's own text or None when it reads the same. Space around a text is
+dropped. An empty text is no caption."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from json.encoder import encode_basestring_ascii
+from pathlib import Path
+
+from pipeline.stage import StageError
+
+_LONGEST_FILE = 1 << 20  # bytes; a caption file that is longer is something else
+
+
+class CaptionError(StageError):
+    """A file of captions cannot be read: the message names the file and the line."""
+
+
+def name(text: str, text_2: str | None) -> bytes:
+    """16 bytes that name a caption: blake2b of the JSON list [text, text_2]."""
+    second = "null" if text_2 is None else encode_basestring_ascii(text_2)
+    return hashlib.blake2b(f"[{encode_basestring_ascii(text)}, {second}]".encode(), digest_size=16).digest()
+
+
+def pairs(text: object, text_2: object, where: str) -> list[tuple[str, str | None]]:
+    """The captions of one metadata line. Each value is a string, a list of strings, or None (no caption).
+
+    Two lists of one length go together item by item; one text goes with each of the other's. Raises CaptionError."""
+    texts, seconds = _texts(text, "text", where), _texts(text_2, "text_2", where)
+    if isinstance(text, list) and isinstance(text_2, list) and len(texts) != len(seconds):
+        raise CaptionError(f"{where}: text has {len(texts)} captions and text_2 {len(seconds)}; give as many, or one")
+    texts, seconds = texts or [""], seconds or [""]
+    count = max(len(texts), len(seconds))
+    texts, seconds = (values * count if len(values) == 1 else values for values in (texts, seconds))
+    return [(first, second or None) for first, second in zip(texts, seconds) if first or second]
+
+
+def lines(data: bytes, where: str) -> list[tuple[str, None]]:
+    """kohya's form (name.txt beside name.png): each line that is not blank is a caption. Raises CaptionError."""
+    return [(line.strip(), None) for line in _decoded(data, where).splitlines() if line.strip()]
+
+
+def whole(data: bytes, where: str) -> list[tuple[str, None]]:
+    """WebDataset's form (key.txt beside key.jpg): the file is one caption. Raises CaptionError."""
+    text = _decoded(data, where).strip()
+    return [(text, None)] if text else []
+
+
+def record(data: bytes, where: str) -> list[tuple[str, str | None]]:
+    """WebDataset's form (key.json beside key.jpg): an object with text (or caption, as img2dataset writes) and text_2."""
+    value = _json(_decoded(data, where), where)
+    return pairs(value.get("text", value.get("caption")), value.get("text_2"), where)
+
+
+def metadata(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]]]]:
+    """Hugging Face's form, metadata.jsonl or metadata.csv: yields (where, file_name, captions), `where` being file:line.
+
+    Raises CaptionError for a line that is broken, has no file_name or no text."""
+    rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
+    for where, row in rows:
+        file_name = row.get("file_name")
+        if not isinstance(file_name, str) or not file_name:
+            raise CaptionError(f"{where}: found file_name {file_name!r}, wanted the picture's path in this folder")
+        if "text" not in row:
+            raise CaptionError(f"{where}: no text; found {', '.join(map(str, row))}")
+        yield where, file_name, pairs(row["text"], row.get("text_2"), where)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            text = _text(line, where)
+            if text.strip():
+                yield where, _json(text, where)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise CaptionError(f"{where}: this row has not the {len(reader.fieldnames)} cells of the header; quote texts with commas")
+                yield where, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise CaptionError(f"{path}:{reader.line_num + 1}: not CSV in UTF-8: {error}") from None
+
+
+def _texts(value: object, key: str, where: str) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for text in values:
+        if not isinstance(text, str):
+            raise CaptionError(f"{where}: found {key} {text!r}, wanted a string or a list of strings")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise CaptionError(f"{where}: {key} {text!r} has half a surrogate pair, which is no Unicode text") from None
+    return [text.strip() for text in values]
+
+
+def _json(text: str, where: str) -> dict:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CaptionError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CaptionError(f"{where}: found JSON of type {type(value).__name__}, wanted an object like {{\"file_name\": …, \"text\": …}}")
+    return value
+
+
+def _decoded(data: bytes, where: str) -> str:
+    if len(data) > _LONGEST_FILE:
+        raise CaptionError(f"{where}: {len(data)} bytes is too long for a caption (above {_LONGEST_FILE})")
+    return _text(data, where)
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CaptionError(f"{where}: not UTF-8: {error}") from None

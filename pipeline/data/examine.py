@@ -1,0 +1,136 @@
+"""Look at every picture of a part once: hash its bytes and decode it, in worker processes, unless the memo knows it."""
+
+import hashlib
+import multiprocessing
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from pipeline.data import images, memo
+from pipeline.data.part import Part, SourceError, some
+from pipeline.data.sources import Source
+
+_CHUNK = 16  # pictures that a worker takes at once
+_WINDOW = 4  # chunks waiting per worker
+_FEW = 32  # so few pictures are looked at in this process: starting workers takes longer
+_SAVE_EVERY = 30  # seconds: so much work a kill may cost
+
+
+class Examiner:
+    """Examines parts of one source. Workers start with the first part that needs them."""
+
+    def __init__(self, source: Source, max_pixels: int, workers: int):
+        self.source, self.max_pixels, self.workers = source, max_pixels, workers
+        self.rules = memo.rules(max_pixels)
+        self._pool = self._progress = None
+
+    def __enter__(self) -> "Examiner":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def examine(self, part: Part) -> tuple[pa.Table, int]:
+        """A memo.FOUND table with a row for each picture of the part, in its order, and the number of pictures that were read.
+
+        Raises OSError, SourceError."""
+        now = time.time_ns()
+        known, table = memo.load(part.place, self.rules, part.paths, part.stamps)
+        new = np.setdiff1d(np.arange(len(part.paths)), known, assume_unique=True)
+        if len(new):
+            if self._progress is None:
+                self._progress = tqdm(total=0, unit=" images", desc="index", dynamic_ncols=True)
+            self._progress.total += len(new)
+        rows, tables = [known], [table]
+        saved, unsaved = time.monotonic(), 0
+        for chunk, found in self._look(part.paths.take(pa.array(new)).to_pylist(), new):
+            rows.append(chunk)
+            tables.append(found)
+            unsaved += len(chunk)
+            self._progress.update(len(chunk))
+            if time.monotonic() - saved > _SAVE_EVERY:
+                self._save(part, rows, tables, now)
+                saved, unsaved = time.monotonic(), 0
+        if unsaved:
+            self._save(part, rows, tables, now)
+        return _in_order(rows, tables)[1], len(new)
+
+    def _save(self, part: Part, rows: list[np.ndarray], tables: list[pa.Table], now: int) -> None:
+        order, found = _in_order(rows, tables)
+        memo.save(part.place, self.rules, part.paths.take(pa.array(order)), part.stamps[order], found, now)
+
+    def _look(self, paths: list[str], rows: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        chunks = [(paths[i : i + _CHUNK], rows[i : i + _CHUNK]) for i in range(0, len(paths), _CHUNK)]
+        if len(paths) <= _FEW:
+            for names, chunk in chunks:
+                yield chunk, look(self.source, names, self.max_pixels)
+            return
+        if self._pool is None:
+            # Not forked: a fork of a process with threads (Arrow's) can hang.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, context, _start, (self.source, self.max_pixels))
+        waiting: deque[tuple[list[str], np.ndarray, Future]] = deque()
+        for names, chunk in chunks:
+            waiting.append((names, chunk, self._pool.submit(_work, names)))
+            if len(waiting) > _WINDOW * self.workers:
+                yield self._result(*waiting.popleft())
+        while waiting:
+            yield self._result(*waiting.popleft())
+
+    def _result(self, names: list[str], chunk: np.ndarray, future: Future) -> tuple[np.ndarray, pa.Table]:
+        try:
+            return chunk, future.result()
+        except BrokenProcessPool:
+            raise SourceError(
+                f"a worker process ended at one of these pictures or soon after: {some(names)}; it crashed or ran out of memory. "
+                f"Remove the picture, or lower index.workers or index.max_pixels"
+            ) from None
+
+
+def look(source: Source, paths: list[str], max_pixels: int) -> pa.Table:
+    """A memo.FOUND table of the pictures at `paths`."""
+    return pa.Table.from_pylist([_look_at(source.read(path), max_pixels) for path in paths], schema=memo.FOUND)
+
+
+def _look_at(data: bytes, max_pixels: int) -> dict:
+    found = {"image": hashlib.blake2b(data, digest_size=16).digest(), "profile_ignored": False}
+    try:
+        picture = images.read(data, (0, 0, 0), max_pixels)
+    except images.Rejected as reason:
+        return found | {"rejected": str(reason)}
+    height, width = picture.pixels.shape[:2]
+    return found | {"width": width, "height": height, "profile_ignored": picture.profile_ignored}
+
+
+def _start(source: Source, max_pixels: int) -> None:
+    global _source, _max_pixels
+    _source, _max_pixels = source, max_pixels
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work for ever when its stage is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(paths: list[str]) -> pa.Table:
+    return look(_source, paths, _max_pixels)
+
+
+def _in_order(rows: list[np.ndarray], tables: list[pa.Table]) -> tuple[np.ndarray, pa.Table]:
+    """The rows, sorted, and the table that belongs to them."""
+    joined = np.concatenate(rows)
+    order = np.argsort(joined)
+    return joined[order], pa.concat_tables(tables).take(pa.array(order)).combine_chunks()

@@ -1,0 +1,144 @@
+"""A data set → images.parquet, captions.parquet and rejected.csv: what is there, what can be used, and in which bucket."""
+
+import csv
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import store
+from pipeline.data import tables
+from pipeline.data.buckets import choose
+from pipeline.data.examine import Examiner
+from pipeline.data.part import Part, some
+from pipeline.data.sources import Source
+from pipeline.stage import StageError
+
+
+@dataclass
+class Summary:
+    files: int = 0
+    used: int = 0
+    read: int = 0  # files that the memo did not know
+    reasons: Counter = field(default_factory=Counter)  # kind of rejection → files
+    buckets: Counter = field(default_factory=Counter)  # (width, height) → files
+    captions: int = 0  # caption of a file, before equal ones are joined
+    without_caption: int = 0  # distinct pictures
+    profiles_ignored: int = 0
+    others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
+
+    def __str__(self) -> str:
+        lines = [f"index: {self.used:,} of {self.files:,} pictures are used; {self.read:,} were read, the others have not changed"]
+        lines += [f"index:   rejected, {kind}: {count:,}" for kind, count in sorted(self.reasons.items())]
+        lines += [f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())]
+        lines += [f"index: {self.captions:,} captions; {self.without_caption:,} pictures have none and get the empty one"]
+        if self.profiles_ignored:
+            lines.append(f"index: {self.profiles_ignored:,} pictures have a broken colour profile and are taken as sRGB")
+        if self.others:
+            lines.append(f"index: {len(self.others):,} other files are left alone: {some(self.others)}")
+        return "\n".join(lines)
+
+
+def index(
+    source: Source, out: Path, sizes: list[tuple[int, int]], min_side: int, max_pixels: int, max_rejected: float, workers: int
+) -> Summary:
+    """Write the three files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives them.
+
+    Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is left;
+    SourceError, CaptionError, OSError."""
+    with Examiner(source, max_pixels, workers) as examiner:
+        parts = ((part, *examiner.examine(part)) for part in source.parts())
+        return tabulate(parts, out, sizes, min_side, max_rejected)
+
+
+def tabulate(
+    parts: Iterable[tuple[Part, pa.Table, int]], out: Path, sizes: list[tuple[int, int]], min_side: int, max_rejected: float
+) -> Summary:
+    """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures read.
+    Memory does not grow with the number of rows, apart from the list of rejected ones."""
+    summary, rejected = Summary(), []
+    (store.root() / "index").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store.root() / "index", prefix="rows-") as folder:
+        images = tables.Rows(Path(folder, "images"), tables.IMAGES)
+        texts = tables.Rows(Path(folder, "texts"), tables.TEXTS)
+        for part, found, read in parts:
+            rows = _rows(part, found, sizes, min_side)
+            images.add(rows)
+            texts.add(_texts(part, rows))
+            _count(summary, part, found, rows, read)
+            bad = rows.filter(pc.is_valid(rows["rejected"]))
+            rejected += zip(bad["path"].to_pylist(), bad["rejected"].to_pylist())
+        _check(summary, rejected, max_rejected)
+        out.mkdir(parents=True, exist_ok=True)
+        with (
+            store.atomic(out / "images.parquet") as images_file,
+            store.atomic(out / "captions.parquet") as captions_file,
+            store.atomic(out / "rejected.csv") as rejected_file,
+        ):
+            tables.write_images(images, images_file)
+            summary.without_caption = tables.write_captions(images, texts, captions_file)
+            with open(rejected_file, "w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
+    return summary
+
+
+def _rows(part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: int) -> pa.Table:
+    """The rows of tables.IMAGES of a part."""
+    shorter = pc.min_element_wise(found["width"], found["height"])
+    too_small = pc.fill_null(pc.less(shorter, min_side), False)
+    reasons = pc.if_else(too_small, _size_reasons(found, min_side), found["rejected"])
+    is_used = pc.is_null(reasons)
+    width, height = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
+    chosen = np.array(sizes, np.int32)[choose(width, height, sizes)]
+    null = pa.scalar(None, pa.int32())
+    bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
+    columns = [found["image"], part.paths, found["width"], found["height"], bucket_width, bucket_height, reasons]
+    return pa.Table.from_arrays([pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=tables.IMAGES)
+
+
+def _size_reasons(found: pa.Table, min_side: int) -> pa.Array:
+    width, height = (pc.cast(found[name], pa.string()) for name in ("width", "height"))
+    size = pc.binary_join_element_wise(width, height, "×")
+    return pc.binary_join_element_wise("too small: ", size, f", a side is under {min_side}", "")
+
+
+def _texts(part: Part, rows: pa.Table) -> pa.Table:
+    """The rows of tables.TEXTS of a part: the captions of pictures that are used."""
+    table = pa.table([part.texts, part.texts_2], ["text", "text_2"])
+    is_used = pc.is_null(rows["rejected"]).to_numpy()[part.caption_rows]
+    table = table.filter(pa.array(is_used))
+    return table.add_column(0, "image", rows["image"].take(pa.array(part.caption_rows[is_used])))
+
+
+def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: int) -> None:
+    summary.files += len(rows)
+    summary.read += read
+    summary.used += rows["rejected"].null_count
+    summary.captions += len(part.texts)
+    summary.profiles_ignored += pc.sum(found["profile_ignored"]).as_py() or 0
+    summary.others += part.others
+    kinds = pc.list_element(pc.split_pattern(pc.drop_null(rows["rejected"]), ":", max_splits=1), 0)
+    for item in pc.value_counts(kinds).to_pylist():
+        summary.reasons[item["values"]] += item["counts"]
+    for item in rows.group_by(["bucket_width", "bucket_height"]).aggregate([([], "count_all")]).to_pylist():
+        if item["bucket_width"] is not None:
+            summary.buckets[item["bucket_width"], item["bucket_height"]] += item["count_all"]
+
+
+def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: float) -> None:
+    if not summary.files:
+        raise StageError("data.images holds no pictures")
+    few = "\n".join(f"  {path}: {reason}" for path, reason in sorted(rejected)[:20])
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.reasons.items()))
+    if not summary.used:
+        raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}):\n{few}")
+    if len(rejected) > max_rejected * summary.files:
+        raise StageError(
+            f"{len(rejected):,} of {summary.files:,} pictures are rejected ({reasons}), more than the share index.max_rejected = "
+            f"{max_rejected}; mend or remove them, or raise the share:\n{few}"
+        )

@@ -1,0 +1,100 @@
+"""What was found out about pictures in earlier runs, so that only new and changed files are read again.
+
+One file for each part of a source, in the store. It holds a table of the pictures with the stamps of their files, and is
+used for a picture only when the stamp is the same to the nanosecond. Deleting it costs time and nothing else."""
+
+import hashlib
+import os
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import store
+from pipeline.data import images
+
+FOUND = pa.schema(  # about one picture, from its bytes alone
+    [
+        pa.field("image", pa.binary(16), nullable=False),  # blake2b of the bytes
+        pa.field("width", pa.int32()),  # of the upright picture; null when it could not be decoded
+        pa.field("height", pa.int32()),
+        pa.field("rejected", pa.string()),  # why it could not be decoded
+        pa.field("profile_ignored", pa.bool_(), nullable=False),
+    ]
+)
+_STAMPS = [pa.field(name, pa.int64(), nullable=False) for name in ("size", "mtime_ns", "ctime_ns")]
+_SCHEMA = pa.schema([pa.field("path", pa.string(), nullable=False), *_STAMPS, *FOUND])
+_SETTLED_NS = 2_000_000_000  # file systems keep times as coarsely as this: a younger file may change and keep its times
+_BOUND = 2 << 30  # bytes of all memos together
+_DIGEST = 32
+
+
+def load(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+    """What is known about pictures whose files have not changed: their indices (k,) into `paths`, and a FOUND table of k rows.
+
+    A memo that is broken, or was made under other `rules`, is as good as none."""
+    table = _read(_file(place), rules)
+    if table is None:
+        return np.empty(0, np.int64), FOUND.empty_table()
+    rows = pc.index_in(paths, value_set=table["path"].combine_chunks()).to_numpy(zero_copy_only=False)
+    known = np.flatnonzero(~np.isnan(rows))
+    rows = rows[known].astype(np.int64)
+    remembered = np.stack([table[field.name].to_numpy() for field in _STAMPS], axis=1)
+    same = (remembered[rows] == stamps[known]).all(axis=1)
+    return known[same], table.select(FOUND.names).take(pa.array(rows[same])).cast(FOUND)
+
+
+def save(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray, found: pa.Table, now_ns: int) -> None:
+    """Keep what was found about pictures that had settled at `now_ns`, the time before they were read."""
+    settled = np.flatnonzero(stamps.max(axis=1, initial=0, where=[False, True, True]) < now_ns - _SETTLED_NS)
+    columns = [paths.take(pa.array(settled)), *(pa.array(column) for column in stamps[settled].T)]
+    found = found.take(pa.array(settled)).combine_chunks()
+    table = pa.Table.from_arrays([*columns, *found.columns], schema=_SCHEMA).replace_schema_metadata({"rules": rules})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body = sink.getvalue()
+    with store.atomic(_file(place)) as temporary, open(temporary, "wb") as file:
+        file.write(hashlib.blake2b(body, digest_size=_DIGEST).digest())
+        file.write(body)
+    _prune(_file(place))
+
+
+def rules(max_pixels: int) -> str:
+    """What else than its bytes decides what is found about a picture. Another decoder may read what this one rejects."""
+    code = b"".join(Path(file).read_bytes() for file in (images.__file__, __file__))
+    return f"{max_pixels} {metadata.version('pillow')} {hashlib.blake2b(code, digest_size=16).hexdigest()}"
+
+
+def _file(place: str) -> Path:
+    return store.root() / "index" / f"{hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest()}.memo"
+
+
+def _read(file: Path, rules: str) -> pa.Table | None:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    body = pa.py_buffer(data)[_DIGEST:]
+    if hashlib.blake2b(body, digest_size=_DIGEST).digest() != data[:_DIGEST]:
+        print(f"index: the memo {file} is damaged and is not used; all pictures are read again", flush=True)
+        return None
+    table = pa.ipc.open_stream(body).read_all()
+    if table.schema.metadata != {b"rules": rules.encode()}:
+        print("index: max_pixels, the decoder or its code has changed; all pictures are read again", flush=True)
+        return None
+    os.utime(file, ns=(time.time_ns(), time.time_ns()))  # for _prune: this one is in use
+    return table
+
+
+def _prune(keep: Path) -> None:
+    """Remove the memos that were not used for the longest time, down to the bound."""
+    total = 0
+    files = [(file.stat().st_mtime_ns, file) for file in keep.parent.glob("*.memo")]
+    for _, file in sorted(files, reverse=True):
+        total += file.stat().st_size
+        if total > _BOUND and file != keep:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""Parquet files as a source, as Hugging Face data sets have them, read in place.
+
+Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2` if wanted. Pictures are
+named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in order."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.data import captions
+from pipeline.data.part import Part, SourceError, inside, make_part, stamp
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    root: str
+    files: tuple[str, ...]  # paths in root, sorted
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a picture; none for a null. Raises SourceError when there is no such row."""
+        name, _, number = path.rpartition("#")
+        place = inside(self.root, name)
+        status = stamp(os.stat(place))
+        starts = _row_group_starts(place, status)
+        row = int(number)
+        if row >= starts[-1]:
+            raise SourceError(f"{place} has {starts[-1]} rows, no row {row}; run the index stage again")
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        return _pictures(place, status, group)[row - int(starts[group])].as_py() or b""
+
+    def parts(self) -> Iterator[Part]:
+        """One part for each file. Raises SourceError, CaptionError."""
+        for name in self.files:
+            place = inside(self.root, name)
+            status = stamp(os.stat(place))
+            rows = int(_row_group_starts(place, status)[-1])
+            paths = [f"{name}#{row}" for row in range(rows)]
+            yield make_part(place, paths, np.tile(np.array(status, np.int64), (rows, 1)), list(_captions(place)), [])
+
+
+def _open(place: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(place, memory_map=True)
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{place} is not a whole Parquet file: {error}; get the file again") from None
+
+
+@lru_cache(maxsize=4096)
+def _row_group_starts(place: str, status: tuple[int, int, int]) -> np.ndarray:
+    """(row groups + 1,) int64: the first row of each row group, and the number of rows. Checks the columns."""
+    with _open(place) as file:
+        names = file.schema_arrow.names
+        if "image" not in names or "text" not in names:
+            raise SourceError(f"{place} has the columns {', '.join(names)}; wanted image and text (rename yours)")
+        image = file.schema_arrow.field("image").type
+        held = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+        if not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
+            raise SourceError(f"{place}: the column image is {image}; wanted a struct with bytes, or a binary")
+        return np.cumsum([0] + [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+
+
+@lru_cache(maxsize=4)
+def _pictures(place: str, status: tuple[int, int, int], group: int) -> pa.ChunkedArray:
+    """The bytes of all pictures of a row group."""
+    with _open(place) as file:
+        column = file.read_row_group(group, columns=["image"]).column("image")
+        return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+def _captions(place: str) -> Iterator[tuple[int, str, str | None]]:
+    with _open(place) as file:
+        columns = [name for name in ("text", "text_2") if name in file.schema_arrow.names]
+        row = 0
+        for batch in file.iter_batches(columns=columns):
+            texts = batch.column("text").to_pylist()
+            seconds = batch.column("text_2").to_pylist() if "text_2" in columns else [None] * len(texts)
+            for text, second in zip(texts, seconds):
+                for pair in captions.pairs(text, second, f"{place}#{row}"):
+                    yield row, *pair
+                row += 1

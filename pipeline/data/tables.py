@@ -1,0 +1,165 @@
+"""The index's two tables, written as streams: rows come in any order and number, files come out sorted.
+
+Rows wait on disk in 16 stretches by the first bits of the image's hash. Each stretch is sorted by itself, and the
+stretches follow each other in the hash's order, so memory holds a sixteenth of the rows at a time. The files' bytes are a function
+of the rows alone: row groups have a fixed number of rows, however the rows came in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.data import captions
+
+IMAGES = pa.schema(
+    [
+        pa.field("image", pa.binary(16), nullable=False),  # blake2b of the file's bytes
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("width", pa.int32()),  # of the upright picture; null when it could not be decoded
+        pa.field("height", pa.int32()),
+        pa.field("bucket_width", pa.int32()),  # null when the picture is rejected
+        pa.field("bucket_height", pa.int32()),
+        pa.field("rejected", pa.string()),  # the reason; null for a picture that is used
+    ]
+)
+CAPTIONS = pa.schema(
+    [
+        pa.field("image", pa.binary(16), nullable=False),
+        pa.field("caption", pa.binary(16), nullable=False),  # captions.name(text, text_2)
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("text_2", pa.string()),  # the second encoder's own text; null when it reads the same
+    ]
+)
+TEXTS = pa.schema([CAPTIONS.field(name) for name in ("image", "text", "text_2")])
+_STRETCHES = 16
+_ROW_GROUP = 1 << 17
+
+
+class Rows:
+    """Rows with an `image` column, waiting on disk in `folder`."""
+
+    def __init__(self, folder: Path, schema: pa.Schema):
+        folder.mkdir()
+        self._schema = schema
+        self._files = [folder / f"{stretch:02}.arrow" for stretch in range(_STRETCHES)]
+        self._writers = [pa.ipc.new_stream(file, schema) for file in self._files]
+
+    def add(self, rows: pa.Table) -> None:
+        rows = rows.cast(self._schema)
+        stretch = _bytes(rows["image"])[:, 0] // (256 // _STRETCHES)
+        order = np.argsort(stretch, kind="stable")
+        ends = np.cumsum(np.bincount(stretch, minlength=_STRETCHES))
+        rows = rows.take(pa.array(order))
+        for writer, start, end in zip(self._writers, [0, *ends], ends):
+            if end > start:
+                writer.write_table(rows.slice(start, end - start).combine_chunks())
+
+    def stretches(self) -> Iterator[pa.Table]:
+        """All rows, in 16 tables in the order of the hash; each is in the order of arrival. No `add` after this."""
+        for writer, file in zip(self._writers, self._files):
+            writer.close()
+            with pa.OSFile(str(file)) as stream:
+                yield pa.ipc.open_stream(stream).read_all()
+
+
+def write_images(images: Rows, file: Path) -> None:
+    """images.parquet: a row for each file, sorted by image and path."""
+    _write(file, IMAGES, (_sorted_images(rows) for rows in images.stretches()))
+
+
+def write_captions(images: Rows, texts: Rows, file: Path) -> int:
+    """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption. A picture with none
+    gets the empty one; returns how many did. `texts` holds rows of TEXTS, of used pictures only."""
+    empty = 0
+
+    def sorted_captions() -> Iterator[pa.Table]:
+        nonlocal empty
+        for rows, stretch in zip(images.stretches(), texts.stretches()):
+            used = rows.filter(pc.is_null(rows["rejected"]))["image"]
+            table, filled = _distinct_captions(pc.unique(used), stretch)
+            empty += filled
+            yield table
+
+    _write(file, CAPTIONS, sorted_captions())
+    return empty
+
+
+def used_images(file: str | Path) -> pa.Table:
+    """The pictures that are used, from images.parquet: each content once (IMAGES without `rejected`), sorted by image."""
+    groups = pq.ParquetFile(file)
+    kept, last = [], b""
+    for number in range(groups.num_row_groups):
+        rows = groups.read_row_group(number)
+        rows = rows.filter(pc.is_null(rows["rejected"])).drop_columns("rejected")
+        if len(rows):
+            first = _first_of_equal(_keys(rows["image"]))
+            first[0] = rows["image"][0].as_py() != last
+            last = rows["image"][-1].as_py()
+            kept.append(rows.filter(pa.array(first)))
+    return pa.concat_tables(kept) if kept else IMAGES.remove(6).empty_table()
+
+
+def _sorted_images(rows: pa.Table) -> pa.Table:
+    keys = _keys(rows["image"])
+    order = np.lexsort(keys)
+    if not _first_of_equal([key[order] for key in keys]).all():  # copies of a picture: by path
+        order = pc.sort_indices(rows, sort_keys=[("image", "ascending"), ("path", "ascending")])
+    return rows.take(pa.array(order))
+
+
+def _distinct_captions(used: pa.Array, texts: pa.Table) -> tuple[pa.Table, int]:
+    """Captions of a stretch, distinct and sorted, with an empty one for each of `used` (distinct) that has none; how many."""
+    names = [captions.name(text, text_2) for text, text_2 in zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())]
+    given = texts.append_column("caption", pa.array(names, pa.binary(16))).select(CAPTIONS.names)
+    fill = [used, *(pa.repeat(pa.scalar(value, field.type), len(used)) for value, field in zip(_EMPTY, CAPTIONS.remove(0)))]
+    rows = pa.concat_tables([given.cast(CAPTIONS), pa.Table.from_arrays(fill, schema=CAPTIONS)])
+    is_fill = np.arange(len(rows)) >= len(given)
+    keys = [*_keys(rows["caption"]), is_fill, *_keys(rows["image"])]
+    order = np.lexsort(keys)
+    keys = [key[order] for key in keys]
+    first_of_image = _first_of_equal(keys[3:])
+    keep = _first_of_equal(keys) & (first_of_image | ~keys[2])  # an empty caption stands only where it is the image's first
+    return rows.take(pa.array(order[keep])), int((keep & keys[2]).sum())
+
+
+_EMPTY = (captions.name("", None), "", None)
+
+
+def _write(file: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+    """Parquet in row groups of a fixed number of rows."""
+    hashes = {"image", "caption", "path"}
+    with pq.ParquetWriter(
+        file, schema, compression="zstd", use_dictionary=[name for name in schema.names if name not in hashes], write_statistics=True
+    ) as writer:
+        waiting = schema.empty_table()
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            while len(waiting) >= _ROW_GROUP:
+                writer.write_table(waiting.slice(0, _ROW_GROUP).combine_chunks(), row_group_size=_ROW_GROUP)
+                waiting = waiting.slice(_ROW_GROUP)
+        if len(waiting):
+            writer.write_table(waiting.combine_chunks(), row_group_size=_ROW_GROUP)
+
+
+def _bytes(column: pa.ChunkedArray) -> np.ndarray:
+    """(n, 16) uint8 of a column of 16-byte names without nulls."""
+    parts = [np.frombuffer(c.buffers()[1], np.uint8)[c.offset * 16 : (c.offset + len(c)) * 16] for c in column.chunks if len(c)]
+    return np.concatenate(parts).reshape(-1, 16) if parts else np.empty((0, 16), np.uint8)
+
+
+def _keys(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """Names as two numbers each, least significant first, as np.lexsort takes them; their order is that of the bytes."""
+    high, low = np.ascontiguousarray(_bytes(column)).view(">u8").astype(np.uint64).T
+    return [low, high]
+
+
+def _first_of_equal(keys: list[np.ndarray]) -> np.ndarray:
+    """(n,) bool: whether a row of sorted keys differs from the one before."""
+    first = np.ones(len(keys[0]), bool)
+    if len(first):
+        first[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return first
+

@@ -1,0 +1,28 @@
+"""Pictures and captions -> outs/index/{images.parquet, captions.parquet, rejected.csv}."""
+
+from pathlib import Path
+
+from pipeline.data.buckets import buckets
+from pipeline.data.index import index
+from pipeline.data.sources import open_source
+from pipeline.params import Params
+from pipeline.stage import run
+
+
+def main(params: Params) -> None:
+    resolution = params.index.resolution
+    square = [(resolution, resolution)]
+    summary = index(
+        open_source(params.data.images),
+        Path("outs/index"),
+        buckets(resolution, params.index.bucket_step) if params.index.buckets else square,
+        params.index.min_side,
+        params.index.max_pixels,
+        params.index.max_rejected,
+        params.index.workers,
+    )
+    print(summary, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
