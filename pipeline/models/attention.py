@@ -12,15 +12,43 @@ KINDS = ("plain", "tiled", "flash", "flash_padded")
 TILE = 512
 
 
-def attend(q, k, v, scale: float, mask=None):
+def attend(q, k, v, scale: float, mask):
     """softmax(q kᵀ scale + mask) v with the whole (queries, keys) matrix at once."""
-    return ops.BatchMatMul()(_probabilities(q * scale, k, mask).astype(q.dtype), v)
+    scores = ops.BatchMatMul(transpose_b=True)(q * scale, k).astype(ms.float32) + mask
+    return ops.BatchMatMul()(ops.Softmax()(scores).astype(q.dtype), v)
 
 
-def _probabilities(q, k, mask=None):
-    """softmax(q kᵀ + mask) (b, heads, queries, keys) float32, for q already scaled"""
-    scores = ops.BatchMatMul(transpose_b=True)(q, k).astype(ms.float32)
-    return ops.Softmax()(scores if mask is None else scores + mask)
+def _probabilities(q, k):
+    """softmax(q kᵀ) (b, heads, queries, keys) float32, for q already scaled"""
+    return ops.Softmax()(ops.BatchMatMul(transpose_b=True)(q, k).astype(ms.float32))
+
+
+def _gradients(q, k, v, p, out, dout):
+    """(dq, dk, dv) of out = p v, p = softmax(q kᵀ), for q already scaled and p (b, heads, queries, keys) float32.
+
+    ds = p ∘ (dp - row) with dp = dout vᵀ, and row = Σ p∘dp over the keys = Σ dout∘out over head_dim, which is much the
+    narrower sum (arXiv 2205.14135, algorithm 4). One more column in the product subtracts it: a broadcast subtraction
+    on the CPU builds an index of every element, and keeps it."""
+    b, heads, queries, head_dim = q.shape
+    row = ops.matmul((dout * out).reshape(-1, head_dim), ops.ones((head_dim, 1), q.dtype))
+    left = ops.concat((dout, -row.reshape(b, heads, queries, 1)), 3)
+    right = ops.concat((v, ops.ones((b, heads, v.shape[2], 1), v.dtype)), 3)
+    ds = (p * ops.BatchMatMul(transpose_b=True)(left, right).astype(ms.float32)).astype(q.dtype)
+    dq = ops.BatchMatMul()(ds, k)
+    dk = ops.BatchMatMul(transpose_a=True)(ds, q)
+    dv = ops.BatchMatMul(transpose_a=True)(p.astype(q.dtype), dout)
+    return dq, dk, dv
+
+
+class _WithProbabilities(nn.Cell):
+    """Attention that also gives p, so that the backward pass has it."""
+
+    def construct(self, q, k, v):
+        p = _probabilities(q, k)
+        return ops.BatchMatMul()(p.astype(q.dtype), v), p
+
+    def bprop(self, q, k, v, out, dout):
+        return _gradients(q, k, v, out[1], out[0], dout[0])
 
 
 class PlainAttention(nn.Cell):
@@ -29,46 +57,60 @@ class PlainAttention(nn.Cell):
     def __init__(self, head_dim: int):
         super().__init__()
         self.scale = head_dim**-0.5
+        self.attention = _WithProbabilities()
 
     def construct(self, q, k, v):
-        return attend(q, k, v, self.scale)
+        out, _ = self.attention(q * self.scale, k, v)
+        return out
+
+
+class _Tiled(nn.Cell):
+    """Attention for q already scaled, `tile` queries at a time; each tile waits for the one before it, or the device
+    would have them all in memory at once."""
+
+    def __init__(self, tile: int):
+        super().__init__()
+        self.tile = tile
+
+    def construct(self, q, k, v):
+        tiles = ()
+        for start in range(0, q.shape[2], self.tile):
+            q_tile = q[:, :, start : start + self.tile]
+            if start > 0:
+                q_tile = ops.depend(q_tile, tiles[-1])
+            tiles = tiles + (ops.BatchMatMul()(_probabilities(q_tile, k).astype(q.dtype), v),)
+        return ops.concat(tiles, 2)
+
+    def bprop(self, q, k, v, out, dout):
+        dq, dk, dv = (), None, None
+        for start in range(0, q.shape[2], self.tile):
+            stop = start + self.tile
+            q_tile, d_tile = q[:, :, start:stop], dout[:, :, start:stop]
+            if start > 0:
+                q_tile, d_tile = ops.depend(q_tile, (dq[-1], dk, dv)), ops.depend(d_tile, (dq[-1], dk, dv))
+            p = _probabilities(q_tile, k)
+            dq_tile, dk_tile, dv_tile = _gradients(q_tile, k, v, p, out[:, :, start:stop], d_tile)
+            dq = dq + (dq_tile,)
+            dk = dk_tile if dk is None else dk + dk_tile
+            dv = dv_tile if dv is None else dv + dv_tile
+        return ops.concat(dq, 2), dk, dv
 
 
 class TiledAttention(nn.Cell):
     """The same numbers in memory that grows with the sequence and not with its square: `tile` queries at a time, and
-    the backward pass computes each tile's matrix again (as flash attention does, arXiv 2205.14135, algorithm 4)."""
+    the backward pass computes each tile's matrix again (arXiv 2205.14135). Up to `tile` queries it is PlainAttention."""
 
     def __init__(self, head_dim: int, tile: int = TILE):
         super().__init__()
         self.scale = head_dim**-0.5
         self.tile = tile
-        self.matmul = ops.BatchMatMul()
-        self.matmul_nt = ops.BatchMatMul(transpose_b=True)
-        self.matmul_tn = ops.BatchMatMul(transpose_a=True)
+        self.plain = PlainAttention(head_dim)
+        self.tiled = _Tiled(tile)
 
     def construct(self, q, k, v):
-        tiles = ()
-        for start in range(0, q.shape[2], self.tile):
-            tiles = tiles + (attend(q[:, :, start : start + self.tile], k, v, self.scale),)
-        return ops.concat(tiles, 2)
-
-    def bprop(self, q, k, v, out, dout):
-        # ds = p ∘ (dp - Σ p∘dp), and the row sum is Σ dout∘out, which is narrower than (queries, keys)
-        row = (dout * out).astype(ms.float32).sum(-1, keepdims=True)
-        dq, dk, dv = (), None, None
-        for start in range(0, q.shape[2], self.tile):
-            stop = start + self.tile
-            q_tile = q[:, :, start:stop] * self.scale
-            d_tile = dout[:, :, start:stop]
-            p = _probabilities(q_tile, k)
-            dp = self.matmul_nt(d_tile, v).astype(ms.float32)
-            ds = (p * (dp - row[:, :, start:stop])).astype(q.dtype)
-            dk_tile = self.matmul_tn(ds, q_tile)
-            dv_tile = self.matmul_tn(p.astype(q.dtype), d_tile)
-            dq = dq + (self.matmul(ds, k) * self.scale,)
-            dk = dk_tile if dk is None else dk + dk_tile
-            dv = dv_tile if dv is None else dv + dv_tile
-        return ops.concat(dq, 2), dk, dv
+        if q.shape[2] <= self.tile:
+            return self.plain(q, k, v)
+        return self.tiled(q * self.scale, k, v)
 
 
 class FlashAttention(nn.Cell):
