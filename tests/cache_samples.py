@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cache import shards
-from pipeline.cache.names import caption_row, latent_row
+from pipeline.cache.names import latent_row
+from pipeline.data import captions
 
 FINGERPRINT = {"vae": "0" * 32}
 TEXT_FINGERPRINT = {"clip_l": "1" * 32, "clip_g": "2" * 32}
@@ -35,7 +36,7 @@ def latent(image: bytes, bucket=(64, 64), flip=False, crop=0, channels=8) -> dic
 
 
 def caption(text: str, text_2: str | None = None, tokens=77, width=12, pooled_width=6) -> dict:
-    row = caption_row(text, text_2)
+    row = captions.name(text, text_2)
     draw = np.random.default_rng(list(row))
     return {
         "row": row,
@@ -62,7 +63,7 @@ def write_captions(path, pairs: list[tuple[bytes, str]]) -> None:
     """captions.parquet of (image, caption) pairs."""
     table = {
         "image": pa.array([image for image, _ in pairs], pa.binary(16)),
-        "caption": pa.array([caption_row(text, None) for _, text in pairs], pa.binary(16)),
+        "caption": pa.array([captions.name(text, None) for _, text in pairs], pa.binary(16)),
         "text": pa.array([text for _, text in pairs]),
         "text_2": pa.array([None] * len(pairs), pa.string()),
     }

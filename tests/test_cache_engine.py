@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cache_jobs import Encoder, content, folder_bytes, job
+from tests.cache_jobs import Encoder, content, folder_bytes, job
 
 from pipeline import store
 from pipeline.cache import engine, shards

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
+from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
 
 from pipeline.cache import shards
 from pipeline.cache.names import EMPTY_CAPTION

@@ -51,6 +51,7 @@ class Report:
     shards: int = 0
     shards_written: int = 0
     seconds_encoding: float = 0.0  # spent inside the encoder
+    assembled: bool = False  # whether this rank made the out
 
 
 @dataclass
@@ -91,6 +92,7 @@ def build(job: Job, out: str | Path) -> Report:
         if rank == 0:
             ranks.wait_for(wanted.paths, wanted.key, world)
             _assemble(wanted, Path(out))
+            report.assembled = True
     log.info(
         "%s: %d rows in %d shards; encoded %d, wrote %d shards", wanted.kind.name, report.rows, report.shards, report.encoded, report.shards_written
     )

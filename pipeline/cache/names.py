@@ -1,18 +1,13 @@
-"""Names of cache rows: 16 bytes, a hash of what the row is made from."""
+"""Names of cache rows: 16 bytes, a hash of what the row is made from. A caption's row has the caption's own name."""
 
 import hashlib
-import json
 import struct
+
+from pipeline.data import captions
+
+EMPTY_CAPTION = captions.name("", None)  # what a dropped caption is replaced by
 
 
 def latent_row(image: bytes, flip: bool, crop: int) -> bytes:
     """image: the hash of the picture's bytes; crop: number of the crop, 0 for the first."""
     return hashlib.blake2b(image + struct.pack("<?i", flip, crop), digest_size=16).digest()
-
-
-def caption_row(text: str, text_2: str | None) -> bytes:
-    """text_2: the second encoder's own caption, None when it reads the same one."""
-    return hashlib.blake2b(json.dumps([text, text_2]).encode(), digest_size=16).digest()
-
-
-EMPTY_CAPTION = caption_row("", None)  # what a dropped caption is replaced by

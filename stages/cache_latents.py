@@ -1,0 +1,35 @@
+"""Encode every picture once with the VAE: outs/index/images.parquet, outs/convert/vae.ckpt → outs/latents."""
+
+from pipeline.cache import engine, fingerprint
+from pipeline.cache.latents import Preparation, make_job
+from pipeline.data.sources import open_source
+from pipeline.models.config import CONFIGS
+from pipeline.params import Params
+from pipeline.stage import run
+
+IMAGES = "outs/index/images.parquet"
+VAE = "outs/convert/vae.ckpt"
+OUT = "outs/latents"
+
+
+def main(params: Params) -> None:
+    p, config = params.cache_latents, params.model.config
+    preparation = Preparation(p.store, p.crop, p.crops, p.flip, p.interpolation, tuple(p.background))
+    made_with = fingerprint.latents(
+        VAE, config=config, precision=p.precision, batch_size=p.batch_size, preparation=preparation.fingerprint
+    )
+
+    def make_encoder():
+        from pipeline import device  # MindSpore takes seconds to import, and most runs encode nothing
+        from pipeline.models.encode import vae_encoder
+
+        return vae_encoder(CONFIGS[config], VAE, device.setup(params.device.target), p.precision)
+
+    source = open_source(params.data.images)
+    job = make_job(IMAGES, source, made_with, preparation, make_encoder, p.batch_size, p.workers)
+    report = engine.build(job, OUT)
+    print(f"{report.rows} latents in {report.shards} shards: {report.encoded} encoded, {report.shards_written} shards written")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,37 @@
+"""Encode every caption once with both text encoders: outs/index/captions.parquet, clip_l.ckpt, clip_g.ckpt → outs/text."""
+
+from pipeline.cache import engine, fingerprint
+from pipeline.cache.text import count_long, make_job
+from pipeline.cache.tokens import Tokenizer
+from pipeline.models.config import CONFIGS
+from pipeline.params import Params
+from pipeline.stage import run
+
+CAPTIONS = "outs/index/captions.parquet"
+CLIP_L = "outs/convert/clip_l.ckpt"
+CLIP_G = "outs/convert/clip_g.ckpt"
+OUT = "outs/text"
+
+
+def main(params: Params) -> None:
+    p, config, tokenizer = params.cache_text, params.model.config, params.model.tokenizer
+    made_with = fingerprint.text(
+        CLIP_L, CLIP_G, tokenizer, config=config, precision=p.precision, batch_size=p.batch_size, chunks=p.chunks
+    )
+
+    def make_encoder():
+        from pipeline import device  # MindSpore takes seconds to import, and most runs encode nothing
+        from pipeline.models.encode import text_encoder
+
+        return text_encoder(CONFIGS[config], CLIP_L, CLIP_G, device.setup(params.device.target), p.precision)
+
+    job = make_job(CAPTIONS, made_with, lambda: Tokenizer(tokenizer), make_encoder, p.chunks, p.batch_size)
+    report = engine.build(job, OUT)
+    print(f"{report.rows} captions in {report.shards} shards: {report.encoded} encoded, {report.shards_written} shards written")
+    if report.assembled:
+        cut, over, total = count_long(OUT, p.chunks)
+        print(f"{over} of {total} captions have more than 77 tokens; {cut} were cut (cache_text.chunks is {p.chunks})")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,140 @@
+"""Captions to token chunks and rows."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cache import engine, shards, text, tokens
+from pipeline.cache.names import EMPTY_CAPTION
+from pipeline.data import captions
+from pipeline.stage import StageError
+
+BEGIN, END = 1000, 1001
+
+
+class Words:
+    """A tokenizer whose ids are the words themselves."""
+
+    begin, end = BEGIN, END
+
+    def __call__(self, caption: str) -> list[int]:
+        return [int(word) for word in caption.split()]
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+
+
+def write_captions(path, pairs):
+    pictures = [hashlib.blake2b(str(n).encode(), digest_size=16).digest() for n in range(len(pairs))]
+    table = {
+        "image": pa.array(pictures, pa.binary(16)),
+        "caption": pa.array([captions.name(*pair) for pair in pairs], pa.binary(16)),
+        "text": pa.array([first for first, _ in pairs]),
+        "text_2": pa.array([second for _, second in pairs], pa.string()),
+    }
+    pq.write_table(pa.table(table), path)
+
+
+def encode(ids_l, ids_g):
+    """Hidden states that show the ids: CLIP-L's in channel 0, bigG's in channel 1. Pooled: the first two ids of each."""
+    hidden = np.stack([ids_l, ids_g], axis=2).astype(np.float32)
+    return hidden, np.concatenate([ids_l[:, :2], ids_g[:, :2]], axis=1).astype(np.float32)
+
+
+def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3):
+    write_captions(tmp_path / "captions.parquet", pairs)
+    job = text.make_job(tmp_path / "captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, chunks, batch_size)
+    report = engine.build(job, tmp_path / "out")
+    shard = shards.open_shard(tmp_path / "out" / shards.shard_name(0, 1), shards.TEXT)
+    with open(shard.path, "rb") as file:
+        return report, {row["row"]: row for row in (shards.read_row(shard, i, file.fileno()) for i in range(len(shard)))}
+
+
+def context(row) -> np.ndarray:
+    return np.frombuffer(row["context"], np.float16).reshape(row["tokens"], row["width"]).astype(int)
+
+
+def test_each_caption_once_and_the_empty_one(tmp_path):
+    report, rows = build(tmp_path, [("1 2", None), ("3", None), ("1 2", None), ("1 2", "7")])
+    assert report.encoded == 4
+    assert set(rows) == {EMPTY_CAPTION, captions.name("1 2", None), captions.name("3", None), captions.name("1 2", "7")}
+
+
+def test_an_empty_caption_in_the_data_is_the_same_row(tmp_path):
+    report, rows = build(tmp_path, [("", None), ("3", None)])
+    assert report.encoded == 2 and EMPTY_CAPTION in rows
+
+
+def test_each_encoder_pads_in_its_own_way_and_reads_its_own_caption(tmp_path):
+    _, rows = build(tmp_path, [("1 2", None), ("1 2", "7")])
+    same, other = context(rows[captions.name("1 2", None)]), context(rows[captions.name("1 2", "7")])
+    assert same[:, 0].tolist() == [BEGIN, 1, 2] + [END] * 74  # CLIP-L pads with the end of text
+    assert same[:, 1].tolist() == [BEGIN, 1, 2, END] + [0] * 73  # OpenCLIP pads with 0
+    assert other[:, 0].tolist() == same[:, 0].tolist()
+    assert other[:, 1].tolist() == [BEGIN, 7, END] + [0] * 74
+    assert np.frombuffer(rows[captions.name("1 2", "7")]["pooled"], np.float32).tolist() == [BEGIN, 1, BEGIN, 7]
+
+
+def kohya_chunks(ids: list[int], total: int, end_pads: bool) -> list[list[int]]:
+    """The rule of sd-scripts' get_input_ids, written from its description: the tokenizer pads or cuts the caption to
+    75 * n + 2, each stretch of 75 gets the first and last id of the whole; where padding is not the end token, a chunk that
+    ends within the caption ends in the end token, and one that begins with padding begins with the end token."""
+    pad = END if end_pads else 0
+    whole = [BEGIN, *ids[: total - 2], END]
+    whole += [pad] * (total - len(whole))
+    chunks = []
+    for start in range(1, total - 1, 75):
+        chunk = [whole[0], *whole[start : start + 75], whole[-1]]
+        if not end_pads:
+            if chunk[-2] not in (END, pad):
+                chunk[-1] = END
+            if chunk[1] == pad:
+                chunk[1] = END
+        chunks.append(chunk)
+    return chunks
+
+
+@pytest.mark.parametrize("count", [0, 1, 74, 75, 76, 149, 150, 151, 224, 225, 300])
+@pytest.mark.parametrize("end_pads", [True, False])
+def test_chunks_are_kohyas(count, end_pads):
+    ids = list(range(1, count + 1))
+    ours = tokens.chunk(ids, 3, BEGIN, END, pad=END if end_pads else 0)
+    assert ours.tolist() == kohya_chunks(ids, 227, end_pads)
+
+
+def test_long_captions_are_encoded_in_chunks_and_joined(tmp_path):
+    long = " ".join(str(n) for n in range(1, 201))
+    _, rows = build(tmp_path, [(long, None), ("5", None)], chunks=3)
+    row = rows[captions.name(long, None)]
+    assert (row["tokens"], row["caption_tokens"]) == (227, 202)
+    assert context(row)[:, 0].tolist() == [BEGIN, *range(1, 201)] + [END] * 26
+    assert context(rows[captions.name("5", None)]).shape == (227, 2)
+    assert np.frombuffer(row["pooled"], np.float32).tolist() == [BEGIN, 1, BEGIN, 1]  # of the first chunk
+
+
+def test_captions_over_77_tokens_are_counted(tmp_path):
+    texts = [" ".join("1" for _ in range(n)) for n in (75, 76, 150, 151)]
+    build(tmp_path, [(caption, None) for caption in texts])
+    assert text.count_long(tmp_path / "out", chunks=1) == (3, 3, 5)
+    assert text.count_long(tmp_path / "out", chunks=2) == (1, 3, 5)
+
+
+def test_an_edited_caption_encodes_one(tmp_path):
+    build(tmp_path, [("1", None), ("2", None)])
+    assert build(tmp_path, [("1", None), ("9", None)])[0].encoded == 1
+    assert build(tmp_path, [("1", None), ("2", None)])[0].encoded == 0
+
+
+def test_a_broken_result_names_the_caption(tmp_path):
+    def broken(ids_l, ids_g):
+        hidden, pooled = encode(ids_l, ids_g)
+        pooled[ids_l[:, 1] == 2] = np.inf
+        return hidden, pooled
+
+    with pytest.raises(StageError, match="caption '2': its pooled embedding is infinite"):
+        build(tmp_path, [("1", None), ("2", None)], encoder=broken)
