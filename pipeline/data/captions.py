@@ -5,6 +5,7 @@ dropped. An empty text is no caption."""
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii
@@ -79,16 +80,21 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise CaptionError(f"{where}: this row has not the {len(reader.fieldnames)} cells of the header; quote texts with commas")
-                yield where, row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise CaptionError(f"{path}:{reader.line_num + 1}: not CSV in UTF-8: {error}") from None
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise CaptionError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise CaptionError(f"{where}: this row has not the {len(reader.fieldnames)} cells of the header; quote texts with commas")
+            yield where, row
+    except csv.Error as error:
+        raise CaptionError(f"{path}:{reader.reader.line_num}: not CSV: {error}") from None
 
 
 def _texts(value: object, key: str, where: str) -> list[str]:
