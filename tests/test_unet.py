@@ -4,7 +4,7 @@ import pytest
 from pipeline.models.unet import UNet
 
 from tests.golden import rule
-from tests.golden.compare import assert_close, build, golden
+from tests.golden.compare import assert_close, assert_gradients, build, golden
 
 PREFIX = "model.diffusion_model."
 
@@ -26,3 +26,8 @@ def inputs(label):
 def test_equals_diffusers(label):
     unet = build(lambda: UNet(rule.CONFIGS[label].unet), PREFIX)
     assert_close(unet(*inputs(label)), golden(label)["unet"])
+
+
+def test_gradients_equal_diffusers():
+    unet = build(lambda: UNet(rule.CONFIGS["tiny"].unet), PREFIX)
+    assert_gradients(unet, inputs("tiny"), (rule.BATCH, 4, *rule.LATENT), PREFIX, "tiny", "unet")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
@@ -28,3 +29,29 @@ def assert_close(found: ms.Tensor, wanted: np.ndarray, tolerance: float = 1e-4) 
     assert found.shape == wanted.shape
     error = np.abs(found.asnumpy() - wanted).max() / np.abs(wanted).max()
     assert error <= tolerance, f"relative error {error:.2e}"
+
+
+def training() -> dict[str, np.ndarray]:
+    """What make_training.py wrote."""
+    with np.load(Path(__file__).parent / "training.npz") as file:
+        return dict(file)
+
+
+def assert_gradients(network, inputs: tuple, shape: tuple, prefix: str, label: str, part: str, tolerance: float = 1e-4) -> None:
+    """Every parameter's gradient of sum(output (shape) * the rule's numbers), by rule.probe, within `tolerance` of
+    PyTorch's length of it."""
+    wanted = dict(zip(golden(label)[f"{part}_gradient_names"], golden(label)[f"{part}_gradients"]))
+    parameters = list(network.trainable_params())
+
+    def loss(dout, *inputs):
+        return (network(*inputs) * dout).sum()
+
+    found = ms.jit(ms.grad(loss, None, parameters))(ms.Tensor(rule.normal("dout", shape)), *inputs)
+    assert len(found) > 0
+    largest = max(length for length, _ in wanted.values())
+    for parameter, gradient in zip(parameters, found):
+        name = prefix + rule.stability(parameter.name)
+        length, product = wanted[name]
+        difference = np.abs(rule.probe(name, gradient.asnumpy()) - (length, product)).max()
+        # a bias before a softmax or a norm has no gradient but rounding, hence the floor
+        assert difference <= tolerance * max(length, 1e-4 * largest), (name, difference, length)

@@ -86,7 +86,8 @@ def save(model: torch.nn.Module, weights: dict, folder: Path, **options) -> None
 
 def main() -> None:
     source = {
-        name: torch.from_numpy(synthetic.bits(name, shape, "float16").copy()) for name, shape in layout.shapes(SMALL).items()
+        name: torch.from_numpy(synthetic.bits(name, shape, "float16").copy())
+        for name, shape in layout.shapes(SMALL).items()
     }
     out = Path(__file__).parent / "diffusers_folder"
     model = unet()

@@ -90,8 +90,8 @@ def vae_name(name: str, levels: int) -> str:
     return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
 
 
-def unet(config) -> dict[str, np.ndarray]:
-    u = config.unet
+def unet_model(u) -> UNet2DConditionModel:
+    """diffusers' UNet of UNetConfig `u` with the rule's weights."""
     widths = [u.model_channels * mult for mult in u.channel_mult]
     attends = [depth > 0 for depth in u.transformer_depth]
     model = UNet2DConditionModel(
@@ -109,10 +109,31 @@ def unet(config) -> dict[str, np.ndarray]:
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=u.vector_dim,
-    ).eval()
+    )
     invert(model, unet_name, "model.diffusion_model.")
+    return model
+
+
+def gradients(output: torch.Tensor, model: torch.nn.Module, to_stability, prefix: str) -> dict[str, np.ndarray]:
+    """rule.probe of the gradient of sum(output * rule's numbers) by each parameter that has one, by Stability's name."""
+    model.zero_grad()
+    (output * torch.from_numpy(rule.normal("dout", tuple(output.shape)))).sum().backward()
+    return {
+        prefix + to_stability(name): rule.probe(prefix + to_stability(name), parameter.grad.numpy())
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def table(part: str, probes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{part}_gradient_names": np.array(list(probes)), f"{part}_gradients": np.stack(list(probes.values()))}
+
+
+def unet(config) -> dict[str, np.ndarray]:
+    u = config.unet
+    model = unet_model(u).eval()
     seen = {}
-    model.add_embedding.register_forward_pre_hook(lambda _, inputs: seen.update(vector=inputs[0].numpy()))
+    model.add_embedding.register_forward_pre_hook(lambda _, inputs: seen.update(vector=inputs[0].detach().numpy()))
     out = model(
         torch.from_numpy(rule.normal("x", (rule.BATCH, 4, *rule.LATENT))),
         torch.tensor(rule.TIMESTEPS),
@@ -122,7 +143,8 @@ def unet(config) -> dict[str, np.ndarray]:
             "time_ids": torch.tensor(rule.TIME_IDS),
         },
     ).sample
-    return {"unet": out.numpy(), "vector": seen["vector"]}
+    probes = gradients(out, model, unet_name, "model.diffusion_model.")
+    return {"unet": out.detach().numpy(), "vector": seen["vector"], **table("unet", probes)}
 
 
 def vae(config) -> dict[str, np.ndarray]:
@@ -140,7 +162,12 @@ def vae(config) -> dict[str, np.ndarray]:
     invert(model, lambda name: vae_name(name, len(widths)), "first_stage_model.")
     moments = model.encode(torch.from_numpy(rule.normal("pixels", (rule.BATCH, 3, *rule.PIXELS)))).latent_dist.parameters
     pixels = model.decode(torch.from_numpy(rule.normal("latents", (rule.BATCH, 4, *rule.LATENT)))).sample
-    return {"moments": moments.numpy(), "pixels": pixels[:, :, ::4, ::4].numpy()}  # every 4th row and column: small files
+    probes = {}
+    for out in (moments, pixels):
+        probes |= gradients(out, model, lambda name: vae_name(name, len(widths)), "first_stage_model.")
+    # every fourth row and column of the pixels: small files
+    outputs = {"moments": moments.detach().numpy(), "pixels": pixels[:, :, ::4, ::4].detach().numpy()}
+    return outputs | table("vae", probes)
 
 
 def clip_config(c, activation: str, padding: int) -> CLIPTextConfig:
@@ -163,7 +190,7 @@ def clip_l(config) -> dict[str, np.ndarray]:
     model = CLIPTextModel(clip_config(c, "quick_gelu", c.vocab_size - 1)).eval()
     invert(model, lambda name: name, "conditioner.embedders.0.transformer.")
     out = model(torch.from_numpy(rule.ids(c.vocab_size, "end")), output_hidden_states=True)
-    return {"clip_l": out.hidden_states[-2].numpy()}
+    return {"clip_l": out.hidden_states[-2].detach().numpy()}
 
 
 def clip_g(config) -> dict[str, np.ndarray]:
@@ -185,7 +212,7 @@ def clip_g(config) -> dict[str, np.ndarray]:
                 value = rule.weight(prefix + clip_g_name(name), shape)
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
     out = model(torch.from_numpy(rule.ids(c.vocab_size, "zero")), output_hidden_states=True)
-    return {"clip_g": out.hidden_states[-2].numpy(), "pooled": out.text_embeds.numpy()}
+    return {"clip_g": out.hidden_states[-2].detach().numpy(), "pooled": out.text_embeds.detach().numpy()}
 
 
 def clip_g_name(name: str) -> str:
@@ -208,9 +235,8 @@ def clip_g_name(name: str) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with torch.no_grad():
-        for label, config in rule.CONFIGS.items():
-            outputs = unet(config) | vae(config) | clip_l(config) | clip_g(config)
-            path = Path(__file__).parent / f"models_{label}.npz"
-            np.savez_compressed(path, **outputs)
-            print(path.name, path.stat().st_size, {name: (a.shape, float(np.abs(a).max())) for name, a in outputs.items()})
+    for label, config in rule.CONFIGS.items():
+        outputs = unet(config) | vae(config) | clip_l(config) | clip_g(config)
+        path = Path(__file__).parent / f"models_{label}.npz"
+        np.savez_compressed(path, **outputs)
+        print(path.name, path.stat().st_size, {name: a.shape for name, a in outputs.items()})

@@ -48,6 +48,13 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return value / np.float32(np.sqrt(fan_in))
 
 
+def probe(name: str, gradient: np.ndarray) -> np.ndarray:
+    """What is kept of a parameter's gradient: its length, and its product with a direction of the name's own."""
+    gradient = gradient.astype(np.float64).ravel()
+    direction = normal("probe " + name, gradient.shape)
+    return np.array([np.linalg.norm(gradient), gradient @ direction], np.float32)
+
+
 def stability(name: str) -> str:
     """MindSpore's name of a parameter to Stability's."""
     for end, other in ((".gamma", ".weight"), (".beta", ".bias"), (".embedding_table", ".weight")):
