@@ -20,7 +20,7 @@ from pipeline.data.index import tabulate
 from pipeline.data.part import Part
 
 PER_PART = 10_000
-WORDS = np.array("a photo of red blue old small house cat tree street at night in the rain by morning light".split())
+WORDS = pa.array("a photo of red blue old small house cat tree street at night in the rain by morning light".split())
 
 
 def parts(rows: int) -> Iterator[tuple[Part, pa.Table, int]]:
@@ -34,7 +34,7 @@ def parts(rows: int) -> Iterator[tuple[Part, pa.Table, int]]:
         width, height = (pa.array(generator.integers(256, 6000, count, dtype=np.int32)) for _ in range(2))
         reasons = pc.if_else(bad, pa.scalar("broken: JPEG image file is truncated"), pa.scalar(None, pa.string()))
         found = pa.table([hashes, width, height, reasons, pa.array(np.zeros(count, bool))], schema=memo.FOUND)
-        words = [pa.array(WORDS[generator.integers(0, len(WORDS), count)]) for _ in range(12)]
+        words = [WORDS.take(pa.array(generator.integers(0, len(WORDS), count))) for _ in range(12)]
         texts = pc.binary_join_element_wise(*words, numbers, " ")
         paths = pc.binary_join_element_wise(f"{start // PER_PART:05}.tar!", numbers, ".jpg", "")
         nulls = pa.nulls(count, pa.string())

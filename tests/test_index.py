@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,16 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline import store
 from pipeline.data import captions, memo, tables
 from pipeline.data.buckets import buckets, choose
 from pipeline.data.examine import Examiner
-from pipeline.data.index import index
+from pipeline.data.index import _folder_for_rows, index
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
 from pipeline.stage import StageError
 from tests import odd_pictures
 from tests.data_sets import jsonl, picture, write_folder, write_parquet, write_tar
 
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # as pipeline/data/images.py does outside pytest
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = buckets(64, 32)
 A, B, C, D = picture(1), picture(2, 100, 40), picture(3, 40, 90), picture(4)
@@ -327,14 +330,21 @@ def test_a_worker_that_crashes_is_reported(tmp_path):
 # --- the stage
 
 
-def stage(folder: Path, data: Path | str, **changes) -> subprocess.CompletedProcess:
+def start_stage(folder: Path, data: Path | str, **changes) -> subprocess.Popen:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"]["images"] = str(data)
     params["index"] |= changes
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([sys.executable, "-m", "stages.index"], cwd=folder, env=environment, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "stages.index"], cwd=folder, env=environment, start_new_session=True, **pipes)
+
+
+def stage(folder: Path, data: Path | str, **changes) -> subprocess.CompletedProcess:
+    process = start_stage(folder, data, **changes)
+    out, error = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
 def test_stage(tmp_path):
@@ -364,6 +374,49 @@ def test_stage_fails_with_one_clear_message(tmp_path, files, changes, message):
     done = stage(tmp_path / "run", tmp_path / "data", **changes)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run/outs").exists()
+
+
+def session(leader: int) -> list[int]:
+    """Living processes of a session (proc(5): the fourth field after the name is the session)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, _, number = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            except OSError:
+                continue
+            if int(number) == leader and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_killed_stage_leaves_no_worker_no_out_and_no_rows(tmp_path):
+    write_folder(tmp_path / "data", {f"{number}.png": picture(number, 400, 400) for number in range(120)})
+    assert stage(tmp_path / "clean", tmp_path / "data").returncode == 0
+    shutil.rmtree(tmp_path / "store")
+    process = start_stage(tmp_path / "run", tmp_path / "data", workers=2)
+    while len(session(process.pid)) < 3:  # the stage and its workers
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    for _ in range(500):
+        if not session(process.pid):
+            break
+        time.sleep(0.02)
+    assert not session(process.pid)
+    assert not (tmp_path / "run/outs").exists()
+    assert [path.name[:5] for path in (tmp_path / "store/index").iterdir()] == ["rows-"]
+    assert stage(tmp_path / "run", tmp_path / "data").returncode == 0
+    assert contents(tmp_path / "run/outs/index") == contents(tmp_path / "clean/outs/index")
+    assert not [path for path in (tmp_path / "store/index").iterdir() if path.name.startswith("rows-")]
+
+
+def test_two_runs_for_one_out_do_not_mix(tmp_path):
+    data = write_folder(tmp_path / "data", {"a.png": A})
+    with _folder_for_rows(tmp_path / "out"), pytest.raises(store.Busy, match="works on the same"):
+        run(data, tmp_path / "out")
+    assert run(data, tmp_path / "out").used == 1
 
 
 # --- the tables

@@ -1,9 +1,12 @@
 """A data set → images.parquet, captions.parquet and rejected.csv: what is there, what can be used, and in which bucket."""
 
+import contextlib
 import csv
-import tempfile
+import hashlib
+import os
+import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,10 +65,9 @@ def tabulate(
     """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures read.
     Memory does not grow with the number of rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
-    (store.root() / "index").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store.root() / "index", prefix="rows-") as folder:
-        images = tables.Rows(Path(folder, "images"), tables.IMAGES)
-        texts = tables.Rows(Path(folder, "texts"), tables.TEXTS)
+    with _folder_for_rows(out) as folder:
+        images = tables.Rows(folder / "images", tables.IMAGES)
+        texts = tables.Rows(folder / "texts", tables.TEXTS)
         for part, found, read in parts:
             rows = _rows(part, found, sizes, min_side)
             images.add(rows)
@@ -85,6 +87,20 @@ def tabulate(
             with open(rejected_file, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
     return summary
+
+
+@contextlib.contextmanager
+def _folder_for_rows(out: Path) -> Iterator[Path]:
+    """A folder in the store for this run alone. What a killed run for the same `out` has left there goes away."""
+    name = f"rows-{hashlib.blake2b(os.fsencode(out.resolve()), digest_size=8).hexdigest()}"
+    folder = store.root() / "index" / name
+    with store.lock(f"index-{name}"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
 
 
 def _rows(part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: int) -> pa.Table:

@@ -61,7 +61,10 @@ def inside(root: str, path: str) -> str:
     real_root = os.path.realpath(root)
     real = os.path.realpath(os.path.join(real_root, path))
     if not real.startswith(real_root.rstrip("/") + "/"):
-        raise SourceError(f"{os.path.join(root, path)} is a link to {real}, outside its folder; put the file itself there")
+        raise SourceError(
+            f"{os.path.join(root, path)} is a link to {real}, outside its folder; put the file itself there "
+            f"(DVC does with cache.type reflink, hardlink or copy)"
+        )
     return real
 
 
