@@ -17,7 +17,7 @@ def main(params: Params) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     launch.check(params.device, params.train)
     if params.device.workers * params.device.nodes > 1 and not launch.inside():
-        launch.start(params.device, ["-m", "stages.train"], Path("outs/train-logs"))
+        launch.start(params.device, [__file__], Path("outs/train-logs"))
         return
 
     # Only now: importing MindSpore takes seconds.

@@ -3,6 +3,7 @@
 Run as a script it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]` in the workspace,
 with params.yaml's settings replaced by the given ones."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline import stage
 from pipeline.cache import shards
 from pipeline.models import config
 from pipeline.params import Params
+from pipeline.training import launch
 from pipeline.weights import ckpt, layout
 from pipeline.weights.names import PREFIX, to_mindspore
 from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
@@ -76,10 +78,16 @@ def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=laten
     return root
 
 
+def _start(start, device, script: list[str], logs: Path) -> None:
+    """The ranks run this file in place of the stage's."""
+    start(device, [__file__, *sys.argv[1:]], logs)
+
+
 def main() -> None:
     from stages import train
 
     config.CONFIGS["tiny"] = CONFIG
+    launch.start = functools.partial(_start, launch.start)
     changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in sys.argv[1:])}
     stage.load = lambda: params(**changes)
     stage.run(train.main)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from pipeline.params import Device, Train
-from pipeline.stage import StageError
+from pipeline.stage import PROJECT, StageError
 
 _PR_SET_PDEATHSIG = 1
 _SHOWN = 25  # lines of a failed rank's log that the error shows
@@ -45,7 +45,7 @@ def check(device: Device, train: Train, cache_precision: str = "float32") -> Non
 
 
 def command(device: Device, script: list[str], logs: Path) -> list[str]:
-    """msrun's command line for this node. msrun starts the `python` of PATH, so `script` has arguments only."""
+    """msrun's command line for this node. `script` is a Python file and its arguments."""
     address, port = device.master.rsplit(":", 1)
     return [
         str(Path(sys.executable).parent / "msrun"),
@@ -68,15 +68,20 @@ def start(device: Device, script: list[str], logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("*.log"):
         old.unlink()
-    binaries = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = {
+        **os.environ,
+        # msrun starts the `python` of PATH, and a script's own folder stands for the project's in sys.path
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
+    }
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(logs / f"worker_{device.node_rank * device.workers}.log", ended))
     follower.start()
     try:
-        run = subprocess.run(
-            command(device, script, logs), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent
-        )
+        with open(logs / "msrun.log", "wb") as output:
+            run = subprocess.run(
+                command(device, script, logs), env=environment, stdout=output, stderr=output, preexec_fn=_die_with_parent
+            )
     finally:
         ended.set()
         follower.join()
@@ -112,4 +117,4 @@ def _failure(logs: Path) -> str:
         for name, lines in texts.items():
             if any(mark in line for line in lines):
                 return "\n".join([f"{name}:", *lines[-_SHOWN:]])
-    return "\n".join(f"{name}: {lines[-1] if lines else 'empty'}" for name, lines in texts.items())
+    return "\n".join(["msrun.log:", *(logs / "msrun.log").read_text(errors="replace").splitlines()[-_SHOWN:]])

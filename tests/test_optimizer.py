@@ -1,0 +1,143 @@
+"""Optimizers, clipping, EMA and learning rates against PyTorch's, transformers' and diffusers' numbers."""
+
+import pipeline.device  # noqa: F401  (before MindSpore)
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
+from pipeline.models.unet import UNet
+
+from pipeline.training import rates
+from pipeline.training.optimizer import Adafactor, AdamW, decays, sharded
+from pipeline.training.step import Settings, Update, average_of
+from tests.golden import rule
+from tests.golden import training_rule as t
+from tests.golden.compare import training
+
+pytestmark = pytest.mark.usefixtures("device")
+DECAYED = (True, False, True)
+
+
+def parameters(dtype=ms.float32):
+    return [Parameter(Tensor(rule.normal(f"p {s}", s)).astype(dtype), name=f"p{i}") for i, s in enumerate(t.SHAPES)]
+
+
+def gradients(step):
+    return tuple(Tensor(rule.normal(f"g {step} {s}", s)) for s in t.SHAPES)
+
+
+def adamw(values, **changes):
+    settings = {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-6} | changes
+    return AdamW(values, DECAYED, **settings)
+
+
+def run(update: Update, steps=4, lr=1e-2) -> list[float]:
+    norms = []
+    for step in range(steps):
+        decay = rates.ema_decay(step, 0.6)
+        _, norm, _ = update(Tensor(1.0, ms.float32), gradients(step), Tensor(lr, ms.float32), Tensor(decay, ms.float32))
+        norms.append(norm.asnumpy().item())
+    return norms
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fused", "plain"])
+def trained(request):
+    values = parameters()
+    optimizer = adamw(values, fused=request.param)
+    update = Update(optimizer, average_of(values), Settings(max_grad_norm=2.0))
+    return values, update, run(update)
+
+
+def test_adamw_with_clipping_equals_pytorch(trained):
+    values, _, norms = trained
+    np.testing.assert_allclose(norms, training()["adamw_norms"], rtol=1e-6)
+    for index, value in enumerate(values):
+        np.testing.assert_allclose(value.asnumpy(), training()[f"adamw_{index}"], rtol=2e-6, atol=1e-6)
+
+
+def test_ema_with_warm_up_equals_diffusers(trained):
+    for index, average in enumerate(trained[1].ema):
+        np.testing.assert_allclose(average.asnumpy(), training()[f"adamw_ema_{index}"], rtol=2e-6, atol=1e-6)
+
+
+def test_adafactor_equals_transformers():
+    values = parameters()
+    update = Update(Adafactor(values, DECAYED, 0.1), None, Settings())
+    run(update)
+    for index, value in enumerate(values):
+        found = value.asnumpy()
+        np.testing.assert_allclose(found.reshape(found.shape[0], -1).squeeze(), training()[f"adafactor_{index}"].squeeze(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("change", "differs"), [({"beta1": 0.5}, True), ({"beta2": 0.5}, True), ({"epsilon": 0.1}, True), ({"weight_decay": 0.0}, True), ({}, False)])
+def test_each_setting_of_adamw_counts(trained, change, differs):
+    values = parameters()
+    run(Update(adamw(values, fused=True, **change), None, Settings(max_grad_norm=2.0)))
+    assert np.allclose(values[0].asnumpy(), trained[0][0].asnumpy(), atol=1e-6) != differs
+
+
+def test_the_first_step_is_bias_corrected():
+    values = parameters()
+    before = values[1].asnumpy().copy()
+    run(Update(adamw(values, weight_decay=0.0), None, Settings()), steps=1)
+    # with its correction Adam's first step is lr * sign(gradient)
+    np.testing.assert_allclose(values[1].asnumpy() - before, -1e-2 * np.sign(gradients(0)[1].asnumpy()), rtol=1e-3)
+
+
+def test_float16_parameters_have_float32_moments():
+    values = parameters(ms.float16)
+    optimizer = adamw(values)
+    run(Update(optimizer, average_of(values), Settings(max_grad_norm=2.0)))
+    assert {m.dtype for m in (*optimizer.moment1, *optimizer.moment2)} == {ms.float32}
+    for index, value in enumerate(values):
+        assert value.dtype == ms.float16
+        np.testing.assert_allclose(value.asnumpy(), training()[f"adamw_{index}"], atol=4e-3)
+
+
+def test_no_clipping_below_the_norm_nor_at_zero():
+    whole = parameters()
+    run(Update(adamw(whole), None, Settings()), steps=2)
+    for limit in (0.0, 1e3):
+        values = parameters()
+        run(Update(adamw(values), None, Settings(max_grad_norm=limit)), steps=2)
+        np.testing.assert_allclose(values[0].asnumpy(), whole[0].asnumpy(), rtol=1e-6)
+
+
+class Kinds(nn.Cell):
+    """Norms and layers under names that say nothing of their kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_layers = nn.SequentialCell(GroupNorm(4, 8), Conv(8, 8, 3))
+        self.norm_proj = Linear(8, 8)
+        self.out = nn.CellList([LayerNorm(8), Linear(8, 4, bias=False)])
+
+
+def test_norms_and_biases_do_not_decay_whatever_their_names():
+    cell = Kinds()
+    decayed = {p.name for p, decay in zip(cell.trainable_params(), decays(cell), strict=True) if decay}
+    assert decayed == {"in_layers.1.weight", "norm_proj.weight", "out.1.weight"}
+
+
+def test_the_unet_decays_what_pytorch_kinds_of_module_say():
+    unet = UNet(t.UNET)
+    decayed = {rule.stability(p.name) for p, decay in zip(unet.trainable_params(), decays(unet), strict=True) if decay}
+    assert decayed == set(training()["decayed"])
+
+
+@pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine"])
+def test_learning_rates_equal_diffusers(name):
+    found = [rates.learning_rate(step, 12, 2e-3, name, 4) for step in range(12)]
+    np.testing.assert_allclose(found, training()[f"lr_{name}"], rtol=1e-12)
+
+
+def test_the_average_copies_first_and_then_warms_up_to_its_decay():
+    found = [rates.ema_decay(step, 0.9) for step in range(200)]
+    assert found[0] == 0 and found[1] == pytest.approx(2 / 11) and found[-1] == 0.9
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(("shape", "ranks", "wanted"), [((8, 3), 2, True), ((8, 3), 1, False), ((8,), 2, False), ((9, 2), 2, False), ((4, 3, 3, 3), 4, True)])
+def test_which_parameters_are_cut_into_slices(shape, ranks, wanted):
+    assert sharded(shape, ranks) is wanted

@@ -1,0 +1,154 @@
+"""The step's graph: against PyTorch's five steps, and what it does with overflows, accumulation and each setting."""
+
+import pipeline.device  # noqa: F401  (before MindSpore)
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+from pipeline.models.unet import UNet
+
+from pipeline.diffusion import conditioning, loss, schedule
+from pipeline.training import rates
+from pipeline.training.optimizer import AdamW, decays
+from pipeline.training.step import Accumulate, Boundary, SampleLoss, Settings, TrainStep, Update, average_of
+from tests.golden import rule
+from tests.golden import training_rule as t
+from tests.golden.compare import build, training
+
+pytestmark = pytest.mark.usefixtures("device")
+SCALARS = Tensor(1e-2, ms.float32), Tensor(0.5, ms.float32)
+
+
+def test_five_steps_equal_pytorch():
+    unet = build(lambda: UNet(t.UNET), "model.diffusion_model.").set_train()
+    parameters = unet.trainable_params()
+    start = [p.asnumpy().copy() for p in parameters]
+    optimizer = AdamW(parameters, decays(unet), t.WEIGHT_DECAY, *t.BETAS, t.EPSILON, fused=True)
+    settings = Settings(max_grad_norm=t.MAX_GRAD_NORM)
+    step = TrainStep(SampleLoss(unet, settings), Update(optimizer, average_of(parameters), settings))
+    alphas = schedule.alphas_cumprod(False)
+    weights = loss.weights(schedule.snr(alphas), "epsilon", t.SNR_GAMMA, False)
+    losses, norms = [], []
+    for number in range(t.STEPS):
+        values, timesteps = t.inputs(number), t.timesteps(number)
+        arrays = (
+            schedule.add_noise(values["x_0"], values["noise"], alphas[timesteps]),
+            timesteps.astype(np.int32),
+            values["context"],
+            conditioning.vector(values["pooled"], values["time_ids"]),
+            schedule.target("epsilon", values["x_0"], values["noise"], alphas[timesteps]),
+            weights[timesteps].astype(np.float32),
+        )
+        rate, decay = (Tensor(x, ms.float32) for x in (t.LEARNING_RATE, rates.ema_decay(number, t.EMA_DECAY)))
+        value, norm, _ = step(*map(Tensor, arrays), rate, decay)
+        losses.append(value.asnumpy().item())
+        norms.append(norm.asnumpy().item())
+    wanted = training()
+    np.testing.assert_allclose(losses, wanted["losses"], rtol=1e-5)
+    np.testing.assert_allclose(norms, wanted["norms"], rtol=1e-4)
+    for kind, found in (("raw", parameters), ("ema", step.update.ema)):
+        for parameter, before, own in zip(found, start, parameters, strict=True):
+            golden = wanted[f"{kind} {rule.stability(own.name)}"]
+            picked, moved = t.picked(parameter.asnumpy()), t.picked(before)
+            assert np.linalg.norm(picked - golden) <= 1e-5 * np.linalg.norm(golden), own.name
+            # the steps themselves agree, which are small beside the weights
+            assert np.linalg.norm(picked - golden) <= 0.05 * np.linalg.norm(golden - moved), own.name
+
+
+class Line(nn.Cell):
+    """In place of a UNet: a value per channel, times a context that may overflow."""
+
+    def __init__(self, dtype=ms.float32):
+        super().__init__()
+        self.value = Parameter(Tensor(np.array([0.5, -1.0, 2.0, 0.1], np.float32).reshape(1, 4, 1, 1)), name="value")
+        self.dtype = dtype
+
+    def construct(self, x, timesteps, context, vector):
+        return (x.astype(self.dtype) * self.value.astype(self.dtype) * context.astype(self.dtype).reshape(-1, 1, 1, 1)).astype(ms.float32)
+
+
+def arrays(number, b=4, context=1.0, weight=1.0):
+    draw = np.random.default_rng(number)
+    x, target = draw.standard_normal((2, b, 4, 2, 2)).astype(np.float32)
+    zeros = np.zeros(b, np.int32)
+    return x, zeros, np.full(b, context, np.float32), zeros.astype(np.float32), target, np.full(b, weight, np.float32)
+
+
+def parts(settings, dtype=ms.float32, optimizer=None):
+    line = Line(dtype)
+    optimizer = optimizer or AdamW([line.value], (True,), 0.0, 0.9, 0.999, 1e-8)
+    update = Update(optimizer, average_of([line.value]), settings)
+    return line, update, SampleLoss(line, settings)
+
+
+def run(step, values):
+    return [result.asnumpy().item() for result in step(*map(Tensor, values), *SCALARS)]
+
+
+def test_an_overflowed_step_is_skipped_and_halves_the_scale():
+    settings = Settings(loss_scale=1024.0, max_grad_norm=1.0)
+    line, update, sample_loss = parts(settings, ms.float16)
+    step = TrainStep(sample_loss, update)
+    assert run(step, arrays(0))[2]
+    state = [p.asnumpy().copy() for p in (line.value, *update.ema, *update.optimizer.moment1, update.optimizer.updates)]
+    value, _, finite = run(step, arrays(1, context=60000.0))
+    assert not finite and update.loss_scale.asnumpy() == 512 and update.good_steps.asnumpy() == 0
+    for before, after in zip(state, (line.value, *update.ema, *update.optimizer.moment1, update.optimizer.updates), strict=True):
+        np.testing.assert_array_equal(before, after.asnumpy())
+    assert run(step, arrays(2))[2] and update.optimizer.updates.asnumpy() == 2 and update.good_steps.asnumpy() == 1
+
+
+def test_many_good_steps_double_the_scale(monkeypatch):
+    monkeypatch.setattr("pipeline.training.step.GROWTH_STEPS", 3)
+    line, update, sample_loss = parts(Settings(loss_scale=1024.0), ms.float16)
+    step = TrainStep(sample_loss, update)
+    scales = []
+    for number in range(4):
+        run(step, arrays(number))
+        scales.append(update.loss_scale.asnumpy().item())
+    assert scales == [1024, 1024, 2048, 2048] and update.good_steps.asnumpy() == 1
+
+
+def test_the_loss_scale_changes_no_number():
+    found = []
+    for scale in (None, 2.0**12):
+        line, update, sample_loss = parts(Settings(loss_scale=scale))
+        found.append([run(TrainStep(sample_loss, update), arrays(0)), line.value.asnumpy().ravel()])
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_scale", [None, 256.0])
+def test_accumulated_micro_batches_equal_one_large_batch(loss_scale):
+    whole, micro = Settings(max_grad_norm=0.1, loss_scale=loss_scale), Settings(max_grad_norm=0.1, loss_scale=loss_scale, gradient_accumulation_steps=2)
+    line, update, sample_loss = parts(whole)
+    step = TrainStep(sample_loss, update)
+    other, other_update, other_loss = parts(micro)
+    accumulate = Accumulate(other_loss, other_update)
+    boundary = Boundary(accumulate, other_update)
+    for number in range(3):
+        values = arrays(number, b=6)
+        wanted = run(step, values)
+        for half in (slice(0, 3), slice(3, 6)):
+            accumulate(*(Tensor(value[half]) for value in values))
+        found = [result.asnumpy().item() for result in boundary(*SCALARS)]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        np.testing.assert_allclose(other.value.asnumpy(), line.value.asnumpy(), rtol=1e-5)
+        np.testing.assert_allclose(other_update.ema[0].asnumpy(), update.ema[0].asnumpy(), rtol=1e-5)
+
+
+def test_the_loss_is_weighted_by_sample():
+    values = arrays(0)
+    weight = np.array([0.0, 2.0, 1.0, 1.0], np.float32)
+    line, update, sample_loss = parts(Settings())
+    losses = ((values[0] * line.value.asnumpy() - values[4]) ** 2).mean((1, 2, 3))
+    assert run(TrainStep(sample_loss, update), (*values[:5], weight))[0] == pytest.approx((losses * weight).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("c", [0.1, 1.0])
+def test_the_huber_loss_is_the_papers(c):
+    values = arrays(0)
+    line, _, sample_loss = parts(Settings(loss_type="huber", huber_c=c))
+    d = values[0] * line.value.asnumpy() - values[4]
+    wanted = (2 * c * (np.sqrt(d**2 + c**2) - c)).mean((1, 2, 3))  # arXiv 2403.16728, eq. 9
+    np.testing.assert_allclose(sample_loss(*map(Tensor, values[:5])).asnumpy(), wanted, rtol=1e-5)
