@@ -80,7 +80,7 @@ TINY = SDXLConfig(
         head_dim=32,
         norm_groups=8,
     ),
-    vae=VAEConfig(channels=32, channel_mult=(1, 2, 2, 4), num_res_blocks=1, norm_groups=8),
+    vae=VAEConfig(channels=16, channel_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=4),
     clip_l=CLIPConfig(width=64, layers=3, heads=2, vocab_size=1024),
     clip_g=CLIPConfig(width=96, layers=3, heads=3, vocab_size=1024, projection_dim=96),
 )
