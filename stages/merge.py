@@ -16,7 +16,11 @@ CONVERTED = Path("outs/convert")
 def main(params: Params) -> None:
     unet = TRAINED[params.merge.weights]
     if not unet.exists():
-        hint = "; the training kept no average: switch it on in train, or set merge.weights to raw" if unet == TRAINED["ema"] else ""
+        hint = (
+            "; the training kept no average: switch it on in train, or set merge.weights to raw"
+            if unet == TRAINED["ema"]
+            else ""
+        )
         raise StageError(f"{unet} does not exist, which merge.weights: {params.merge.weights} asks for{hint}")
     components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
     merge(components, CONFIGS[params.model.config], params.merge.dtype, Path("outs/merge"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import pipeline.device  # noqa: F401  (sets what MindSpore reads at its import)
+
 import mindspore as ms  # isort: skip
 
 from pipeline.stage import StageError
@@ -44,7 +45,7 @@ def check_reads(path):
         ("c.weight", "bfloat16", (6, 2)),
         ("logit_scale", "float16", ()),
     ]
-    for tensor, values in zip(tensors.values(), [FLOAT32, FLOAT16, BFLOAT16, SCALAR]):
+    for tensor, values in zip(tensors.values(), [FLOAT32, FLOAT16, BFLOAT16, SCALAR], strict=True):
         np.testing.assert_array_equal(tensor.array(), values)
         assert tensor.array().dtype == values.dtype
         assert b"".join(map(bytes, tensor.chunks())) == values.tobytes()
@@ -60,7 +61,12 @@ def test_reads_back_what_is_written(tmp_path):
 
 def test_reads_what_mindspore_saves(tmp_path):
     bf16 = ms.Tensor((BFLOAT16.astype(np.uint32) << 16).view(np.float32)).astype(ms.bfloat16)
-    named = {"a.gamma": ms.Tensor(FLOAT32), "b.weight": ms.Tensor(FLOAT16), "c.weight": bf16, "logit_scale": ms.Tensor(SCALAR)}
+    named = {
+        "a.gamma": ms.Tensor(FLOAT32),
+        "b.weight": ms.Tensor(FLOAT16),
+        "c.weight": bf16,
+        "logit_scale": ms.Tensor(SCALAR),
+    }
     ms.save_checkpoint([{"name": name, "data": data} for name, data in named.items()], str(tmp_path / "m.ckpt"))
     check_reads(tmp_path / "m.ckpt")
     # The same bytes but for the scalar, which MindSpore 2.10 saves without dims and others with [0]; it opens both.
@@ -122,7 +128,14 @@ def test_a_missing_slice_is_refused(tmp_path, monkeypatch):
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "x.ckpt"
-    for raw in (b"PK\3\4" + bytes(100), b"\x80\x02}q\0.", b"{}" * 50, b"\x0a\x02\x0a\x00", b"\xff" * 40, RNG.bytes(300)):
+    for raw in (
+        b"PK\3\4" + bytes(100),
+        b"\x80\x02}q\0.",
+        b"{}" * 50,
+        b"\x0a\x02\x0a\x00",
+        b"\xff" * 40,
+        RNG.bytes(300),
+    ):
         path.write_bytes(raw)
         with pytest.raises(StageError, match="x.ckpt is (not a MindSpore checkpoint|cut short)"):
             ckpt.read(path)

@@ -11,7 +11,8 @@ import safetensors.numpy
 
 from pipeline.models.config import CONFIGS, TINY
 from pipeline.stage import StageError
-from pipeline.weights import ckpt, layout, safetensors as streamed
+from pipeline.weights import ckpt, layout
+from pipeline.weights import safetensors as streamed
 from pipeline.weights.convert import convert
 from pipeline.weights.names import PREFIX, to_mindspore
 from tests import synthetic
@@ -48,7 +49,7 @@ def test_every_tensor_bit_by_bit_in_the_layouts_order(tmp_path, dtype):
     convert(base, base, TINY, tmp_path / "convert")
     tensors = converted(tmp_path / "convert")
     assert list(tensors) == [to_mindspore(name) for name in SHAPES]
-    for (name, shape), tensor in zip(SHAPES.items(), tensors.values()):
+    for (name, shape), tensor in zip(SHAPES.items(), tensors.values(), strict=True):
         assert (tensor.dtype, tensor.shape) == (dtype, shape)
         np.testing.assert_array_equal(tensor.array(), synthetic.bits(name, shape, dtype), err_msg=name)
 
@@ -79,7 +80,9 @@ def test_a_vae_file_replaces_the_bases_own(tmp_path, tiny, form):
         save(other, own if form == "prefixed" else {n.removeprefix(PREFIX["vae"]): a for n, a in own.items()})
     convert(tiny, other, TINY, tmp_path / "convert")
     tensors = converted(tmp_path / "convert")
-    np.testing.assert_array_equal(tensors[VAE_CONV].array(), synthetic.bits(VAE_CONV, SHAPES[VAE_CONV], "float32", seed=5))
+    np.testing.assert_array_equal(
+        tensors[VAE_CONV].array(), synthetic.bits(VAE_CONV, SHAPES[VAE_CONV], "float32", seed=5)
+    )
     np.testing.assert_array_equal(tensors[UNET_CONV].array(), synthetic.bits(UNET_CONV, SHAPES[UNET_CONV], "float16"))
 
 
@@ -87,7 +90,10 @@ def test_another_vae_leaves_the_other_components_the_same_bytes(tmp_path, tiny):
     other = synthetic.write_checkpoint(tmp_path / "vae.safetensors", TINY, seed=5)
     convert(tiny, tiny, TINY, tmp_path / "a")
     convert(tiny, other, TINY, tmp_path / "b")
-    same = {part: (tmp_path / f"a/{part}.ckpt").read_bytes() == (tmp_path / f"b/{part}.ckpt").read_bytes() for part in PREFIX}
+    same = {
+        part: (tmp_path / f"a/{part}.ckpt").read_bytes() == (tmp_path / f"b/{part}.ckpt").read_bytes()
+        for part in PREFIX
+    }
     assert same == {"unet": True, "clip_l": True, "clip_g": True, "vae": False}
 
 
@@ -134,7 +140,12 @@ def test_many_faults_are_counted(tmp_path, arrays):
 def test_a_missing_vae_tensor_of_the_other_file_is_named(tmp_path, tiny, arrays):
     own = {n.removeprefix(PREFIX["vae"]): a for n, a in arrays.items() if n.startswith(PREFIX["vae"])}
     del own["quant_conv.weight"]
-    refused(tmp_path, tiny, r"vae.safetensors (.|\n)*quant_conv.weight \(8, 8, 1, 1\)", vae=save(tmp_path / "vae.safetensors", own))
+    refused(
+        tmp_path,
+        tiny,
+        r"vae.safetensors (.|\n)*quant_conv.weight \(8, 8, 1, 1\)",
+        vae=save(tmp_path / "vae.safetensors", own),
+    )
 
 
 def test_nan_and_infinity_are_named_and_counted(tmp_path, arrays):
@@ -175,7 +186,9 @@ def test_weights_of_another_configuration_are_recognised(tmp_path, config, other
     writer = streamed.Writer(base, entries)
     writer._file.truncate(writer._file.tell() + sum(2 * int(np.prod(shape)) for _, shape in entries.values()))
     writer._file.close()
-    message = refused(tmp_path, base, f"holds weights of the configuration {other}; set model.config to {other}", CONFIGS[config])
+    message = refused(
+        tmp_path, base, f"holds weights of the configuration {other}; set model.config to {other}", CONFIGS[config]
+    )
     assert len(message.splitlines()) == 1
 
 

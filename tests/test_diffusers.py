@@ -87,11 +87,17 @@ def test_position_ids_of_older_exports_are_dropped(folder):
 @pytest.mark.parametrize("form", ["whole folder", "vae folder", "vae file"])
 def test_a_diffusers_vae_replaces_the_bases_own(tmp_path, form):
     base = synthetic.write_checkpoint(tmp_path / "base.safetensors", SMALL, seed=9)
-    path = {"whole folder": FOLDER, "vae folder": FOLDER / "vae", "vae file": FOLDER / "vae/diffusion_pytorch_model.safetensors"}
+    path = {
+        "whole folder": FOLDER,
+        "vae folder": FOLDER / "vae",
+        "vae file": FOLDER / "vae/diffusion_pytorch_model.safetensors",
+    }
     tensors = open_weights(base, path[form], SMALL)
     check(tensors, wanted=lambda name: name.startswith("first_stage_model."))
     for name in ("model.diffusion_model.out.2.weight", LOGIT_SCALE):
-        np.testing.assert_array_equal(tensors[name].array(), synthetic.bits(name, tensors[name].shape, "float16", seed=9))
+        np.testing.assert_array_equal(
+            tensors[name].array(), synthetic.bits(name, tensors[name].shape, "float16", seed=9)
+        )
 
 
 def test_faults_are_named_as_the_folder_names_them(folder):
@@ -137,7 +143,9 @@ def test_a_missing_folder_and_a_missing_shard_are_named(folder):
         open_weights(folder, folder, SMALL)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {"a": 1}}']
+)
 def test_an_unsound_index_is_refused(folder, content):
     (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(content)
     with pytest.raises(StageError, match="is not an index"):

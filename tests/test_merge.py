@@ -12,11 +12,13 @@ import pytest
 import safetensors.numpy
 
 import pipeline.device  # noqa: F401  (sets what MindSpore reads at its import)
+
 import mindspore as ms  # isort: skip
 
 from pipeline.models.config import TINY
 from pipeline.stage import StageError
-from pipeline.weights import ckpt, layout, safetensors as streamed
+from pipeline.weights import ckpt, layout
+from pipeline.weights import safetensors as streamed
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from pipeline.weights.names import PREFIX, to_mindspore
@@ -45,7 +47,10 @@ def trained(path, change=lambda name, array: array, config=TINY):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_an_untrained_unet_gives_back_the_source_bit_by_bit(tmp_path, dtype):
     merge(converted(tmp_path, dtype), TINY, dtype, tmp_path / "merge")
-    source, merged = streamed.read(tmp_path / f"{dtype}.safetensors"), streamed.read(tmp_path / "merge/merged.safetensors")
+    source, merged = (
+        streamed.read(tmp_path / f"{dtype}.safetensors"),
+        streamed.read(tmp_path / "merge/merged.safetensors"),
+    )
     assert list(merged) == list(source) == list(SHAPES)
     for name, tensor in source.items():
         assert (merged[name].dtype, merged[name].shape) == (tensor.dtype, tensor.shape)
@@ -114,7 +119,9 @@ def test_nan_and_infinity_in_the_trained_unet_are_named(tmp_path):
 
 
 def test_a_unet_of_nan_stops_early_with_a_short_message(tmp_path):
-    components = converted(tmp_path) | {"unet": trained(tmp_path / "unet.ckpt", lambda name, array: array * np.float32(np.nan))}
+    components = converted(tmp_path) | {
+        "unet": trained(tmp_path / "unet.ckpt", lambda name, array: array * np.float32(np.nan))
+    }
     assert len(refused(tmp_path, components, "no numbers").splitlines()) < 20
 
 

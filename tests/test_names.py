@@ -25,13 +25,17 @@ def test_tiny_names_map_both_ways():
     assert [to_stability(to_mindspore(name)) for name in names] == names
 
 
-@pytest.mark.parametrize("name", ["a.norm1.gamma", "model.diffusion_model.out.0.beta", "token_embedding.embedding_table"])
+@pytest.mark.parametrize(
+    "name", ["a.norm1.gamma", "model.diffusion_model.out.0.beta", "token_embedding.embedding_table"]
+)
 def test_a_mindspore_name_is_not_mapped_again(name):
     with pytest.raises(ValueError, match="MindSpore name already"):
         to_mindspore(name)
 
 
-@pytest.mark.parametrize("name", ["a.norm1.weight", "model.diffusion_model.out.0.bias", "token_embedding.weight", "a.conv.gamma"])
+@pytest.mark.parametrize(
+    "name", ["a.norm1.weight", "model.diffusion_model.out.0.bias", "token_embedding.weight", "a.conv.gamma"]
+)
 def test_a_name_that_is_not_mindspores_has_no_reverse(name):
     with pytest.raises(ValueError, match="not a MindSpore name"):
         to_stability(name)
@@ -45,5 +49,7 @@ def test_a_numbered_norm_counts_only_at_its_own_place():
 
 
 def test_prefixes_split_the_reference_list_without_rest():
-    counts = {part: sum(name.startswith(prefix) for name, _, _ in sdxl_base_tensors()) for part, prefix in PREFIX.items()}
+    counts = {
+        part: sum(name.startswith(prefix) for name, _, _ in sdxl_base_tensors()) for part, prefix in PREFIX.items()
+    }
     assert counts == {"unet": 1680, "clip_l": 196, "clip_g": 390, "vae": 248}

@@ -34,7 +34,9 @@ def test_bfloat16_rounds_to_nearest_ties_to_even():
     """Against the definition: of the two neighbours the nearer one, of two equally near the even one."""
     rng = np.random.default_rng(0)
     below = rng.integers(0, 0x7F7F, 20_000, np.uint16)  # not the largest, so that `below + 1` is finite
-    tail = np.concatenate([rng.integers(0, 1 << 16, 19_000), np.full(500, 0x8000), [0, 1, 0x7FFF, 0x8001, 0xFFFF] * 100])
+    tail = np.concatenate(
+        [rng.integers(0, 1 << 16, 19_000), np.full(500, 0x8000), [0, 1, 0x7FFF, 0x8001, 0xFFFF] * 100]
+    )
     bits = (below.astype(np.uint32) << 16) | tail.astype(np.uint32)
     values = bits.view(np.float32).astype(np.float64)
     low, high = widen(below).astype(np.float64), widen(below + 1).astype(np.float64)
@@ -54,7 +56,9 @@ def test_widening_is_exact_and_comes_back():
 
 def test_casts_between_the_halves():
     half = np.array([1.0, 1 / 3, 65504, 6e-8], np.float16)
-    np.testing.assert_array_equal(cast(half, "float16", "bfloat16"), cast(half.astype(np.float32), "float32", "bfloat16"))
+    np.testing.assert_array_equal(
+        cast(half, "float16", "bfloat16"), cast(half.astype(np.float32), "float32", "bfloat16")
+    )
     back = cast(cast(np.array([1.0, -0.5, 2.0], np.float16), "float16", "bfloat16"), "bfloat16", "float16")
     np.testing.assert_array_equal(back, np.array([1.0, -0.5, 2.0], np.float16))
 
@@ -62,7 +66,9 @@ def test_casts_between_the_halves():
 def test_overflow_becomes_infinity():
     assert np.isinf(cast(np.array([65520], np.float32), "float32", "float16")).all()
     assert not np.isinf(cast(np.array([65519], np.float32), "float32", "float16")).any()
-    assert count_nonfinite(cast(np.array([np.finfo(np.float32).max], np.float32), "float32", "bfloat16"), "bfloat16") == (0, 1)
+    assert count_nonfinite(
+        cast(np.array([np.finfo(np.float32).max], np.float32), "float32", "bfloat16"), "bfloat16"
+    ) == (0, 1)
 
 
 def test_same_dtype_is_the_same_buffer():

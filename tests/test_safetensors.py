@@ -132,13 +132,25 @@ def test_other_files_say_what_they_begin_with(tmp_path):
 
 
 def test_the_writer_keeps_to_what_it_announced(tmp_path):
-    with pytest.raises(ValueError, match="announced"), streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}) as writer:
+    with (
+        pytest.raises(ValueError, match="announced"),
+        streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}) as writer,
+    ):
         writer.begin("b", "float32", (2,))
-    with pytest.raises(ValueError, match="1 more tensors, first a"), streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}):
+    with (
+        pytest.raises(ValueError, match="1 more tensors, first a"),
+        streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}),
+    ):
         pass
-    with pytest.raises(ValueError, match="a lacks 4 bytes"), streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}) as writer:
+    with (
+        pytest.raises(ValueError, match="a lacks 4 bytes"),
+        streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}) as writer,
+    ):
         writer.begin("a", "float32", (2,))
         writer.write(bytes(4))
-    with pytest.raises(ValueError, match="a got 4 bytes too many"), streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}) as writer:
+    with (
+        pytest.raises(ValueError, match="a got 4 bytes too many"),
+        streamed.Writer(tmp_path / "x", {"a": ("float32", (2,))}) as writer,
+    ):
         writer.begin("a", "float32", (2,))
         writer.write(bytes(12))

@@ -1,4 +1,4 @@
-"""Published weights -> one MindSpore checkpoint per component, streamed: a chunk of one tensor is in memory at a time."""
+"""Published weights -> one MindSpore checkpoint per component, streamed: one chunk in memory at a time."""
 
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from pipeline.weights.tensor import Tensor
 def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
     """Write the folder `out` with unet.ckpt, clip_l.ckpt, clip_g.ckpt and vae.ckpt, all or none of them.
 
-    Names are MindSpore's with the component's prefix, in the layout's order; each tensor keeps the dtype that it has in
-    the source. Raises StageError for weights that do not fit the configuration, are damaged, or hold NaN or infinity."""
+    Names are MindSpore's with the component's prefix, in the layout's order; each tensor keeps the dtype that it has
+    in the source. Raises StageError for weights that do not fit the configuration, are damaged, or hold NaN or
+    infinity."""
     tensors = open_weights(base, vae, config)
     faults: list[str] = []
     with atomic(out) as folder:
@@ -24,11 +25,13 @@ def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
             own = {name: tensor for name, tensor in tensors.items() if part_of(name) == part}
             _write(folder / f"{part}.ckpt", own, faults)
             dtypes = ", ".join(sorted({tensor.dtype for tensor in own.values()}))
-            print(f"{part}: {len(own):,} tensors, {sum(t.count for t in own.values()):,} parameters, {dtypes}", flush=True)
+            count = sum(tensor.count for tensor in own.values())
+            print(f"{part}: {len(own):,} tensors, {count:,} parameters, {dtypes}", flush=True)
             if len(faults) > check.MOST:
                 break
         if faults:
-            raise StageError(f"{base} (VAE: {vae}) is damaged:\n" + check.listed("tensors with values that are no numbers", faults))
+            listed = check.listed("tensors with values that are no numbers", faults)
+            raise StageError(f"{base} (VAE: {vae}) is damaged:\n{listed}")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], faults: list[str]) -> None:

@@ -39,9 +39,7 @@ def recipe(part: str, name: str, shape: Shape, config: SDXLConfig) -> Recipe:
 def current(name: str) -> str:
     """The VAE's attention names before diffusers 0.15 -> those since."""
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    return re.sub(
-        r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{old[m[2]]}.", name
-    )
+    return re.sub(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{old[m[2]]}.", name)
 
 
 def _replace(name: str, replacements: dict[str, str]) -> str:

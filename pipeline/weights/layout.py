@@ -52,7 +52,9 @@ def _unet(config: UNetConfig) -> Entries:
         for _ in range(config.num_res_blocks):
             yield from _residual(f"input_blocks.{index}.0", width, outputs, embedding)
             width = outputs
-            yield from _transformer(f"input_blocks.{index}.1", width, config.context_dim, config.transformer_depth[level])
+            yield from _transformer(
+                f"input_blocks.{index}.1", width, config.context_dim, config.transformer_depth[level]
+            )
             skips.append(width)
             index += 1
         if level < last:

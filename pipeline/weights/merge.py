@@ -20,13 +20,14 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
     infinity, or has a value too large for `dtype`."""
     shapes = layout.shapes(config)
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
+    entries = {name: (dtype, shape) for name, shape in shapes.items()}
     faults: list[str] = []
     too_large: list[str] = []
     with atomic(out) as folder:
         folder.mkdir()
         with (
             ckpt.Writer(folder / "merged.ckpt") as mindspore,
-            safetensors.Writer(folder / "merged.safetensors", {n: (dtype, shape) for n, shape in shapes.items()}) as stability,
+            safetensors.Writer(folder / "merged.safetensors", entries) as stability,
         ):
             for name, shape in shapes.items():
                 mindspore.begin(to_mindspore(name), dtype, shape)
@@ -47,7 +48,9 @@ def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, T
     found = ckpt.read(path)
     own = {to_mindspore(name): name for name in shapes if part_of(name) == part}
     if faults := check.differences(found, {name: (shapes[stability],) for name, stability in own.items()}):
-        raise StageError(f"{path} does not hold the {part} of this model.config; convert and train with this configuration:\n{faults}")
+        raise StageError(
+            f"{path} does not hold the {part} of this model.config; make it again with this configuration:\n{faults}"
+        )
     return {stability: found[name] for name, stability in own.items()}
 
 
@@ -70,6 +73,7 @@ def _refuse(components: dict[str, Path], dtype: str, faults: list[str], too_larg
     if faults:
         lists.append(check.listed("tensors with values that are no numbers", faults))
     if too_large:
-        lists.append(check.listed(f"tensors with values too large for {dtype}; set merge.dtype to bfloat16 or float32", too_large))
+        kind = f"tensors with values too large for {dtype}; set merge.dtype to bfloat16 or float32"
+        lists.append(check.listed(kind, too_large))
     if lists:
         raise StageError(f"{', '.join(map(str, components.values()))} cannot be merged:\n" + "\n".join(lists))

@@ -27,7 +27,7 @@ def count_nonfinite(chunk, dtype: str) -> tuple[int, int]:
 
 
 def cast(chunk, source: str, target: str):
-    """A buffer of `source` values as one of `target`, rounded to the nearest and ties to even; too large becomes infinity."""
+    """A buffer of `source` values as one of `target`, rounded to nearest, ties to even; too large becomes infinity."""
     if source == target:
         return chunk
     values = _to_float32(chunk, source)
@@ -37,7 +37,7 @@ def cast(chunk, source: str, target: str):
         with np.errstate(over="ignore"):
             return values.astype("<f2")
     bits = values.view("<u4")
-    # Adding half of bfloat16's last place, less one where that place is even, carries into it exactly when it rounds up.
+    # Half of bfloat16's last place, less one where that place is even, carries into it exactly when it rounds up.
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
 
 

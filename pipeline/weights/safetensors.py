@@ -34,7 +34,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
         begin = tensor.spans[0].offset - start
         if begin != expected:
             fault = "overlaps the tensor before it" if begin < expected else "leaves a hole before it"
-            raise StageError(f"{path}: tensor {name} begins at byte {begin} of the data, {fault} (which ends at {expected})")
+            raise StageError(
+                f"{path}: tensor {name} begins at byte {begin} of the data, {fault} (which ends at {expected})"
+            )
         expected = begin + tensor.nbytes
     if end < expected:
         raise StageError(f"{path} is cut short: its header wants {expected:,} bytes of data and {end:,} are there; "
@@ -107,7 +109,7 @@ def _what_it_is(prefix: bytes, length: int) -> str:
     # Zip (torch.save since 1.6) and the pickle protocols 2 to 5 (older .ckpt, .bin, .pt).
     if prefix.startswith(b"PK") or (prefix[:1] == b"\x80" and prefix[1:2] in b"\2\3\4\5"):
         return (f"holds pickled PyTorch weights, which can run any code when opened, so it is not read. {wanted}: "
-                "most models are published as one, or save it with safetensors.torch.save_file from a copy that you trust")  # fmt: skip
+                "most models are published as one, and safetensors.torch.save_file makes one")  # fmt: skip
     if prefix.startswith(b"version https://git-lfs"):
         return f"is a git-lfs pointer, not the weights. {wanted}: run `git lfs pull`"
     if not prefix:

@@ -22,7 +22,7 @@ Recipes = dict[str, Recipe]  # by Stability's name
 
 
 def open_weights(base: Path, vae: Path, config: SDXLConfig) -> dict[str, Tensor]:
-    """The whole layout's tensors by Stability's name, in its order; `vae` replaces the base's own unless it is the same path.
+    """The whole layout's tensors by Stability's name, in its order; `vae` (unless the same path) replaces base's own.
 
     Raises StageError that lists missing, unknown and mis-shaped tensors and those of a dtype that is not a weight's."""
     own_vae = base.resolve() == vae.resolve()
@@ -44,7 +44,7 @@ def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
 
 
 def _open_vae(path: Path, config: SDXLConfig) -> Found:
-    """A VAE alone (Stability's names with or without their prefix, or diffusers'), or that of another whole checkpoint."""
+    """A VAE alone (Stability's names with or without prefix, or diffusers'), or that of another whole checkpoint."""
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
         return _assemble(folder, _read_folder(folder, "vae/"), config, lambda other: _diffusers_recipes(other, ["vae"]))
@@ -76,7 +76,9 @@ def _read_folder(folder: Path, prefix: str) -> Found:
         found = safetensors.read(file)
         if names is not None and set(found) != names:
             odd = sorted(set(found) ^ names)
-            raise StageError(f"{file} does not hold the tensors that the folder's index says, first {odd[0]}; download it again")
+            raise StageError(
+                f"{file} does not hold the tensors that the folder's index says, first {odd[0]}; download it again"
+            )
         tensors |= found
     return {prefix + diffusers.current(name): tensor for name, tensor in _without_buffers(tensors).items()}
 
@@ -95,11 +97,11 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     pickled = [name for name in there if name.endswith((".bin", ".pt", ".ckpt"))]
     if pickled:
-        raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run any code when opened, so they "
-                         "are not read; wanted *.safetensors (save_pretrained writes them)")  # fmt: skip
+        raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run any code when "
+                         "opened, so they are not read; wanted *.safetensors (save_pretrained writes them)")  # fmt: skip
     what = f"has {', '.join(there) or 'no files'}" if folder.is_dir() else "does not exist"
-    raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, or their .fp16 variant "
-                     "or sharded form, in unet/, vae/, text_encoder/ and text_encoder_2/")  # fmt: skip
+    raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, their .fp16 "
+                     "variant or sharded form, in unet/, vae/, text_encoder/ and text_encoder_2/")  # fmt: skip
 
 
 def _read_index(index: Path) -> dict[Path, set[str] | None]:
@@ -147,7 +149,7 @@ def _assemble(path: Path, found: Found, config: SDXLConfig, recipes_of) -> Found
     if faults := differences(found, _wanted(recipes)):
         for name, other in CONFIGS.items():
             if other != config and not differences(found, _wanted(recipes_of(other))):
-                raise StageError(f"{path} holds weights of the configuration {name}; set model.config to {name}, or give other weights")
+                raise StageError(f"{path} holds weights of the configuration {name}; set model.config to {name}")
         raise StageError(f"{path} does not hold the weights of this model.config:\n{faults}")
     shapes = layout.shapes(config)
     return {name: _make(path, recipe, shapes[name], found) for name, recipe in recipes.items()}
@@ -168,8 +170,8 @@ def _make(path: Path, recipe: Recipe, shape: layout.Shape, found: Found) -> Tens
 
 
 def _logit_scale(found: Found) -> Tensor:
-    """OpenCLIP's logit_scale, which SDXL never computes with and a diffusers folder leaves out: ln 100, where OpenCLIP's
-    training clips it (arXiv 2103.00020, section 2.5) and where it stands in sd_xl_base_1.0."""
+    """OpenCLIP's logit_scale, which SDXL never computes with and a diffusers folder leaves out: ln 100, where training
+    clips it (arXiv 2103.00020, section 2.5)."""
     dtype = found["text_encoder_2/text_projection.weight"].dtype
     bits = cast(np.float32(math.log(100)).tobytes(), "float32", dtype)
     return Tensor(dtype, (), (), constant=bytes(memoryview(bits)))

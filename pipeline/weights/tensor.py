@@ -26,8 +26,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Tensor:
-    """`spans` hold the little-endian C-order bytes one after the other, or those of the transposed matrix (`transposed`);
-    a value that lies in no file has its bytes in `constant`.
+    """`spans` hold the little-endian C-order bytes one after the other, or those of the transposed matrix
+    (`transposed`); a value that lies in no file has its bytes in `constant`.
 
     `dtype` is a key of NUMPY, or another format's name for what is not a weight (such as I64) and cannot be read."""
 
@@ -67,8 +67,8 @@ class Tensor:
     def array(self) -> np.ndarray:
         """The values, read-only: float32, float16, or the bits of bfloat16 as uint16.
 
-        A view of the file (mmap), which may be unaligned; a copy where the bytes lie in several spans. Raises StageError
-        for a dtype that is not a weight's."""
+        A view of the file (mmap), which may be unaligned; a copy where the bytes lie in several spans. Raises
+        StageError for a dtype that is not a weight's."""
         if self.dtype not in NUMPY:
             raise StageError(f"{self.spans[0].path} holds a tensor of {self.dtype}; wanted {', '.join(NUMPY)}")
         dtype = NUMPY[self.dtype]

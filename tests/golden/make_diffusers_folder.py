@@ -1,6 +1,7 @@
 """Write diffusers_folder/: diffusers' and transformers' own conversion of a small checkpoint in Stability's layout.
 
-    pip install torch diffusers transformers pydantic pyyaml        (made with torch 2.13.0, diffusers 0.39.0, transformers 4.57.1)
+    pip install torch diffusers transformers pydantic pyyaml
+    (made with torch 2.13.0, diffusers 0.39.0, transformers 4.57.1)
     python -m tests.golden.make_diffusers_folder
 
 The source holds tests.synthetic's values for the configuration SMALL. The UNet is saved in shards with an index, the

@@ -1,0 +1,155 @@
+"""convert, merge and export at full size: wall time against plainly writing the same bytes, and peak memory.
+
+    python -m benchmarks.stream FOLDER [--load merged]     needs 46 GB free there; FOLDER is made and removed
+
+Makes a random SDXL checkpoint (float16, 6.94 GB) and a random trained UNet (float32, 10.3 GB). Every job runs in a
+process of its own, between two plain writes of as many bytes with the same fsync at the end; its time stands against
+the mean of the two. Source files are dropped from the page cache first, so reading them is part of the time. The export
+to safetensors happens in merge, which writes both files in one pass; `export` is the round trip: convert's UNet instead
+of a trained one, whose merged.safetensors must be the source byte for byte."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.models.config import SDXL_BASE
+from pipeline.store import atomic
+from pipeline.weights import ckpt, layout, safetensors
+from pipeline.weights.convert import convert
+from pipeline.weights.merge import merge
+from pipeline.weights.names import PREFIX, to_mindspore
+
+CHUNK = 1 << 20
+
+
+def make_source(folder: Path) -> None:
+    shapes = layout.shapes(SDXL_BASE)
+    with safetensors.Writer(folder / "source.safetensors", {n: ("float16", s) for n, s in shapes.items()}) as writer:
+        for index, (name, shape) in enumerate(shapes.items()):
+            bits = np.random.default_rng(index).integers(0, 1 << 16, shape, np.uint16)
+            bits = np.asarray(bits & 0x83FF | 0x2400, np.uint16)  # random sign and fraction, 1/64 in size
+            writer.add(name, bits.view(np.float16))
+    with ckpt.Writer(folder / "trained.ckpt") as writer:
+        for index, (name, shape) in enumerate(shapes.items()):
+            if name.startswith(PREFIX["unet"]):
+                bits = np.random.default_rng(index).integers(0, 1 << 32, shape, np.uint32)
+                writer.add(to_mindspore(name), (bits & 0x807FFFFF | 0x3C800000).view(np.float32))  # the same
+
+
+def write_plainly(folder: Path, size: int) -> None:
+    chunk = np.random.default_rng(0).bytes(CHUNK)
+    with atomic(folder / "plain") as path, open(path, "wb", buffering=0) as file:
+        for start in range(0, size, CHUNK):
+            file.write(memoryview(chunk)[: min(CHUNK, size - start)])
+
+
+def components(folder: Path, unet: Path) -> dict[str, Path]:
+    return {part: folder / f"convert/{part}.ckpt" for part in PREFIX} | {"unet": unet}
+
+
+def load(path: Path) -> None:
+    import pipeline.device  # noqa: F401, PLC0415  (sets what MindSpore reads at its import)
+    import mindspore  # noqa: PLC0415  # isort: skip
+
+    parameters = mindspore.load_checkpoint(str(path))
+    print(f"{path.name}: {len(parameters):,} parameters, the last {next(reversed(parameters))}", file=sys.stderr)
+
+
+def job(name: str, folder: Path, argument: str) -> None:
+    """Run one job and print its seconds and peak memory as JSON."""
+    source = folder / "source.safetensors"
+    start = time.perf_counter()
+    match name:
+        case "make":
+            make_source(folder)
+        case "plain":
+            write_plainly(folder, int(argument))
+        case "convert":
+            convert(source, source, SDXL_BASE, folder / "convert")
+        case "merge":
+            merge(components(folder, folder / "trained.ckpt"), SDXL_BASE, "float16", folder / "merge")
+        case "export":
+            merge(components(folder, folder / "convert/unet.ckpt"), SDXL_BASE, "float16", folder / "merge")
+        case "load":
+            load(folder / argument)
+    seconds, processor = time.perf_counter() - start, time.process_time()
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "processor": processor, "peak_mb": int(peak.split()[1]) * 1024 / 1e6}))
+
+
+def run(name: str, folder: Path, argument: str = "") -> dict:
+    command = [sys.executable, "-m", "benchmarks.stream", str(folder), "--job", name, argument]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def drop_from_cache(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def measure(name: str, folder: Path, size: int) -> None:
+    """Print one line: the job between two plain writes of `size` bytes."""
+    before = plain_seconds(folder, size)
+    drop_from_cache(folder)
+    result = run(name, folder)
+    after = plain_seconds(folder, size)
+    ratio = result["seconds"] / ((before + after) / 2)
+    job = f"{result['seconds']:6.1f} s (processor {result['processor']:.1f} s)"
+    against = f"plain {before:.1f} and {after:.1f} s, ratio {ratio:.2f}"
+    print(f"{name:8} {size / 1e9:5.2f} GB   {job}   {against}   peak {result['peak_mb']:.0f} MB", flush=True)
+
+
+def plain_seconds(folder: Path, size: int) -> float:
+    drop_from_cache(folder)
+    seconds = run("plain", folder, str(size))["seconds"]
+    (folder / "plain").unlink()
+    return seconds
+
+
+def same(a: Path, b: Path) -> bool:
+    return subprocess.run(["cmp", str(a), str(b)], check=False).returncode == 0
+
+
+def main(folder: Path, to_load: str) -> None:
+    folder.mkdir(parents=True)
+    try:
+        print(f"made the inputs in {run('make', folder)['seconds']:.0f} s", flush=True)
+        size = (folder / "source.safetensors").stat().st_size
+        measure("convert", folder, size)
+        measure("merge", folder, 2 * size)
+        (folder / "trained.ckpt").unlink()
+        measure("export", folder, 2 * size)
+        whole = same(folder / "source.safetensors", folder / "merge/merged.safetensors")
+        print(f"convert, merge untrained, export: {'byte for byte the source' if whole else 'DIFFERS from the source'}")
+        file = "merge/merged.ckpt" if to_load == "merged" else f"convert/{to_load}.ckpt"
+        drop_from_cache(
+            folder
+        )  # MindSpore takes the page cache for memory in use, and refuses files larger than the rest
+        print(f"ms.load_checkpoint({file}): {run('load', folder, file)}")
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--load", default="clip_g", choices=[*PREFIX, "merged"], help="needs three times the file in memory"
+    )
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        job(arguments.job[0], arguments.folder, arguments.job[1])
+    else:
+        main(arguments.folder, arguments.load)
