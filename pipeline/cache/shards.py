@@ -25,6 +25,7 @@ ROW_GROUP = 1024  # chosen with benchmarks/read_shards.py: one row group in all 
 
 _LANES = 509  # a prime: pages or sectors that swap places in a payload change their lanes
 _MAX_PAGE_HEADER = 256
+_SEAL = 16  # bytes
 _SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
@@ -221,6 +222,33 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
     ) as writer:
         writer.add_key_value_metadata({"format": str(FORMAT), "kind": kind.name, "fingerprint": canonical(fingerprint)})
         writer.write_table(table, row_group_size=ROW_GROUP)
+    _seal_footer(path)
+
+
+def _seal_footer(path: str | Path) -> None:
+    """Put the footer's hash in front of the footer, where Parquet readers do not look: pyarrow crashes on some damaged
+    footers, so `open_shard` checks it before pyarrow sees it."""
+    with open(path, "r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        (length,) = struct.unpack("<i", file.read(4))
+        start = file.seek(-8 - length, os.SEEK_END)
+        footer = file.read()
+        file.seek(start)
+        file.write(hashlib.blake2b(footer, digest_size=_SEAL).digest() + footer)
+
+
+def _read_footer(path: Path, handle: int) -> pq.FileMetaData:
+    """The file's metadata. Raises ShardError unless its footer is as it was written."""
+    size = os.fstat(handle).st_size
+    tail = os.pread(handle, 8, size - 8) if size >= 8 else b""
+    length = struct.unpack("<i", tail[:4])[0] if len(tail) == 8 else -1
+    if tail[4:] != b"PAR1" or not 0 < length <= size - 8 - _SEAL:
+        raise ShardError(f"{path}: not a whole Parquet file")
+    sealed = os.pread(handle, _SEAL + length + 8, size - 8 - length - _SEAL)
+    footer = sealed[_SEAL:]
+    if hashlib.blake2b(footer, digest_size=_SEAL).digest() != sealed[:_SEAL]:
+        raise ShardError(f"{path}: its footer is damaged, or the file was not written by this cache")
+    return pq.read_metadata(pa.BufferReader(footer))
 
 
 def canonical(fingerprint: dict) -> str:
@@ -255,15 +283,12 @@ def open_shard(path: str | Path, kind: Kind) -> Shard:
     Raises ShardError when the file is damaged (numbers or names), of another kind or format, or laid out otherwise.
     """
     path = Path(path)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            metadata = pq.read_metadata(file)
-            return _open(path, kind, file.fileno(), metadata)
-    except (pa.ArrowException, struct.error, KeyError, UnicodeDecodeError, OverflowError, json.JSONDecodeError) as error:
-        raise ShardError(f"{path}: not a whole shard: {error}") from error
+    with open(path, "rb", buffering=0) as file:
+        return _open(path, kind, file.fileno(), _read_footer(path, file.fileno()))
 
 
 def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Shard:
+    file_size = os.fstat(handle).st_size
     stored = metadata.metadata or {}
     if stored.get(b"kind", b"").decode() != kind.name or stored.get(b"format", b"").decode() != str(FORMAT):
         found = {key: stored.get(key, b"absent").decode(errors="replace") for key in (b"kind", b"format")}
@@ -287,14 +312,14 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
                 continue
             fixed = pa.types.is_fixed_size_binary(kind.schema.field(name).type)
             size = rows * (16 if fixed else 4)
-            raw = np.frombuffer(os.pread(handle, size, _array_start(path, chunk, size)), np.uint8)
+            raw = np.frombuffer(os.pread(handle, size, _array_start(path, chunk, size, file_size)), np.uint8)
             if len(raw) != size:
                 raise ShardError(f"{path}: ends within column {name}")
             arrays[name].append(raw.reshape(rows, 16) if fixed else raw.view("<i4"))
         for name, (factors, size) in kind.payloads.items():
             lengths = np.prod([arrays[factor][-1].astype(np.int64) for factor in factors], axis=0) * size
             ends = np.cumsum(lengths + 4)  # each value is preceded by its length
-            start = _array_start(path, chunks[name], int(ends[-1]))
+            start = _array_start(path, chunks[name], int(ends[-1]), file_size)
             offsets[name].append(start + ends - lengths)
     columns = {name: np.concatenate(parts) for name, parts in arrays.items() if parts}
     columns["checksum"] = columns["checksum"].view("<u8")
@@ -305,12 +330,15 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
     return Shard(path, kind, fingerprint, columns, {name: np.concatenate(parts) for name, parts in offsets.items()}, lengths)
 
 
-def _array_start(path: Path, chunk: pq.ColumnChunkMetaData, size: int) -> int:
+def _array_start(path: Path, chunk: pq.ColumnChunkMetaData, size: int, file_size: int) -> int:
     """Where the raw array of `size` bytes begins in a column chunk of one plain page: the page's header precedes it."""
     header = chunk.total_compressed_size - size
     if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not 0 < header <= _MAX_PAGE_HEADER:
         raise ShardError(f"{path}: column {chunk.path_in_schema} is not one plain page; only files of this cache are read here")
-    return chunk.data_page_offset + header
+    start = chunk.data_page_offset + header
+    if not 0 <= size <= size + start <= file_size:
+        raise ShardError(f"{path}: column {chunk.path_in_schema} lies outside the file")
+    return start
 
 
 def read_row(shard: Shard, index: int, handle: int) -> dict:
