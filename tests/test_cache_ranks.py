@@ -1,0 +1,120 @@
+"""Several ranks fill one cache."""
+
+import os
+import time
+
+import pytest
+
+from pipeline import store
+from pipeline.cache import engine, ranks, shards
+from pipeline.stage import StageError
+from tests.cache_jobs import Encoder, folder_bytes, job
+
+COUNT = 100
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 16)
+    monkeypatch.setattr(ranks, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(ranks, "START_SECONDS", 2.0)
+    for name in ("RANK_ID", "RANK_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def start(tmp_path, rank: int, world: int, dies: bool = False, delay: float = 0.0) -> int:
+    """A rank as a process of its own. It notes what it encoded, and ends with 0, 1 (StageError) or 9 (killed)."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ |= {"RANK_ID": str(rank), "RANK_SIZE": str(world)}
+        time.sleep(delay)
+        encoder = Encoder(0.002)
+
+        def encode(inputs):
+            if dies and encoder.calls == 2:
+                os._exit(9)
+            return encoder(inputs)
+
+        report = engine.build(job(range(COUNT), encoder, make_encoder=lambda: encode), tmp_path / "out")
+        (tmp_path / f"rank{rank}").write_text(f"{report.encoded} {len(set(encoder.encoded))}")
+        status = 0
+    except StageError as error:
+        (tmp_path / f"error{rank}").write_text(str(error))
+    finally:
+        os._exit(status)
+
+
+def finish(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("PIPELINE_STORE", str(tmp_path / "alone store"))
+        engine.build(job(range(COUNT), Encoder()), tmp_path / "alone")
+    return folder_bytes(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("world", [2, 3, 11])
+def test_any_number_of_ranks_gives_the_bytes_of_one(tmp_path, alone, world):
+    assert finish([start(tmp_path, rank, world, delay=0.01 * (rank % 3)) for rank in range(world)]) == [0] * world
+    assert folder_bytes(tmp_path / "out") == alone
+    counts = [[int(n) for n in (tmp_path / f"rank{rank}").read_text().split()] for rank in range(world)]
+    assert sum(encoded for encoded, _ in counts) == COUNT
+    assert all(encoded == distinct for encoded, distinct in counts)
+
+
+def test_a_dead_rank_costs_its_shards_and_a_second_run_finishes_them(tmp_path, alone):
+    assert finish([start(tmp_path, rank, 2, dies=rank == 1) for rank in range(2)]) == [1, 9]
+    assert "4 of 8 shards are missing and rank 1 of 2 is gone" in (tmp_path / "error0").read_text()
+    assert not (tmp_path / "out").exists()
+    encoder = Encoder()
+    report = engine.build(job(range(COUNT), encoder), tmp_path / "out")
+    assert 0 < report.encoded < COUNT and report.shards_written == 4
+    assert folder_bytes(tmp_path / "out") == alone
+
+
+def test_a_rank_that_never_starts_is_named(tmp_path):
+    assert finish([start(tmp_path, 0, 2)]) == [1]
+    assert "rank 1 of 2 is gone" in (tmp_path / "error0").read_text()
+
+
+def test_a_late_rank_is_waited_for(tmp_path, alone):
+    assert finish([start(tmp_path, 0, 2), start(tmp_path, 1, 2, delay=0.5)]) == [0, 0]
+    assert folder_bytes(tmp_path / "out") == alone
+
+
+def test_the_same_rank_twice_is_refused(tmp_path, monkeypatch):
+    work = job(range(COUNT), Encoder())
+    monkeypatch.setenv("RANK_ID", "1")
+    monkeypatch.setenv("RANK_SIZE", "2")
+    with store.lock(f"cache-{work.wanted.key}-rank1"), pytest.raises(store.Busy):
+        engine.build(work, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, (0, 1)),
+        ({"RANK_ID": "3", "RANK_SIZE": "8"}, (3, 8)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
+        ({"RANK_ID": "0"}, (0, 1)),
+    ],
+)
+def test_the_rank_comes_from_the_launcher(monkeypatch, environment, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.from_environment() == expected
+
+
+@pytest.mark.parametrize("environment", [{"RANK_SIZE": "2"}, {"RANK_ID": "2", "RANK_SIZE": "2"}, {"RANK_ID": "x", "RANK_SIZE": "2"}])
+def test_a_broken_launch_is_an_error(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StageError, match="RANK_ID"):
+        ranks.from_environment()
