@@ -11,8 +11,7 @@ from pipeline.weights.convert import convert
 
 
 def main(params: Params) -> None:
-    model = params.model
-    convert(Path(model.base), Path(model.vae), CONFIGS[model.config], Path("outs/convert"))
+    convert(Path(params.model.base), Path(params.model.vae), CONFIGS[params.model.config], Path("outs/convert"))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Plumbing that shapes no out. Were it a dependency, every edit of the schema would re-run all stages.
 PLUMBING = {"pipeline/__init__.py", "pipeline/params.py", "pipeline/stage.py", "pipeline/store.py"}
-# Keys that only say how, or how fast, a stage works.
-HOW = {"index.workers", "cache_latents.workers", "cache_latents.batch_size", "cache_text.batch_size", "device.target"}
+# Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the
+# batch size of each it makes the batch of a training step.
+HOW = {"index.workers", "cache_latents.workers"} | {
+    f"device.{key}" for key in Params.model_fields["device"].annotation.model_fields if key not in ("workers", "nodes")
+}
 
 
 def module_file(name: str) -> Path | None:
