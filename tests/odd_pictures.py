@@ -1,4 +1,5 @@
-"""Pictures as they are in the wild, each with what has to become of it. `python tests/odd_pictures.py FOLDER` writes them.
+"""Pictures as they are in the wild, each with what has to become of it. `python tests/odd_pictures.py FOLDER` writes
+them.
 
 Most show the same four quadrants, 60 wide and 40 high, in a different coding."""
 
@@ -124,14 +125,25 @@ def srgb(linear: float) -> int:
 
 
 def corpus() -> list[Odd]:
-    return [*_formats(), *_orientations(), *_transparent(), *_depths(), *_colour_models(), *_profiles(), *_several(), *_bad()]
+    return [
+        *_formats(),
+        *_orientations(),
+        *_transparent(),
+        *_depths(),
+        *_colour_models(),
+        *_profiles(),
+        *_several(),
+        *_bad(),
+    ]
 
 
 def _formats():
     plain = quadrants()
     yield Odd("plain.png", encode(plain, "PNG"), QUADRANTS)
     yield Odd("plain.jpg", encode(plain, "JPEG", quality=95, subsampling=0), QUADRANTS, tolerance=3)
-    yield Odd("progressive.jpeg", encode(plain, "JPEG", quality=95, subsampling=0, progressive=True), QUADRANTS, tolerance=3)
+    yield Odd(
+        "progressive.jpeg", encode(plain, "JPEG", quality=95, subsampling=0, progressive=True), QUADRANTS, tolerance=3
+    )
     yield Odd("plain.webp", encode(plain, "WEBP", lossless=True), QUADRANTS)
     yield Odd("plain.bmp", encode(plain, "BMP"), QUADRANTS)
     yield Odd("plain.gif", encode(plain, "GIF"), QUADRANTS)
@@ -154,12 +166,18 @@ def _orientations():
     yield Odd("exif 6.webp", encode(turned, "WEBP", lossless=True, exif=exif(6)), QUADRANTS)
     yield Odd("exif 6.tif", encode(turned, "TIFF", exif=exif(6)), QUADRANTS)
     yield Odd("exif 6 lzw.tif", encode(turned, "TIFF", compression="tiff_lzw", exif=exif(6)), QUADRANTS)
-    yield Odd("exif 6.avif", encode(turned, "AVIF", quality=95, subsampling="4:4:4", exif=exif(6)), QUADRANTS, tolerance=4)
+    yield Odd(
+        "exif 6.avif", encode(turned, "AVIF", quality=95, subsampling="4:4:4", exif=exif(6)), QUADRANTS, tolerance=4
+    )
     body = exif(6).removeprefix(b"Exif\0\0")
     yield Odd("exif after the pixels.png", raw_png(turned, 2, 8, after=chunk(b"eXIf", body)), QUADRANTS)
-    yield Odd("exif 9.jpg", encode(quadrants(), "JPEG", quality=95, subsampling=0, exif=exif(9)), QUADRANTS, tolerance=3)
+    yield Odd(
+        "exif 9.jpg", encode(quadrants(), "JPEG", quality=95, subsampling=0, exif=exif(9)), QUADRANTS, tolerance=3
+    )
     broken = b"Exif\0\0MM\0*\xff\xff\xff\xff\0\0\0\0"
-    yield Odd("broken exif.jpg", encode(quadrants(), "JPEG", quality=95, subsampling=0, exif=broken), QUADRANTS, tolerance=3)
+    yield Odd(
+        "broken exif.jpg", encode(quadrants(), "JPEG", quality=95, subsampling=0, exif=broken), QUADRANTS, tolerance=3
+    )
 
 
 def _transparent():
@@ -177,7 +195,9 @@ def _transparent():
     yield Odd("palette, transparent.png", encode(palette, "PNG", transparency=clear), seen)
     yield Odd("palette, transparent.gif", encode(palette, "GIF", transparency=clear), seen)
     grey = ((200, 255), (100, 255), (0, 255), (255, 0))
-    yield Odd("la.png", encode(Image.fromarray(quadrants(grey), "LA"), "PNG"), ((200,) * 3, (100,) * 3, (0,) * 3, BACKGROUND))
+    yield Odd(
+        "la.png", encode(Image.fromarray(quadrants(grey), "LA"), "PNG"), ((200,) * 3, (100,) * 3, (0,) * 3, BACKGROUND)
+    )
     yield Odd("rgb, key.png", encode(quadrants(), "PNG", transparency=YELLOW), seen)
 
 
@@ -185,7 +205,9 @@ def _depths():
     grey = ((65535,), (32768,), (3000,), (0,))
     seen = tuple((value >> 8,) * 3 for (value,) in grey)
     yield Odd("grey.png", encode(quadrants([(v >> 8,) for (v,) in grey])[:, :, 0], "PNG"), seen)
-    yield Odd("grey.jpg", encode(quadrants([(v >> 8,) for (v,) in grey])[:, :, 0], "JPEG", quality=95), seen, tolerance=2)
+    yield Odd(
+        "grey.jpg", encode(quadrants([(v >> 8,) for (v,) in grey])[:, :, 0], "JPEG", quality=95), seen, tolerance=2
+    )
     yield Odd("grey 16.png", raw_png(quadrants(grey), 0, 16), seen)
     yield Odd("grey 16.tif", encode(Image.fromarray(quadrants(grey)[:, :, 0]), "TIFF"), seen)
     key = chunk(b"tRNS", struct.pack(">H", 0))
@@ -212,7 +234,12 @@ def _profiles():
     linear = tuple(tuple(srgb(value / 255) for value in colour) for colour in QUADRANTS)
     plain = quadrants()
     yield Odd("linear light.png", encode(plain, "PNG", icc_profile=icc_profile()), linear, tolerance=1)
-    yield Odd("linear light.jpg", encode(plain, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile()), linear, tolerance=6)
+    yield Odd(
+        "linear light.jpg",
+        encode(plain, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile()),
+        linear,
+        tolerance=6,
+    )
     swapped = tuple(tuple(srgb(value / 255) for value in colour[::-1]) for colour in QUADRANTS)
     yield Odd("red is blue.png", encode(plain, "PNG", icc_profile=icc_profile(columns="bgr")), swapped, tolerance=2)
     rgba = quadrants([(*c, 255) for c in QUADRANTS[:3]] + [(*YELLOW, 0)])
@@ -222,7 +249,12 @@ def _profiles():
     seen = tuple((srgb(value / 255),) * 3 for value in (200, 100, 0, 255))
     yield Odd("grey, linear.png", encode(grey, "PNG", icc_profile=icc_profile(b"GRAY")), seen, tolerance=1)
     yield Odd("grey, rgb profile.png", encode(grey, "PNG", icc_profile=icc_profile()), seen, tolerance=1)
-    yield Odd("broken profile.png", encode(plain, "PNG", icc_profile=b"no profile at all" * 20), QUADRANTS, profile_ignored=True)
+    yield Odd(
+        "broken profile.png",
+        encode(plain, "PNG", icc_profile=b"no profile at all" * 20),
+        QUADRANTS,
+        profile_ignored=True,
+    )
     cut = icc_profile()[:200]
     yield Odd("cut profile.png", encode(plain, "PNG", icc_profile=cut), QUADRANTS, profile_ignored=True)
     data = encode(plain, "PNG", icc_profile=icc_profile(b"GRAY"))
@@ -241,7 +273,15 @@ def _several():
 
 def _bad():
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    for form, name in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("GIF", "gif"), ("TIFF", "tif"), ("AVIF", "avif"), ("BMP", "bmp")):
+    for form, name in (
+        ("PNG", "png"),
+        ("JPEG", "jpg"),
+        ("WEBP", "webp"),
+        ("GIF", "gif"),
+        ("TIFF", "tif"),
+        ("AVIF", "avif"),
+        ("BMP", "bmp"),
+    ):
         data = encode(noise, form)
         yield Odd(f"half.{name}", data[: len(data) // 2], rejected="broken")
     yield Odd("header alone.png", encode(noise, "PNG")[:33], rejected="broken")
@@ -250,15 +290,25 @@ def _bad():
     yield Odd("empty.jpg", b"", rejected="empty")
     yield Odd("text.png", b"this is a text\n" * 9, rejected="not an image")
     yield Odd("page.jpg", b"<!DOCTYPE html><html><body>404</body></html>", rejected="not an image")
-    yield Odd("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"/>', rejected="not an image")
+    yield Odd(
+        "drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"/>', rejected="not an image"
+    )
     yield Odd("archive.webp", b"PK\x03\x04" + bytes(60), rejected="not an image")
     yield Odd("phone.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60), rejected="not an image")
     yield Odd("postscript.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n", rejected="not an image")
     yield Odd("zero wide.png", png_header(0, HEIGHT, zlib.compress(b"")), rejected="broken")
     zeros = zlib.compress(bytes(30_000 * (1 + 30_000 // 8)))  # 900 million pixels in 0.1 MB
     yield Odd("bomb.png", png_header(30_000, 30_000, zeros, bits=1), rejected="too many pixels")
-    yield Odd("bomb.gif", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + _gif_frame(65535, 65535), rejected="too many pixels")
-    yield Odd("bomb in the frame.gif", b"GIF89a" + struct.pack("<HHBBB", 20, 20, 0, 0, 0) + _gif_frame(65535, 65535), rejected="too many pixels")
+    yield Odd(
+        "bomb.gif",
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + _gif_frame(65535, 65535),
+        rejected="too many pixels",
+    )
+    yield Odd(
+        "bomb in the frame.gif",
+        b"GIF89a" + struct.pack("<HHBBB", 20, 20, 0, 0, 0) + _gif_frame(65535, 65535),
+        rejected="too many pixels",
+    )
     canvas = struct.pack("<I", 16382)[:3] * 2  # width - 1, height - 1
     webp = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas + b"ANIM" + struct.pack("<I", 6) + bytes(6)
     yield Odd("bomb.webp", b"RIFF" + struct.pack("<I", 4 + len(webp)) + b"WEBP" + webp, rejected="too many pixels")

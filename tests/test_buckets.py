@@ -20,7 +20,9 @@ def test_sdxl_list():
     assert sorted(buckets(1024, 64)) == sorted(wanted)
 
 
-@pytest.mark.parametrize("resolution, step", [(64, 32), (512, 64), (512, 32), (768, 64), (1024, 32), (1024, 64), (96, 32)])
+@pytest.mark.parametrize(
+    "resolution, step", [(64, 32), (512, 64), (512, 32), (768, 64), (1024, 32), (1024, 64), (96, 32)]
+)
 def test_rule(resolution, step):
     sizes = buckets(resolution, step)
     ratios = [width / height for width, height in sizes]
@@ -62,7 +64,14 @@ def test_a_bucket_chooses_itself():
 def test_extremes_and_ties():
     sizes = buckets(64, 32)  # ratios 1/4, 1, 4: half-way is 1:2 and 2:1
     widths, heights = np.array([[1, 10_000_000], [10_000_000, 1], [1, 2], [2, 1], [3, 2], [201, 100]]).T
-    assert [sizes[i] for i in choose(widths, heights, sizes)] == [(32, 128), (128, 32), (32, 128), (64, 64), (64, 64), (128, 32)]
+    assert [sizes[i] for i in choose(widths, heights, sizes)] == [
+        (32, 128),
+        (128, 32),
+        (32, 128),
+        (64, 64),
+        (64, 64),
+        (128, 32),
+    ]
 
 
 def test_one_bucket_takes_all():

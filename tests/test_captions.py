@@ -84,7 +84,10 @@ def test_webdataset_json():
 
 def test_jsonl(tmp_path):
     file = tmp_path / "metadata.jsonl"
-    file.write_text('\ufeff{"file_name": "a.png", "text": "x"}\n\n{"text": null, "file_name": "b/c.png", "more": 1}\n', encoding="utf-8")
+    file.write_text(
+        '\ufeff{"file_name": "a.png", "text": "x"}\n\n{"text": null, "file_name": "b/c.png", "more": 1}\n',
+        encoding="utf-8",
+    )
     assert list(captions.metadata(file)) == [(f"{file}:1", "a.png", [("x", None)]), (f"{file}:3", "b/c.png", [])]
 
 
@@ -100,8 +103,16 @@ def test_csv(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_name": "b.png", "te', "metadata.jsonl:2: not JSON"),
-        ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\nnull\n', "metadata.jsonl:2: found JSON of type NoneType"),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "a.png", "text": "x"}\n{"file_name": "b.png", "te',
+            "metadata.jsonl:2: not JSON",
+        ),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "a.png", "text": "x"}\nnull\n',
+            "metadata.jsonl:2: found JSON of type NoneType",
+        ),
         ("metadata.jsonl", b'{"file_name": "a.png"}\n', "metadata.jsonl:1: no text; found file_name"),
         ("metadata.jsonl", b'{"text": "x"}\n', "metadata.jsonl:1: found file_name None"),
         ("metadata.jsonl", b'{"file_name": 3, "text": "x"}\n', "metadata.jsonl:1: found file_name 3"),

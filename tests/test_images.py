@@ -70,7 +70,9 @@ def test_any_truncation_is_whole_or_rejected(form):
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "AVIF"])
 def test_flipped_bytes_raise_nothing_but_rejected(form):
-    data = bytearray(encode(quadrants(), form, exif=odd_pictures.exif(6)) if form != "GIF" else encode(quadrants(), form))
+    data = bytearray(
+        encode(quadrants(), form, exif=odd_pictures.exif(6)) if form != "GIF" else encode(quadrants(), form)
+    )
     generator = np.random.default_rng(2)
     for _ in range(150):
         broken = bytearray(data)
@@ -124,8 +126,8 @@ def test_more_pixels_than_pillow_likes_are_read_when_the_bound_allows_it(monkeyp
 @pytest.mark.parametrize("bucket", [(64, 64), (128, 32), (32, 128), (96, 64), (60, 40), (30, 20)])
 @pytest.mark.parametrize("interpolation", geometry.INTERPOLATIONS)
 def test_fit_is_resize_then_crop(bucket, interpolation):
-    """Against Pillow's resize of the whole picture and a NumPy slice. A smooth picture: Pillow does the two axes in either
-    order, which differs where a filter overshoots and is cut to 0..255."""
+    """Against Pillow's resize of the whole picture and a NumPy slice. A smooth picture: Pillow does the two axes in
+    either order, which differs where a filter overshoots and is cut to 0..255."""
     y, x = np.mgrid[0:70, 0:101]
     pixels = np.stack([60 + x, 60 + y, 100 + 30 * np.sin(x / 9) * np.cos(y / 7)], axis=2).astype(np.uint8)
     prepared = geometry.fit(pixels, bucket, "random", interpolation, geometry.generator(b"0123456789abcdef"))
@@ -159,7 +161,8 @@ def test_center_crop_is_in_the_middle():
 def test_random_crops_reach_both_edges_and_are_a_function_of_the_row():
     pixels = np.zeros((10, 13, 3), np.uint8)
     lefts = [
-        geometry.fit(pixels, (10, 10), "random", "area", geometry.generator(bytes([i] * 16))).crop_top_left[1] for i in range(100)
+        geometry.fit(pixels, (10, 10), "random", "area", geometry.generator(bytes([i] * 16))).crop_top_left[1]
+        for i in range(100)
     ]
     assert set(lefts) == {0, 1, 2, 3}
     again = geometry.fit(pixels, (10, 10), "random", "area", geometry.generator(bytes([7] * 16)))
@@ -189,7 +192,11 @@ def test_a_thread_of_a_picture_costs_its_bucket_only():
 def test_prepare_from_bytes():
     odd = next(odd for odd in CORPUS if odd.name == "exif 6.webp")
     prepared = geometry.prepare(odd.data, (32, 32), "center", "lanczos", BACKGROUND)
-    assert prepared.original_size == (HEIGHT, WIDTH) and prepared.resized_size == (32, 48) and prepared.crop_top_left == (0, 8)
+    assert (
+        prepared.original_size == (HEIGHT, WIDTH)
+        and prepared.resized_size == (32, 48)
+        and prepared.crop_top_left == (0, 8)
+    )
     for (y, x), wanted in zip(((4, 4), (4, 27), (27, 4), (27, 27)), QUADRANTS):
         assert np.abs(prepared.pixels[y, x].astype(int) - wanted).max() <= 2
     assert pickle.loads(pickle.dumps(prepared)).crop_top_left == (0, 8)

@@ -46,7 +46,11 @@ def test_imagefolder(tmp_path):
     )
     write_folder(tmp_path, {"a.png": A, "below/b.PNG": B, "c.webp": C, "metadata.jsonl": lines})
     source = open_source(str(tmp_path))
-    assert listed(source) == {"a.png": [("four", None), ("one", None), ("two", None)], "below/b.PNG": [("three", "drei")], "c.webp": []}
+    assert listed(source) == {
+        "a.png": [("four", None), ("one", None), ("two", None)],
+        "below/b.PNG": [("three", "drei")],
+        "c.webp": [],
+    }
     assert source.read("below/b.PNG") == B and others(source) == []
 
 
@@ -54,11 +58,22 @@ def test_metadata_in_sub_folders_is_relative_to_them(tmp_path):
     csv = "file_name,text\nb.png,in below\n"
     lines = jsonl({"file_name": "below/b.png", "text": "from above"})
     write_folder(tmp_path, {"b.png": A, "below/b.png": B, "below/metadata.csv": csv, "metadata.jsonl": lines})
-    assert listed(open_source(str(tmp_path))) == {"b.png": [], "below/b.png": [("from above", None), ("in below", None)]}
+    assert listed(open_source(str(tmp_path))) == {
+        "b.png": [],
+        "below/b.png": [("from above", None), ("in below", None)],
+    }
 
 
 def test_kohya(tmp_path):
-    files = {"a.png": A, "a.txt": "one\n\n two \n", "d/b.jpg": B, "d/b.caption": "three", "d/b.txt": "\ufefffour", "c.png": C, "c.txt": " \n"}
+    files = {
+        "a.png": A,
+        "a.txt": "one\n\n two \n",
+        "d/b.jpg": B,
+        "d/b.caption": "three",
+        "d/b.txt": "\ufefffour",
+        "c.png": C,
+        "c.txt": " \n",
+    }
     write_folder(tmp_path, files | {"my.dog.png": A, "my.dog.txt": "five"})
     assert listed(open_source(str(tmp_path))) == {
         "a.png": [("one", None), ("two", None)],
@@ -79,13 +94,18 @@ def test_other_files_are_named_and_hidden_ones_are_not(tmp_path):
 def test_captions_for_absent_pictures(tmp_path):
     rows = [{"file_name": f"{name}.png", "text": "x"} for name in "abcdefghij"]
     write_folder(tmp_path, {"a.png": A, "metadata.jsonl": jsonl(*rows)})
-    with pytest.raises(SourceError, match=r"metadata.jsonl has captions for 9 pictures .*: b.png, c.png, d.png, e.png, f.png and 4 more"):
+    with pytest.raises(
+        SourceError,
+        match=r"metadata.jsonl has captions for 9 pictures .*: b.png, c.png, d.png, e.png, f.png and 4 more",
+    ):
         listed(open_source(str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "below/../../outside.png", "a.png\0"])
 def test_metadata_cannot_leave_its_folder(tmp_path, name):
-    write_folder(tmp_path, {"outside.png": A, "data/a.png": A, "data/metadata.jsonl": jsonl({"file_name": name, "text": "x"})})
+    write_folder(
+        tmp_path, {"outside.png": A, "data/a.png": A, "data/metadata.jsonl": jsonl({"file_name": name, "text": "x"})}
+    )
     with pytest.raises(SourceError, match="metadata.jsonl:1: .* is not a path inside the folder"):
         listed(open_source(str(tmp_path / "data")))
 
@@ -169,7 +189,11 @@ def test_webdataset(tmp_path):
         "deep/b!.tar!000.jpg": [],
     }
     assert (source.read("a.tar!000.jpg"), source.read("deep/b!.tar!000.jpg")) == (A, C)
-    assert [os.path.basename(name) for name in others(source)] == ["a.tar!000.seg.png", "a.tar!002.cls", "a.tar!orphan.txt"]
+    assert [os.path.basename(name) for name in others(source)] == [
+        "a.tar!000.seg.png",
+        "a.tar!002.cls",
+        "a.tar!orphan.txt",
+    ]
     assert listed(open_source(str(tmp_path / "deep/b!.tar"))) == {"b!.tar!000.jpg": []}
 
 
@@ -184,7 +208,11 @@ def test_long_names_and_many_threads(tmp_path):
 
 def test_members_that_are_not_files_are_not_read(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, kind, target in (("l.png", tarfile.SYMTYPE, "/etc/passwd"), ("h.png", tarfile.LNKTYPE, "../x"), ("d.png", tarfile.DIRTYPE, "")):
+        for name, kind, target in (
+            ("l.png", tarfile.SYMTYPE, "/etc/passwd"),
+            ("h.png", tarfile.LNKTYPE, "../x"),
+            ("d.png", tarfile.DIRTYPE, ""),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, target
             tar.addfile(member)
@@ -227,7 +255,9 @@ def test_parquet(tmp_path):
     pictures = [A, None, B, C, A]
     structs = [{"bytes": data, "path": "x.png"} for data in pictures[:4]] + [None]
     texts = ["one", None, "", "two", "three"]
-    write_parquet(tmp_path / "train-0.parquet", {"image": structs, "text": texts, "text_2": [None, None, None, "zwei", "x"]})
+    write_parquet(
+        tmp_path / "train-0.parquet", {"image": structs, "text": texts, "text_2": [None, None, None, "zwei", "x"]}
+    )
     write_parquet(tmp_path / "d/train-1.parquet", {"label": [1, 2], "text": [["a", "b"], []], "image": [A, B]})
     source = open_source(str(tmp_path))
     assert listed(source) == {

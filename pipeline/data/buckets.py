@@ -18,29 +18,32 @@ class BucketError(StageError):
 def buckets(resolution: int, step: int) -> list[tuple[int, int]]:
     """The sizes (width, height) from the tallest to the widest.
 
-    All sizes whose sides are multiples of `step` from resolution/2 to 2·resolution and that hold 90 to 100 % of the square's
-    pixels; of those with one aspect ratio the largest. For (1024, 64) these are the 40 sizes of SDXL (arXiv 2307.01952,
-    appendix I). Raises BucketError when `step` is no multiple of 32 or does not divide `resolution`."""
+    All sizes whose sides are multiples of `step` from resolution/2 to 2·resolution and that hold 90 to 100 % of the
+    square's pixels; of those with one aspect ratio the largest. For (1024, 64) these are the 40 sizes of SDXL (arXiv
+    2307.01952, appendix I). Raises BucketError when `step` is no multiple of 32 or does not divide `resolution`."""
     if step % SIDE_MULTIPLE or resolution % step:
         raise BucketError(
-            f"index.resolution is {resolution} and index.bucket_step {step}; the step has to be a multiple of {SIDE_MULTIPLE} "
-            f"and to divide the resolution (SDXL: 1024 and 64)"
+            f"index.resolution is {resolution} and index.bucket_step {step}; the step has to be a multiple of "
+            f"{SIDE_MULTIPLE} and to divide the resolution (SDXL: 1024 and 64)"
         )
     least = -(-resolution // (2 * step)) * step
     sides = range(least, 2 * resolution + 1, step)
     square = resolution**2
-    sizes = [(width, height) for width in sides for height in sides if _LEAST_SHARE * square <= width * height <= square]
+    sizes = [
+        (width, height) for width in sides for height in sides if _LEAST_SHARE * square <= width * height <= square
+    ]
     sizes = [size for size in sizes if (resolution, step, size) != (1024, 64, _NOT_IN_SDXL)]
     largest = {Fraction(*size): size for size in sorted(sizes)}
     return [largest[ratio] for ratio in sorted(largest)]
 
 
 def choose(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
-    """For pictures of (n,) widths and heights the indices (n,) into `sizes` of the buckets with the nearest aspect ratio.
+    """For pictures of (n,) widths and heights the indices (n,) into `sizes` of the buckets with the nearest aspect
+    ratio.
 
-    Near is the least |log(ratio) - log(bucket's ratio)|, so that 2:1 is as far from the square as 1:2 is. `sizes` go from the
-    tallest to the widest, as `buckets` gives them. A picture half-way between two goes to the taller one. Only products and
-    quotients are taken, no logarithms, so that every machine chooses alike."""
+    Near is the least |log(ratio) - log(bucket's ratio)|, so that 2:1 is as far from the square as 1:2 is. `sizes` go
+    from the tallest to the widest, as `buckets` gives them. A picture half-way between two goes to the taller one. Only
+    products and quotients are taken, no logarithms, so that every machine chooses alike."""
     ratios = [width / height for width, height in sizes]
     half_way = np.array([left * right for left, right in zip(ratios, ratios[1:])])  # square of the geometric mean
     return np.searchsorted(half_way, np.square(np.asarray(widths, np.float64) / heights), side="left")

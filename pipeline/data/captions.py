@@ -51,13 +51,15 @@ def whole(data: bytes, where: str) -> list[tuple[str, None]]:
 
 
 def record(data: bytes, where: str) -> list[tuple[str, str | None]]:
-    """WebDataset's form (key.json beside key.jpg): an object with text (or caption, as img2dataset writes) and text_2."""
+    """WebDataset's form (key.json beside key.jpg): an object with text (or caption, as img2dataset writes) and
+    text_2."""
     value = _json(_decoded(data, where), where)
     return pairs(value.get("text", value.get("caption")), value.get("text_2"), where)
 
 
 def metadata(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]]]]:
-    """Hugging Face's form, metadata.jsonl or metadata.csv: yields (where, file_name, captions), `where` being file:line.
+    """Hugging Face's form, metadata.jsonl or metadata.csv: yields (where, file_name, captions), `where` being
+    file:line.
 
     Raises CaptionError for a line that is broken, has no file_name or no text."""
     rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
@@ -91,7 +93,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise CaptionError(f"{where}: this row has not the {len(reader.fieldnames)} cells of the header; quote texts with commas")
+                count = len(reader.fieldnames)
+                raise CaptionError(
+                    f"{where}: this row has not the {count} cells of the header; quote texts with commas"
+                )
             yield where, row
     except csv.Error as error:
         raise CaptionError(f"{path}:{reader.reader.line_num}: not CSV: {error}") from None
@@ -115,7 +120,9 @@ def _json(text: str, where: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise CaptionError(f"{where}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CaptionError(f"{where}: found JSON of type {type(value).__name__}, wanted an object like {{\"file_name\": …, \"text\": …}}")
+        raise CaptionError(
+            f'{where}: found JSON of type {type(value).__name__}, wanted an object like {{"file_name": …, "text": …}}'
+        )
     return value
 
 

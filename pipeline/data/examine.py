@@ -42,7 +42,8 @@ class Examiner:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def examine(self, part: Part) -> tuple[pa.Table, int]:
-        """A memo.FOUND table with a row for each picture of the part, in its order, and the number of pictures that were read.
+        """A memo.FOUND table with a row for each picture of the part, in its order, and the number of pictures that
+        were read.
 
         Raises OSError, SourceError."""
         now = time.time_ns()
@@ -93,8 +94,8 @@ class Examiner:
             return chunk, future.result()
         except BrokenProcessPool:
             raise SourceError(
-                f"a worker process ended at one of these pictures or soon after: {some(names)}; it crashed or ran out of memory. "
-                f"Remove the picture, or lower index.workers or index.max_pixels"
+                f"a worker process ended at one of these pictures or soon after: {some(names)}; it crashed or ran out "
+                f"of memory. Remove the picture, or lower index.workers or index.max_pixels"
             ) from None
 
 

@@ -1,7 +1,7 @@
 """A folder of pictures as a source: Hugging Face imagefolder form, kohya form, or both at once.
 
-imagefolder: metadata.jsonl or metadata.csv, in the folder or any folder below it, names pictures beside or below itself.
-kohya: name.txt or name.caption beside name.png. A picture has the captions of all of them together."""
+imagefolder: metadata.jsonl or metadata.csv, in the folder or any folder below it, names pictures beside or below
+itself. kohya: name.txt or name.caption beside name.png. A picture has the captions of all of them together."""
 
 import os
 import posixpath
@@ -57,7 +57,9 @@ class Folder:
         found, absent = [], []
         for where, file_name, texts in captions.metadata(Path(self.root, path)):
             if not is_plain(file_name):
-                raise SourceError(f"{where}: {file_name!r} is not a path inside the folder; name files relative to it, without ..")
+                raise SourceError(
+                    f"{where}: {file_name!r} is not a path inside the folder; name files relative to it, without .."
+                )
             row = pictures.get(posixpath.normpath(posixpath.join(posixpath.dirname(path), file_name)))
             if row is None:
                 absent.append(file_name)
@@ -72,7 +74,8 @@ class Folder:
 
 
 def _files(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    """All files below `root`, as path relative to it and status. Hidden ones are left out, links to folders not followed."""
+    """All files below `root`, as path relative to it and status. Hidden ones are left out, links to folders not
+    followed."""
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -90,4 +93,6 @@ def _files(root: str) -> Iterator[tuple[str, os.stat_result]]:
                 elif entry.is_file():
                     yield path, entry.stat()
                 else:
-                    raise SourceError(f"{os.path.join(root, path)} is neither a file nor a folder (a broken link?); remove it")
+                    raise SourceError(
+                        f"{os.path.join(root, path)} is neither a file nor a folder (a broken link?); remove it"
+                    )

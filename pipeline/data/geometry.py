@@ -47,13 +47,17 @@ def prepare(
 
 
 def fit(
-    pixels: np.ndarray, bucket: tuple[int, int], crop: str, interpolation: str, generator: np.random.Generator | None = None
+    pixels: np.ndarray,
+    bucket: tuple[int, int],
+    crop: str,
+    interpolation: str,
+    generator: np.random.Generator | None = None,
 ) -> Prepared:
     """Resize `pixels` (height, width, 3) uint8 so that they just cover `bucket` (width, height), and crop the rest.
 
     `crop` is "center", or "random": the top, then the left edge drawn uniformly from `generator`. `interpolation` is a
-    key of INTERPOLATIONS; all of them average over the source when they shrink. Only the part that stays is computed, so
-    that a picture of 32 × 1,000,000 pixels costs no more than its bucket."""
+    key of INTERPOLATIONS; all of them average over the source when they shrink. Only the part that stays is computed,
+    so that a picture of 32 × 1,000,000 pixels costs no more than its bucket."""
     height, width = pixels.shape[:2]
     bucket_width, bucket_height = bucket
     resized_height, resized_width = cover(height, width, bucket)
@@ -76,7 +80,8 @@ def fit(
 
 
 def cover(height: int, width: int, bucket: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a picture of (height, width), resized to the smallest size that covers `bucket` (width, height)."""
+    """Height and width of a picture of (height, width), resized to the smallest size that covers `bucket` (width,
+    height)."""
     bucket_width, bucket_height = bucket
     if width * bucket_height >= bucket_width * height:  # wider than the bucket: the heights meet
         return bucket_height, max(bucket_width, round(width * bucket_height / height))
@@ -84,8 +89,8 @@ def cover(height: int, width: int, bucket: tuple[int, int]) -> tuple[int, int]:
 
 
 def mirror(prepared: Prepared) -> Prepared:
-    """The picture mirrored left to right. It is what the mirrored original would have been cropped to, so the left edge of
-    the crop is counted from the other side."""
+    """The picture mirrored left to right. It is what the mirrored original would have been cropped to, so the left edge
+    of the crop is counted from the other side."""
     top, left = prepared.crop_top_left
     mirrored_left = prepared.resized_size[1] - prepared.target_size[1] - left
     return replace(prepared, pixels=np.ascontiguousarray(prepared.pixels[:, ::-1]), crop_top_left=(top, mirrored_left))

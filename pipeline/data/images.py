@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow has 40 more, each a further parser for hostile bytes
+# Pillow has 40 more, each a further parser for hostile bytes.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-# Pillow warns of broken metadata beside whole pixels, and between once and twice its bound of pixels, where `_open` rejects.
+# Pillow warns of broken metadata beside whole pixels, and between once and twice its bound of pixels, where `_open`
+# rejects.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112: how the stored picture has to be turned
@@ -39,7 +41,7 @@ class Rejected(ValueError):
 
 class Picture(NamedTuple):
     pixels: np.ndarray  # (height, width, 3) uint8, sRGB, upright, contiguous
-    profile_ignored: bool  # the file's colour profile was broken or of another colour model; its numbers were taken as sRGB
+    profile_ignored: bool  # the colour profile was broken or of another colour model; the numbers were taken as sRGB
 
 
 def decode(data: bytes, background: tuple[int, int, int], max_pixels: int | None = None) -> np.ndarray:
@@ -50,8 +52,8 @@ def decode(data: bytes, background: tuple[int, int, int], max_pixels: int | None
 def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None = None) -> Picture:
     """Decode one picture to upright sRGB pixels.
 
-    Transparent pixels show `background` (red, green, blue in 0..255); of 16 bits the high byte is kept; of an animation or
-    a file of several pages the first picture; CMYK and colour profiles become sRGB. A file that claims more than
+    Transparent pixels show `background` (red, green, blue in 0..255); of 16 bits the high byte is kept; of an animation
+    or a file of several pages the first picture; CMYK and colour profiles become sRGB. A file that claims more than
     `max_pixels` is rejected from its header, before memory is taken; None is for bytes that were let through before.
 
     Raises Rejected: empty, not an image, too many pixels, broken, unsupported pixels."""
@@ -74,8 +76,8 @@ def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None =
 
 
 def size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
-    """Width and height of the upright picture, from its header where that is enough (a PNG may hold its orientation after
-    its pixels, and is then decoded). Raises Rejected as `read` does, but does not find a truncation."""
+    """Width and height of the upright picture, from its header where that is enough (a PNG may hold its orientation
+    after its pixels, and is then decoded). Raises Rejected as `read` does, but does not find a truncation."""
     image = _open(data, max_pixels)
     if image.format == "TIFF":  # Pillow has swapped the sides already
         return image.size
@@ -97,7 +99,9 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
         raise
     except Exception as error:
         known = [name for name in FORMATS if Image.OPEN[name][1](data[:16]) is True]
-        raise Rejected(f"broken: {known[0]} {_plain(error)}" if known else f"not an image: none of {', '.join(FORMATS)}") from None
+        if known:
+            raise Rejected(f"broken: {known[0]} {_plain(error)}") from None
+        raise Rejected(f"not an image: none of {', '.join(FORMATS)}") from None
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise Rejected(f"too many pixels: {image.width}×{image.height}, above {max_pixels}")
     return image
@@ -106,7 +110,7 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF beside whole pixels; a PNG that breaks while it is loaded here breaks in load() too
+    except Exception:  # broken EXIF beside whole pixels; what is wrong with the pixels comes out in load()
         return 1
 
 

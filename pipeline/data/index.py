@@ -1,4 +1,5 @@
-"""A data set → images.parquet, captions.parquet and rejected.csv: what is there, what can be used, and in which bucket."""
+"""A data set → images.parquet, captions.parquet and rejected.csv: what is there, what can be used, and in which
+bucket."""
 
 import contextlib
 import csv
@@ -36,34 +37,52 @@ class Summary:
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
 
     def __str__(self) -> str:
-        lines = [f"index: {self.used:,} of {self.files:,} pictures are used; {self.read:,} were read, the others have not changed"]
+        lines = [f"index: {self.used:,} of {self.files:,} pictures are used"]
+        lines += [f"index: {self.read:,} pictures were read, the others have not changed"]
         lines += [f"index:   rejected, {kind}: {count:,}" for kind, count in sorted(self.reasons.items())]
-        lines += [f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())]
-        lines += [f"index: {self.captions:,} captions; {self.without_caption:,} pictures have none and get the empty one"]
+        lines += [
+            f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())
+        ]
+        lines += [
+            f"index: {self.captions:,} captions; {self.without_caption:,} pictures have none and get the empty one"
+        ]
         if self.profiles_ignored:
-            lines.append(f"index: {self.profiles_ignored:,} pictures have a broken colour profile and are taken as sRGB")
+            lines.append(
+                f"index: {self.profiles_ignored:,} pictures have a broken colour profile and are taken as sRGB"
+            )
         if self.others:
             lines.append(f"index: {len(self.others):,} other files are left alone: {some(self.others)}")
         return "\n".join(lines)
 
 
 def index(
-    source: Source, out: Path, sizes: list[tuple[int, int]], min_side: int, max_pixels: int, max_rejected: float, workers: int
+    source: Source,
+    out: Path,
+    sizes: list[tuple[int, int]],
+    min_side: int,
+    max_pixels: int,
+    max_rejected: float,
+    workers: int,
 ) -> Summary:
-    """Write the three files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives them.
+    """Write the three files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
+    them.
 
-    Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is left;
-    SourceError, CaptionError, OSError."""
+    Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
+    left; SourceError, CaptionError, OSError."""
     with Examiner(source, max_pixels, workers) as examiner:
         parts = ((part, *examiner.examine(part)) for part in source.parts())
         return tabulate(parts, out, sizes, min_side, max_rejected)
 
 
 def tabulate(
-    parts: Iterable[tuple[Part, pa.Table, int]], out: Path, sizes: list[tuple[int, int]], min_side: int, max_rejected: float
+    parts: Iterable[tuple[Part, pa.Table, int]],
+    out: Path,
+    sizes: list[tuple[int, int]],
+    min_side: int,
+    max_rejected: float,
 ) -> Summary:
-    """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures read.
-    Memory does not grow with the number of rows, apart from the list of rejected ones."""
+    """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures
+    read. Memory does not grow with the number of rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
     with _folder_for_rows(out) as folder:
         images = tables.Rows(folder / "images", tables.IMAGES)
@@ -114,7 +133,9 @@ def _rows(part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: i
     null = pa.scalar(None, pa.int32())
     bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
     columns = [found["image"], part.paths, found["width"], found["height"], bucket_width, bucket_height, reasons]
-    return pa.Table.from_arrays([pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=tables.IMAGES)
+    return pa.Table.from_arrays(
+        [pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=tables.IMAGES
+    )
 
 
 def _size_reasons(found: pa.Table, min_side: int) -> pa.Array:
@@ -155,6 +176,6 @@ def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: floa
         raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}):\n{few}")
     if len(rejected) > max_rejected * summary.files:
         raise StageError(
-            f"{len(rejected):,} of {summary.files:,} pictures are rejected ({reasons}), more than the share index.max_rejected = "
-            f"{max_rejected}; mend or remove them, or raise the share:\n{few}"
+            f"{len(rejected):,} of {summary.files:,} pictures are rejected ({reasons}), more than the share "
+            f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share:\n{few}"
         )

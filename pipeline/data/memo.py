@@ -1,7 +1,7 @@
 """What was found out about pictures in earlier runs, so that only new and changed files are read again.
 
-One file for each part of a source, in the store. It holds a table of the pictures with the stamps of their files, and is
-used for a picture only when the stamp is the same to the nanosecond. Deleting it costs time and nothing else."""
+One file for each part of a source, in the store. It holds a table of the pictures with the stamps of their files, and
+is used for a picture only when the stamp is the same to the nanosecond. Deleting it costs time and nothing else."""
 
 import hashlib
 import os
@@ -33,7 +33,8 @@ _DIGEST = 32
 
 
 def load(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray) -> tuple[np.ndarray, pa.Table]:
-    """What is known about pictures whose files have not changed: their indices (k,) into `paths`, and a FOUND table of k rows.
+    """What is known about pictures whose files have not changed: their indices (k,) into `paths`, and a FOUND table of
+    k rows.
 
     A memo that is broken, or was made under other `rules`, is as good as none."""
     table = _read(_file(place), rules)
@@ -64,7 +65,8 @@ def save(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray, foun
 
 
 def rules(max_pixels: int) -> str:
-    """What else than its bytes decides what is found about a picture. Another decoder may read what this one rejects."""
+    """What else than its bytes decides what is found about a picture. Another decoder may read what this one
+    rejects."""
     code = b"".join(Path(file).read_bytes() for file in (images.__file__, __file__))
     return f"{max_pixels} {metadata.version('pillow')} {hashlib.blake2b(code, digest_size=16).hexdigest()}"
 

@@ -21,9 +21,9 @@ class SourceError(StageError):
 class Part:
     """A stretch of a source that is indexed in one go: a folder, a tar, a Parquet file.
 
-    paths (n,) string: distinct names for Source.read. stamps (n, 3) int64: size, mtime_ns, ctime_ns of the file that holds
-    the picture; as long as they stay, so does the picture. caption_rows (m,) int64: the picture that a caption belongs to,
-    as an index into paths; texts, texts_2 (m,) string, the latter with nulls."""
+    paths (n,) string: distinct names for Source.read. stamps (n, 3) int64: size, mtime_ns, ctime_ns of the file that
+    holds the picture; as long as they stay, so does the picture. caption_rows (m,) int64: the picture that a caption
+    belongs to, as an index into paths; texts, texts_2 (m,) string, the latter with nulls."""
 
     place: str  # absolute path of the folder or file
     paths: pa.StringArray
@@ -37,7 +37,8 @@ class Part:
 def make_part(
     place: str, paths: list[str], stamps: np.ndarray, captions: list[tuple[int, str, str | None]], others: list[str]
 ) -> Part:
-    """A Part of plain lists; `captions` holds (index into paths, text, text_2). Raises SourceError for a name that is no text."""
+    """A Part of plain lists; `captions` holds (index into paths, text, text_2). Raises SourceError for a name that is
+    no text."""
     try:
         names = pa.array(paths, pa.string())
     except UnicodeEncodeError:
@@ -45,7 +46,13 @@ def make_part(
         raise SourceError(f"{place}: the file name {os.fsencode(bad)!r} is not UTF-8; rename the file") from None
     rows, texts, texts_2 = zip(*captions) if captions else ((), (), ())
     return Part(
-        place, names, stamps, np.array(rows, np.int64), pa.array(texts, pa.string()), pa.array(texts_2, pa.string()), others
+        place,
+        names,
+        stamps,
+        np.array(rows, np.int64),
+        pa.array(texts, pa.string()),
+        pa.array(texts_2, pa.string()),
+        others,
     )
 
 
@@ -55,7 +62,8 @@ def stamp(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def inside(root: str, path: str) -> str:
-    """The real path of `path`, given relative to `root`. Raises SourceError when that lies outside, by `..` or by a link."""
+    """The real path of `path`, given relative to `root`. Raises SourceError when that lies outside, by `..` or by a
+    link."""
     if not is_plain(path):
         raise SourceError(f"{path!r} is not a path inside {root}; name files relative to their folder, without ..")
     real_root = os.path.realpath(root)

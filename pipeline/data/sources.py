@@ -26,8 +26,8 @@ class Source(Protocol):
 def open_source(path: str) -> Source:
     """The data set at `path` (params.data.images).
 
-    A .tar, or a folder of .tar and no pictures: WebDataset. A .parquet, or a folder of .parquet and no pictures: Parquet.
-    Any other folder: imagefolder or kohya form. Raises SourceError."""
+    A .tar, or a folder of .tar and no pictures: WebDataset. A .parquet, or a folder of .parquet and no pictures:
+    Parquet. Any other folder: imagefolder or kohya form. Raises SourceError."""
     if not os.path.exists(path):
         raise SourceError(f"data.images is {path!r}, and there is no such folder or file")
     if os.path.isfile(path):
@@ -49,7 +49,9 @@ def open_source(path: str) -> Source:
                 if name.endswith(extension):
                     found.append(Path(folder, name).relative_to(path).as_posix())
     if tars and parquets:
-        raise SourceError(f"{path} holds tars ({tars[0]}) and Parquet files ({parquets[0]}); give a folder with one kind")
+        raise SourceError(
+            f"{path} holds tars ({tars[0]}) and Parquet files ({parquets[0]}); give a folder with one kind"
+        )
     if tars:
         return WebDataset(path, tuple(sorted(tars)))
     if parquets:

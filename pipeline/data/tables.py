@@ -1,8 +1,8 @@
 """The index's two tables, written as streams: rows come in any order and number, files come out sorted.
 
 Rows wait on disk in 16 stretches by the first bits of the image's hash. Each stretch is sorted by itself, and the
-stretches follow each other in the hash's order, so memory holds a sixteenth of the rows at a time. The files' bytes are a function
-of the rows alone: row groups have a fixed number of rows, however the rows came in."""
+stretches follow each other in the hash's order, so memory holds a sixteenth of the rows at a time. The files' bytes
+are a function of the rows alone: row groups have a fixed number of rows, however the rows came in."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +71,8 @@ def write_images(images: Rows, file: Path) -> None:
 
 
 def write_captions(images: Rows, texts: Rows, file: Path) -> int:
-    """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption. A picture with none
-    gets the empty one; returns how many did. `texts` holds rows of TEXTS, of used pictures only."""
+    """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption. A picture with
+    none gets the empty one; returns how many did. `texts` holds rows of TEXTS, of used pictures only."""
     empty = 0
 
     def sorted_captions() -> Iterator[pa.Table]:
@@ -87,21 +87,6 @@ def write_captions(images: Rows, texts: Rows, file: Path) -> int:
     return empty
 
 
-def used_images(file: str | Path) -> pa.Table:
-    """The pictures that are used, from images.parquet: each content once (IMAGES without `rejected`), sorted by image."""
-    groups = pq.ParquetFile(file)
-    kept, last = [], b""
-    for number in range(groups.num_row_groups):
-        rows = groups.read_row_group(number)
-        rows = rows.filter(pc.is_null(rows["rejected"])).drop_columns("rejected")
-        if len(rows):
-            first = _first_of_equal(_keys(rows["image"]))
-            first[0] = rows["image"][0].as_py() != last
-            last = rows["image"][-1].as_py()
-            kept.append(rows.filter(pa.array(first)))
-    return pa.concat_tables(kept) if kept else IMAGES.remove(6).empty_table()
-
-
 def _sorted_images(rows: pa.Table) -> pa.Table:
     keys = _keys(rows["image"])
     order = np.lexsort(keys)
@@ -111,17 +96,24 @@ def _sorted_images(rows: pa.Table) -> pa.Table:
 
 
 def _distinct_captions(used: pa.Array, texts: pa.Table) -> tuple[pa.Table, int]:
-    """Captions of a stretch, distinct and sorted, with an empty one for each of `used` (distinct) that has none; how many."""
-    names = [captions.name(text, text_2) for text, text_2 in zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())]
+    """Captions of a stretch, distinct and sorted, with an empty one for each of `used` (distinct) that has none; how
+    many."""
+    names = [
+        captions.name(text, text_2) for text, text_2 in zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())
+    ]
     given = texts.append_column("caption", pa.array(names, pa.binary(16))).select(CAPTIONS.names)
-    fill = [used, *(pa.repeat(pa.scalar(value, field.type), len(used)) for value, field in zip(_EMPTY, CAPTIONS.remove(0)))]
+    fill = [
+        used,
+        *(pa.repeat(pa.scalar(value, field.type), len(used)) for value, field in zip(_EMPTY, CAPTIONS.remove(0))),
+    ]
     rows = pa.concat_tables([given.cast(CAPTIONS), pa.Table.from_arrays(fill, schema=CAPTIONS)])
     is_fill = np.arange(len(rows)) >= len(given)
     keys = [*_keys(rows["caption"]), is_fill, *_keys(rows["image"])]
     order = np.lexsort(keys)
     keys = [key[order] for key in keys]
     first_of_image = _first_of_equal(keys[3:])
-    keep = _first_of_equal(keys) & (first_of_image | ~keys[2])  # an empty caption stands only where it is the image's first
+    # Given captions come before the empty one, so that stands only where it is the first of its image.
+    keep = _first_of_equal(keys) & (first_of_image | ~keys[2])
     return rows.take(pa.array(order[keep])), int((keep & keys[2]).sum())
 
 
@@ -132,7 +124,11 @@ def _write(file: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
     """Parquet in row groups of a fixed number of rows."""
     hashes = {"image", "caption", "path"}
     with pq.ParquetWriter(
-        file, schema, compression="zstd", use_dictionary=[name for name in schema.names if name not in hashes], write_statistics=True
+        file,
+        schema,
+        compression="zstd",
+        use_dictionary=[name for name in schema.names if name not in hashes],
+        write_statistics=True,
     ) as writer:
         waiting = schema.empty_table()
         for table in tables:
@@ -146,12 +142,17 @@ def _write(file: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
 
 def _bytes(column: pa.ChunkedArray) -> np.ndarray:
     """(n, 16) uint8 of a column of 16-byte names without nulls."""
-    parts = [np.frombuffer(c.buffers()[1], np.uint8)[c.offset * 16 : (c.offset + len(c)) * 16] for c in column.chunks if len(c)]
+    parts = [
+        np.frombuffer(c.buffers()[1], np.uint8)[c.offset * 16 : (c.offset + len(c)) * 16]
+        for c in column.chunks
+        if len(c)
+    ]
     return np.concatenate(parts).reshape(-1, 16) if parts else np.empty((0, 16), np.uint8)
 
 
 def _keys(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """Names as two numbers each, least significant first, as np.lexsort takes them; their order is that of the bytes."""
+    """Names as two numbers each, least significant first, as np.lexsort takes them; their order is that of the
+    bytes."""
     high, low = np.ascontiguousarray(_bytes(column)).view(">u8").astype(np.uint64).T
     return [low, high]
 
@@ -162,4 +163,3 @@ def _first_of_equal(keys: list[np.ndarray]) -> np.ndarray:
     if len(first):
         first[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return first
-

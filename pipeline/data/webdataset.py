@@ -1,7 +1,8 @@
-"""WebDataset tars as a source, read in place: key.jpg with key.txt (one caption) and key.json (text or caption, text_2).
+"""WebDataset tars as a source, read in place: key.jpg with key.txt (one caption) and key.json (text or caption,
+text_2).
 
-Members are found by the offsets of their data and read with one system call, so nothing is unpacked and threads can share
-a source. Pictures are named `shard.tar!member`."""
+Members are found by the offsets of their data and read with one system call, so nothing is unpacked and threads can
+share a source. Pictures are named `shard.tar!member`."""
 
 import os
 import tarfile
@@ -78,7 +79,9 @@ def _members(place: str, status: tuple[int, int, int]) -> _Members:
                         raise SourceError(f"{place} ends within {member.name}: it is truncated; get the file again")
                     members[member.name.encode()] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        raise SourceError(f"{place} is not a whole, uncompressed tar: {error}; unpack compression, or get the file again") from None
+        raise SourceError(
+            f"{place} is not a whole, uncompressed tar: {error}; unpack compression, or get the file again"
+        ) from None
     except UnicodeEncodeError:
         raise SourceError(f"{place}: a member's name is not UTF-8; write the tar again with other names") from None
     return _Members(place, members)

@@ -1,0 +1,60 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data import captions, tables
+from tests.data_sets import rows
+
+
+def plain_captions(images: list[dict], given: list[tuple]) -> list[tuple]:
+    """What write_captions does, in plain Python."""
+    used = {row["image"] for row in images if row["rejected"] is None}
+    found = set(given) | {(image, "", None) for image in used - {row[0] for row in given}}
+    return sorted((image, captions.name(text, text_2), text, text_2 or "") for image, text, text_2 in found)
+
+
+@pytest.mark.parametrize("count", [1, 37, 3000])
+def test_tables_against_plain_python(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(tables, "_ROW_GROUP", 128)
+    generator = np.random.default_rng(count)
+    hashes = [generator.bytes(16) for _ in range(max(1, count // 2))]
+    bad = {image for image in hashes if generator.random() < 0.2}
+    images, given = [], []
+    for number in range(count):
+        image = hashes[generator.integers(len(hashes))]
+        size = None if image in bad else 64
+        images.append(
+            dict(
+                zip(
+                    tables.IMAGES.names,
+                    (image, f"{number:05}.png", 100, 100, size, size, "broken" if image in bad else None),
+                )
+            )
+        )
+        if image not in bad:
+            for _ in range(generator.integers(0, 4)):
+                given.append((image, f"caption {generator.integers(5)}", [None, "second"][generator.integers(2)]))
+    outs = []
+    for order in (1, -1):
+        folder = tmp_path / f"run {order}"
+        folder.mkdir()
+        image_rows, text_rows = tables.Rows(folder / "i", tables.IMAGES), tables.Rows(folder / "t", tables.TEXTS)
+        step = 100 if order == 1 else 7
+        for start in range(0, count, step):
+            image_rows.add(pa.Table.from_pylist(images[::order][start : start + step], schema=tables.IMAGES))
+        for start in range(0, len(given), step):
+            columns = [dict(zip(tables.TEXTS.names, row)) for row in given[::order][start : start + step]]
+            text_rows.add(pa.Table.from_pylist(columns, schema=tables.TEXTS))
+        tables.write_images(image_rows, folder / "images.parquet")
+        empty = tables.write_captions(image_rows, text_rows, folder / "captions.parquet")
+        outs.append([(folder / name).read_bytes() for name in ("images.parquet", "captions.parquet")])
+    assert outs[0] == outs[1]
+    assert rows(folder / "images.parquet") == sorted(images, key=lambda row: (row["image"], row["path"]))
+    found = [
+        (row["image"], row["caption"], row["text"], row["text_2"] or "") for row in rows(folder / "captions.parquet")
+    ]
+    assert found == plain_captions(images, given)
+    assert empty == sum(text == "" for _, _, text, _ in found)
+    groups = pq.ParquetFile(folder / "images.parquet").metadata
+    assert [groups.row_group(g).num_rows for g in range(groups.num_row_groups)][:-1] == [128] * ((count - 1) // 128)
