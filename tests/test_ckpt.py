@@ -164,3 +164,21 @@ def test_the_writer_counts_bytes(tmp_path):
         writer.add("a", FLOAT16, dtype="bfloat16")
     with pytest.raises(ValueError, match="no elements"), ckpt.Writer(tmp_path / "x.ckpt") as writer:
         writer.add("a", FLOAT16[:0])
+
+
+def test_a_changed_byte_is_refused_or_stays_inside_the_file(tmp_path):
+    """Every byte of a small file, four values each: StageError or tensors that can be read, never another error."""
+    path = tmp_path / "x.ckpt"
+    with ckpt.Writer(path) as writer:
+        writer.add("a.gamma", FLOAT16)
+        writer.add("logit_scale", SCALAR)
+    raw = path.read_bytes()
+    refused = 0
+    for position in range(len(raw)):
+        for value in (0, 0x0A, 0x7F, 0xFF):
+            path.write_bytes(raw[:position] + bytes([value]) + raw[position + 1 :])
+            try:
+                assert sum(len(b"".join(map(bytes, tensor.chunks()))) for tensor in ckpt.read(path).values()) <= len(raw)
+            except StageError:
+                refused += 1
+    assert refused > 50

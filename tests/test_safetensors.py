@@ -154,3 +154,19 @@ def test_the_writer_keeps_to_what_it_announced(tmp_path):
     ):
         writer.begin("a", "float32", (2,))
         writer.write(bytes(12))
+
+
+def test_a_changed_byte_is_refused_or_stays_inside_the_file(tmp_path):
+    """Every byte of a small header, four values each: StageError or tensors that can be read, never another error."""
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"a": ARRAYS["a.bias"], "b": ARRAYS["scalar"]}, path)
+    raw = path.read_bytes()
+    refused = 0
+    for position in range(len(raw) - 18):
+        for value in (0, ord("9"), ord('"'), 0xFF):
+            path.write_bytes(raw[:position] + bytes([value]) + raw[position + 1 :])
+            try:
+                assert sum(len(b"".join(map(bytes, tensor.chunks()))) for tensor in streamed.read(path).values()) == 18
+            except StageError:
+                refused += 1
+    assert refused > 2 * len(raw)
