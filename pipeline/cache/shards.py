@@ -237,7 +237,7 @@ def _seal_footer(path: str | Path) -> None:
         file.write(hashlib.blake2b(footer, digest_size=_SEAL).digest() + footer)
 
 
-def _read_footer(path: Path, handle: int) -> pq.FileMetaData:
+def read_footer(path: Path, handle: int) -> pq.FileMetaData:
     """The file's metadata. Raises ShardError unless its footer is as it was written."""
     size = os.fstat(handle).st_size
     tail = os.pread(handle, 8, size - 8) if size >= 8 else b""
@@ -284,7 +284,7 @@ def open_shard(path: str | Path, kind: Kind) -> Shard:
     """
     path = Path(path)
     with open(path, "rb", buffering=0) as file:
-        return _open(path, kind, file.fileno(), _read_footer(path, file.fileno()))
+        return _open(path, kind, file.fileno(), read_footer(path, file.fileno()))
 
 
 def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Shard:

@@ -41,7 +41,7 @@ class Wanted:
 
     @functools.cached_property
     def folder(self) -> Path:
-        return store.root() / "cache" / self.kind.name / shards.fingerprint_digest(self.fingerprint)
+        return folder(self.kind, self.fingerprint)
 
     @functools.cached_property
     def paths(self) -> list[Path]:
@@ -56,6 +56,10 @@ class Wanted:
     def key(self) -> str:
         """Names the out: what its bytes follow from."""
         return _key(self.kind, self.fingerprint, self.rows, self.groups)
+
+
+def folder(kind: shards.Kind, fingerprint: dict) -> Path:
+    return store.root() / "cache" / kind.name / shards.fingerprint_digest(fingerprint)
 
 
 def shard_file(kind: shards.Kind, fingerprint: dict, rows: np.ndarray, groups: np.ndarray, index: int, count: int) -> str:
@@ -80,6 +84,10 @@ def groups_of(shard: shards.Shard) -> np.ndarray:
     return np.zeros((len(shard), 2), np.int32)
 
 
+def is_part(path: Path) -> bool:
+    return path.name.startswith(_PART)
+
+
 class Stored:
     """The store's files of one fingerprint, as they are now."""
 
@@ -88,7 +96,7 @@ class Stored:
         self._parts: list[Path] = []
         self._shards: dict[int, dict[int, list[Path]]] = {}  # number of shards -> shard -> files
         for path in sorted(wanted.folder.glob("[!.]*.parquet")):
-            if path.name.startswith(_PART):
+            if is_part(path):
                 self._parts.append(path)
             else:
                 index, _, count = path.name.split("-")[:3]

@@ -1,0 +1,70 @@
+"""Which files of the store the workspace and the newest states still need, and the removal of the rest."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import store
+from pipeline.cache import shards, shelf
+
+
+@dataclass(frozen=True)
+class Freed:
+    files: int
+    bytes: int
+    still_linked: int  # bytes among them that DVC's cache or an out also holds, so that the disk does not get them back
+    states: int
+
+
+def collect(outs: dict[str, Path], keep: int) -> Freed:
+    """Remove all shards and parts but those of `outs` (kind -> folder), of the `keep` newest states of each kind, and of
+    states that a running stage works on. Parts stay where a kept state is unfinished."""
+    cache = store.root() / "cache"
+    needed = set().union(*(_of_out(shards.KINDS[kind], folder) for kind, folder in outs.items()))
+    unfinished: set[Path] = set()  # folders
+    dropped = 0
+    newest: dict[str, int] = {}
+    for path in sorted(shelf.states().glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns):
+        state = json.loads(path.read_text())
+        folder = cache / state["kind"] / state["folder"]
+        files = {folder / name for name in state["shards"]}
+        newest[state["kind"]] = newest.get(state["kind"], 0) + 1
+        if newest[state["kind"]] <= keep or _in_use(path.stem):
+            needed |= files
+            if not all(file.exists() for file in files):
+                unfinished.add(folder)
+        else:
+            path.unlink()
+            dropped += 1
+    count = size = linked = 0
+    for path in sorted(cache.rglob("[!.]*.parquet")):
+        if path in needed or shelf.is_part(path) and path.parent in unfinished:
+            continue
+        status = path.stat()
+        path.unlink()
+        count += 1
+        size += status.st_size
+        linked += status.st_size if status.st_nlink > 1 else 0
+    for folder in [folder for kind in shards.KINDS for folder in (cache / kind).glob("*")]:
+        size += store.sweep(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return Freed(count, size, linked, dropped)
+
+
+def _of_out(kind: shards.Kind, out: Path) -> set[Path]:
+    """The store's files that a folder of shards is made of. A damaged shard has none."""
+    found = set()
+    paths = sorted(out.glob("[!.]*.parquet"))
+    for index, path in enumerate(paths):
+        try:
+            shard = shards.open_shard(path, kind)
+        except shards.ShardError:
+            continue
+        name = shelf.shard_file(kind, shard.fingerprint, shard.columns["row"], shelf.groups_of(shard), index, len(paths))
+        found.add(shelf.folder(kind, shard.fingerprint) / name)
+    return found
+
+
+def _in_use(key: str) -> bool:
+    return any(store.held(lock.name) for lock in (store.root() / "locks").glob(f"cache-{key}-rank*"))
