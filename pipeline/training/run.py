@@ -17,7 +17,7 @@ from mindspore.nn.utils import no_init_parameters
 from pipeline import params, store
 from pipeline.cache import shards
 from pipeline.cache.fingerprint import file_hash
-from pipeline.cache.reader import Reader
+from pipeline.cache.reader import CacheError, Reader
 from pipeline.device import Device
 from pipeline.diffusion import loss, schedule, timesteps
 from pipeline.models.config import CONFIGS
@@ -54,7 +54,10 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
 
     # Data
-    reader = Reader(paths.latents, paths.text, paths.captions)
+    try:
+        reader = Reader(paths.latents, paths.text, paths.captions)
+    except CacheError as error:
+        raise StageError(str(error)) from error
     subset, held_out = validation.split(reader.names, train.validation_share)
     if not len(subset):
         raise StageError(f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none to train on")
