@@ -9,7 +9,7 @@ from pipeline.params import Params
 from pipeline.stage import StageError, run
 from pipeline.weights.merge import merge
 
-TRAINED = {"raw": Path("outs/train/unet.ckpt"), "ema": Path("outs/train/unet_ema.ckpt")}
+TRAINED = {"raw": Path("outs/train/weights/unet.ckpt"), "ema": Path("outs/train/weights/unet_ema.ckpt")}
 CONVERTED = Path("outs/convert")
 
 

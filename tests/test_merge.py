@@ -153,7 +153,7 @@ def project(tmp_path):
     shutil.copy(root / "params.yaml", tmp_path)
     (tmp_path / "outs/train").mkdir(parents=True)
     converted(tmp_path / "outs")
-    trained(tmp_path / "outs/train/unet.ckpt")
+    trained(tmp_path / "outs/train/weights/unet.ckpt")
     return tmp_path
 
 
@@ -172,7 +172,7 @@ def test_the_stage_takes_the_weights_that_params_ask_for(project):
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     assert "unet_ema.ckpt does not exist" in failed.stderr and "set merge.weights to raw" in failed.stderr
 
-    trained(project / "outs/train/unet_ema.ckpt", lambda name, array: array / 2)
+    trained(project / "outs/train/weights/unet_ema.ckpt", lambda name, array: array / 2)
     assert run_stage(project).returncode == 0
     merged = streamed.read(project / "outs/merge/merged.safetensors")[CONV].array()
     np.testing.assert_array_equal(merged, (synthetic.values(CONV, SHAPES[CONV], seed=3) / 2).astype(np.float16))

@@ -44,7 +44,7 @@ class Paths:
     latents: Path
     text: Path
     captions: Path
-    out: Path  # folder of unet.ckpt, unet_ema.ckpt and live/
+    out: Path  # folder of weights/ (unet.ckpt, unet_ema.ckpt) and live/
 
 
 def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train) -> None:
@@ -186,9 +186,12 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
 
         # Outs
         if rank == 0:
-            _write(paths.out / "unet.ckpt", parameters, [p.name for p in parameters])
-            if ema is not None:
-                _write(paths.out / "unet_ema.ckpt", ema, [p.name for p in parameters])
+            names = [p.name for p in parameters]
+            with store.atomic(paths.out / "weights") as folder:
+                folder.mkdir()
+                _write(folder / "unet.ckpt", parameters, names)
+                if ema is not None:
+                    _write(folder / "unet_ema.ckpt", ema, names)
             curves.close()
             states.clear()
         device.barrier()
@@ -305,6 +308,6 @@ class _swapped:
 
 def _write(path: Path, parameters, names: list[str]) -> None:
     """Weights as float32 under the checkpoint's names."""
-    with store.atomic(path) as temporary, ckpt.Writer(temporary) as writer:
+    with ckpt.Writer(path) as writer:
         for parameter, name in zip(parameters, names, strict=True):
             writer.add(PREFIX["unet"] + name, parameter.asnumpy().astype(np.float32, copy=False))
