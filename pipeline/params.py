@@ -186,6 +186,7 @@ class Sample(Section):
     width: PositiveInt
     height: PositiveInt
     seed: int
+    precision: Literal["float32", "float16", "bfloat16"]
     batch_size: PositiveInt
 
 
