@@ -312,9 +312,31 @@ def _bad():
     canvas = struct.pack("<I", 16382)[:3] * 2  # width - 1, height - 1
     webp = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas + b"ANIM" + struct.pack("<I", 6) + bytes(6)
     yield Odd("bomb.webp", b"RIFF" + struct.pack("<I", 4 + len(webp)) + b"WEBP" + webp, rejected="too many pixels")
+    for form, name in (("JPEG", "jpg"), ("BMP", "bmp"), ("TIFF", "tif"), ("AVIF", "avif")):
+        yield Odd(f"bomb.{name}", _claim(encode(noise, form), form, 16_000), rejected="too many pixels")
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000)))
+    yield Odd("bomb in a comment.png", raw_png(noise, 2, 8, before=text), rejected="broken")
     yield Odd("just above.png", encode(np.zeros((1000, 1001), np.uint8), "PNG"), rejected="too many pixels")
     yield Odd("tiny.png", encode(np.zeros((8, 8), np.uint8), "PNG"), rejected="too small")
     yield Odd("thread.png", encode(np.zeros((1, 5000), np.uint8), "PNG"), rejected="too small")
+
+
+def _claim(data: bytes, form: str, side: int) -> bytes:
+    """The picture of 60 × 40 pixels with a header that claims `side` × `side`."""
+    layout = {  # what stands before the two numbers, and their coding
+        "JPEG": (b"\xff\xc0\0\x11\x08", ">HH", (HEIGHT, WIDTH)),  # start of frame
+        "BMP": (b"\x28\0\0\0", "<ii", (WIDTH, HEIGHT)),  # size of the header that holds them
+        "AVIF": (b"ispe\0\0\0\0", ">II", (WIDTH, HEIGHT)),  # image spatial extents
+    }
+    if form == "TIFF":
+        for tag, value in ((256, WIDTH), (257, HEIGHT)):
+            entry = struct.pack("<HHII", tag, 4, 1, value)
+            assert entry in data
+            data = data.replace(entry, struct.pack("<HHII", tag, 4, 1, side))
+        return data
+    before, coding, sides = layout[form]
+    assert before + struct.pack(coding, *sides) in data
+    return data.replace(before + struct.pack(coding, *sides), before + struct.pack(coding, side, side))
 
 
 def _gif_frame(width: int, height: int) -> bytes:

@@ -84,11 +84,11 @@ def test_kohya(tmp_path):
 
 
 def test_other_files_are_named_and_hidden_ones_are_not(tmp_path):
-    files = {"a.png": A, "readme.md": "", "notes.txt": "no picture", "d/x.heic": "", "shard.tar": ""}
+    files = {"a.png": A, "readme.md": "", "notes.txt": "no picture", "d/x.heic": ""}
     write_folder(tmp_path, files | {".a.png": A, ".cache/b.png": B, "._a.png": "", ".gitignore": "a.png"})
     source = open_source(str(tmp_path))
     assert list(listed(source)) == ["a.png"]
-    assert others(source) == ["d/x.heic", "notes.txt", "readme.md", "shard.tar"]
+    assert others(source) == ["d/x.heic", "notes.txt", "readme.md"]
 
 
 def test_captions_for_absent_pictures(tmp_path):
@@ -293,6 +293,17 @@ def test_captions_of_another_type(tmp_path):
         listed(open_source(str(tmp_path / "a.parquet")))
 
 
+def test_parquet_with_a_broken_page(tmp_path):
+    pictures = [picture(number, 100, 100) for number in range(4)]
+    file = write_parquet(tmp_path / "a.parquet", {"image": pictures, "text": ["x"] * 4})
+    data = bytearray(file.read_bytes())
+    data[4:40] = bytes(36)  # the first page's header
+    file.write_bytes(data)
+    source = open_source(str(file))
+    with pytest.raises(SourceError, match="a.parquet is not a whole Parquet file"):
+        source.read("a.parquet#0")
+
+
 def test_truncated_parquet(tmp_path):
     file = write_parquet(tmp_path / "a.parquet", {"image": [A], "text": ["x"]})
     file.write_bytes(file.read_bytes()[:-10])
@@ -321,7 +332,10 @@ def test_unusable_places(tmp_path):
     with pytest.raises(SourceError, match=r"holds tars \(a.tar\) and Parquet files \(a.parquet\)"):
         open_source(str(tmp_path))
     write_folder(tmp_path, {"d/a.png": A})
-    assert list(listed(open_source(str(tmp_path)))) == ["d/a.png"]
+    with pytest.raises(
+        SourceError, match="holds pictures and a.parquet; give a folder with pictures alone or without any"
+    ):
+        listed(open_source(str(tmp_path)))
 
 
 def test_stamps_show_every_change(tmp_path):

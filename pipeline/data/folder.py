@@ -49,6 +49,10 @@ class Folder:
             elif extension in CAPTIONS and stem in rows_of_stem:
                 texts = captions.lines(self.read(path), os.path.join(self.root, path))
                 found += [(row, *texts_of_line) for row in rows_of_stem[stem] for texts_of_line in texts]
+            elif extension in (".tar", ".parquet"):
+                raise SourceError(
+                    f"{self.root} holds pictures and {path}; give a folder with pictures alone or without any"
+                )
             else:
                 others.append(path)
         yield make_part(os.path.realpath(self.root), list(pictures), stamps, found, others)

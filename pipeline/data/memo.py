@@ -3,9 +3,9 @@
 One file for each part of a source, in the store. It holds a table of the pictures with the stamps of their files, and
 is used for a picture only when the stamp is the same to the nanosecond. Deleting it costs time and nothing else."""
 
+import contextlib
 import hashlib
 import os
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def load(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray) -> t
 
 def save(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray, found: pa.Table, now_ns: int) -> None:
     """Keep what was found about pictures that had settled at `now_ns`, the time before they were read."""
-    settled = np.flatnonzero(stamps.max(axis=1, initial=0, where=[False, True, True]) < now_ns - _SETTLED_NS)
+    settled = np.flatnonzero(stamps[:, 2] < now_ns - _SETTLED_NS)  # by the ctime, which nobody can set
     columns = [paths.take(pa.array(settled)), *(pa.array(column) for column in stamps[settled].T)]
     found = found.take(pa.array(settled)).combine_chunks()
     table = pa.Table.from_arrays([*columns, *found.columns], schema=_SCHEMA).replace_schema_metadata({"rules": rules})
@@ -88,15 +88,19 @@ def _read(file: Path, rules: str) -> pa.Table | None:
     if table.schema.metadata != {b"rules": rules.encode()}:
         print("index: max_pixels, the decoder or its code has changed; all pictures are read again", flush=True)
         return None
-    os.utime(file, ns=(time.time_ns(), time.time_ns()))  # for _prune: this one is in use
+    with contextlib.suppress(FileNotFoundError):  # another run may prune it
+        os.utime(file)  # for _prune: this one is in use
     return table
 
 
 def _prune(keep: Path) -> None:
     """Remove the memos that were not used for the longest time, down to the bound."""
     total = 0
-    files = [(file.stat().st_mtime_ns, file) for file in keep.parent.glob("*.memo")]
-    for _, file in sorted(files, reverse=True):
-        total += file.stat().st_size
+    files = []
+    for file in keep.parent.glob("*.memo"):
+        with contextlib.suppress(FileNotFoundError):
+            files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+    for _, size, file in sorted(files, reverse=True):
+        total += size
         if total > _BOUND and file != keep:
             file.unlink(missing_ok=True)

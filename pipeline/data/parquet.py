@@ -3,6 +3,7 @@
 Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2` if wanted. Pictures
 are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in order."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,10 +45,12 @@ class ParquetFiles:
             yield make_part(place, paths, np.tile(np.array(status, np.int64), (rows, 1)), list(_captions(place)), [])
 
 
-def _open(place: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _open(place: str) -> Iterator[pq.ParquetFile]:
     try:
-        return pq.ParquetFile(place, memory_map=True)
-    except pa.ArrowInvalid as error:
+        with pq.ParquetFile(place, memory_map=True) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{place} is not a whole Parquet file: {error}; get the file again") from None
 
 
