@@ -1,7 +1,7 @@
 """A workspace to train in, seconds small: a UNet of SDXL's parts and random caches, as the stages before leave them.
 
-Run as a script it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]` in the workspace,
-with params.yaml's settings replaced by the given ones."""
+Run as a script in the workspace it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]`,
+with params.yaml's settings replaced by the given ones. With `stub` as first argument the UNet is tests/stub_unet.py."""
 
 import functools
 import sys
@@ -18,6 +18,7 @@ from pipeline.training import launch
 from pipeline.weights import ckpt, layout
 from pipeline.weights.names import PREFIX, to_mindspore
 from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
+from tests.golden import rule
 from tests.synthetic import values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,15 @@ def params(**changes) -> Params:
         section, key = path.split(".")
         tree[section][key] = value
     return Params.model_validate(tree)
+
+
+def write_stub(path: Path) -> None:
+    """A random checkpoint of tests/stub_unet.py."""
+    from tests.stub_unet import StubUNet
+
+    with ckpt.Writer(path) as writer:
+        for name, parameter in StubUNet(UNET).parameters_and_names():
+            writer.add(PREFIX["unet"] + name, rule.weight(rule.stability(name), tuple(parameter.shape)))
 
 
 def write_unet(path: Path, seed: int = 0) -> None:
@@ -88,7 +98,14 @@ def main() -> None:
 
     config.CONFIGS["tiny"] = CONFIG
     launch.start = functools.partial(_start, launch.start)
-    changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in sys.argv[1:])}
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["stub"]:
+        arguments.pop(0)
+        import pipeline.training.run
+        from tests.stub_unet import StubUNet
+
+        pipeline.training.run.UNet = StubUNet
+    changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments)}
     stage.load = lambda: params(**changes)
     stage.run(train.main)
 

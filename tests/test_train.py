@@ -1,0 +1,228 @@
+"""The train stage's run, on a stub of the UNet: what it writes and logs, and that every setting counts."""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from pipeline.models import config
+from pipeline.training import run, state
+
+from pipeline.params import Train
+from pipeline.stage import StageError
+from pipeline.weights import ckpt
+from tests.cache_samples import latent
+from tests.stub_unet import StubUNet
+from tests.training_samples import CONFIG, params, write_stub, write_workspace
+
+TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
+BASE = {"train.steps": 4, "train.batch_size": 3, "train.validation_interval": 2}
+
+
+@dataclass
+class Outcome:
+    weights: dict[str, np.ndarray]
+    ema: dict[str, np.ndarray] | None
+    rows: list[dict]
+    saved: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    made_with: dict = field(default_factory=dict)
+
+    def __eq__(self, other):
+        return (
+            (self.rows, self.saved, self.kept, self.made_with) == (other.rows, other.saved, other.kept, other.made_with)
+            and same(self.weights, other.weights)
+            and (self.ema is None) == (other.ema is None)
+            and (self.ema is None or same(self.ema, other.ema))
+        )
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def read(path):
+    return {name: np.array(tensor.array()) for name, tensor in ckpt.read(path).items()}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = write_workspace(tmp_path_factory.mktemp("train"), buckets=((64, 64), (64, 32)))
+    write_stub(root / "outs/convert/unet.ckpt")
+    return root
+
+
+@pytest.fixture
+def train(workspace, tmp_path, monkeypatch, device):
+    """-> function of changed params giving the run's Outcome."""
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
+    monkeypatch.setattr(run, "UNet", StubUNet)
+    return lambda **changes: outcome(workspace, tmp_path / "out", device, monkeypatch, changes)
+
+
+def outcome(workspace, out, device, monkeypatch, changes, root=None):
+    p = params(**(BASE | changes))
+    saved, kept = [], []
+    save = state.States.save
+
+    def spy(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        saved.append(step)
+        kept[:] = [int(path.name.removeprefix("step-")) for path in self.steps()]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.States, "save", spy)
+        outs = (root or workspace) / "outs"
+        paths = run.Paths(outs / "convert/unet.ckpt", outs / "latents", outs / "text", outs / "index/captions.parquet", out)
+        run.fine_tune(paths, "tiny", device, p.diffusion, p.train)
+    rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
+    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    ema = out / "weights/unet_ema.ckpt"
+    found = read(ema) if p.train.ema else None
+    ema.unlink(missing_ok=True)
+    return Outcome(read(out / "weights/unet.ckpt"), found, rows, saved, kept, dict(StubUNet.made_with))
+
+
+_known: dict = {}
+
+
+def base_outcome(train, base):
+    key = json.dumps(base, sort_keys=True)
+    if key not in _known:
+        _known[key] = train(**base)
+    return _known[key]
+
+
+# key -> (its other value, what else is set before and after)
+CHANGES = {
+    "seed": (1, {}),
+    "steps": (3, {}),
+    "epochs": (2, {"train.steps": None, "train.epochs": 1}),
+    "batch_size": (2, {}),
+    "gradient_accumulation_steps": (2, {}),
+    "learning_rate": (2e-3, {}),
+    "scale_lr": (True, {}),
+    "lr_scheduler": ("linear", {}),
+    "lr_warmup_steps": (3, {"train.lr_scheduler": "constant_with_warmup"}),
+    "optimizer": ("adafactor", {}),
+    "adam_beta1": (0.1, {}),
+    "adam_beta2": (0.9, {}),
+    "adam_epsilon": (1e-2, {}),
+    "weight_decay": (0.5, {}),
+    "max_grad_norm": (1e-3, {"train.adam_epsilon": 1e-2}),
+    "ema": (True, {}),
+    "ema_decay": (0.05, {"train.ema": True}),
+    "timestep_bias_strategy": ("later", {"train.timestep_bias_multiplier": 100.0}),
+    "timestep_bias_multiplier": (100.0, {"train.timestep_bias_strategy": "later"}),
+    "timestep_bias_begin": (800, {"train.timestep_bias_strategy": "range", "train.timestep_bias_multiplier": 1e4}),
+    "timestep_bias_end": (100, {"train.timestep_bias_strategy": "range", "train.timestep_bias_multiplier": 1e4}),
+    "timestep_bias_portion": (0.01, {"train.timestep_bias_strategy": "later", "train.timestep_bias_multiplier": 1e4}),
+    "snr_gamma": (1.0, {}),
+    "debiased_estimation": (True, {}),
+    "loss_type": ("huber", {}),
+    "huber_c": (0.9, {"train.loss_type": "huber"}),
+    "noise_offset": (0.3, {}),
+    "caption_dropout": (0.9, {}),
+    "caption_dropout_with": ("empty", {"train.caption_dropout": 0.9}),
+    "precision": ("float16", {}),
+    "param_fp16": (True, {"train.precision": "float16"}),
+    "loss_scale": (2.0**40, {"train.precision": "float16"}),
+    "gradient_checkpointing": (True, {}),
+    "validation_share": (0.5, {}),
+    "validation_interval": (1, {}),
+    "validation_timesteps": ([300, 701], {}),
+    "log_interval": (2, {}),
+    "checkpointing_steps": (1, {}),
+    "checkpoints_total_limit": (2, {"train.checkpointing_steps": 1}),
+}
+ELSEWHERE = {"shard_optimizer", "sample_interval"}  # test_distributed.py, test_preview.py
+
+
+def test_every_setting_has_its_case():
+    assert set(Train.model_fields) == set(CHANGES) | ELSEWHERE
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_no_setting_is_ignored(train, key):
+    value, base = CHANGES[key]
+    assert train(**(base | {f"train.{key}": value})) != base_outcome(train, base)
+
+
+def test_the_same_settings_give_the_same_bits(train):
+    assert train(**{"train.ema": True}) == train(**{"train.ema": True})
+
+
+@pytest.mark.parametrize(("key", "value", "base"), [("prediction", "v", {}), ("zero_terminal_snr", True, {"diffusion.prediction": "v"})])
+def test_no_diffusion_setting_is_ignored(train, key, value, base):
+    assert train(**(base | {f"diffusion.{key}": value})) != base_outcome(train, base)
+
+
+def test_the_curves_and_the_summary(train, tmp_path):
+    found = train(**{"train.ema": True, "train.learning_rate": 0.02})
+    steps = [row["step"] for row in found.rows if "train/loss" in row]
+    assert steps == [1, 2, 3, 4]
+    validations = {row["step"]: row for row in found.rows if "validation/loss" in row}
+    assert list(validations) == [0, 2, 4]
+    row = validations[4]
+    assert row["validation/loss"] == pytest.approx(np.mean([row["validation/loss_t300"], row["validation/loss_t700"]]))
+    assert row["validation/loss"] < validations[0]["validation/loss"] and row["validation/ema_loss"] != row["validation/loss"]
+    assert validations[0]["validation/ema_loss"] == validations[0]["validation/loss"]
+    live = tmp_path / "out/live"
+    summary = json.loads((live / "metrics.json").read_text())
+    assert summary["step"] == 4 and summary["validation"]["base_loss"] == validations[0]["validation/loss"]
+    assert {"loss", "grad_norm", "learning_rate", "images_per_second", "step_seconds", "data_wait_seconds", "overflows"} == set(summary["train"])
+    curve = (live / "plots/metrics/train/loss.tsv").read_text().splitlines()
+    assert curve[0] == "step\tloss" and len(curve) == 5
+
+
+def test_the_weights_are_whole_and_named_as_in_the_base(train, workspace):
+    found, base = train(), read(workspace / "outs/convert/unet.ckpt")
+    assert list(found.weights) == list(base)
+    assert all(found.weights[name].dtype == np.float32 and found.weights[name].shape == base[name].shape for name in base)
+    assert all((found.weights[name] != base[name]).any() for name in base)
+
+
+def test_half_weights_keep_their_norms_in_float32(train):
+    found = train(**{"train.precision": "float16", "train.param_fp16": True}).weights
+    halves = {name.removeprefix("model.diffusion_model.") for name, value in found.items() if (value == value.astype(np.float16)).all()}
+    assert halves == {f"{layer}.{end}" for layer in ("conv", "out.1", "text", "label", "time") for end in ("weight", "bias")}
+
+
+def test_overflows_are_counted(train):
+    rows = train(**{"train.precision": "float16", "train.loss_scale": 2.0**40}).rows
+    assert [row["train/overflows"] for row in rows if "train/overflows" in row] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_frees_its_room(train, tmp_path):
+    assert train(**{"train.checkpointing_steps": 1}).saved == [1, 2, 3]
+    assert not list((tmp_path / "store/train").glob("*/*"))
+
+
+def nan_latent(image, bucket):
+    row = latent(image, bucket)
+    values = np.frombuffer(row["latent"], np.float16).copy()
+    values[5] = np.nan
+    return row | {"latent": values.tobytes()}
+
+
+def test_a_value_that_is_not_finite_in_the_cache_stops_the_run(tmp_path, device, monkeypatch, train):
+    root = write_workspace(tmp_path / "bad", rows=lambda image, bucket: nan_latent(image, bucket) if image[0] < 128 else latent(image, bucket))
+    write_stub(root / "outs/convert/unet.ckpt")
+    with pytest.raises(StageError, match=r"step \d: the cached latents or text of sample [0-9a-f]{32} .* not finite"):
+        outcome(root, tmp_path / "out", device, monkeypatch, {"train.validation_share": 0.0})
+    assert not (tmp_path / "out/weights").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
+    with pytest.raises(StageError) as error:
+        train(**{"train.learning_rate": 1e38, "train.checkpointing_steps": 1, "train.max_grad_norm": 0.0})
+    message = str(error.value)
+    assert "the loss is" in message and "step-0000000" in message and "learning_rate" in message
+    assert len([word for word in message.replace(",", " ").split() if len(word.rstrip(".")) == 32]) == 3  # its samples
+    assert not (tmp_path / "out/weights").exists()
+
+
+def test_a_cache_without_training_pictures_is_refused(train):
+    with pytest.raises(StageError, match="leaves none to train on"):
+        train(**{"train.validation_share": 0.999})
