@@ -16,12 +16,12 @@ CONVERTED = Path("outs/convert")
 def main(params: Params) -> None:
     unet = TRAINED[params.merge.weights]
     if not unet.exists():
-        hint = (
-            "; the training kept no average: switch it on in train, or set merge.weights to raw"
-            if unet == TRAINED["ema"]
-            else ""
-        )
-        raise StageError(f"{unet} does not exist, which merge.weights: {params.merge.weights} asks for{hint}")
+        hint = {
+            "raw": "run the train stage first",
+            "ema": "set train.ema to true and train again, or set merge.weights to raw",
+        }
+        wanted = f"merge.weights: {params.merge.weights} asks for it"
+        raise StageError(f"{unet} does not exist and {wanted}; {hint[params.merge.weights]}")
     components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
     merge(components, CONFIGS[params.model.config], params.merge.dtype, Path("outs/merge"))
 

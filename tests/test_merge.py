@@ -151,7 +151,7 @@ def project(tmp_path):
     for folder in ("stages", "pipeline"):
         os.symlink(root / folder, tmp_path / folder)
     shutil.copy(root / "params.yaml", tmp_path)
-    (tmp_path / "outs/train").mkdir(parents=True)
+    (tmp_path / "outs/train/weights").mkdir(parents=True)
     converted(tmp_path / "outs")
     trained(tmp_path / "outs/train/weights/unet.ckpt")
     return tmp_path

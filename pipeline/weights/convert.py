@@ -1,11 +1,13 @@
-"""Published weights -> one MindSpore checkpoint per component, streamed: one chunk in memory at a time."""
+"""Published weights -> one MindSpore checkpoint per component, streamed: a few chunks in memory at a time."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
 from pipeline.store import atomic
 from pipeline.weights import check, ckpt
+from pipeline.weights.ahead import ahead
 from pipeline.weights.names import PREFIX, part_of, to_mindspore
 from pipeline.weights.source import open_weights
 from pipeline.weights.tensor import Tensor
@@ -19,27 +21,31 @@ def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
     infinity."""
     tensors = open_weights(base, vae, config)
     faults: list[str] = []
+
+    def refuse() -> None:
+        listed = check.listed("tensors with values that are no numbers", faults)
+        raise StageError(f"{base} (VAE: {vae}) is damaged:\n{listed}")
+
+    def checked_chunks(own: dict[str, Tensor]) -> Iterator[tuple[str, memoryview]]:
+        for name, tensor in own.items():
+            for chunk in check.chunks(name, tensor, faults):
+                yield name, chunk
+            if len(faults) > check.MOST:
+                refuse()
+
     with atomic(out) as folder:
         folder.mkdir()
         for part in PREFIX:
             own = {name: tensor for name, tensor in tensors.items() if part_of(name) == part}
-            _write(folder / f"{part}.ckpt", own, faults)
+            with ckpt.Writer(folder / f"{part}.ckpt") as writer:
+                begun = None
+                for name, chunk in ahead(checked_chunks(own)):
+                    if name != begun:
+                        writer.begin(to_mindspore(name), own[name].dtype, own[name].shape)
+                        begun = name
+                    writer.write(chunk)
             dtypes = ", ".join(sorted({tensor.dtype for tensor in own.values()}))
             count = sum(tensor.count for tensor in own.values())
             print(f"{part}: {len(own):,} tensors, {count:,} parameters, {dtypes}", flush=True)
-            if len(faults) > check.MOST:
-                break
         if faults:
-            listed = check.listed("tensors with values that are no numbers", faults)
-            raise StageError(f"{base} (VAE: {vae}) is damaged:\n{listed}")
-
-
-def _write(path: Path, tensors: dict[str, Tensor], faults: list[str]) -> None:
-    """Stops early when more faults are found than a message shows."""
-    with ckpt.Writer(path) as writer:
-        for name, tensor in tensors.items():
-            writer.begin(to_mindspore(name), tensor.dtype, tensor.shape)
-            for chunk in check.chunks(name, tensor, faults):
-                writer.write(chunk)
-            if len(faults) > check.MOST:
-                return
+            refuse()

@@ -6,6 +6,7 @@ from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
 from pipeline.store import atomic
 from pipeline.weights import check, ckpt, layout, safetensors
+from pipeline.weights.ahead import ahead
 from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
 from pipeline.weights.tensor import Tensor
@@ -21,23 +22,20 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
     shapes = layout.shapes(config)
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
     entries = {name: (dtype, shape) for name, shape in shapes.items()}
-    faults: list[str] = []
-    too_large: list[str] = []
+    begun = None
     with atomic(out) as folder:
         folder.mkdir()
         with (
             ckpt.Writer(folder / "merged.ckpt") as mindspore,
             safetensors.Writer(folder / "merged.safetensors", entries) as stability,
         ):
-            for name, shape in shapes.items():
-                mindspore.begin(to_mindspore(name), dtype, shape)
-                stability.begin(name, dtype, shape)
-                for chunk in _cast_chunks(name, tensors[name], dtype, faults, too_large):
-                    mindspore.write(chunk)
-                    stability.write(chunk)
-                if len(faults) + len(too_large) > check.MOST:
-                    _refuse(components, dtype, faults, too_large)
-        _refuse(components, dtype, faults, too_large)
+            for name, chunk in ahead(_cast_chunks(tensors, list(shapes), dtype, components)):
+                if name != begun:
+                    mindspore.begin(to_mindspore(name), *entries[name])
+                    stability.begin(name, *entries[name])
+                    begun = name
+                mindspore.write(chunk)
+                stability.write(chunk)
     print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}")
 
 
@@ -54,17 +52,24 @@ def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, T
     return {stability: found[name] for name, stability in own.items()}
 
 
-def _cast_chunks(name: str, tensor: Tensor, dtype: str, faults: list[str], too_large: list[str]):
-    """Chunks as `dtype`; adds a line to `faults` for NaN and infinity in the source, to `too_large` for an overflow."""
-    overflows, peak = 0, 0.0
-    for chunk in check.chunks(name, tensor, faults):
-        result = cast(chunk, tensor.dtype, dtype)
-        if result is not chunk and not finite(result, dtype) and finite(chunk, tensor.dtype):
-            overflows += count_nonfinite(result, dtype)[1]
-            peak = max(peak, largest(chunk, tensor.dtype))
-        yield result
-    if overflows:
-        too_large.append(f"{name}: {overflows:,} of {tensor.count:,} values, the largest {peak:g}")
+def _cast_chunks(tensors: dict[str, Tensor], order: list[str], dtype: str, components: dict[str, Path]):
+    """Yield (name, chunk as `dtype`). Raises StageError for NaN, infinity and overflow, when it has seen them all or
+    more than a message shows."""
+    faults: list[str] = []
+    too_large: list[str] = []
+    for name in order:
+        tensor, overflows, peak = tensors[name], 0, 0.0
+        for chunk in check.chunks(name, tensor, faults):
+            result = cast(chunk, tensor.dtype, dtype)
+            if result is not chunk and not finite(result, dtype) and finite(chunk, tensor.dtype):
+                overflows += count_nonfinite(result, dtype)[1]
+                peak = max(peak, largest(chunk, tensor.dtype))
+            yield name, result
+        if overflows:
+            too_large.append(f"{name}: {overflows:,} of {tensor.count:,} values, the largest {peak:g}")
+        if len(faults) + len(too_large) > check.MOST:
+            break
+    _refuse(components, dtype, faults, too_large)
 
 
 def _refuse(components: dict[str, Path], dtype: str, faults: list[str], too_large: list[str]) -> None:
