@@ -14,7 +14,7 @@ class StubUNet(nn.Cell):
         StubUNet.made_with = {"attention": attention, "recompute": recompute}
         self.dtype = compute_dtype
         self.conv = Conv(4, 4, 3)
-        self.out = nn.SequentialCell(GroupNorm(2, 4), Conv(4, 4, 3))
+        self.out = nn.SequentialCell(GroupNorm(2, 4, eps=1e-5), Conv(4, 4, 3))
         self.text = Linear(config.context_dim, 4)
         self.label = Linear(config.vector_dim, 4)
         self.time = Linear(1, 4)

@@ -9,7 +9,8 @@ from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet
 
 from pipeline.training import rates
-from pipeline.training.optimizer import Adafactor, AdamW, decays, sharded
+from pipeline.training.memory import sharded
+from pipeline.training.optimizer import Adafactor, AdamW, decays
 from pipeline.training.step import Settings, Update, average_of
 from tests.golden import rule
 from tests.golden import training_rule as t
@@ -109,7 +110,7 @@ class Kinds(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.in_layers = nn.SequentialCell(GroupNorm(4, 8), Conv(8, 8, 3))
+        self.in_layers = nn.SequentialCell(GroupNorm(4, 8, eps=1e-5), Conv(8, 8, 3))
         self.norm_proj = Linear(8, 8)
         self.out = nn.CellList([LayerNorm(8), Linear(8, 4, bias=False)])
 

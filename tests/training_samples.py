@@ -1,9 +1,13 @@
 """A workspace to train in, seconds small: a UNet of SDXL's parts and random caches, as the stages before leave them.
 
 Run as a script in the workspace it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]`,
-with params.yaml's settings replaced by the given ones. With `stub` as first argument the UNet is tests/stub_unet.py."""
+with params.yaml's settings replaced by the given ones. With `stub` as first argument the UNet is tests/stub_unet.py, and with
+`kill=step:4` the process kills itself after the update of step 4 (from 0), with `kill=save:1` while it writes its second
+state, with `kill=outs` after it has written its outs and before it clears its state."""
 
 import functools
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -93,6 +97,33 @@ def _start(start, device, script: list[str], logs: Path) -> None:
     start(device, [__file__, *sys.argv[1:]], logs)
 
 
+def _kill_at(place: str, number: str) -> None:
+    from pipeline.training import run, state
+
+    count = 0
+
+    def kill_after(function, when):
+        def wrapped(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if when(*args):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    def saved(*_):
+        nonlocal count
+        count += 1
+        return count == int(number) + 1
+
+    if place == "step":
+        run._check = kill_after(run._check, lambda *args: args[5].number == int(number))
+    elif place == "save":
+        state._write = kill_after(state._write, saved)
+    else:
+        state.States.clear = kill_after(lambda self: None, lambda *_: True)
+
+
 def main() -> None:
     from stages import train
 
@@ -105,6 +136,8 @@ def main() -> None:
         from tests.stub_unet import StubUNet
 
         pipeline.training.run.UNet = StubUNet
+    if arguments[:1] and arguments[0].startswith("kill="):
+        _kill_at(*arguments.pop(0).removeprefix("kill=").partition(":")[::2])
     changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments)}
     stage.load = lambda: params(**changes)
     stage.run(train.main)

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pipeline.models.layers import norm_parameters
+from pipeline.training.memory import sharded
 
 
 def decays(cell: nn.Cell) -> tuple[bool, ...]:
@@ -19,12 +20,6 @@ def decays(cell: nn.Cell) -> tuple[bool, ...]:
     paths = {id(parameter): path for path, parameter in cell.parameters_and_names()}
     names = [paths[id(parameter)] for parameter in cell.trainable_params()]
     return tuple(name not in norms and name.rsplit(".", 1)[-1] != "bias" for name in names)
-
-
-def sharded(shape: tuple[int, ...], ranks: int) -> bool:
-    """Whether ZeRO-1 cuts a parameter of this shape into slices of its first axis. The others (vectors, and first axes
-    that do not divide: less than a thousandth of SDXL) are kept whole on each rank, which costs less than sending them."""
-    return ranks > 1 and len(shape) > 1 and shape[0] % ranks == 0
 
 
 def _state(parameters, prefix: str, shapes) -> ParameterTuple:
