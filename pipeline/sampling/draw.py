@@ -12,7 +12,7 @@ UNet = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def noise(seed: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
     """(count, *shape) float32 standard normal numbers; those of a prompt's number are the same whatever is drawn with it."""
-    keys = [[seed & 0xFFFFFFFFFFFFFFFF, index] for index in range(count)]
+    keys = [np.array([seed & 0xFFFFFFFFFFFFFFFF, index], np.uint64) for index in range(count)]
     return np.stack([np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32) for key in keys])
 
 

@@ -1,0 +1,148 @@
+"""The sample stage's parts, with formulas in the networks' places, and the stage itself on a tiny checkpoint."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.diffusion import conditioning, schedule
+from pipeline.models.config import TINY
+from pipeline.sampling import draw, euler
+from pipeline.sampling.grid import grid
+from pipeline.weights.convert import convert
+from pipeline.weights.merge import merge
+from tests import synthetic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_noise_belongs_to_the_prompts_number():
+    few, many = draw.noise(3, 2, (4, 2, 2)), draw.noise(3, 5, (4, 2, 2))
+    assert np.array_equal(few, many[:2])
+    assert not np.array_equal(many[0], many[1])
+    assert not np.array_equal(few, draw.noise(4, 2, (4, 2, 2)))
+    assert draw.noise(-1, 1, (4, 2, 2)).dtype == np.float32
+    assert abs(draw.noise(0, 64, (4, 8, 8)).std() - 1) < 0.02
+
+
+def test_guidance_goes_on_from_zeroed_text_through_the_conditional():
+    seen = []
+
+    def unet(x_t, timesteps, context, vector):
+        seen.append((x_t, timesteps, context, vector))
+        return np.broadcast_to(context.mean(axis=(1, 2)).reshape(-1, 1, 1, 1), x_t.shape)
+
+    context, pooled = np.full((2, 77, 8), 0.5, np.float32), np.full((2, 3), 2, np.float32)
+    x = np.ones((2, 4, 2, 2), np.float32)
+    sigma = 3.0
+    denoise = draw.guided(unet, context, pooled, 64, 96, 5.0, "epsilon")
+    # u = 0 and c = 0.5, so the guided noise is 0 + 5 (0.5 - 0)
+    np.testing.assert_allclose(denoise(x, sigma, 500), x - sigma * 2.5, rtol=1e-6)
+
+    x_t, timesteps, contexts, vectors = seen[0]
+    np.testing.assert_allclose(x_t, np.ones((4, 4, 2, 2)) / np.sqrt(10), rtol=1e-6)
+    assert timesteps.tolist() == [500] * 4
+    assert not contexts[:2].any() and (contexts[2:] == 0.5).all()
+    sizes = np.tile([64, 96, 0, 0, 64, 96], (2, 1))  # height and width; crop top and left; height and width
+    np.testing.assert_array_equal(vectors[:2], conditioning.vector(np.zeros((2, 3), np.float32), sizes))
+    np.testing.assert_array_equal(vectors[2:], conditioning.vector(pooled, sizes))
+
+
+def test_a_guidance_scale_of_one_is_the_prompt_alone():
+    def unet(x_t, timesteps, context, vector):
+        return context.mean(axis=(1, 2)).reshape(-1, 1, 1, 1) + 0 * x_t
+
+    context = np.full((1, 77, 8), 0.25, np.float32)
+    x = np.zeros((1, 4, 2, 2), np.float32)
+    denoise = draw.guided(unet, context, np.zeros((1, 3), np.float32), 64, 64, 1.0, "epsilon")
+    np.testing.assert_allclose(denoise(x, 2.0, 1), -0.5)
+
+
+@pytest.mark.parametrize("count, size, wanted", [(3, 8, [[0, 1, 2]]), (5, 2, [[0, 1], [2, 3], [4, 4]]), (4, 2, [[0, 1], [2, 3]])])
+def test_batches_are_of_one_size(count, size, wanted):
+    assert [batch.tolist() for batch in draw.batches(count, size)] == wanted
+
+
+def test_pixels_are_rounded_and_clipped():
+    pixels = np.array([-2, -1, 0, 1, 3], np.float32).reshape(1, 1, 5).repeat(3, axis=0)
+    assert draw.to_picture(pixels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_the_grid_has_a_column_for_each_prompt_and_a_row_for_each_model():
+    colors = {"base": (250, 0, 0), "fine-tuned": (0, 0, 250)}
+    prompts = [f"prompt number {i} with some words to wrap over lines" for i in range(10)]
+    rows = {label: [np.full((64, 64, 3), color, np.uint8)] * 10 for label, color in colors.items()}
+    sheet = np.array(grid(rows, prompts))
+    assert sheet.shape[1] > 8 * 192
+    for color in colors.values():
+        assert (sheet == color).all(axis=2).sum() == 10 * 192 * 192
+    red, blue = ((sheet == color).all(axis=2).any(axis=1).argmax() for color in colors.values())
+    assert red < blue
+
+
+def test_large_pictures_are_reduced():
+    sheet = grid({"a": [np.full((1024, 1024, 3), (250, 0, 0), np.uint8)]}, ["one"])
+    assert max(sheet.size) < 500
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder that the stage can run in: two models of random weights."""
+    root = tmp_path_factory.mktemp("project")
+    base = synthetic.write_checkpoint(root / "base.safetensors", TINY, seed=0, dtype="float16")
+    other = synthetic.write_checkpoint(root / "other.safetensors", TINY, seed=1, dtype="float16")
+    convert(base, base, TINY, root / "outs/convert")
+    convert(other, other, TINY, root / "other")
+    parts = {part: root / f"outs/convert/{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}
+    merge({"unet": root / "other/unet.ckpt", **parts}, TINY, "float16", root / "outs/merge")
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    settings["model"]["tokenizer"] = str(ROOT / "data/tokenizer")
+    settings["sample"] |= {"prompts": ["a red circle", "", "a blue star"], "steps": 2, "width": 64, "height": 32, "batch_size": 2}
+    (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return root
+
+
+def stage(root: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "stages.sample"], cwd=root, env=environment, capture_output=True, text=True)
+
+
+def test_the_stage_draws_both_models_from_the_same_noise(project):
+    done = stage(project)
+    assert done.returncode == 0, done.stderr
+    out = project / "outs/sample"
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["00_base.png", "00_tuned.png", "01_base.png", "01_tuned.png", "02_base.png", "02_tuned.png", "grid.png"]
+    pictures = {name: np.array(Image.open(out / name)) for name in names}
+    assert pictures["00_base.png"].shape == (32, 64, 3)
+    assert not np.array_equal(pictures["00_base.png"], pictures["00_tuned.png"])
+    assert not np.array_equal(pictures["00_base.png"], pictures["02_base.png"])
+
+
+def test_an_impossible_size_is_refused_and_nothing_is_written(project, tmp_path):
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("width: 64", "width: 40"), encoding="utf-8")
+    done = stage(tmp_path)
+    assert done.returncode != 0
+    assert "sample.width and sample.height must be multiples of 32, found 40 and 32" in done.stderr
+    assert not (tmp_path / "outs").exists()
+
+
+def test_the_whole_path_ends_at_the_data_when_the_model_is_right():
+    """A model that knows its one picture finds it again from any noise, guided or not."""
+    alphas = schedule.alphas_cumprod(False)
+    timesteps, sigmas = euler.steps(alphas, 40, False)
+    picture = draw.noise(1, 1, (4, 4, 4))
+
+    def unet(x_t, t, context, vector):
+        a = alphas[t].reshape(-1, 1, 1, 1)
+        return ((x_t - np.sqrt(a) * picture) / np.sqrt(1 - a)).astype(np.float32)
+
+    denoise = draw.guided(unet, np.ones((1, 77, 2), np.float32), np.ones((1, 3), np.float32), 32, 32, 5.0, "epsilon")
+    x = euler.sample(denoise, euler.start(draw.noise(0, 1, (4, 4, 4)), sigmas, False), timesteps, sigmas)
+    np.testing.assert_allclose(x, picture, atol=1e-3)
