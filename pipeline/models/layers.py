@@ -5,9 +5,10 @@ have, and a norm computes in float32 and gives back the input's dtype. So float3
 and float16 weights with a float32 compute, need no other code."""
 
 import mindspore as ms
-from mindspore import dtype as mstype
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal, initializer
+
+from pipeline.models import kernels
 
 
 class Linear(nn.Dense):
@@ -15,6 +16,8 @@ class Linear(nn.Dense):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
         super().__init__(in_channels, out_channels, has_bias=bias)
+        if bias and kernels.on_cpu():
+            self.bias_add = kernels.AddColumns()
 
     def construct(self, x):
         """x (..., in_channels) -> (..., out_channels)"""
@@ -41,8 +44,19 @@ class Conv(nn.Conv2d):
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (arXiv 1803.08494) of (b, channels, h, w), in float32."""
 
+    def __init__(self, groups: int, channels: int, eps: float):
+        super().__init__(groups, channels, eps)
+        self.on_cpu = kernels.on_cpu()
+        self.normalize = kernels.NormalizeRows(eps)
+        self.scale = kernels.ScaleChannels()
+
     def construct(self, x):
-        y = ops.group_norm(x.astype(mstype.float32), self.num_groups, self.gamma, self.beta, self.eps)
+        y = x.astype(ms.float32)
+        if self.on_cpu:
+            y = self.normalize(y.reshape(x.shape[0] * self.num_groups, -1)).reshape(x.shape)
+            y = self.scale(y, self.gamma, self.beta)
+        else:
+            y = ops.group_norm(y, self.num_groups, self.gamma, self.beta, self.eps)
         return y.astype(x.dtype)
 
 
@@ -51,10 +65,33 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__((channels,), epsilon=eps)
+        self.on_cpu = kernels.on_cpu()
+        self.normalize = kernels.NormalizeRows(eps)
+        self.scale = kernels.ScaleColumns()
 
     def construct(self, x):
-        y, _, _ = self.layer_norm(x.astype(mstype.float32), self.gamma, self.beta)
+        y = x.astype(ms.float32)
+        if self.on_cpu:
+            y = self.scale(self.normalize(y.reshape(-1, x.shape[-1])), self.gamma, self.beta).reshape(x.shape)
+        else:
+            y, _, _ = self.layer_norm(y, self.gamma, self.beta)
         return y.astype(x.dtype)
+
+
+class GEGLU(nn.Cell):
+    """x gelu(gate) with (x, gate) = proj(input) (arXiv 2002.05202), with the exact GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.proj = Linear(in_channels, 2 * out_channels)
+        self.on_cpu = kernels.on_cpu()
+        self.gate = kernels.GeluGate()
+
+    def construct(self, x):
+        x, gate = ops.chunk(self.proj(x), 2, -1)
+        if self.on_cpu:
+            return self.gate(x.astype(ms.float32), gate.astype(ms.float32)).astype(x.dtype)
+        return x * gelu(gate)
 
 
 class Embedding(nn.Cell):
@@ -71,7 +108,7 @@ class Embedding(nn.Cell):
 
 def gelu(x):
     """The exact GELU, x Φ(x) (arXiv 1606.08415)."""
-    return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
+    return ops.gelu(x, approximate="none")
 
 
 def upsample(x):

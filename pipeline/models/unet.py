@@ -9,7 +9,7 @@ from mindspore import nn, ops
 
 from pipeline.models.attention import make_attention
 from pipeline.models.config import UNetConfig
-from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear, gelu, upsample
+from pipeline.models.layers import GEGLU, Conv, GroupNorm, LayerNorm, Linear, upsample
 
 
 class ResBlock(nn.Cell):
@@ -27,8 +27,9 @@ class ResBlock(nn.Cell):
     def construct(self, x, emb):
         """x (b, in_channels, h, w), emb (b, emb_channels) -> (b, out_channels, h, w)"""
         h = self.in_layers(x)
-        b, c, _, _ = h.shape
-        h = h + self.emb_layers(emb).reshape(b, c, 1, 1)
+        b, c, height, width = h.shape
+        # one number added to each channel of each sample
+        h = ops.BiasAdd()(h.reshape(1, b * c, height, width), self.emb_layers(emb).reshape(b * c)).reshape(h.shape)
         return self.skip_connection(x) + self.out_layers(h)
 
 
@@ -53,18 +54,6 @@ class CrossAttention(nn.Cell):
         k = self.split(self.to_k(context))
         v = self.split(self.to_v(context))
         return self.to_out(self.attention(q, k, v).swapaxes(1, 2).reshape(x.shape))
-
-
-class GEGLU(nn.Cell):
-    """arXiv 2002.05202, with the exact GELU."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.proj = Linear(in_channels, 2 * out_channels)
-
-    def construct(self, x):
-        x, gate = ops.chunk(self.proj(x), 2, -1)
-        return x * gelu(gate)
 
 
 class FeedForward(nn.Cell):
