@@ -118,3 +118,31 @@ def test_a_broken_launch_is_an_error(monkeypatch, environment):
         monkeypatch.setenv(name, value)
     with pytest.raises(StageError, match="RANK_ID"):
         ranks.from_environment()
+
+
+def test_a_stage_whose_dvc_died_before_it_began_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_STAGE", "cache_latents")
+    middle = os.fork()
+    if middle == 0:  # ends at once, and leaves an orphan behind
+        if os.fork() == 0:
+            parent = os.getppid()
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            _run_orphan(tmp_path)
+        os._exit(0)
+    os.waitpid(middle, 0)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "orphan").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "orphan").read_text() == "the dvc that started this stage is gone"
+
+
+def _run_orphan(tmp_path) -> None:
+    try:
+        engine.build(job(range(COUNT), Encoder()), tmp_path / "out")
+        text = "it worked on"
+    except StageError as error:
+        text = str(error)
+    (tmp_path / "writing").write_text(text)
+    os.rename(tmp_path / "writing", tmp_path / "orphan")
+    os._exit(0)
