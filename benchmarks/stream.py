@@ -3,10 +3,10 @@
     python -m benchmarks.stream FOLDER [--load merged]     needs 46 GB free there; FOLDER is made and removed
 
 Makes a random SDXL checkpoint (float16, 6.94 GB) and a random trained UNet (float32, 10.3 GB). Every job runs in a
-process of its own, between two plain writes of as many bytes with the same fsync at the end; its time stands against
-the mean of the two. Source files are dropped from the page cache first, so reading them is part of the time. The export
-to safetensors happens in merge, which writes both files in one pass; `export` is the round trip: convert's UNet instead
-of a trained one, whose merged.safetensors must be the source byte for byte."""
+process of its own, among plain writes of as many bytes with the same fsync at the end; its time stands against their
+mean. It is run once with its inputs on disk only, so that reading them counts, and once with them in the page cache.
+The export to safetensors happens in merge, which writes both files in one pass; `export` is the round trip: convert's
+UNet instead of a trained one, whose merged.safetensors must be the source byte for byte."""
 
 import argparse
 import json
@@ -98,16 +98,26 @@ def drop_from_cache(folder: Path) -> None:
             os.close(handle)
 
 
-def measure(name: str, folder: Path, size: int) -> None:
-    """Print one line: the job between two plain writes of `size` bytes."""
-    before = plain_seconds(folder, size)
-    drop_from_cache(folder)
-    result = run(name, folder)
-    after = plain_seconds(folder, size)
-    ratio = result["seconds"] / ((before + after) / 2)
-    job = f"{result['seconds']:6.1f} s (processor {result['processor']:.1f} s)"
-    against = f"plain {before:.1f} and {after:.1f} s, ratio {ratio:.2f}"
-    print(f"{name:8} {size / 1e9:5.2f} GB   {job}   {against}   peak {result['peak_mb']:.0f} MB", flush=True)
+def read_into_cache(paths: list[Path]) -> None:
+    for path in paths:
+        subprocess.run(["cat", str(path)], check=True, stdout=subprocess.DEVNULL)
+
+
+def measure(name: str, folder: Path, inputs: list[Path], size: int) -> None:
+    """Print two lines: the job with its inputs on disk and in the page cache, among plain writes of `size` bytes."""
+    plain, results = [plain_seconds(folder, size)], {}
+    for state in ("on disk", "in cache"):
+        drop_from_cache(folder)
+        if state == "in cache":
+            read_into_cache(inputs)
+        results[state] = run(name, folder)
+        plain.append(plain_seconds(folder, size))
+    mean = sum(plain) / len(plain)
+    for state, result in results.items():
+        job = f"{result['seconds']:6.1f} s (processor {result['processor']:.1f} s)   peak {result['peak_mb']:.0f} MB"
+        print(f"{name:8} inputs {state:8}   {job}   {result['seconds'] / mean:.2f} times a plain write", flush=True)
+    times = ", ".join(f"{seconds:.1f}" for seconds in plain)
+    print(f"{'':8} {size / 1e9:.2f} GB written plainly: {times} s", flush=True)
 
 
 def plain_seconds(folder: Path, size: int) -> float:
@@ -126,10 +136,11 @@ def main(folder: Path, to_load: str) -> None:
     try:
         print(f"made the inputs in {run('make', folder)['seconds']:.0f} s", flush=True)
         size = (folder / "source.safetensors").stat().st_size
-        measure("convert", folder, size)
-        measure("merge", folder, 2 * size)
+        others = [folder / f"convert/{part}.ckpt" for part in ("clip_l", "clip_g", "vae")]
+        measure("convert", folder, [folder / "source.safetensors"], size)
+        measure("merge", folder, [folder / "trained.ckpt", *others], 2 * size)
         (folder / "trained.ckpt").unlink()
-        measure("export", folder, 2 * size)
+        measure("export", folder, [folder / "convert/unet.ckpt", *others], 2 * size)
         whole = same(folder / "source.safetensors", folder / "merge/merged.safetensors")
         print(f"convert, merge untrained, export: {'byte for byte the source' if whole else 'DIFFERS from the source'}")
         file = "merge/merged.ckpt" if to_load == "merged" else f"convert/{to_load}.ckpt"

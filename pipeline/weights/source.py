@@ -97,7 +97,7 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     pickled = [name for name in there if name.endswith((".bin", ".pt", ".ckpt"))]
     if pickled:
-        raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run any code when they are "
+        raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run code when they are "
                          "opened and so are not read; wanted *.safetensors (save_pretrained writes them)")  # fmt: skip
     what = f"has {', '.join(there) or 'no files'}" if folder.is_dir() else "does not exist"
     raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, their .fp16 "
