@@ -112,7 +112,7 @@ def test_a_dropped_caption_is_the_empty_one(cache):
 def test_a_batch_of_two_buckets_is_refused(cache):
     with open_reader(cache) as reader:
         two = [int(np.flatnonzero((reader.buckets == bucket).all(axis=1))[0]) for bucket in BUCKETS]
-        with pytest.raises(ValueError, match="one bucket.*8x4x12"):
+        with pytest.raises(ValueError, match="one bucket; these are of 64x64, 96x32"):
             reader.read(np.array(two), epoch=0, seed=0)
 
 
@@ -136,7 +136,7 @@ def test_a_file_cut_short_is_found(cache):
     with open_reader(cache) as reader:
         path = next((cache / "latents").glob("*.parquet"))
         path.write_bytes(path.read_bytes()[:2000])
-        with pytest.raises(CacheError, match="damaged"):
+        with pytest.raises(CacheError, match="not a whole Parquet file; `python -m pipeline.cache verify`"):
             for sample in range(reader.n):
                 reader.read(np.array([sample]), 0, seed=0)
 
@@ -175,7 +175,7 @@ def test_shards_of_two_fingerprints_are_refused(cache):
 
 def test_pictures_without_caption_and_captions_without_picture_are_counted(cache):
     write_captions(cache / "captions.parquet", [(image, "the same caption") for image in IMAGES[3:]] + [(b"x" * 16, "the same caption")])
-    with pytest.raises(CacheError, match="1 have captions and no latents, 3 have latents and no caption"):
+    with pytest.raises(CacheError, match="1 captions have no latents, 3 pictures have no caption"):
         open_reader(cache)
 
 

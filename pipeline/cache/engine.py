@@ -281,8 +281,7 @@ def _read(path: Path, kind: shards.Kind, positions: list[int]) -> tuple[list[dic
 
 def _assemble(wanted: Wanted, out: Path) -> None:
     """Make `out` of links to the store's files. It appears whole."""
-    store.sweep(out.parent, f"*-{out.name}", seconds=0)  # left by a kill; nobody else makes this folder
-    with store.atomic(out) as temporary:
+    with store.out(out) as temporary:
         temporary.mkdir()
         for index, path in enumerate(wanted.paths):
             store.link(path, temporary / shards.shard_name(index, wanted.count))

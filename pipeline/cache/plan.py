@@ -19,14 +19,19 @@ def epoch_plan(buckets: np.ndarray, subset: np.ndarray, seed: int, epoch: int, g
     if not len(subset):
         return np.zeros((0, global_batch), np.int64)
     shuffled = subset[draws.permutation(seed, draws.SAMPLES, epoch, len(subset))]
-    shape = buckets[shuffled].astype(np.int64)
-    code = shape[:, 0] << 32 | shape[:, 1]
-    order = np.argsort(code, kind="stable")
-    _, counts = np.unique(code[order], return_counts=True)
+    shapes = buckets[shuffled]
+    codes = shapes[:, 0].astype(np.int64) << 32 | shapes[:, 1]
+    kinds = np.unique(codes)
+    kind = np.searchsorted(kinds, codes).astype(np.uint16)
+    del shapes, codes
+    counts = np.bincount(kind)
+    shuffled = shuffled[np.argsort(kind, kind="stable")]
     batches = -(-counts // global_batch)
-    starts = np.cumsum(batches) - batches  # first batch of each bucket
-    within = np.arange(len(subset)) - np.repeat(np.cumsum(counts) - counts, counts)
     plan = np.full(int(batches.sum()) * global_batch, -1, np.int64)
-    plan[np.repeat(starts * global_batch, counts) + within] = shuffled[order]
+    begin = place = 0
+    for count, of_kind in zip(counts.tolist(), batches.tolist(), strict=True):
+        plan[place : place + count] = shuffled[begin : begin + count]
+        begin += count
+        place += of_kind * global_batch
     plan = plan.reshape(-1, global_batch)
     return plan[draws.permutation(seed, draws.BATCHES, epoch, len(plan))]

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 
 from pipeline.cache import draws, fingerprint, shards
 from pipeline.cache.names import EMPTY_CAPTION
-from pipeline.cache.table import Table, read_table
+from pipeline.cache.table import open_all
 
 _OPEN_FILES = 256
 _THREADS = 2
-_TIME_IDS = ("original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width")
-_SHAPE = ("channels", "latent_height", "latent_width")
+_CAPTIONS_AT_ONCE = 1 << 18
+_PLACE = ("original_height", "original_width", "crop_top", "crop_left")
+_SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_width")
 _TEXT_SHAPE = ("tokens", "width", "pooled_width")
 
 
@@ -56,59 +57,77 @@ class Reader:
         """latents, text: folders of shards; captions: captions.parquet. vae, clip_l, clip_g: the checkpoints that the rows
         must have been made with, where given. Raises CacheError."""
         try:
-            rows = read_table(latents, shards.LATENTS, ("image", *_SHAPE, *_TIME_IDS))
-            self._text = read_table(text, shards.TEXT, _TEXT_SHAPE)
+            images = self._open_latents(Path(latents), vae)
+            captions_of_rows = self._open_text(Path(text), clip_l, clip_g)
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
-        _refuse_foreign(rows, {"vae": vae})
-        _refuse_foreign(self._text, {"clip_l": clip_l, "clip_g": clip_g})
-        self._latents = rows
-        tokens, width, pooled_width = (_only(self._text, name) for name in _TEXT_SHAPE)
-        self._text_layout = [((tokens, width), np.float16), ((pooled_width,), np.float32)]
-        self._group_rows()
-        self._group_captions(Path(captions))
+        self._group_rows(images)
+        self._group_captions(Path(captions), captions_of_rows)
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS, "cache-reader")
 
-    def _group_rows(self) -> None:
-        images = self._latents.columns.pop("image")
-        order = shards.sort_order(images)
-        images = images[order]
-        first = _first_of_each(images)
-        self.names = images[first]
-        self.n = len(self.names)
-        self._row_start = np.append(first, len(images))
-        self._row = order.astype(np.int32)
-        columns = self._latents.columns
-        self.buckets = np.stack([columns["target_width"][order[first]], columns["target_height"][order[first]]], axis=1)
+    def _open_latents(self, folder: Path, vae: str | Path | None) -> np.ndarray:
+        """Returns the rows' pictures, (rows, 16) uint8."""
+        self._latents = _Rows(shards.LATENTS, folder, {"vae": vae}, ("image", "target_width", "target_height", *_PLACE), _SHAPE)
+        self._shapes = {}  # bucket (width, height) -> shape of a latent
+        for width, height, *shape in self._latents.shapes:
+            if self._shapes.setdefault((width, height), tuple(shape)) != tuple(shape):
+                raise CacheError(f"{folder}: latents of bucket {width}x{height} have the shapes {self._shapes[width, height]} and {tuple(shape)}")
+        return self._latents.columns.pop("image")
 
-    def _group_captions(self, path: Path) -> None:
-        table = pq.read_table(path, columns=["image", "caption"])
-        images, captions = shards.as_names(table["image"]), shards.as_names(table["caption"])
-        del table
+    def _open_text(self, folder: Path, clip_l: str | Path | None, clip_g: str | Path | None) -> np.ndarray:
+        """Returns the rows' names, (rows, 16) uint8."""
+        self._text = _Rows(shards.TEXT, folder, {"clip_l": clip_l, "clip_g": clip_g}, ("row",), _TEXT_SHAPE)
+        if len(self._text.shapes) != 1:
+            raise CacheError(f"{folder}: {', '.join(_TEXT_SHAPE)} have the values {sorted(self._text.shapes)}, wanted one of each")
+        ((tokens, width, pooled_width),) = self._text.shapes
+        self._text_layout = [((tokens, width), np.float16), ((pooled_width,), np.float32)]
+        return self._text.columns.pop("row")
+
+    def _group_rows(self, images: np.ndarray) -> None:
         order = shards.sort_order(images)
-        images = images[order]
-        first = _first_of_each(images)
-        found = images[first]
-        if found.shape != self.names.shape or not np.array_equal(found, self.names):
-            extra, missing = (int((shards.locate(a, b) < 0).sum()) for a, b in ((self.names, found), (found, self.names)))
+        self._row = order.astype(np.int32)
+        del order
+        images = images[self._row]
+        self.n = int((images[1:] != images[:-1]).any(axis=1).sum()) + 1
+        self._variants = len(images) // self.n  # rows of each picture: mirrored, cropped
+        self.names = np.ascontiguousarray(images[:: self._variants])
+        if len(images) != self.n * self._variants or (images.reshape(self.n, -1, 16) != self.names[:, None]).any():
+            raise CacheError(f"{self._latents.paths[0].parent}: pictures have different numbers of rows; run `dvc repro cache_latents`")
+        columns = self._latents.columns
+        self.buckets = np.stack([columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1)
+
+    def _group_captions(self, path: Path, names: np.ndarray) -> None:
+        pictures, rows = shards.halves(self.names), shards.halves(names)
+        del names
+        extra, absent = 0, []
+        samples, captions = [], []
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_CAPTIONS_AT_ONCE, columns=["image", "caption"]):
+                sample = shards.locate(pictures, shards.as_names(batch["image"]))
+                wanted = shards.as_names(batch["caption"])
+                caption = shards.locate(rows, wanted)
+                extra += int((sample < 0).sum())
+                absent += [name.tobytes().hex() for name in wanted[caption < 0]]
+                samples.append(sample.astype(np.int32))
+                captions.append(caption.astype(np.int32))
+        sample, self._caption = np.concatenate(samples), np.concatenate(captions)
+        del pictures, samples, captions
+        counts = np.bincount(sample[sample >= 0], minlength=self.n)
+        if extra or (counts == 0).any():
             raise CacheError(
-                f"{path} and {self._latents.paths[0].parent} are not of the same pictures: {extra} have captions and no "
-                f"latents, {missing} have latents and no caption; run `dvc repro cache_latents cache_text`"
+                f"{path} and {self._latents.paths[0].parent} are not of the same pictures: {extra} captions have no latents, "
+                f"{int((counts == 0).sum())} pictures have no caption; run `dvc repro cache_latents cache_text`"
             )
-        self._caption_start = np.append(first, len(images))
-        del images, found
-        position = shards.locate(self._text.columns["row"], captions)
-        if (position < 0).any():
-            name = captions[np.flatnonzero(position < 0)[0]].tobytes().hex()
-            raise CacheError(
-                f"{int((position < 0).sum())} captions of {path} are not in {self._text.paths[0].parent}, the first is {name}; "
-                "run `dvc repro cache_text`"
-            )
-        self._caption = position.astype(np.int32)[order]
-        self._empty = int(shards.locate(self._text.columns["row"], shards.as_names([EMPTY_CAPTION]))[0])
+        text = self._text.paths[0].parent
+        if absent:
+            raise CacheError(f"{len(absent)} captions of {path} are not in {text}, the first is {absent[0]}; run `dvc repro cache_text`")
+        if (sample[1:] < sample[:-1]).any():
+            self._caption = self._caption[np.argsort(sample, kind="stable")]
+        self._caption_start = np.append(0, np.cumsum(counts)).astype(np.int32)
+        self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
         if self._empty < 0:
-            raise CacheError(f"{self._text.paths[0].parent} lacks the empty caption; run `dvc repro cache_text`")
+            raise CacheError(f"{text} lacks the empty caption; run `dvc repro cache_text`")
 
     def read(self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None = None) -> Batch:
         """The rows of one batch. samples: (b,) int64, all of one bucket; -1 is padding and repeats the first real one.
@@ -118,17 +137,20 @@ class Reader:
         if not len(real):
             raise ValueError("a batch needs at least one sample that is not padding")
         filled = np.where(samples >= 0, samples, real[0])
-        rows = self._row[self._pick(draws.ROW, self._row_start, filled, epoch, seed)]
-        captions = self._caption[self._pick(draws.CAPTION, self._caption_start, filled, epoch, seed)]
+        buckets = self.buckets[filled]
+        if (buckets != buckets[0]).any():
+            found = ", ".join(f"{width}x{height}" for width, height in np.unique(buckets, axis=0))
+            raise ValueError(f"the samples of a batch must be of one bucket; these are of {found}")
+        variants = np.full(len(filled), self._variants)
+        rows = self._row[filled * self._variants + draws.choice(seed, draws.ROW, epoch, filled, variants)]
+        first = self._caption_start[filled]
+        chosen = draws.choice(seed, draws.CAPTION, epoch, filled, self._caption_start[filled + 1] - first)
+        captions = self._caption[first + chosen]
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
-        shapes = np.stack([self._latents.columns[name][rows] for name in _SHAPE], axis=1)
-        if (shapes != shapes[0]).any():
-            found = ", ".join("x".join(map(str, shape)) for shape in np.unique(shapes, axis=0))
-            raise ValueError(f"the samples of a batch must be of one bucket; their latents are {found}")
-        (latents,) = self._read(self._latents, rows, [(tuple(shapes[0]), np.float16)])
+        (latents,) = self._read(self._latents, rows, [(self._shapes[tuple(buckets[0].tolist())], np.float16)])
         context, pooled = self._read(self._text, captions, self._text_layout)
-        time_ids = np.stack([self._latents.columns[name][rows] for name in _TIME_IDS], axis=1)
+        time_ids = np.stack([*(self._latents.columns[name][rows] for name in _PLACE), buckets[:, 1], buckets[:, 0]], axis=1)
         return Batch(latents, context, pooled, time_ids, samples)
 
     def close(self) -> None:
@@ -142,15 +164,12 @@ class Reader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _pick(self, purpose: int, starts: np.ndarray, samples: np.ndarray, epoch: int, seed: int) -> np.ndarray:
-        counts = starts[samples + 1] - starts[samples]
-        return starts[samples] + draws.choice(seed, purpose, epoch, samples, counts)
-
-    def _read(self, table: Table, rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]) -> list[np.ndarray]:
+    def _read(self, table: "_Rows", rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]) -> list[np.ndarray]:
         """The payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in `layout`."""
         arrays = [np.empty((len(rows), *shape), dtype) for shape, dtype in layout]
         buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
-        handles = self._open([table.paths[file] for file in table.file[rows]])
+        files = np.searchsorted(table.bounds, rows, side="right") - 1
+        handles = self._open([table.paths[file] for file in files])
         offsets = [table.offsets[payload][rows].tolist() for payload in table.kind.payloads]
         sums = table.sums[rows].tolist()
 
@@ -160,8 +179,7 @@ class Reader:
                 for payload, offset in zip(payloads, offsets, strict=True):
                     os.preadv(handles[index], [payload], offset[index])
                 if shards.payload_sum(*payloads) != sums[index]:  # a read that comes up short fails here as well
-                    path, name = table.paths[table.file[rows[index]]], table.columns["row"][rows[index]].tobytes().hex()
-                    raise CacheError(f"{path}: row {name} is damaged; `python -m pipeline.cache verify` says what to do")
+                    raise _damaged(table, int(files[index]), int(rows[index]))
 
         step = -(-len(rows) // _THREADS)
         list(self._pool.map(fill, [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]))
@@ -178,26 +196,53 @@ class Reader:
         return [self._files[path] for path in paths]
 
 
-def _first_of_each(names: np.ndarray) -> np.ndarray:
-    """Where each run of equal names (n, 16) begins: (k,) int64."""
-    return np.flatnonzero(np.append(True, (names[1:] != names[:-1]).any(axis=1))[: len(names)])
+class _Rows:
+    """Where the rows of one cache lie, and some of their numbers: columns (n, 16) uint8 or (n,) int32."""
+
+    def __init__(self, kind: shards.Kind, folder: Path, encoders: dict[str, str | Path | None], columns: tuple[str, ...], shape: tuple[str, ...]):
+        """encoders: component -> checkpoint that the rows must have been made with, or None. shapes: the distinct values of the
+        `shape` columns. Raises CacheError, shards.ShardError."""
+        self.kind = kind
+        self.paths: list[Path] = []
+        self.shapes: set[tuple[int, ...]] = set()
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in (*columns, *kind.payloads, "sums")}
+        counts = [0]
+        for shard in open_all(folder, kind):
+            if not self.paths:
+                _refuse_foreign(shard, encoders)
+            self.paths.append(shard.path)
+            counts.append(len(shard))
+            self.shapes |= {tuple(row) for row in np.unique(np.stack([shard.columns[name] for name in shape], axis=1), axis=0).tolist()}
+            for name in columns:
+                parts[name].append(shard.columns[name])
+            for name in kind.payloads:
+                parts[name].append(shard.offsets[name].astype(np.uint32))  # a page, and so a shard's column, is below 2 GB
+            parts["sums"].append(shard.columns["checksum"][:, 1].copy())
+        self.bounds = np.cumsum(counts)  # rows bounds[i] to bounds[i + 1] are in paths[i]
+        joined = {}
+        for name in list(parts):
+            joined[name] = np.concatenate(parts.pop(name))  # and let go of the parts: 10 million rows would stand twice
+        self.sums = joined.pop("sums")
+        self.offsets = {name: joined.pop(name) for name in kind.payloads}
+        self.columns = joined
 
 
-def _only(table: Table, column: str) -> int:
-    """The one value of a column, which is then let go."""
-    values = np.unique(table.columns.pop(column))
-    if len(values) != 1:
-        raise CacheError(f"{table.paths[0].parent}: column {column} has the values {values.tolist()}, wanted one")
-    return int(values[0])
-
-
-def _refuse_foreign(table: Table, encoders: dict[str, str | Path | None]) -> None:
+def _refuse_foreign(shard: shards.Shard, encoders: dict[str, str | Path | None]) -> None:
     for component, path in encoders.items():
         if path is None:
             continue
-        found, wanted = table.fingerprint.get(component, "unknown"), fingerprint.file_hash(path)
+        found, wanted = shard.fingerprint.get(component, "unknown"), fingerprint.file_hash(path)
         if found != wanted:
             raise CacheError(
-                f"{table.paths[0].parent} was encoded by another {component} ({found}) than {path} ({wanted}); "
-                f"run `dvc repro cache_{table.kind.name}`"
+                f"{shard.path.parent} was encoded by another {component} ({found}) than {path} ({wanted}); "
+                f"run `dvc repro cache_{shard.kind.name}`"
             )
+
+
+def _damaged(table: _Rows, file: int, row: int) -> CacheError:
+    path = table.paths[file]
+    try:
+        name = shards.open_shard(path, table.kind).columns["row"][row - table.bounds[file]].tobytes().hex()
+    except shards.ShardError as error:  # the whole file is
+        return CacheError(f"{error}; `python -m pipeline.cache verify` says what to do")
+    return CacheError(f"{path}: row {name} is damaged; `python -m pipeline.cache verify` says what to do")

@@ -26,7 +26,6 @@ ROW_GROUP = 1024  # chosen with benchmarks/read_shards.py: one row group in all 
 _LANES = 509  # a prime: pages or sectors that swap places in a payload change their lanes
 _MAX_PAGE_HEADER = 256
 _SEAL = 16  # bytes
-_SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 class ShardError(ValueError):
@@ -114,25 +113,30 @@ def as_names(column: pa.ChunkedArray | pa.Array | Sequence[bytes]) -> np.ndarray
     return np.frombuffer(b"".join(column), np.uint8).reshape(-1, 16)
 
 
+def halves(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Names (n, 16) uint8 as two numbers (n,) uint64 each, which compare as the byte strings do."""
+    both = np.ascontiguousarray(names).view(">u8")
+    return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
+
+
 def sort_order(names: np.ndarray) -> np.ndarray:
     """Indices that sort names (n, 16) uint8 as byte strings."""
-    halves = np.ascontiguousarray(names).view(">u8").astype(np.uint64)
-    return np.lexsort((halves[:, 1], halves[:, 0]))
+    high, low = halves(names)
+    return np.lexsort((low, high))
 
 
-def locate(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Position of each wanted name in the sorted names, or -1. Both (n, 16) uint8; returns (m,) int64."""
-    if not len(names) or not len(wanted):
-        return np.full(len(wanted), -1, np.int64)
-    halves, keys = (np.ascontiguousarray(a).view(">u8").astype(np.uint64) for a in (names, wanted))
-    high, low = np.ascontiguousarray(halves[:, 0]), halves[:, 1]
-    position = np.searchsorted(high, keys[:, 0])
+def locate(names: np.ndarray | tuple[np.ndarray, np.ndarray], wanted: np.ndarray) -> np.ndarray:
+    """Position of each wanted name in the sorted names, or -1. Names (n, 16) uint8, or their halves for many look-ups; wanted
+    (m, 16) uint8; returns (m,) int64."""
+    high, low = names if isinstance(names, tuple) else halves(names)
+    wanted_high, wanted_low = halves(wanted)
+    position = np.searchsorted(high, wanted_high)
     found = np.full(len(wanted), -1, np.int64)
     looking = np.arange(len(wanted))
     while len(looking):  # runs once more for each name that shares its first eight bytes with the one before it
         looking = looking[position[looking] < len(high)]
-        looking = looking[high[position[looking]] == keys[looking, 0]]
-        hit = low[position[looking]] == keys[looking, 1]
+        looking = looking[high[position[looking]] == wanted_high[looking]]
+        hit = low[position[looking]] == wanted_low[looking]
         found[looking[hit]] = position[looking[hit]]
         looking = looking[~hit]
         position[looking] += 1
@@ -158,25 +162,20 @@ def payload_sum(*payloads: np.ndarray | bytes) -> int:
 
 def numbers_sum(kind: Kind, columns: dict[str, np.ndarray], fingerprint: str) -> np.ndarray:
     """Checksum of all that is not payload, for n rows at once. columns: names (n, 16) uint8 and numbers (n,) int32.
-    Returns (n,) uint64: SplitMix64 over the columns' values in the schema's order."""
-    seed = int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "little")
-    state = np.full(len(columns["row"]), seed, np.uint64)
+    Returns (n,) uint64: the columns' values times an odd number each, added up and mixed (the finaliser of SplitMix64)."""
+    total = np.zeros(len(columns["row"]), np.uint64)
+    factor = int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "little")
     for name in kind.schema.names:
         if name in kind.payloads or name in ("fingerprint", "checksum"):
             continue
         column = np.ascontiguousarray(columns[name])
-        words = column.view(np.uint64) if column.ndim == 2 else column.astype(np.int64).view(np.uint64)[:, None]
-        for word in words.T:
-            state = _splitmix(state ^ word)
-    return state
-
-
-def _splitmix(state: np.ndarray) -> np.ndarray:
-    a, b, c = _SPLITMIX
-    z = state + a
-    z = (z ^ (z >> np.uint64(30))) * b
-    z = (z ^ (z >> np.uint64(27))) * c
-    return z ^ (z >> np.uint64(31))
+        for word in column.view(np.uint64).T if column.ndim == 2 else [column.astype(np.uint64)]:
+            factor = (factor * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF  # Knuth's generator
+            total += word * np.uint64(factor | 1) + np.uint64(factor)
+    a, b = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+    total = (total ^ (total >> np.uint64(30))) * a
+    total = (total ^ (total >> np.uint64(27))) * b
+    return total ^ (total >> np.uint64(31))
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------
@@ -189,7 +188,6 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
     fingerprint: what the rows were made with; its digest stands in each row, and its text in the file's metadata.
     """
     rows = sorted(rows, key=lambda row: row["row"])
-    digest = fingerprint_digest(fingerprint)
     columns = {name: [row[name] for row in rows] for name in kind.schema.names if name not in ("fingerprint", "checksum")}
     numbers = {
         name: as_names(values) if pa.types.is_fixed_size_binary(kind.schema.field(name).type) else np.array(values, np.int32)
@@ -201,14 +199,30 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
         for row, length in zip(rows, lengths, strict=True):
             if len(row[payload]) != length:
                 raise ValueError(f"row {row['row'].hex()}: {payload} has {len(row[payload])} bytes, its numbers say {length}")
-    sums = zip(
-        numbers_sum(kind, numbers, digest).tolist(),
-        (payload_sum(*(row[payload] for payload in kind.payloads)) for row in rows),
-        strict=True,
-    )
-    columns["fingerprint"] = [digest] * len(rows)
-    columns["checksum"] = [struct.pack("<QQ", *pair) for pair in sums]
-    table = pa.table([pa.array(columns[field.name], field.type) for field in kind.schema], schema=kind.schema)
+    sums = np.array([payload_sum(*(row[payload] for payload in kind.payloads)) for row in rows], np.uint64)
+    write_columns(path, kind, numbers, {payload: pa.array(columns[payload], pa.binary()) for payload in kind.payloads}, sums, fingerprint)
+
+
+def write_columns(
+    path: str | Path, kind: Kind, numbers: dict[str, np.ndarray], payloads: dict[str, pa.Array], sums: np.ndarray, fingerprint: dict
+) -> None:
+    """`write` for n rows that are columns already, sorted by name. numbers: names (n, 16) uint8 and numbers (n,) int32;
+    sums: payload_sum of each row, (n,) uint64."""
+    digest = fingerprint_digest(fingerprint)
+    checksum = np.stack([numbers_sum(kind, numbers, digest), sums], axis=1).astype("<u8")
+    arrays = []
+    for field in kind.schema:
+        if field.name in payloads:
+            arrays.append(payloads[field.name])
+        elif field.name == "fingerprint":
+            arrays.append(pa.array([digest] * len(sums), pa.string()))
+        else:
+            values = checksum if field.name == "checksum" else numbers[field.name]
+            if values.ndim == 2:
+                arrays.append(pa.FixedSizeBinaryArray.from_buffers(field.type, len(sums), [None, pa.py_buffer(values.tobytes())]))
+            else:
+                arrays.append(pa.array(values, field.type))
+    table = pa.table(arrays, schema=kind.schema)
     with pq.ParquetWriter(
         path,
         kind.schema,

@@ -1,5 +1,6 @@
-"""All rows of one cache folder: where each lies and what it holds, without its payloads."""
+"""All rows of one cache folder, without their payloads."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +11,25 @@ from pipeline.cache import shards
 
 @dataclass(frozen=True)
 class Table:
-    """n rows, sorted by name. About 100 bytes a row."""
+    """n rows, sorted by name."""
 
     kind: shards.Kind
     fingerprint: dict
-    paths: list[Path]
-    file: np.ndarray  # (n,) int32, index into paths
-    offsets: dict[str, np.ndarray]  # payload -> (n,) int64
     sums: np.ndarray  # (n,) uint64, checksum of the payloads
-    columns: dict[str, np.ndarray]  # those that were asked for; `row` is always there
-
-    def __len__(self) -> int:
-        return len(self.file)
+    columns: dict[str, np.ndarray]  # `row` and those that were asked for
 
 
 def read_table(folder: str | Path, kind: shards.Kind, columns: tuple[str, ...]) -> Table:
-    """Open every shard in `folder` and keep the named columns. Raises shards.ShardError for a damaged file, and when the
-    folder is not one whole cache of one fingerprint."""
+    """The named columns of every row. Raises shards.ShardError as open_all does."""
+    opened = list(open_all(folder, kind))
+    joined = {name: np.concatenate([shard.columns[name] for shard in opened]) for name in ("row", *columns)}
+    sums = np.concatenate([shard.columns["checksum"][:, 1] for shard in opened])
+    return Table(kind, opened[0].fingerprint, sums, joined)
+
+
+def open_all(folder: str | Path, kind: shards.Kind) -> Iterator[shards.Shard]:
+    """Every shard of a folder, in the order of their rows. Raises shards.ShardError for a damaged file, and when the folder is
+    not one whole cache of one fingerprint."""
     folder = Path(folder)
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
@@ -35,10 +38,6 @@ def read_table(folder: str | Path, kind: shards.Kind, columns: tuple[str, ...]) 
     if [path.name for path in paths] != expected:
         wrong = sorted(set(expected).symmetric_difference(path.name for path in paths))
         raise shards.ShardError(f"{folder} is not a whole cache: {', '.join(wrong[:5])} missing or too many")
-    names = ("row", *columns)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    offsets: dict[str, list[np.ndarray]] = {name: [] for name in kind.payloads}
-    sums, counts = [], []
     wanted = None
     for path in paths:
         shard = shards.open_shard(path, kind)
@@ -46,25 +45,4 @@ def read_table(folder: str | Path, kind: shards.Kind, columns: tuple[str, ...]) 
         if shard.fingerprint != wanted:
             differing = sorted(key for key in {*wanted, *shard.fingerprint} if wanted.get(key) != shard.fingerprint.get(key))
             raise shards.ShardError(f"{path} was made with another {', '.join(differing)} than {paths[0]}")
-        for name in names:
-            parts[name].append(shard.columns[name])
-        for name in kind.payloads:
-            offsets[name].append(shard.offsets[name])
-        sums.append(shard.columns["checksum"][:, 1])
-        counts.append(len(shard))
-    return Table(
-        kind,
-        wanted,
-        paths,
-        np.repeat(np.arange(len(paths), dtype=np.int32), counts),
-        {name: _join(parts) for name, parts in offsets.items()},
-        _join(sums),
-        {name: _join(parts[name]) for name in names},
-    )
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    """Concatenate, and let go of the parts: with 10 million rows they would stand twice."""
-    joined = np.concatenate(parts)
-    parts.clear()
-    return joined
+        yield shard
