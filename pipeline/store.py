@@ -88,6 +88,15 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def out(path: str | Path) -> Iterator[Path]:
+    """`atomic` for an out of a stage, which no two processes make at once: what killed runs left of it goes first."""
+    path = Path(path)
+    sweep(path.parent, f"*-{path.name}", seconds=0)
+    with atomic(path) as temporary:
+        yield temporary
+
+
 def sweep(folder: str | Path, pattern: str = "*", seconds: float = 3600) -> int:
     """Remove the temporary files and folders that killed processes left in `folder`, untouched for `seconds`. Returns how
     many bytes they held."""

@@ -65,7 +65,7 @@ def main(params: Params) -> None:
 
     decode = vae_decoder(config, MERGED, device, "float32")
     rows = {name: [draw.to_picture(decode(one[None])[0]) for one in values] for name, values in latents.items()}
-    with store.atomic(OUT) as folder:
+    with store.out(OUT) as folder:
         folder.mkdir()
         for name, pictures in rows.items():
             for number, picture in enumerate(pictures):

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline import store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.store import atomic
 from pipeline.weights import check, ckpt
 from pipeline.weights.ahead import ahead
 from pipeline.weights.names import PREFIX, part_of, to_mindspore
@@ -33,7 +33,7 @@ def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
             if len(faults) > check.MOST:
                 refuse()
 
-    with atomic(out) as folder:
+    with store.out(out) as folder:
         folder.mkdir()
         for part in PREFIX:
             own = {name: tensor for name, tensor in tensors.items() if part_of(name) == part}

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from pipeline import store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.store import atomic
 from pipeline.weights import check, ckpt, layout, safetensors
 from pipeline.weights.ahead import ahead
 from pipeline.weights.names import part_of, to_mindspore
@@ -23,7 +23,7 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
     entries = {name: (dtype, shape) for name, shape in shapes.items()}
     begun = None
-    with atomic(out) as folder:
+    with store.out(out) as folder:
         folder.mkdir()
         with (
             ckpt.Writer(folder / "merged.ckpt") as mindspore,
