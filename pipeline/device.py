@@ -29,11 +29,18 @@ class Device:
     target: str  # "CPU" | "Ascend"
     rank: int = 0
     world_size: int = 1
-    attention: str = "auto"  # as wished; "auto" is decided with the model's precision
+    attention: str = "auto"  # the wish, a kind of models/attention.py or "auto"
+    sink_size: int = 0  # training steps per data sink, 0 for none
 
     @property
     def ascend(self) -> bool:
         return self.target == "Ascend"
+
+    def attention_kind(self, precision: str) -> str:
+        """The kind of attention for a network that computes in `precision`."""
+        if self.attention != "auto":
+            return self.attention
+        return "flash" if self.ascend and precision != "float32" else "tiled"
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
         """The sum of `values` over all ranks, float32 in between. Every rank must call it."""
@@ -55,19 +62,52 @@ class _AllReduce(ms.nn.Cell):
         return self.all_reduce(x)
 
 
-def setup(target: str = "auto", distributed: bool = False, attention: str = "auto") -> Device:
-    """Choose the device, graph mode kernel by kernel (jit level O0) and deterministic kernels; log what was chosen.
+def setup(
+    target: str = "auto",
+    distributed: bool = False,
+    attention: str = "auto",
+    sink_size: int = 0,
+    jit_level: str = "O0",
+    max_device_memory: str | None = None,
+) -> Device:
+    """Choose the device, graph mode and deterministic kernels; log what was chosen.
 
     `distributed`: this process is one of several ranks (started by msrun, mpirun or with a rank table) and joins them. The
-    scheduler that msrun starts beside them stays in here until they are done, and its process ends here."""
+    scheduler that msrun starts beside them stays in here until they are done, and its process ends here. `jit_level` and
+    `max_device_memory` (such as "59GB") are Ascend's; on a CPU graphs run kernel by kernel (O0)."""
     if target == "auto":
         target = "Ascend" if ms.device_context.ascend.is_available() else "CPU"
-    ms.set_device(target)
-    ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": "O0"})
+    if target == "Ascend":
+        _set_up_ascend(max_device_memory)
+    else:
+        ms.set_device("CPU")
+        jit_level = "O0"
+    ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": jit_level})
     ms.set_deterministic(True)
     rank, world_size = _join() if distributed else (0, 1)
-    log.info("device: %s, graph mode, jit level O0, deterministic kernels, rank %d of %d", target, rank, world_size)
-    return Device(target, rank, world_size, attention)
+    device = Device(target, rank, world_size, attention, sink_size)
+    log.info(
+        "device: %s, rank %d of %d, graph mode, jit level %s, deterministic kernels, %s",
+        target, rank, world_size, jit_level, f"data sink of {sink_size} steps" if sink_size else "no data sink",
+    )  # fmt: skip
+    return device
+
+
+def _set_up_ascend(max_device_memory: str | None) -> None:
+    """Not run on an NPU. Once per process, before `init`."""
+    # msrun gives each process its NPU; mpirun (whose variables MindSpore turns into DEVICE_ID) and rank tables do not.
+    if "MS_ROLE" not in os.environ and "DEVICE_ID" in os.environ:
+        ms.set_device("Ascend", int(os.environ["DEVICE_ID"]))
+    else:
+        ms.set_device("Ascend")
+    if max_device_memory is not None:
+        ms.runtime.set_memory(max_size=max_device_memory)
+        log.info("device memory: at most %s", max_device_memory)
+    precision = ms.device_context.ascend.op_precision
+    precision.precision_mode("must_keep_origin_dtype")
+    # By default float32 convolutions, the VAE's above all, would be computed in a shorter format (HF32).
+    precision.conv_allow_hf32(False)
+    precision.matmul_allow_hf32(False)
 
 
 def _join() -> tuple[int, int]:
@@ -77,6 +117,21 @@ def _join() -> tuple[int, int]:
         raise SystemExit(0)
     ms.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
     return communication.get_rank(), communication.get_group_size()
+
+
+def sink(step: Callable, source, names: list[str]) -> Callable[[], tuple]:
+    """-> function without arguments that runs `step` (a cell) on the next row of `source`, fetched by the device itself.
+    Not run on an NPU.
+
+    `source` has a length and gives by index rows of arrays, named by `names`, all of one shape. MindSpore's sink sends
+    endlessly and wraps in silence: so the source is the rest of the whole run, and the caller counts. The sink's size is 1
+    here and the caller's loop makes it larger, because a larger one can end in no shorter last one, and a given
+    jit_config would make the device loop as well as Python."""
+    dataset = ms.dataset.GeneratorDataset(
+        source, names, shuffle=False, num_parallel_workers=1, python_multiprocessing=False
+    )
+    signature = tuple(ms.Tensor(value) for value in source[0])
+    return ms.data_sink(step, dataset, sink_size=1, jit_config=None, input_signature=signature)
 
 
 def lazy_inline(init: Callable) -> Callable:

@@ -24,8 +24,16 @@ def main(params: Params) -> None:
     from pipeline.device import setup
     from pipeline.training.run import Paths, fine_tune
 
-    device = setup(params.device.target, distributed=launch.inside(), attention=params.device.attention)
-    paths = Paths(Path("outs/convert/unet.ckpt"), Path("outs/latents"), Path("outs/text"), Path("outs/index/captions.parquet"), Path("outs/train"))
+    d = params.device
+    device = setup(d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory)
+    paths = Paths(
+        unet=Path("outs/convert/unet.ckpt"),
+        latents=Path("outs/latents"),
+        text=Path("outs/text"),
+        captions=Path("outs/index/captions.parquet"),
+        vae=Path("outs/convert/vae.ckpt"),
+        out=Path("outs/train"),
+    )
     fine_tune(paths, params.model.config, device, params.diffusion, params.train)
 
 

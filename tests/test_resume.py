@@ -1,6 +1,8 @@
 """A killed run goes on and ends in the same bits; a changed one starts anew."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,8 @@ def workspace(tmp_path_factory):
 
 
 def train(workspace, store, *arguments, code=0):
-    """The stage in a process of its own, on the stub; returns what it says."""
+    """The stage in a process of its own, on the stub, after its outs were removed as DVC does; returns what it says."""
+    shutil.rmtree(workspace / "outs/train", ignore_errors=True)
     run = subprocess.run(
         [sys.executable, "-m", "tests.training_samples", "stub", *arguments],
         cwd=workspace, env=environment(store), capture_output=True, text=True, check=False,
@@ -31,8 +34,6 @@ def train(workspace, store, *arguments, code=0):
 
 
 def environment(store):
-    import os
-
     return {**os.environ, "PIPELINE_STORE": str(store), "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
 
 
@@ -56,7 +57,7 @@ def unbroken(workspace, tmp_path_factory):
 
 
 # before the first state, between states, at one, in the middle of writing the second, after the last step
-@pytest.mark.parametrize("kills", [["step:1"], ["step:4", "step:7"], ["step:6"], ["save:1"], ["outs"]], ids="-".join)
+@pytest.mark.parametrize("kills", [["step:1"], ["step:4", "step:7"], ["save:1"], ["outs"]], ids="-".join)
 def test_a_killed_run_ends_in_the_same_bits(workspace, tmp_path, unbroken, kills):
     for kill in kills:
         train(workspace, tmp_path, f"kill={kill}", *SETTINGS, code=-9)
@@ -66,11 +67,15 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, tmp_path, unbroken, kills
     assert not list((tmp_path / "train").glob("*"))  # its room is free again
 
 
-@pytest.mark.parametrize("arguments", [["train.precision=float16", "train.loss_scale=1e12"], ["train.optimizer=adafactor"], ["train.gradient_accumulation_steps=2"]], ids=lambda a: a[0])
-def test_every_kind_of_state_is_resumed(workspace, tmp_path, arguments):
-    settings = [*SETTINGS, *arguments]
+def test_every_kind_of_state_is_resumed(workspace, tmp_path):
+    """The loss scale, Adafactor's rows and columns, micro-batches."""
+    settings = [
+        *SETTINGS, "train.precision=float16", "train.loss_scale=1e12", "train.optimizer=adafactor",
+        "train.batch_size=2", "train.gradient_accumulation_steps=2",
+    ]  # fmt: skip
     train(workspace, tmp_path / "whole", *settings)
     wanted = ends(workspace)
+    assert wanted[1][-2]["train/overflows"] > 0
     train(workspace, tmp_path / "killed", "kill=step:5", *settings, code=-9)
     assert "goes on after step 3" in train(workspace, tmp_path / "killed", *settings)
     assert ends(workspace) == wanted

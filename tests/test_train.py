@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from PIL import Image
 from pipeline.models import config
-from pipeline.training import run, state
+from pipeline.training import build, preview, run, state
 
 from pipeline.params import Train
 from pipeline.stage import StageError
@@ -16,7 +17,8 @@ from tests.stub_unet import StubUNet
 from tests.training_samples import CONFIG, params, write_stub, write_workspace
 
 TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
-BASE = {"train.steps": 4, "train.batch_size": 3, "train.validation_interval": 2}
+BASE = {"train.steps": 4, "train.batch_size": 3, "train.validation_interval": 2, "train.validation_share": 0.0}
+VALIDATED = {"train.validation_share": 0.2}
 
 
 @dataclass
@@ -47,7 +49,7 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    root = write_workspace(tmp_path_factory.mktemp("train"), buckets=((64, 64), (64, 32)))
+    root = write_workspace(tmp_path_factory.mktemp("train"))
     write_stub(root / "outs/convert/unet.ckpt")
     return root
 
@@ -57,7 +59,7 @@ def train(workspace, tmp_path, monkeypatch, device):
     """-> function of changed params giving the run's Outcome."""
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
-    monkeypatch.setattr(run, "UNet", StubUNet)
+    monkeypatch.setattr(build, "UNet", StubUNet)
     return lambda **changes: outcome(workspace, tmp_path / "out", device, monkeypatch, changes)
 
 
@@ -74,7 +76,7 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
     with monkeypatch.context() as patch:
         patch.setattr(state.States, "save", spy)
         outs = (root or workspace) / "outs"
-        paths = run.Paths(outs / "convert/unet.ckpt", outs / "latents", outs / "text", outs / "index/captions.parquet", out)
+        paths = run.Paths(outs / "convert/unet.ckpt", outs / "latents", outs / "text", outs / "index/captions.parquet", outs / "convert/vae.ckpt", out)
         run.fine_tune(paths, "tiny", device, p.diffusion, p.train)
     rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
@@ -129,14 +131,14 @@ CHANGES = {
     "param_fp16": (True, {"train.precision": "float16"}),
     "loss_scale": (2.0**40, {"train.precision": "float16"}),
     "gradient_checkpointing": (True, {}),
-    "validation_share": (0.5, {}),
-    "validation_interval": (1, {}),
-    "validation_timesteps": ([300, 701], {}),
+    "validation_share": (0.5, VALIDATED),
+    "validation_interval": (1, VALIDATED),
+    "validation_timesteps": ([300, 701], VALIDATED),
     "log_interval": (2, {}),
     "checkpointing_steps": (1, {}),
     "checkpoints_total_limit": (2, {"train.checkpointing_steps": 1}),
 }
-ELSEWHERE = {"shard_optimizer", "sample_interval"}  # test_distributed.py, test_preview.py
+ELSEWHERE = {"shard_optimizer", "sample_interval"}  # test_distributed.py, and below
 
 
 def test_every_setting_has_its_case():
@@ -159,7 +161,7 @@ def test_no_diffusion_setting_is_ignored(train, key, value, base):
 
 
 def test_the_curves_and_the_summary(train, tmp_path):
-    found = train(**{"train.ema": True, "train.learning_rate": 0.02})
+    found = train(**VALIDATED, **{"train.ema": True, "train.learning_rate": 0.02})
     steps = [row["step"] for row in found.rows if "train/loss" in row]
     assert steps == [1, 2, 3, 4]
     validations = {row["step"]: row for row in found.rows if "validation/loss" in row}
@@ -194,6 +196,23 @@ def test_overflows_are_counted(train):
     assert [row["train/overflows"] for row in rows if "train/overflows" in row] == [1, 2, 3, 4]
 
 
+def test_pictures_are_drawn_at_intervals(train, tmp_path, monkeypatch):
+    def decoder(config, vae, device, precision):
+        assert vae.name == "vae.ckpt"
+        return lambda latents: np.tanh(latents[:, :3]).repeat(8, 2).repeat(8, 3)
+
+    monkeypatch.setattr(preview, "vae_decoder", decoder)
+    plain = train(**VALIDATED, **{"train.steps": 5})
+    assert not (tmp_path / "out/live/pictures").exists()
+    drawn = train(**VALIDATED, **{"train.steps": 5, "train.sample_interval": 2})
+    assert same(drawn.weights, plain.weights) and drawn.rows == plain.rows
+    found = sorted((tmp_path / "out/live/pictures").iterdir())
+    assert [path.name for path in found] == ["step-00000002.png", "step-00000004.png", "step-00000005.png"]
+    pictures = [np.array(Image.open(path)) for path in found]
+    assert pictures[0].shape[2] == 3 and pictures[0].shape[1] % 64 == 0
+    assert (pictures[0] != pictures[2]).any()
+
+
 def test_a_finished_run_frees_its_room(train, tmp_path):
     assert train(**{"train.checkpointing_steps": 1}).saved == [1, 2, 3]
     assert not list((tmp_path / "store/train").glob("*/*"))
@@ -210,7 +229,7 @@ def test_a_value_that_is_not_finite_in_the_cache_stops_the_run(tmp_path, device,
     root = write_workspace(tmp_path / "bad", rows=lambda image, bucket: nan_latent(image, bucket) if image[0] < 128 else latent(image, bucket))
     write_stub(root / "outs/convert/unet.ckpt")
     with pytest.raises(StageError, match=r"step \d: the cached latents or text of sample [0-9a-f]{32} .* not finite"):
-        outcome(root, tmp_path / "out", device, monkeypatch, {"train.validation_share": 0.0})
+        outcome(root, tmp_path / "out", device, monkeypatch, {})
     assert not (tmp_path / "out/weights").exists()
 
 

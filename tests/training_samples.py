@@ -117,7 +117,7 @@ def _kill_at(place: str, number: str) -> None:
         return count == int(number) + 1
 
     if place == "step":
-        run._check = kill_after(run._check, lambda *args: args[5].number == int(number))
+        run._check = kill_after(run._check, lambda result, *_: result.done == int(number) + 1)
     elif place == "save":
         state._write = kill_after(state._write, saved)
     else:
@@ -132,10 +132,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["stub"]:
         arguments.pop(0)
-        import pipeline.training.run
+        import pipeline.training.build
         from tests.stub_unet import StubUNet
 
-        pipeline.training.run.UNet = StubUNet
+        pipeline.training.build.UNet = StubUNet
     if arguments[:1] and arguments[0].startswith("kill="):
         _kill_at(*arguments.pop(0).removeprefix("kill=").partition(":")[::2])
     changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments)}

@@ -3,9 +3,10 @@
 Every random number is a function of (seed, step, global sample index), so a resumed run and any number of ranks feed
 the same samples with the same noise."""
 
+import functools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,33 +108,48 @@ def steps_per_epoch(buckets: np.ndarray, subset: np.ndarray, global_batch: int) 
     return len(epoch_plan(buckets, subset, 0, 0, global_batch))
 
 
-def steps(
-    reader: Reader, objective: Objective, subset: np.ndarray, first: int, end: int,
-    batch_size: int, accumulation: int, rank: int, ranks: int,
-) -> Iterator[Step]:  # fmt: skip
-    """The steps `first` to `end` - 1 of this rank: the rest of the whole run, over as many epochs as it takes."""
-    global_batch = batch_size * accumulation * ranks
-    per_epoch = steps_per_epoch(reader.buckets, subset, global_batch)
-    plan, planned = None, None
-    for number in range(first, end):
-        epoch, place = divmod(number, per_epoch)
-        if planned != epoch:
-            plan, planned = epoch_plan(reader.buckets, subset, objective.seed, epoch, global_batch), epoch
-        row = plan[place]
+class Steps:
+    """The steps `first` to `end` - 1 of one rank, the rest of the whole run, over as many epochs as it takes. Each is made
+    when it is asked for, and is a function of its number alone."""
+
+    def __init__(
+        self, reader: Reader, objective: Objective, subset: np.ndarray, first: int, end: int,
+        batch_size: int, accumulation: int, rank: int, ranks: int,
+    ):  # fmt: skip
+        self.reader, self.objective, self.subset = reader, objective, subset
+        self.first, self.end = first, end
+        self.accumulation, self.rank, self.ranks = accumulation, rank, ranks
+        self.global_batch = batch_size * accumulation * ranks
+        self.per_epoch = steps_per_epoch(reader.buckets, subset, self.global_batch)
+        # a sink's thread and the loop may be at two epochs
+        self._plan = functools.lru_cache(2)(
+            lambda epoch: epoch_plan(reader.buckets, subset, objective.seed, epoch, self.global_batch)
+        )
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def samples(self, number: int) -> np.ndarray:
+        """(global_batch,) int64 sample indices of a step over all ranks, -1 for padding."""
+        epoch, place = divmod(number, self.per_epoch)
+        return self._plan(epoch)[place]
+
+    def __getitem__(self, index: int) -> Step:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = self.first + index
+        epoch, row = number // self.per_epoch, self.samples(number)
         real = row[row >= 0]
-        mine = np.split(row, ranks)[rank]
-        yield Step(
+        parts = np.split(np.split(row, self.ranks)[self.rank], self.accumulation)
+        return Step(
             number,
             row,
-            [
-                micro_batch(reader, objective, part, int(real[0]), epoch, number, len(real), global_batch)
-                for part in np.split(mine, accumulation)
-            ],
+            [micro_batch(self.reader, self.objective, part, int(real[0]), epoch, number, len(real), self.global_batch) for part in parts],
         )
 
 
-def ahead(make: Callable[[], Iterator], depth: int = 2) -> Iterator:
-    """The items of `make()`, made in a thread of its own, `depth` of them ahead. Its exceptions are raised here."""
+def ahead(source: Iterable, depth: int = 2) -> Iterator:
+    """The items of `source`, made in a thread of its own, `depth` of them ahead. Its exceptions are raised here."""
     items: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
@@ -148,7 +164,7 @@ def ahead(make: Callable[[], Iterator], depth: int = 2) -> Iterator:
 
     def work():
         try:
-            for item in make():
+            for item in source:
                 if not put((item, None)):
                     return
             put((None, StopIteration()))

@@ -22,19 +22,18 @@ class Log:
         self._live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, resume=saved is not None)
         self._lines = open(folder / "log.jsonl", "a", encoding="utf-8")
         self._bar = tqdm(total=steps, initial=done, unit="step", mininterval=1, smoothing=0.1)
-        self.pending = pending or {"count": 0, "sums": {}}  # of the steps since the last point
+        self.pending: dict[str, list] = pending or {}  # name -> [sum, count] since the last point
 
-    def step(self, step: int, means: dict[str, float], latest: dict[str, float], point: bool) -> None:
-        """The values of one training step, the `step`-th from 1 on. At a `point` of the curves the `means` since the last
-        one are logged, and the `latest` values as they are."""
-        sums = self.pending["sums"]
+    def step(self, done: int, steps: int, means: dict[str, float], latest: dict[str, float], point: bool) -> None:
+        """The values of the last `steps` steps, after which `done` are done. At a `point` of the curves the `means` since
+        the last one are logged, and the `latest` values as they are."""
         for name, value in means.items():
-            sums[name] = sums.get(name, 0.0) + value
-        self.pending["count"] += 1
-        self._bar.update()
+            total, count = self.pending.get(name, (0.0, 0))
+            self.pending[name] = [total + value, count + 1]
+        self._bar.update(steps)
         if point:
-            self.point(step, {name: total / self.pending["count"] for name, total in sums.items()} | latest)
-            self.pending = {"count": 0, "sums": {}}
+            self.point(done, {name: total / count for name, (total, count) in self.pending.items()} | latest)
+            self.pending = {}
 
     def point(self, step: int, values: dict[str, float]) -> None:
         """One point of each of the named curves."""

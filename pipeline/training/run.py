@@ -1,9 +1,8 @@
-"""The training run of one rank, from top to bottom: data, model, step, state, loop."""
+"""The training run of one rank, from top to bottom: data, state, model, loop, outs."""
 
 import logging
 import math
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,29 +10,22 @@ from pathlib import Path
 import pipeline.device
 import mindspore as ms
 import numpy as np
-from mindspore import nn
-from mindspore.nn.utils import no_init_parameters
 
 from pipeline import params, store
 from pipeline.cache import shards
 from pipeline.cache.fingerprint import file_hash
 from pipeline.cache.reader import CacheError, Reader
 from pipeline.device import Device
-from pipeline.diffusion import loss, schedule, timesteps
 from pipeline.models.config import CONFIGS
-from pipeline.models.load import load_weights
-from pipeline.models.unet import UNet
 from pipeline.stage import StageError
-from pipeline.training import feed, rates, state, validation
+from pipeline.training import build, drive, feed, preview, rates, state, validation
 from pipeline.training.log import Log
-from pipeline.training.optimizer import Adafactor, AdamW, decays
-from pipeline.training.step import Accumulate, Boundary, SampleLoss, Settings, TrainStep, Update, average_of
+from pipeline.training.step import Settings, Update, average_of
 from pipeline.weights import ckpt
 from pipeline.weights.names import PREFIX
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 # Keys of the train section that change no number of the run. The batch counts as the whole step's over all ranks.
 SPEED_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer", "checkpointing_steps", "checkpoints_total_limit"}
 
@@ -44,11 +36,12 @@ class Paths:
     latents: Path
     text: Path
     captions: Path
-    out: Path  # folder of weights/ (unet.ckpt, unet_ema.ckpt) and live/
+    vae: Path  # read only for pictures (train.sample_interval)
+    out: Path  # folder of weights/ (unet.ckpt, unet_ema.ckpt) and live/ (the curves)
 
 
 def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train) -> None:
-    """Fine-tune the UNet of configuration `model` on the cache. Raises StageError; writes nothing whole then."""
+    """Fine-tune the UNet of configuration `model` on the cache. Raises StageError; no weights are written then."""
     config = CONFIGS[model]
     rank, ranks = device.rank, device.world_size
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
@@ -62,252 +55,151 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
     if not len(subset):
         raise StageError(f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none to train on")
     per_epoch = feed.steps_per_epoch(reader.buckets, subset, global_batch)
-    steps = train.steps or train.epochs * per_epoch
-    objective = _objective(diffusion, train, config.vae.scaling_factor)
+    end = train.steps or train.epochs * per_epoch
+    objective = build.objective(diffusion, train, config.vae.scaling_factor)
     log.info(
         "%d pictures to train on and %d held out; %d steps of %d samples, %d to an epoch",
-        len(subset), len(held_out), steps, global_batch, per_epoch,
+        len(subset), len(held_out), end, global_batch, per_epoch,
     )  # fmt: skip
 
-    # State: this run's own half-done one in the store, or the base model
-    states = state.States(
-        {
-            "model": model,
-            "diffusion": diffusion.model_dump(),
-            "train": train.model_dump(exclude=SPEED_KEYS) | {"global_batch": global_batch},
-            "target": device.target,
-            "attention": device.attention,
-            "mindspore": ms.__version__,
-            "numpy": np.__version__,
-            "code": state.code_digest(),
-            "unet": file_hash(paths.unet),
-            "latents": state.cache_digest(paths.latents, shards.LATENTS),
-            "text": state.cache_digest(paths.text, shards.TEXT),
-            "captions": file_hash(paths.captions),
-        }
-    )
+    states = state.States(_description(paths, model, device, diffusion, train, global_batch))
     with store.lock(f"train-{states.name}") if rank == 0 else nullcontext():
-        if rank == 0:
-            others = states.open()
+        # State: this run's own half-done one in the store, or the base model
+        others = states.open() if rank == 0 else []
         device.barrier()
         resumed = states.newest()
-        if resumed is None and rank == 0:
-            for other in others:
-                log.info("starts anew beside the half-done run in %s", other)
-
-        # Model
-        unet = _unet(config.unet, device, train, paths.unet)
-        parameters = unet.trainable_params()
-        optimizer = _optimizer(unet, train, device)
-        ema = average_of(parameters) if train.ema else None
-        settings = Settings(
-            loss_type=train.loss_type,
-            huber_c=train.huber_c,
-            max_grad_norm=train.max_grad_norm,
-            gradient_accumulation_steps=train.gradient_accumulation_steps,
-            loss_scale=train.loss_scale if train.precision == "float16" else None,
-            ranks=ranks,
-        )
-        update = Update(optimizer, ema, settings)
-        take_step = _step_function(unet, update, settings)
-        slots = _slots(optimizer, update, ema, rank, ranks)
-
-        done, facts = 0, {"overflows": 0, "pending": None}
+        unet = build.unet(config.unet, device, train, paths.unet)
+        settings = build.settings(device, train)
+        optimizer = build.optimizer(unet, device, train)
+        parameters = optimizer.parameters
+        update = Update(optimizer, average_of(parameters) if train.ema else None, settings)
+        slots = build.slots(optimizer, update, rank, ranks)
+        done, pending = 0, None
         if resumed is not None:
             facts = states.load(resumed, slots)
-            done = facts["step"]
+            done, pending = facts["step"], facts["pending"]
             log.info("goes on after step %d from %s", done, resumed)
-        curves = Log(paths.out / "live", steps, done, resumed and resumed / "live", facts["pending"]) if rank == 0 else None
-        overflows = facts["overflows"]
+        else:
+            for other in others:
+                log.info("starts anew beside the half-done run in %s", other)
+        curves = Log(paths.out / "live", end, done, resumed and resumed / "live", pending) if rank == 0 else None
 
         # Validation
-        sample_loss = SampleLoss(unet, Settings())
-        sample_loss.set_train(False)
+        grid = validation.Grid(train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas)
+        evaluate = validation.evaluator(unet)
 
-        def validate(step: int) -> None:
-            def evaluate(*arrays):
-                return sample_loss(*map(ms.Tensor, arrays)).asnumpy()
-
-            def total():
-                sums = validation.losses(
-                    evaluate, reader, held_out, train.validation_timesteps, train.batch_size,
-                    diffusion.prediction, config.vae.scaling_factor, objective.alphas, rank, ranks,
-                )  # fmt: skip
+        def validate() -> None:
+            def losses():
+                sums = validation.losses(evaluate, reader, held_out, grid, train.batch_size, rank, ranks)
                 return device.all_reduce(sums) / len(held_out)
 
-            found = total()
-            values = {"validation/loss": found.mean()}
-            values |= {f"validation/loss_t{t}": value for t, value in zip(train.validation_timesteps, found, strict=True)}
-            if ema is not None:
-                with _swapped(parameters, ema):
-                    values["validation/ema_loss"] = total().mean()
+            found = losses()
+            values = {"validation/loss": float(found.mean())}
+            values |= {f"validation/loss_t{t}": float(value) for t, value in zip(grid.timesteps, found, strict=True)}
+            if update.ema is not None:
+                with validation.swapped(parameters, update.ema):
+                    values["validation/ema_loss"] = float(losses().mean())
             if curves is not None:
-                curves.point(step, {name: float(value) for name, value in values.items()})
-                if step == 0:
-                    curves.fact("validation/base_loss", float(values["validation/loss"]))
+                curves.point(done, values)
+                if done == 0:
+                    curves.fact("validation/base_loss", values["validation/loss"])
+
+        # Pictures of the held-out captions
+        paint = None
+        if train.sample_interval and rank == 0:
+            paint = preview.painter(
+                unet, config, paths.vae, device, reader, held_out if len(held_out) else subset,
+                objective.alphas, diffusion.prediction, diffusion.zero_terminal_snr,
+            )  # fmt: skip
 
         # Loop
-        def make_steps():
-            return feed.steps(
-                reader, objective, subset, done, steps, train.batch_size, train.gradient_accumulation_steps, rank, ranks
-            )
-
         peak = train.learning_rate * (global_batch if train.scale_lr else 1)
+
+        def rates_of(number: int) -> tuple[float, float]:
+            rate = rates.learning_rate(number, end, peak, train.lr_scheduler, train.lr_warmup_steps)
+            return rate, rates.ema_decay(number, train.ema_decay)
+
+        steps = feed.Steps(
+            reader, objective, subset, done, end, train.batch_size, train.gradient_accumulation_steps, rank, ranks
+        )
         if len(held_out) and done == 0:
-            validate(0)
+            validate()
         last = time.perf_counter()
-        for inputs in feed.ahead(make_steps):
-            fed = time.perf_counter()
-            number = inputs.number
-            rate = rates.learning_rate(number, steps, peak, train.lr_scheduler, train.lr_warmup_steps)
-            value, norm, finite = take_step(inputs.micro_batches, rate, rates.ema_decay(number, train.ema_decay))
-            overflows += not finite
-            _check(value, norm, finite, settings, update, inputs, reader, states)
-            done = number + 1
+        for result in drive.results(unet, update, settings, steps, rates_of, device.sink_size):
+            _check(result, settings, update, reader, states)
+            before, done = done, result.done
+
+            def passed(interval: int) -> bool:
+                """Whether a multiple of `interval` lies in the steps of this result (a sink may hold several)."""
+                return done // interval > before // interval  # noqa: B023  (called within its own iteration)
+
             now = time.perf_counter()
             if curves is not None:
-                real = int((inputs.samples >= 0).sum())
-                means = {"train/loss": value, "train/grad_norm": norm} if finite else {"train/loss": value}
+                seconds = (now - last) / result.steps
+                means = {"train/loss": result.loss} | ({"train/grad_norm": result.norm} if result.finite else {})
                 means |= {
-                    "train/images_per_second": real / (now - last),
-                    "train/step_seconds": now - last,
-                    "train/data_wait_seconds": fed - last,
+                    "train/images_per_second": int((result.samples >= 0).sum()) / seconds,
+                    "train/step_seconds": seconds,
+                    "train/data_wait_seconds": result.waited,
                 }
-                latest = {"train/learning_rate": rate, "train/overflows": overflows}
-                curves.step(done, means, latest, done % train.log_interval == 0 or done == steps)
-            last = now
-            if len(held_out) and (done % train.validation_interval == 0 or done == steps):
-                validate(done)
-                last = time.perf_counter()
-            if done % train.checkpointing_steps == 0 and done < steps:
-                facts = {"overflows": overflows, "pending": curves and curves.pending}
+                latest = {"train/learning_rate": result.learning_rate, "train/overflows": int(update.overflows.asnumpy())}
+                curves.step(done, result.steps, means, latest, passed(train.log_interval) or done == end)
+            if len(held_out) and (passed(train.validation_interval) or done == end):
+                validate()
+            if paint and (passed(train.sample_interval) or done == end):
+                paint(paths.out / "live/pictures" / f"step-{done:08d}.png")
+            if passed(train.checkpointing_steps) and done < end:
+                facts = {"pending": curves and curves.pending}
                 states.save(done, slots, facts, paths.out / "live", train.checkpoints_total_limit, rank, device.barrier)
-                last = time.perf_counter()
+            last = time.perf_counter()
 
         # Outs
         if rank == 0:
-            names = [p.name for p in parameters]
-            with store.atomic(paths.out / "weights") as folder:
+            with store.out(paths.out / "weights") as folder:
                 folder.mkdir()
-                _write(folder / "unet.ckpt", parameters, names)
-                if ema is not None:
-                    _write(folder / "unet_ema.ckpt", ema, names)
+                _write(folder / "unet.ckpt", parameters, parameters)
+                if update.ema is not None:
+                    _write(folder / "unet_ema.ckpt", update.ema, parameters)
             curves.close()
             states.clear()
         device.barrier()
 
 
-def _objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: float) -> feed.Objective:
-    alphas = schedule.alphas_cumprod(diffusion.zero_terminal_snr)
-    return feed.Objective(
-        seed=train.seed,
-        prediction=diffusion.prediction,
-        scaling_factor=scaling_factor,
-        alphas=alphas,
-        chances=timesteps.probabilities(
-            train.timestep_bias_strategy,
-            train.timestep_bias_multiplier,
-            train.timestep_bias_begin,
-            train.timestep_bias_end,
-            train.timestep_bias_portion,
-        ),
-        weights=loss.weights(schedule.snr(alphas), diffusion.prediction, train.snr_gamma, train.debiased_estimation),
-        noise_offset=train.noise_offset,
-        caption_dropout=train.caption_dropout,
-        caption_dropout_with=train.caption_dropout_with,
-    )
+def _description(paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train, global_batch: int) -> dict:
+    """Everything that shapes the run, as plain values."""
+    return {
+        "model": model,
+        "diffusion": diffusion.model_dump(),
+        "train": train.model_dump(exclude=SPEED_KEYS) | {"global_batch": global_batch},
+        "device": {"target": device.target, "attention": device.attention_kind(train.precision)},
+        "versions": {"mindspore": ms.__version__, "numpy": np.__version__},
+        "code": state.code_digest(),
+        "inputs": {
+            "unet": file_hash(paths.unet),
+            "latents": state.cache_digest(paths.latents, shards.LATENTS),
+            "text": state.cache_digest(paths.text, shards.TEXT),
+            "captions": file_hash(paths.captions),
+        },
+    }
 
 
-def _unet(config, device: Device, train: params.Train, weights: Path) -> UNet:
-    attention = device.attention
-    if attention == "auto":
-        attention = "flash" if device.ascend and train.precision != "float32" else "tiled"
-        log.info("attention: %s", attention)
-    with no_init_parameters():
-        unet = UNet(config, attention, DTYPES[train.precision], train.gradient_checkpointing)
-    load_weights(unet, weights, PREFIX["unet"], ms.float16 if train.param_fp16 else ms.float32)
-    return unet.set_train()
-
-
-def _optimizer(unet: nn.Cell, train: params.Train, device: Device) -> nn.Cell:
-    parameters, decayed = unet.trainable_params(), decays(unet)
-    if train.optimizer == "adafactor":
-        return Adafactor(parameters, decayed, train.weight_decay)
-    return AdamW(
-        parameters, decayed, train.weight_decay, train.adam_beta1, train.adam_beta2, train.adam_epsilon,
-        fused=not device.ascend and not train.param_fp16,
-        rank=device.rank, ranks=device.world_size if train.shard_optimizer else 1,
-    )  # fmt: skip
-
-
-def _step_function(unet: nn.Cell, update: Update, settings: Settings) -> Callable:
-    """-> function of a step's micro-batches, learning rate and EMA decay giving loss, gradient norm, finite."""
-    sample_loss = SampleLoss(unet, settings)
-    if settings.gradient_accumulation_steps == 1:
-        whole = TrainStep(sample_loss, update)
-
-        def take(micro_batches, *scalars):
-            return whole(*map(ms.Tensor, micro_batches[0].arrays()), *scalars)
-    else:
-        accumulate = Accumulate(sample_loss, update)
-        boundary = Boundary(accumulate, update)
-
-        def take(micro_batches, *scalars):
-            for micro_batch in micro_batches:
-                accumulate(*map(ms.Tensor, micro_batch.arrays()))
-            return boundary(*scalars)
-
-    def step(micro_batches, rate, decay):
-        results = take(micro_batches, ms.Tensor(rate, ms.float32), ms.Tensor(decay, ms.float32))
-        value, norm, finite = (result.asnumpy().item() for result in results)
-        return value, norm, finite
-
-    return step
-
-
-def _slots(optimizer: nn.Cell, update: Update, ema, rank: int, ranks: int) -> list[state.Slot]:
-    """All that a state holds."""
-    slots = [state.Slot(p) for p in (*optimizer.parameters, *(ema or ()), optimizer.updates, update.loss_scale, update.good_steps)]
-    if isinstance(optimizer, Adafactor):
-        return slots + [state.Slot(p) for p in (*optimizer.rows, *optimizer.columns)]
-    for moments in (optimizer.moment1, optimizer.moment2):
-        slots += [state.Slot(p, rank, ranks) if cut else state.Slot(p) for p, cut in zip(moments, optimizer.cut, strict=True)]
-    return slots
-
-
-def _check(value: float, norm: float, finite: bool, settings: Settings, update: Update, inputs: feed.Step, reader: Reader, states: state.States) -> None:
+def _check(result: drive.Result, settings: Settings, update: Update, reader: Reader, states: state.States) -> None:
     """Stop at a loss that is not a number, and at overflows that no loss scale avoids."""
-    if finite and math.isfinite(value):
+    if result.finite and math.isfinite(result.loss):
         return
     if settings.loss_scale is not None and update.loss_scale.asnumpy() > 1:
         return
-    samples = [reader.names[sample].tobytes().hex() for sample in inputs.samples if sample >= 0]
+    samples = [reader.names[sample].tobytes().hex() for sample in result.samples if sample >= 0]
     good = states.newest()
     raise StageError(
-        f"step {inputs.number}: the loss is {value} and the gradient norm {norm}. Its samples (content hashes, `image` in "
-        f"outs/index/images.parquet): {', '.join(samples)}. The last good checkpoint is {good or 'the base model: none was saved yet'}. "
-        "Look at those pictures and captions, or lower train.learning_rate"
+        f"step {result.done - 1}: the loss is {result.loss} and the gradient norm {result.norm}. Its samples (content hashes, "
+        f"`image` in outs/index/images.parquet): {', '.join(samples)}. The last good checkpoint is "
+        f"{good or 'the base model: none was saved yet'}. Look at those pictures and captions, or lower train.learning_rate"
     )
 
 
-class _swapped:
-    """In the block the `parameters` have the values of `others`."""
-
-    def __init__(self, parameters, others):
-        self.parameters, self.others = parameters, others
-
-    def __enter__(self):
-        self.values = [p.asnumpy().copy() for p in self.parameters]
-        for parameter, other in zip(self.parameters, self.others, strict=True):
-            parameter.set_data(ms.Tensor(other.asnumpy(), parameter.dtype))
-
-    def __exit__(self, *_):
-        for parameter, value in zip(self.parameters, self.values, strict=True):
-            parameter.set_data(ms.Tensor(value))
-
-
-def _write(path: Path, parameters, names: list[str]) -> None:
-    """Weights as float32 under the checkpoint's names."""
+def _write(path: Path, values, parameters) -> None:
+    """`values` as float32 under the checkpoint's names of `parameters`."""
     with ckpt.Writer(path) as writer:
-        for parameter, name in zip(parameters, names, strict=True):
-            writer.add(PREFIX["unet"] + name, parameter.asnumpy().astype(np.float32, copy=False))
+        for value, parameter in zip(values, parameters, strict=True):
+            writer.add(PREFIX["unet"] + parameter.name, value.asnumpy().astype(np.float32, copy=False))

@@ -88,6 +88,10 @@ class Update(nn.Cell):
         self.scaled = settings.loss_scale is not None
         self.loss_scale = Parameter(Tensor(settings.loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
         self.good_steps = Parameter(Tensor(0.0, ms.float32), name="good_steps", requires_grad=False)
+        self.one = Tensor(1.0, ms.float32)
+        # counted on the device, because with a data sink the host does not look at every step
+        self.taken = Parameter(Tensor(0.0, ms.float32), name="taken", requires_grad=False)
+        self.overflows = Parameter(Tensor(0.0, ms.float32), name="overflows", requires_grad=False)
         self.map = ops.HyperMap()
         self.ranks = settings.ranks
         if self.ranks > 1:
@@ -115,6 +119,7 @@ class Update(nn.Cell):
             if finite:
                 self._apply(gradients, lr, ema_decay)
             self._rescale(finite)
+        ops.assign_add(self.taken, self.one)
         return loss, norm, finite
 
     def _apply(self, gradients, lr, ema_decay):
@@ -126,6 +131,7 @@ class Update(nn.Cell):
         """An overflow halves the loss scale (not below 1); GROWTH_STEPS steps in a row without one double it."""
         good = ops.select(finite, self.good_steps + 1.0, ops.zeros_like(self.good_steps))
         grow = good >= GROWTH_STEPS
+        ops.assign_add(self.overflows, ops.select(finite, ops.zeros_like(self.one), self.one))
         scale = ops.select(finite, self.loss_scale, ops.maximum(self.loss_scale * 0.5, Tensor(1.0, ms.float32)))
         ops.assign(self.loss_scale, ops.select(grow, scale * 2.0, scale))
         ops.assign(self.good_steps, ops.select(grow, ops.zeros_like(good), good))

@@ -1,0 +1,84 @@
+"""The parts of a run from its parameters: objective, UNet, optimizer, and the graphs of a step."""
+
+from pathlib import Path
+
+import pipeline.device
+import mindspore as ms
+from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
+
+from pipeline import params
+from pipeline.device import Device
+from pipeline.diffusion import loss, schedule, timesteps
+from pipeline.models.config import UNetConfig
+from pipeline.models.load import load_weights
+from pipeline.models.unet import UNet
+from pipeline.training.feed import Objective
+from pipeline.training.optimizer import Adafactor, AdamW, decays
+from pipeline.training.state import Slot
+from pipeline.training.step import Settings, Update
+from pipeline.weights.names import PREFIX
+
+DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
+
+
+def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: float) -> Objective:
+    alphas = schedule.alphas_cumprod(diffusion.zero_terminal_snr)
+    return Objective(
+        seed=train.seed,
+        prediction=diffusion.prediction,
+        scaling_factor=scaling_factor,
+        alphas=alphas,
+        chances=timesteps.probabilities(
+            train.timestep_bias_strategy,
+            train.timestep_bias_multiplier,
+            train.timestep_bias_begin,
+            train.timestep_bias_end,
+            train.timestep_bias_portion,
+        ),
+        weights=loss.weights(schedule.snr(alphas), diffusion.prediction, train.snr_gamma, train.debiased_estimation),
+        noise_offset=train.noise_offset,
+        caption_dropout=train.caption_dropout,
+        caption_dropout_with=train.caption_dropout_with,
+    )
+
+
+def unet(config: UNetConfig, device: Device, train: params.Train, weights: Path) -> UNet:
+    """The UNet with the base's weights, ready to train. Raises StageError when they do not fit."""
+    with no_init_parameters():
+        cell = UNet(config, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing)
+    load_weights(cell, weights, PREFIX["unet"], ms.float16 if train.param_fp16 else ms.float32)
+    return cell.set_train()
+
+
+def optimizer(cell: nn.Cell, device: Device, train: params.Train) -> nn.Cell:
+    parameters, decayed = cell.trainable_params(), decays(cell)
+    if train.optimizer == "adafactor":
+        return Adafactor(parameters, decayed, train.weight_decay)
+    return AdamW(
+        parameters, decayed, train.weight_decay, train.adam_beta1, train.adam_beta2, train.adam_epsilon,
+        fused=not device.ascend and not train.param_fp16,
+        rank=device.rank, ranks=device.world_size if train.shard_optimizer else 1,
+    )  # fmt: skip
+
+
+def settings(device: Device, train: params.Train) -> Settings:
+    return Settings(
+        loss_type=train.loss_type,
+        huber_c=train.huber_c,
+        max_grad_norm=train.max_grad_norm,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        loss_scale=train.loss_scale if train.precision == "float16" else None,
+        ranks=device.world_size,
+    )
+
+
+def slots(optimizer: nn.Cell, update: Update, rank: int, ranks: int) -> list[Slot]:
+    """All that a state holds."""
+    counters = (optimizer.updates, update.loss_scale, update.good_steps, update.taken, update.overflows)
+    found = [Slot(p) for p in (*optimizer.parameters, *(update.ema or ()), *counters)]
+    if isinstance(optimizer, Adafactor):
+        return found + [Slot(p) for p in (*optimizer.rows, *optimizer.columns)]
+    for moments in (optimizer.moment1, optimizer.moment2):
+        found += [Slot(p, rank, ranks) if cut else Slot(p) for p, cut in zip(moments, optimizer.cut, strict=True)]
+    return found

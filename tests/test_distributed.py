@@ -1,0 +1,102 @@
+"""Several ranks under msrun on the CPU, on the stub of the UNet: the same training as with one."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.training import launch
+from pipeline.weights import ckpt
+from tests.test_resume import ends, environment, train
+from tests.training_samples import ROOT, params, write_stub, write_workspace
+
+# 5 steps of 8 samples; the pictures of two buckets do not fill the last batches
+SETTINGS = ["train.steps=5", "train.ema=true", "train.validation_interval=2"]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = write_workspace(tmp_path_factory.mktemp("ranks"), count=30, buckets=((64, 64), (64, 32)))
+    write_stub(root / "outs/convert/unet.ckpt")
+    return root
+
+
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"device.master=127.0.0.1:{free.getsockname()[1]}"
+
+
+def weights(workspace) -> dict[str, np.ndarray]:
+    folder = workspace / "outs/train/weights"
+    return {f"{path.name} {name}": np.array(tensor.array()) for path in sorted(folder.iterdir()) for name, tensor in ckpt.read(path).items()}
+
+
+def outcome(workspace):
+    """(weights and EMA, loss by step, validation loss by step)"""
+    _, rows, _ = ends(workspace)
+    return weights(workspace), *([row[name] for row in rows if name in row] for name in ("train/loss", "validation/loss", "validation/ema_loss"))
+
+
+def assert_close(found, wanted):
+    assert found[0].keys() == wanted[0].keys()
+    for name, value in wanted[0].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=1e-4, atol=2e-6, err_msg=name)
+    for curve, other in zip(found[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(curve, other, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(workspace, tmp_path_factory):
+    train(workspace, tmp_path_factory.mktemp("alone"), *SETTINGS, "train.batch_size=8")
+    return outcome(workspace)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["device.workers=2", "train.batch_size=4"],
+        ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2", "train.shard_optimizer=true"],
+        ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true"],
+    ],
+    ids=["2 ranks", "2 ranks, accumulation, sharded", "4 ranks, sharded"],
+)
+def test_ranks_train_as_one_with_the_whole_batch(workspace, tmp_path, alone, arguments):
+    train(workspace, tmp_path, *SETTINGS, *arguments, port())
+    assert_close(outcome(workspace), alone)
+
+
+def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, tmp_path, alone):
+    two = ["train.batch_size=4", "train.shard_optimizer=true", "train.checkpointing_steps=3", *SETTINGS]
+    store = tmp_path / "store"
+    train(workspace, store, "kill=step:3", *two, "device.workers=2", port(), code=1)
+    (slices,) = store.glob("train/*/slices-*")
+    whole, parts = ckpt.read(next(store.glob("train/*/step-*")) / "state.ckpt"), [ckpt.read(file) for file in sorted(slices.iterdir())]
+    # each rank keeps half of the moments of what divides, and all ranks the few numbers of the rest
+    assert len(parts) == 2 and all(part["moment1.conv.weight"].shape == (2, 4, 3, 3) for part in parts)
+    assert not set(parts[0]) & set(whole) and {"moment1.conv.bias", "moment1.out.0.gamma"} <= set(whole)
+    shutil.copytree(store, tmp_path / "copy")
+    for copy, arguments in ((store, ["train.batch_size=8"]), (tmp_path / "copy", ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true", port()])):
+        assert "goes on after step 3" in train(workspace, copy, *SETTINGS, *arguments)
+        assert_close(outcome(workspace), alone)
+
+
+def test_a_failing_rank_ends_the_stage_with_its_message(workspace, tmp_path):
+    said = train(workspace, tmp_path, "train.validation_share=0.999", "device.workers=2", port(), code=1)
+    assert "leaves none to train on" in said and "outs/train-logs" in said
+
+
+def test_the_stage_accepts_being_started_by_msrun(workspace, tmp_path, alone):
+    """As from outside: MS_ROLE is set, and the stage does not start msrun again."""
+    shutil.rmtree(workspace / "outs/train", ignore_errors=True)
+    device = params(**{"device.workers": 2, "device.master": port().split("=")[1]}).device
+    line = launch.command(device, [str(ROOT / "tests/training_samples.py"), "stub", *SETTINGS, "train.batch_size=4", "device.workers=2"], tmp_path / "logs")
+    env = environment(tmp_path / "store")
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    subprocess.run(line, cwd=workspace, env=env, capture_output=True, check=True)
+    assert_close((weights(workspace),), alone[:1])
