@@ -19,11 +19,10 @@ def epoch_plan(buckets: np.ndarray, subset: np.ndarray, seed: int, epoch: int, g
     if not len(subset):
         return np.zeros((0, global_batch), np.int64)
     shuffled = subset[draws.permutation(seed, draws.SAMPLES, epoch, len(subset))]
-    shapes = buckets[shuffled]
-    codes = shapes[:, 0].astype(np.int64) << 32 | shapes[:, 1]
-    kinds = np.unique(codes)
-    kind = np.searchsorted(kinds, codes).astype(np.uint16)
-    del shapes, codes
+    sides = buckets[shuffled].astype(np.uint16)
+    codes = sides.view(np.uint32)[:, 0]  # the two sides as one number
+    kind = np.searchsorted(np.unique(codes), codes).astype(np.uint16)
+    del sides, codes
     counts = np.bincount(kind)
     shuffled = shuffled[np.argsort(kind, kind="stable")]
     batches = -(-counts // global_batch)

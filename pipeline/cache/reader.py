@@ -57,63 +57,63 @@ class Reader:
         """latents, text: folders of shards; captions: captions.parquet. vae, clip_l, clip_g: the checkpoints that the rows
         must have been made with, where given. Raises CacheError."""
         try:
-            images = self._open_latents(Path(latents), vae)
-            captions_of_rows = self._open_text(Path(text), clip_l, clip_g)
+            self._open_latents(Path(latents), vae)
+            self._open_text(Path(text), clip_l, clip_g)
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
-        self._group_rows(images)
-        self._group_captions(Path(captions), captions_of_rows)
+        self._group_captions(Path(captions), self._group_rows())
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS, "cache-reader")
 
-    def _open_latents(self, folder: Path, vae: str | Path | None) -> np.ndarray:
-        """Returns the rows' pictures, (rows, 16) uint8."""
-        self._latents = _Rows(shards.LATENTS, folder, {"vae": vae}, ("image", "target_width", "target_height", *_PLACE), _SHAPE)
+    def _open_latents(self, folder: Path, vae: str | Path | None) -> None:
+        self._latents = _Rows(shards.LATENTS, folder, {"vae": vae}, "image", ("target_width", "target_height", *_PLACE), _SHAPE)
         self._shapes = {}  # bucket (width, height) -> shape of a latent
         for width, height, *shape in self._latents.shapes:
             if self._shapes.setdefault((width, height), tuple(shape)) != tuple(shape):
                 raise CacheError(f"{folder}: latents of bucket {width}x{height} have the shapes {self._shapes[width, height]} and {tuple(shape)}")
-        return self._latents.columns.pop("image")
 
-    def _open_text(self, folder: Path, clip_l: str | Path | None, clip_g: str | Path | None) -> np.ndarray:
-        """Returns the rows' names, (rows, 16) uint8."""
-        self._text = _Rows(shards.TEXT, folder, {"clip_l": clip_l, "clip_g": clip_g}, ("row",), _TEXT_SHAPE)
+    def _open_text(self, folder: Path, clip_l: str | Path | None, clip_g: str | Path | None) -> None:
+        self._text = _Rows(shards.TEXT, folder, {"clip_l": clip_l, "clip_g": clip_g}, "row", (), _TEXT_SHAPE)
         if len(self._text.shapes) != 1:
             raise CacheError(f"{folder}: {', '.join(_TEXT_SHAPE)} have the values {sorted(self._text.shapes)}, wanted one of each")
         ((tokens, width, pooled_width),) = self._text.shapes
         self._text_layout = [((tokens, width), np.float16), ((pooled_width,), np.float32)]
-        return self._text.columns.pop("row")
 
-    def _group_rows(self, images: np.ndarray) -> None:
-        order = shards.sort_order(images)
-        self._row = order.astype(np.int32)
-        del order
-        images = images[self._row]
-        self.n = int((images[1:] != images[:-1]).any(axis=1).sum()) + 1
-        self._variants = len(images) // self.n  # rows of each picture: mirrored, cropped
-        self.names = np.ascontiguousarray(images[:: self._variants])
-        if len(images) != self.n * self._variants or (images.reshape(self.n, -1, 16) != self.names[:, None]).any():
+    def _group_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Number the pictures. Returns the halves of their names, sorted, each (n,) uint64."""
+        high, low = self._latents.names.pop("high"), self._latents.names.pop("low")
+        self._row = np.lexsort((low, high)).astype(np.int32)
+        high = high[self._row]
+        low = low[self._row]
+        self.n = int(((high[1:] != high[:-1]) | (low[1:] != low[:-1])).sum()) + 1
+        self._variants = len(high) // self.n  # rows of each picture: mirrored, cropped
+        first = high[:: self._variants], low[:: self._variants]
+        same = [len(half) == self.n * self._variants and (half.reshape(self.n, -1) == one[:, None]).all() for half, one in zip((high, low), first)]
+        if not all(same):
             raise CacheError(f"{self._latents.paths[0].parent}: pictures have different numbers of rows; run `dvc repro cache_latents`")
+        self.names = np.empty((self.n, 16), np.uint8)
+        for half, place in zip(first, (slice(0, 8), slice(8, 16)), strict=True):
+            self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
         columns = self._latents.columns
         self.buckets = np.stack([columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1)
+        return np.ascontiguousarray(first[0]), np.ascontiguousarray(first[1])
 
-    def _group_captions(self, path: Path, names: np.ndarray) -> None:
-        pictures, rows = shards.halves(self.names), shards.halves(names)
-        del names
+    def _group_captions(self, path: Path, pictures: tuple[np.ndarray, np.ndarray]) -> None:
+        rows = self._text.names.pop("high"), self._text.names.pop("low")
         extra, absent = 0, []
-        samples, captions = [], []
+        samples, captions = _Growing(np.int32), _Growing(np.int32)
+        counts = np.zeros(self.n, np.int32)
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_CAPTIONS_AT_ONCE, columns=["image", "caption"]):
                 sample = shards.locate(pictures, shards.as_names(batch["image"]))
                 wanted = shards.as_names(batch["caption"])
                 caption = shards.locate(rows, wanted)
                 extra += int((sample < 0).sum())
+                np.add.at(counts, sample[sample >= 0], 1)
                 absent += [name.tobytes().hex() for name in wanted[caption < 0]]
-                samples.append(sample.astype(np.int32))
-                captions.append(caption.astype(np.int32))
-        sample, self._caption = np.concatenate(samples), np.concatenate(captions)
-        del pictures, samples, captions
-        counts = np.bincount(sample[sample >= 0], minlength=self.n)
+                samples.append(sample)
+                captions.append(caption)
+        sample, self._caption = samples.whole(), captions.whole()
         if extra or (counts == 0).any():
             raise CacheError(
                 f"{path} and {self._latents.paths[0].parent} are not of the same pictures: {extra} captions have no latents, "
@@ -124,7 +124,7 @@ class Reader:
             raise CacheError(f"{len(absent)} captions of {path} are not in {text}, the first is {absent[0]}; run `dvc repro cache_text`")
         if (sample[1:] < sample[:-1]).any():
             self._caption = self._caption[np.argsort(sample, kind="stable")]
-        self._caption_start = np.append(0, np.cumsum(counts)).astype(np.int32)
+        self._caption_start = np.append(np.int32(0), np.cumsum(counts, dtype=np.int32))
         self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
         if self._empty < 0:
             raise CacheError(f"{text} lacks the empty caption; run `dvc repro cache_text`")
@@ -197,34 +197,56 @@ class Reader:
 
 
 class _Rows:
-    """Where the rows of one cache lie, and some of their numbers: columns (n, 16) uint8 or (n,) int32."""
+    """Where the rows of one cache lie, and some of their numbers: columns (n,) int32. Memory is what counts here: 10 million
+    rows must fit."""
 
-    def __init__(self, kind: shards.Kind, folder: Path, encoders: dict[str, str | Path | None], columns: tuple[str, ...], shape: tuple[str, ...]):
-        """encoders: component -> checkpoint that the rows must have been made with, or None. shapes: the distinct values of the
-        `shape` columns. Raises CacheError, shards.ShardError."""
+    def __init__(
+        self, kind: shards.Kind, folder: Path, encoders: dict[str, str | Path | None], names: str, columns: tuple[str, ...], shape: tuple[str, ...]
+    ):
+        """encoders: component -> checkpoint that the rows must have been made with, or None. names: the column whose halves are
+        kept; shapes: the distinct values of the `shape` columns. Raises CacheError, shards.ShardError."""
         self.kind = kind
         self.paths: list[Path] = []
         self.shapes: set[tuple[int, ...]] = set()
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in (*columns, *kind.payloads, "sums")}
+        halves = {"high": _Growing(np.uint64), "low": _Growing(np.uint64)}
+        numbers = {name: _Growing(np.int32) for name in columns}
+        offsets = {name: _Growing(np.uint32) for name in kind.payloads}  # a page, and so a shard's column, is below 2 GB
+        sums = _Growing(np.uint64)
         counts = [0]
         for shard in open_all(folder, kind):
             if not self.paths:
                 _refuse_foreign(shard, encoders)
             self.paths.append(shard.path)
             counts.append(len(shard))
-            self.shapes |= {tuple(row) for row in np.unique(np.stack([shard.columns[name] for name in shape], axis=1), axis=0).tolist()}
-            for name in columns:
-                parts[name].append(shard.columns[name])
-            for name in kind.payloads:
-                parts[name].append(shard.offsets[name].astype(np.uint32))  # a page, and so a shard's column, is below 2 GB
-            parts["sums"].append(shard.columns["checksum"][:, 1].copy())
+            self.shapes.update(zip(*(shard.columns[name].tolist() for name in shape), strict=True))
+            for grown, half in zip(halves.values(), shards.halves(shard.columns[names]), strict=True):
+                grown.append(half)
+            for name, grown in numbers.items():
+                grown.append(shard.columns[name])
+            for name, grown in offsets.items():
+                grown.append(shard.offsets[name])
+            sums.append(shard.columns["checksum"][:, 1])
         self.bounds = np.cumsum(counts)  # rows bounds[i] to bounds[i + 1] are in paths[i]
-        joined = {}
-        for name in list(parts):
-            joined[name] = np.concatenate(parts.pop(name))  # and let go of the parts: 10 million rows would stand twice
-        self.sums = joined.pop("sums")
-        self.offsets = {name: joined.pop(name) for name in kind.payloads}
-        self.columns = joined
+        self.names, self.columns, self.offsets = ({k: grown.whole() for k, grown in part.items()} for part in (halves, numbers, offsets))
+        self.sums = sums.whole()
+
+
+class _Growing:
+    """An array that grows in place, so that its parts never stand in memory beside it."""
+
+    def __init__(self, dtype: type):
+        self._array, self._used = np.empty(1 << 10, dtype), 0
+
+    def append(self, part: np.ndarray) -> None:
+        end = self._used + len(part)
+        if end > len(self._array):
+            self._array.resize(end + end // 4, refcheck=False)
+        self._array[self._used : end] = part
+        self._used = end
+
+    def whole(self) -> np.ndarray:
+        self._array.resize(self._used, refcheck=False)
+        return self._array
 
 
 def _refuse_foreign(shard: shards.Shard, encoders: dict[str, str | Path | None]) -> None:
