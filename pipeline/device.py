@@ -3,11 +3,17 @@
 Import it before anything that needs MindSpore: two environment variables must be set before the first import.
 What concerns the NPU was written against MindSpore 2.10.0's own signatures and not run on an NPU."""
 
+import contextlib
 import functools
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from pipeline import store
 
 # On CPUs with AVX-512 the wheel's oneDNN falls back to a reference convolution, up to 80 times slower.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -21,6 +27,8 @@ from mindspore import communication  # noqa: E402
 
 log = logging.getLogger(__name__)
 
+_KEPT_CACHES = 8  # of compiled graphs; the least recently used are dropped
+
 
 @dataclass(frozen=True)
 class Device:
@@ -31,6 +39,8 @@ class Device:
     world_size: int = 1
     attention: str = "auto"  # the wish, a kind of models/attention.py or "auto"
     sink_size: int = 0  # training steps per data sink, 0 for none
+    jit_level: str = "O0"
+    compile_cache: bool = False
 
     @property
     def ascend(self) -> bool:
@@ -46,7 +56,7 @@ class Device:
         """The sum of `values` over all ranks, float32 in between. Every rank must call it."""
         if self.world_size == 1:
             return values
-        return _AllReduce()(ms.Tensor(values.astype(np.float32))).asnumpy().astype(values.dtype)
+        return _all_reduce()(ms.Tensor(values.astype(np.float32))).asnumpy().astype(values.dtype)
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""
@@ -62,6 +72,11 @@ class _AllReduce(ms.nn.Cell):
         return self.all_reduce(x)
 
 
+@functools.cache
+def _all_reduce() -> _AllReduce:
+    return _AllReduce()
+
+
 def setup(
     target: str = "auto",
     distributed: bool = False,
@@ -69,6 +84,7 @@ def setup(
     sink_size: int = 0,
     jit_level: str = "O0",
     max_device_memory: str | None = None,
+    compile_cache: bool = False,
 ) -> Device:
     """Choose the device, graph mode and deterministic kernels; log what was chosen.
 
@@ -85,7 +101,7 @@ def setup(
     ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": jit_level})
     ms.set_deterministic(True)
     rank, world_size = _join() if distributed else (0, 1)
-    device = Device(target, rank, world_size, attention, sink_size)
+    device = Device(target, rank, world_size, attention, sink_size, jit_level, compile_cache)
     log.info(
         "device: %s, rank %d of %d, graph mode, jit level %s, deterministic kernels, %s",
         target, rank, world_size, jit_level, f"data sink of {sink_size} steps" if sink_size else "no data sink",
@@ -117,6 +133,39 @@ def _join() -> tuple[int, int]:
         raise SystemExit(0)
     ms.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
     return communication.get_rank(), communication.get_group_size()
+
+
+@contextlib.contextmanager
+def cached_graphs(key: dict, rank: int) -> Iterator[None]:
+    """Graphs that are compiled in the block are kept in the store under `key`, or are taken from there.
+
+    MindSpore numbers the graphs that a process compiles, and gives back by number alone: another code, constant or shape
+    under the same number is not noticed and computes nonsense. So `key` must hold all that the graphs depend on, the block
+    must be the process's first compilation, and compile the same graphs in the same order whenever the key is the same."""
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+    folder = store.root() / "compile" / name
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.lock(f"compile-{name}-{rank}"))
+        except store.Busy:
+            log.info("compile cache: another process compiles the same graphs, this one compiles its own")
+            yield
+            return
+        whole = folder / f"rank-{rank}-is-whole"
+        if not whole.exists():  # a killed process may have left parts of files
+            shutil.rmtree(folder / f"rank_{rank}", ignore_errors=True)
+        log.info("compile cache: %s %s", "reads" if whole.exists() else "writes", folder)
+        os.environ.setdefault("RANK_ID", str(rank))
+        os.environ.update(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=str(folder))
+        try:
+            yield
+        finally:
+            os.environ["MS_COMPILER_CACHE_ENABLE"] = "0"
+        with store.atomic(whole) as path:
+            path.touch()
+        os.utime(folder)
+        for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT_CACHES]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def sink(step: Callable, source, names: list[str]) -> Callable[[], tuple]:

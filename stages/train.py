@@ -25,7 +25,9 @@ def main(params: Params) -> None:
     from pipeline.training.run import Paths, fine_tune
 
     d = params.device
-    device = setup(d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory)
+    device = setup(
+        d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache
+    )  # fmt: skip
     paths = Paths(
         unet=Path("outs/convert/unet.ckpt"),
         latents=Path("outs/latents"),

@@ -70,7 +70,7 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, tmp_path, unbroken, kills
 def test_every_kind_of_state_is_resumed(workspace, tmp_path):
     """The loss scale, Adafactor's rows and columns, micro-batches."""
     settings = [
-        *SETTINGS, "train.precision=float16", "train.loss_scale=1e12", "train.optimizer=adafactor",
+        *SETTINGS, "train.precision=float16", "train.loss_scale=1.0e+12", "train.optimizer=adafactor",
         "train.batch_size=2", "train.gradient_accumulation_steps=2",
     ]  # fmt: skip
     train(workspace, tmp_path / "whole", *settings)

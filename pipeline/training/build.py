@@ -1,21 +1,23 @@
 """The parts of a run from its parameters: objective, UNet, optimizer, and the graphs of a step."""
 
+import dataclasses
 from pathlib import Path
 
 import pipeline.device
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from pipeline import params
 from pipeline.device import Device
 from pipeline.diffusion import loss, schedule, timesteps
-from pipeline.models.config import UNetConfig
+from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
-from pipeline.training.feed import Objective
+from pipeline.training.feed import Inputs, Objective
 from pipeline.training.optimizer import Adafactor, AdamW, decays
-from pipeline.training.state import Slot
+from pipeline.training.state import Slot, code_digest
 from pipeline.training.step import Settings, Update
 from pipeline.weights.names import PREFIX
 
@@ -82,3 +84,23 @@ def slots(optimizer: nn.Cell, update: Update, rank: int, ranks: int) -> list[Slo
     for moments in (optimizer.moment1, optimizer.moment2):
         found += [Slot(p, rank, ranks) if cut else Slot(p) for p, cut in zip(moments, optimizer.cut, strict=True)]
     return found
+
+
+# What of the train section is a constant or a shape in the graphs.
+_GRAPH_KEYS = {
+    "batch_size", "gradient_accumulation_steps", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay",
+    "max_grad_norm", "shard_optimizer", "ema", "loss_type", "huber_c", "precision", "param_fp16", "gradient_checkpointing",
+}  # fmt: skip
+
+
+def graph_key(model: str, device: Device, train: params.Train, examples: list[Inputs], validates: bool) -> dict:
+    """All that the run's graphs and the order of their compilation depend on."""
+    return {
+        "model": dataclasses.asdict(CONFIGS[model].unet),
+        "device": [device.target, device.world_size, device.attention_kind(train.precision), device.jit_level],
+        "train": train.model_dump(include=_GRAPH_KEYS),
+        "shapes": [[array.shape for array in example.arrays()] for example in examples],
+        "validates": validates,
+        "versions": [ms.__version__, np.__version__],
+        "code": code_digest(),
+    }

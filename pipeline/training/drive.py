@@ -30,32 +30,51 @@ class Result:
     waited: float  # seconds for data
 
 
-def results(unet: nn.Cell, update: Update, settings: Settings, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[Result]:
+class Graphs:
+    """The graphs of a step: a single one, or with micro-batches one for each of them and one at their end."""
+
+    def __init__(self, unet: nn.Cell, update: Update, settings: Settings):
+        sample_loss = SampleLoss(unet, settings)
+        self.update = update
+        self.whole = self.accumulate = self.boundary = None
+        if settings.gradient_accumulation_steps == 1:
+            self.whole = TrainStep(sample_loss, update)
+        else:
+            self.accumulate = Accumulate(sample_loss, update)
+            self.boundary = Boundary(self.accumulate, update)
+
+    def compile(self, example: feed.Inputs) -> None:
+        """Compile for inputs of these shapes, and run nothing."""
+        inputs, scalars = map(ms.Tensor, example.arrays()), [ms.Tensor(0.0, ms.float32)] * 2
+        if self.whole:
+            self.whole.compile(*inputs, *scalars)
+        else:
+            self.accumulate.compile(*inputs)
+            self.boundary.compile(*scalars)
+
+    def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> tuple[float, float, bool]:
+        """One step: loss, gradient norm, whether the gradients were finite."""
+        scalars = ms.Tensor(rate, ms.float32), ms.Tensor(decay, ms.float32)
+        if self.whole:
+            outputs = self.whole(*map(ms.Tensor, micro_batches[0].arrays()), *scalars)
+        else:
+            for micro_batch in micro_batches:
+                self.accumulate(*map(ms.Tensor, micro_batch.arrays()))
+            outputs = self.boundary(*scalars)
+        return tuple(output.asnumpy().item() for output in outputs)
+
+
+def results(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[Result]:
     """Take all `steps`; `sink_size` of them between two results, 0 for no sink."""
-    sample_loss = SampleLoss(unet, settings)
-    if sink_size:
-        return _sunk(TrainStep(sample_loss, update), update, steps, rates, sink_size)
-    if settings.gradient_accumulation_steps == 1:
-        whole = TrainStep(sample_loss, update)
-        return _one_by_one(lambda micro_batches, *scalars: whole(*map(ms.Tensor, micro_batches[0].arrays()), *scalars), steps, rates)
-    accumulate = Accumulate(sample_loss, update)
-    boundary = Boundary(accumulate, update)
-
-    def take(micro_batches, *scalars):
-        for micro_batch in micro_batches:
-            accumulate(*map(ms.Tensor, micro_batch.arrays()))
-        return boundary(*scalars)
-
-    return _one_by_one(take, steps, rates)
+    return _sunk(graphs, steps, rates, sink_size) if sink_size else _one_by_one(graphs, steps, rates)
 
 
-def _one_by_one(take: Callable, steps: feed.Steps, rates: Rates) -> Iterator[Result]:
+def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[Result]:
     asked = time.perf_counter()
     for step in feed.ahead(steps):
         waited = time.perf_counter() - asked
         rate, decay = rates(step.number)
-        outputs = take(step.micro_batches, ms.Tensor(rate, ms.float32), ms.Tensor(decay, ms.float32))
-        yield Result(step.number + 1, 1, step.samples, *(output.asnumpy().item() for output in outputs), rate, waited)
+        yield Result(step.number + 1, 1, step.samples, *graphs.take(step.micro_batches, rate, decay), rate, waited)
         asked = time.perf_counter()
 
 
@@ -75,9 +94,8 @@ class _Columns:
         return *step.micro_batches[0].arrays(), *(np.array(value, np.float32) for value in self.rates(step.number))
 
 
-def _sunk(whole: TrainStep, update: Update, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[Result]:
-    columns = _Columns(steps, rates)
-    take = pipeline.device.sink(whole, columns, _Columns.NAMES)
+def _sunk(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[Result]:
+    take = pipeline.device.sink(graphs.whole, _Columns(steps, rates), _Columns.NAMES)
     done = steps.first
     while done < steps.end:
         count = min(sink_size, steps.end - done)  # the remainder of the run is a shorter sink
@@ -85,7 +103,7 @@ def _sunk(whole: TrainStep, update: Update, steps: feed.Steps, rates: Rates, sin
             outputs = take()
         done += count
         values = [output.asnumpy().item() for output in outputs]
-        taken = int(update.taken.asnumpy())
+        taken = int(graphs.update.taken.asnumpy())
         if taken != done:
             raise StageError(f"the device took {taken} steps and the host counted {done}: set device.sink_size to 0")
         samples = steps.samples(done - 1)

@@ -148,6 +148,12 @@ class Steps:
         )
 
 
+def examples(reader: Reader, objective: Objective, size: int) -> list[Inputs]:
+    """A micro-batch of `size` for each bucket, in the order of the buckets: the shapes that a run may meet."""
+    first = np.unique(reader.buckets, axis=0, return_index=True)[1]
+    return [micro_batch(reader, objective, np.full(size, sample), int(sample), 0, 0, size, size) for sample in first]
+
+
 def ahead(source: Iterable, depth: int = 2) -> Iterator:
     """The items of `source`, made in a thread of its own, `depth` of them ahead. Its exceptions are raised here."""
     items: queue.Queue = queue.Queue(depth)

@@ -84,9 +84,18 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
                 log.info("starts anew beside the half-done run in %s", other)
         curves = Log(paths.out / "live", end, done, resumed and resumed / "live", pending) if rank == 0 else None
 
+        # Graphs, compiled before the first step in an order that depends on nothing but their key
+        graphs, evaluate = drive.Graphs(unet, update, settings), validation.Evaluator(unet)
+        examples = feed.examples(reader, objective, train.batch_size)
+        key = build.graph_key(model, device, train, examples, len(held_out) > 0)
+        with pipeline.device.cached_graphs(key, rank) if device.compile_cache else nullcontext():
+            for example in examples:
+                graphs.compile(example)
+                if len(held_out):
+                    evaluate.compile(example)
+
         # Validation
         grid = validation.Grid(train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas)
-        evaluate = validation.evaluator(unet)
 
         def validate() -> None:
             def losses():
@@ -125,7 +134,7 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
         if len(held_out) and done == 0:
             validate()
         last = time.perf_counter()
-        for result in drive.results(unet, update, settings, steps, rates_of, device.sink_size):
+        for result in drive.results(graphs, steps, rates_of, device.sink_size):
             _check(result, settings, update, reader, states)
             before, done = done, result.done
 

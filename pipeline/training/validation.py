@@ -12,7 +12,7 @@ from mindspore import nn
 
 from pipeline.cache.reader import Reader
 from pipeline.diffusion import conditioning, draws, schedule
-from pipeline.training.feed import latents
+from pipeline.training.feed import Inputs, latents
 from pipeline.training.step import SampleLoss, Settings
 
 
@@ -43,10 +43,18 @@ def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]
     return found
 
 
-def evaluator(unet: nn.Cell) -> Callable:
-    """-> function of x_t, timesteps, context, vector, target as arrays giving the (b,) mean squared errors."""
-    sample_loss = SampleLoss(unet, Settings())
-    return lambda *arrays: sample_loss(*map(ms.Tensor, arrays)).asnumpy()
+class Evaluator:
+    """The function of x_t, timesteps, context, vector, target as arrays that gives the (b,) mean squared errors."""
+
+    def __init__(self, unet: nn.Cell):
+        self.sample_loss = SampleLoss(unet, Settings())
+
+    def compile(self, example: Inputs) -> None:
+        """Compile for inputs of these shapes, and run nothing."""
+        self.sample_loss.compile(*map(ms.Tensor, example.arrays()[:5]))
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        return self.sample_loss(*map(ms.Tensor, arrays)).asnumpy()
 
 
 @contextmanager
