@@ -235,7 +235,7 @@ def kill_experiments(root: Path) -> None:
                 command = [*words, *setting]
             process = start(root, sys.executable, "-m", "dvc", *command)
             wanted = 100 if kill_it else PICTURES
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while _encoded(log) < wanted and (process.poll() is None or words == ["queue"]):
                 assert time.monotonic() < deadline, f"dvc {' '.join(command)} does not encode; see {root.parent / 'output.log'}"
                 time.sleep(0.02)
@@ -243,7 +243,7 @@ def kill_experiments(root: Path) -> None:
                 kill(root, process, "stage" if words == ["queue"] else "group")
                 wait_until_alone(root)
             while any("stages." in command or "dvc" in command for command in processes(root).values()):
-                assert time.monotonic() < deadline + 120, processes(root)
+                assert time.monotonic() < deadline + 600, processes(root)
                 time.sleep(0.1)
 
         run(kill_it=True)

@@ -61,7 +61,11 @@ class Reader:
             self._open_text(Path(text), clip_l, clip_g)
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
-        self._group_captions(Path(captions), self._group_rows())
+        names = self._group_rows()
+        self._group_captions(Path(captions), names)
+        self.names = np.empty((self.n, 16), np.uint8)
+        for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
+            self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS, "cache-reader")
 
@@ -91,9 +95,6 @@ class Reader:
         same = [len(half) == self.n * self._variants and (half.reshape(self.n, -1) == one[:, None]).all() for half, one in zip((high, low), first)]
         if not all(same):
             raise CacheError(f"{self._latents.paths[0].parent}: pictures have different numbers of rows; run `dvc repro cache_latents`")
-        self.names = np.empty((self.n, 16), np.uint8)
-        for half, place in zip(first, (slice(0, 8), slice(8, 16)), strict=True):
-            self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
         columns = self._latents.columns
         self.buckets = np.stack([columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1)
         return np.ascontiguousarray(first[0]), np.ascontiguousarray(first[1])
@@ -240,7 +241,7 @@ class _Growing:
     def append(self, part: np.ndarray) -> None:
         end = self._used + len(part)
         if end > len(self._array):
-            self._array.resize(end + end // 4, refcheck=False)
+            self._array.resize(end + end // 16, refcheck=False)  # moves no bytes where the system can remap pages
         self._array[self._used : end] = part
         self._used = end
 
