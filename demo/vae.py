@@ -3,7 +3,8 @@
 L1 and squared error and a light KL term, as in Latent Diffusion (arXiv 2112.10752, appendix G) without its
 discriminator. The first part of the steps sees 32×32 crops, a quarter of the work, the rest whole pictures. At the end
 each latent channel is shifted and scaled inside `quant_conv` and `post_quant_conv`, so that latents times SDXL's scaling
-factor have mean 0 and standard deviation 1, which is what a UNet wants."""
+factor have mean 0 and standard deviation 1, which is what a UNet wants: those of base style pictures and textures, since
+the UNet is pre-trained on the base style."""
 
 import logging
 import math
@@ -80,7 +81,7 @@ def texture(seed: int, index: int) -> np.ndarray:
 
 
 def training_pictures() -> np.ndarray:
-    """(n, 64, 64, 3) uint8: both styles and the textures."""
+    """(n, 64, 64, 3) uint8: the two styles in turn, base first, then the textures."""
     drawn = [pictures.sample(TRAIN_SEED, i, style)[0] for i in range(PICTURES) for style in pictures.STYLES]
     return np.stack(drawn + [texture(TRAIN_SEED, i) for i in range(TEXTURES)])
 
@@ -158,7 +159,7 @@ def train(steps: tuple[int, ...]) -> None:
             if number % 50 == 0:
                 log.info("step %d of %d, %.0f s, loss %.4f", number, total, time.monotonic() - begin, float(value.asnumpy()))
             if number % 250 == 0 or number == total:
-                report(encoder, decoder, images[::20], held_out, own)
+                report(encoder, decoder, images[::20], held_out, own)  # every 20th: none of the new style
 
 
 def report(encoder: VAEEncoder, decoder: VAEDecoder, images: np.ndarray, held_out: np.ndarray, own: dict) -> None:

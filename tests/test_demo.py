@@ -148,12 +148,13 @@ def test_the_vae_starts_with_the_mean_color_of_each_block(device):
     own = dict(encoder.parameters_and_names()) | dict(decoder.parameters_and_names())
     for name, value in start({name: p.asnumpy() for name, p in own.items()}, TINY.vae).items():
         own[name].set_data(ms.Tensor(value))
-    pixels = to_pixels(np.stack([pictures.sample(1, i, "base")[0] for i in range(2)]))
+    flat = np.array([[200, 30, 90], [20, 120, 250]], np.uint8)
+    pixels = to_pixels(np.broadcast_to(flat[:, None, None], (2, 64, 64, 3)))
     moments = encoder(ms.Tensor(pixels))
-    means = pixels.reshape(2, 3, 8, 8, 8, 8).mean(axis=(3, 5))
-    np.testing.assert_allclose(moments.asnumpy()[:, :3], means, atol=0.05)
+    np.testing.assert_allclose(moments.asnumpy()[:, :3], pixels[:, :, ::8, ::8], atol=0.02)
     again = decoder(moments[:, :4]).asnumpy()
-    np.testing.assert_allclose(again.reshape(2, 3, 8, 8, 8, 8).mean(axis=(3, 5)), means, atol=0.15)
+    inside = (..., slice(16, -16), slice(16, -16))  # zeros beyond the edges darken or lighten the outer blocks
+    np.testing.assert_allclose(again[inside], pixels[inside], atol=0.02)
 
 
 def test_the_vae_reconstructs_pictures_that_it_has_not_seen(folder, device):
@@ -162,7 +163,7 @@ def test_the_vae_reconstructs_pictures_that_it_has_not_seen(folder, device):
 
     images = held_out_pictures(32)
     moments = vae_encoder(TINY, folder / "vae.ckpt", device, "float32")(to_pixels(images))
-    latents = moments[:, :4] * TINY.vae.scaling_factor
+    latents = moments[::2, :4] * TINY.vae.scaling_factor  # of the base style
     assert np.abs(latents.mean(axis=(0, 2, 3))).max() < 0.25
     assert np.abs(latents.std(axis=(0, 2, 3)) - 1).max() < 0.25
     decibels = psnr(images, vae_decoder(TINY, folder / "vae.ckpt", device, "float32")(moments[:, :4]))
