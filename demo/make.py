@@ -1,7 +1,7 @@
 """Makes the repository's embedded default again:  python -m demo.make
 
-data/tokenizer, data/images and data/base/tiny_sdxl.safetensors. The two trainings take about an hour on two cores; what
-the store has of an earlier call is not made again."""
+data/tokenizer, data/images and data/base/tiny_sdxl.safetensors. The two trainings take about an hour on two cores. A VAE or
+UNet that an earlier call has finished is taken from the store: delete .store/demo/ to train them anew."""
 
 import logging
 import shutil
@@ -27,7 +27,8 @@ def main() -> None:
     if not (store.root() / vae.PATH).exists():
         device.setup("CPU")
         vae.train(vae.STEPS)
-    unet.main()
+    if not (store.root() / unet.RESULT).exists():
+        unet.main()
     with store.atomic(DATA / "base/tiny_sdxl.safetensors") as base:
         shutil.copyfile(store.root() / unet.RESULT, base)
 

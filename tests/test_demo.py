@@ -66,11 +66,15 @@ def test_wrong_colors_are_seen():
     assert check.agrees(picture, other.caption) == (False, False)
 
 
-def test_data_images_are_the_new_style():
+def test_data_images_are_the_new_style_as_the_script_draws_it():
+    from demo.make import IMAGES, SEED
+
     lines = [json.loads(line) for line in (ROOT / "data/images/metadata.jsonl").read_text().splitlines()]
-    assert len(lines) == len(list((ROOT / "data/images").glob("*.png"))) == 300
-    for line in lines[::25]:
+    assert len(lines) == len(list((ROOT / "data/images").glob("*.png"))) == IMAGES
+    for index, line in list(enumerate(lines))[::25]:
         picture = np.array(Image.open(ROOT / "data/images" / line["file_name"]))
+        drawn, caption = pictures.sample(SEED, index, "sticker")
+        assert np.array_equal(picture, drawn) and line["text"] == caption
         assert check.white_share(picture) > 0.05
         assert check.agrees(picture, line["text"]) == (True, True)
 
