@@ -90,12 +90,21 @@ def git(root: Path, *words: str) -> None:
 
 def ran(root: Path, *words: str) -> list[str]:
     """Run dvc and return the stages that it ran, in the graph's order."""
+    return stages_of(dvc(root, *words))
+
+
+def stages_of(output: str) -> list[str]:
+    found = set(re.findall(r"Running stage '([^']+)'", output))
+    return [stage for stage in ALL if stage in found]
+
+
+def dvc(root: Path, *words: str) -> str:
+    """Run dvc and return what it printed."""
     env = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PIPELINE_STORE")}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = set(re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr))
-    return [stage for stage in ALL if stage in found]
+    return done.stdout + done.stderr
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -110,14 +119,18 @@ def test_unchanged_runs_nothing(project):
 
 def test_an_edited_caption(project):
     edit(project / "data/images/metadata.jsonl", "picture 3", "another picture")
-    assert ran(project, "repro") == ["index", "cache_text", "train", "merge", "sample"]
+    output = dvc(project, "repro")
+    assert stages_of(output) == ["index", "cache_text", "train", "merge", "sample"]
+    assert "7 captions in 1 shards: 1 encoded" in output  # six and the empty one
 
 
 def test_an_added_picture_is_encoded_alone(project):
     picture(project, 6)
     with open(project / "data/images/metadata.jsonl", "a") as metadata:
         metadata.write('{"file_name": "6.png", "text": "picture 6"}\n')
-    assert ran(project, "repro") == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
+    output = dvc(project, "repro")
+    assert stages_of(output) == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
+    assert "7 latents in 1 shards: 1 encoded" in output and "8 captions in 1 shards: 1 encoded" in output
 
 
 def test_another_vae(project):
