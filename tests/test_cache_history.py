@@ -1,14 +1,14 @@
 """Whatever happened before, the cache ends as one clean run leaves it, and nothing is encoded that the store holds."""
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import engine, shards
 from pipeline.cache.names import latent_row
-from tests.cache_jobs import Encoder, content, folder_bytes, job
+from tests import cache_children
+from tests.cache_children import Logging, finish
+from tests.cache_jobs import content, folder_bytes, job
 
 FINGERPRINTS = [{"vae": "0" * 32}, {"vae": "1" * 32}]
 
@@ -64,27 +64,10 @@ def run(numbers, fingerprint, out, dies_at: int | None = None, kill: bool = Fals
     log = out.parent / "encoded"
     log.write_bytes(b"")
 
-    class Logging(Encoder):
-        def __call__(self, inputs):
-            if self.calls == dies_at:
-                if kill:
-                    os._exit(9)
-                raise RuntimeError("the encoder fails")
-            result = super().__call__(inputs)
-            with open(log, "ab") as file:
-                file.write(b"".join(item.tobytes()[:16] for item in inputs))
-            return result
-
-    work = job(numbers, Logging(), fingerprint, batch_size=batch_size)
+    work = job(numbers, Logging(log, dies_at, kill=False), fingerprint, batch_size=batch_size)
     lacking = {row.tobytes() for row in work.wanted.rows} - stored_rows(work.wanted)
     if kill:
-        child = os.fork()
-        if child == 0:
-            try:
-                engine.build(work, out)
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
+        finish([cache_children.start(cache_children.killed, list(numbers), fingerprint, out, log, dies_at, batch_size)])
     elif dies_at is not None:
         try:
             engine.build(work, out)

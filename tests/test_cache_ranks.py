@@ -1,6 +1,5 @@
 """Several ranks fill one cache."""
 
-import os
 import time
 
 import pytest
@@ -8,6 +7,8 @@ import pytest
 from pipeline import store
 from pipeline.cache import engine, ranks, shards
 from pipeline.stage import StageError
+from tests import cache_children
+from tests.cache_children import finish
 from tests.cache_jobs import Encoder, folder_bytes, job
 
 COUNT = 100
@@ -23,33 +24,8 @@ def _small(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def start(tmp_path, rank: int, world: int, dies: bool = False, delay: float = 0.0) -> int:
-    """A rank as a process of its own. It notes what it encoded, and ends with 0, 1 (StageError) or 9 (killed)."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        os.environ |= {"RANK_ID": str(rank), "RANK_SIZE": str(world)}
-        time.sleep(delay)
-        encoder = Encoder(0.002)
-
-        def encode(inputs):
-            if dies and encoder.calls == 2:
-                os._exit(9)
-            return encoder(inputs)
-
-        report = engine.build(job(range(COUNT), encoder, make_encoder=lambda: encode), tmp_path / "out")
-        (tmp_path / f"rank{rank}").write_text(f"{report.encoded} {len(set(encoder.encoded))}")
-        status = 0
-    except StageError as error:
-        (tmp_path / f"error{rank}").write_text(str(error))
-    finally:
-        os._exit(status)
-
-
-def finish(children: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def start(tmp_path, rank: int, world: int, dies: bool = False, delay: float = 0.0):
+    return cache_children.start(cache_children.rank, tmp_path, rank, world, COUNT, dies, delay)
 
 
 @pytest.fixture
@@ -120,29 +96,9 @@ def test_a_broken_launch_is_an_error(monkeypatch, environment):
         ranks.from_environment()
 
 
-def test_a_stage_whose_dvc_died_before_it_began_ends(tmp_path, monkeypatch):
-    monkeypatch.setenv("DVC_STAGE", "cache_latents")
-    middle = os.fork()
-    if middle == 0:  # ends at once, and leaves an orphan behind
-        if os.fork() == 0:
-            parent = os.getppid()
-            while os.getppid() == parent:
-                time.sleep(0.01)
-            _run_orphan(tmp_path)
-        os._exit(0)
-    os.waitpid(middle, 0)
+def test_a_stage_whose_dvc_died_before_it_began_ends(tmp_path):
+    finish([cache_children.start(cache_children.orphan, tmp_path)])
     deadline = time.monotonic() + 20
     while not (tmp_path / "orphan").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert (tmp_path / "orphan").read_text() == "the dvc that started this stage is gone"
-
-
-def _run_orphan(tmp_path) -> None:
-    try:
-        engine.build(job(range(COUNT), Encoder()), tmp_path / "out")
-        text = "it worked on"
-    except StageError as error:
-        text = str(error)
-    (tmp_path / "writing").write_text(text)
-    os.rename(tmp_path / "writing", tmp_path / "orphan")
-    os._exit(0)

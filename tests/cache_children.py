@@ -1,0 +1,104 @@
+"""Cache runs as processes of their own, which may be killed.
+
+They are forked from a small server: a fork of the test process would copy the locks of MindSpore's and Arrow's threads."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+from pipeline.cache import engine, ranks, shards
+from pipeline.stage import StageError
+from tests.cache_jobs import Encoder, job
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
+
+def start(function, *args) -> multiprocessing.Process:
+    """Run `function(*args)` in a child, with this process's store and this process's (patched) sizes of the cache."""
+    patched = {
+        (shards, "ROWS_PER_SHARD"): shards.ROWS_PER_SHARD,
+        (engine, "PART_SECONDS"): engine.PART_SECONDS,
+        (ranks, "_POLL_SECONDS"): ranks._POLL_SECONDS,
+        (ranks, "START_SECONDS"): ranks.START_SECONDS,
+    }
+    values = [(module.__name__, name, value) for (module, name), value in patched.items()]
+    child = _CONTEXT.Process(target=_run, args=(os.environ["PIPELINE_STORE"], values, function, args))
+    child.start()
+    return child
+
+
+def finish(children: list[multiprocessing.Process]) -> list[int]:
+    """Wait for them; -> their exit codes."""
+    for child in children:
+        child.join(60)
+        assert child.exitcode is not None, "a child hangs"
+    return [child.exitcode for child in children]
+
+
+def _run(folder: str, values: list, function, args) -> None:
+    os.environ["PIPELINE_STORE"] = folder
+    modules = {module.__name__: module for module in (shards, engine, ranks)}
+    for module, name, value in values:
+        setattr(modules[module], name, value)
+    function(*args)
+
+
+def rank(folder: Path, number: int, world: int, count: int, dies: bool, delay: float) -> None:
+    """One rank of `world` that encodes `count` pictures. It notes what it encoded; exit code 0, 1 (StageError) or 9 (killed)."""
+    os.environ |= {"RANK_ID": str(number), "RANK_SIZE": str(world)}
+    time.sleep(delay)
+    encoder = Encoder(0.002)
+
+    def encode(inputs):
+        if dies and encoder.calls == 2:
+            os._exit(9)
+        return encoder(inputs)
+
+    try:
+        report = engine.build(job(range(count), encoder, make_encoder=lambda: encode), folder / "out")
+    except StageError as error:
+        (folder / f"error{number}").write_text(str(error))
+        os._exit(1)
+    (folder / f"rank{number}").write_text(f"{report.encoded} {len(set(encoder.encoded))}")
+
+
+class Logging(Encoder):
+    """Appends the names of what it encodes to the file `log`; dies before its call number `dies_at`."""
+
+    def __init__(self, log: Path, dies_at: int | None, kill: bool):
+        super().__init__()
+        self._log, self._dies_at, self._kill = log, dies_at, kill
+
+    def __call__(self, inputs):
+        if self.calls == self._dies_at:
+            if self._kill:
+                os._exit(9)
+            raise RuntimeError("the encoder fails")
+        result = super().__call__(inputs)
+        with open(self._log, "ab") as file:
+            file.write(b"".join(item.tobytes()[:16] for item in inputs))
+        return result
+
+
+def killed(numbers: list[int], fingerprint: dict, out: Path, log: Path, dies_at: int, batch_size: int) -> None:
+    """A run that is killed in its encoder, unless it needs fewer calls."""
+    engine.build(job(numbers, Logging(log, dies_at, kill=True), fingerprint, batch_size=batch_size), out)
+
+
+def orphan(folder: Path) -> None:
+    """Leave a process behind whose parent, which DVC's variable says is dvc, is gone, and that then builds."""
+    os.environ["DVC_STAGE"] = "cache_latents"
+    if os.fork():
+        os._exit(0)
+    parent = os.getppid()
+    while os.getppid() == parent and parent != 1:
+        time.sleep(0.01)
+    try:
+        engine.build(job(range(10), Encoder()), folder / "out")
+        text = "it worked on"
+    except StageError as error:
+        text = str(error)
+    (folder / "writing").write_text(text)
+    os.rename(folder / "writing", folder / "orphan")
