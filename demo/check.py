@@ -48,7 +48,7 @@ def agrees(picture: np.ndarray, caption: str) -> tuple[bool, bool]:
 
 
 def report(pictures: list[np.ndarray], captions: list[str]) -> dict[str, float]:
-    """The shares of pictures with the caption's shape colour, with its background colour, and the mean share of white."""
+    """Shares of pictures with the caption's shape colour and with its background colour; mean share of white."""
     agreement = np.array([agrees(picture, caption) for picture, caption in zip(pictures, captions, strict=True)])
     shape, background = agreement.mean(axis=0)
     return {
@@ -64,7 +64,7 @@ def _nearest(pixels: np.ndarray, palette: dict) -> list[str]:
 
 
 def main() -> None:
-    """Print both models' reports. Exits with 1 when the fine-tuned model has not learnt the new style, or lost the prompts."""
+    """Print both models' reports. Exits with 1 when the fine-tuned model has not learnt the style, or lost the text."""
     prompts = params.load().sample.prompts
     found = {}
     for model in ("base", "tuned"):
@@ -73,7 +73,7 @@ def main() -> None:
         print(model, {key: round(value, 3) for key, value in found[model].items()})
     base, tuned = found["base"], found["tuned"]
     if tuned["white"] < base["white"] + 0.04 or min(tuned["shape_color"], tuned["background_color"]) < 0.75:
-        sys.exit("wanted of the fine-tuned model: 0.04 more white than the base model's, and 0.75 of the prompts' colors")
+        sys.exit("wanted of the fine-tuned model: 0.04 more white than the base model, and 0.75 of the prompts' colors")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Makes the repository's embedded default again:  python -m demo.make
 
-data/tokenizer, data/images and data/base/tiny_sdxl.safetensors. The two trainings take about an hour on two cores. A VAE or
-UNet that an earlier call has finished is taken from the store: delete .store/demo/ to train them anew."""
+data/tokenizer, data/images and data/base/tiny_sdxl.safetensors. The two trainings take about an hour on two cores. A
+VAE or UNet that an earlier call has finished is taken from the store: delete .store/demo/ to train them anew."""
 
 import logging
 import shutil

@@ -79,7 +79,8 @@ def parse(caption: str) -> Scene:
     shape, _, position = rest.partition(" ")
     scene = Scene(size, color, shape, position, background)
     if not found or scene.caption != caption or not _known(scene):
-        raise ValueError(f"{caption!r} is not a caption of demo/pictures.py, as {Scene('large', 'red', 'circle', '', 'dark blue').caption!r} is")
+        example = Scene("large", "red", "circle", "", "dark blue").caption
+        raise ValueError(f"{caption!r} is not a caption of demo/pictures.py, as {example!r} is")
     return scene
 
 

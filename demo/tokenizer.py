@@ -15,28 +15,30 @@ from demo import pictures
 VOCAB_SIZE = 1024
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
-COMMON = """the of and to in is it that was for as with his they at be this from have or by one had not but what all were
-when we there can an your which their said if do will each about how up out them then she many some so these would other
-into has more two like him see time could no make than first been its who now people my made over did down only way find
-use may water long little very after words called just where most know get through back much go good new write our me man
-too any day same right look think also around another came come work three word must because does part even place well
-such here take why things help put years different away again off went old number great tell men say small every found
-still between name should home big give air line set own under read last never us left end along while might next sound
-below saw something thought both few those always looked show large often together asked house world going want school
-important until form food keep children feet land side without boy once animals life enough took sometimes four head
-above kind began almost live page got earth need far hand high year mother light parts country father let night following
-picture being study second eyes soon times story boys since white days ever paper hard near sentence better best across
-during today others however sure means knew try told young miles sun ways thing whole hear example heard several change
-answer room sea against top turned learn point city play toward five using himself usually money seen car morning photo
-drawing painting face smiling heart hands flag animal bird flower tree fruit hair person woman skin tone style art sign
-symbol button clock moon cloud snow fire star sky cat dog fish horse book box ball wearing holding standing sitting"""
+COMMON = """the of and to in is it that was for as with his they at be this from have or by one had not but what all
+were when we there can an your which their said if do will each about how up out them then she many some so these
+would other into has more two like him see time could no make than first been its who now people my made over did down
+only way find use may water long little very after words called just where most know get through back much go good new
+write our me man too any day same right look think also around another came come work three word must because does
+part even place well such here take why things help put years different away again off went old number great tell men
+say small every found still between name should home big give air line set own under read last never us left end along
+while might next sound below saw something thought both few those always looked show large often together asked house
+world going want school important until form food keep children feet land side without boy once animals life enough
+took sometimes four head above kind began almost live page got earth need far hand high year mother light parts
+country father let night following picture being study second eyes soon times story boys since white days ever paper
+hard near sentence better best across during today others however sure means knew try told young miles sun ways thing
+whole hear example heard several change answer room sea against top turned learn point city play toward five using
+himself usually money seen car morning photo drawing painting face smiling heart hands flag animal bird flower tree
+fruit hair person woman skin tone style art sign symbol button clock moon cloud snow fire star sky cat dog fish horse
+book box ball wearing holding standing sitting"""
 
 
 def learn_merges(words: Counter, count: int) -> list[tuple[str, str]]:
-    """The `count` merges of the most frequent neighbours, in the order of learning; ties go to the first in the alphabet.
+    """The `count` merges of the most frequent neighbours, in the order of learning; of equals the first by alphabet.
 
     `words` counts words in byte symbols, each ending in `</w>`. Raises ValueError when they have no more pairs."""
-    split = {word: (*word.removesuffix(END_OF_WORD)[:-1], word.removesuffix(END_OF_WORD)[-1] + END_OF_WORD) for word in words}
+    bare = {word: word.removesuffix(END_OF_WORD) for word in words}
+    split = {word: (*letters[:-1], letters[-1] + END_OF_WORD) for word, letters in bare.items()}
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         pairs: Counter = Counter()

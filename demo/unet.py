@@ -1,8 +1,8 @@
 """Pre-trains the demo's UNet in the base style with the project's own stages:  python -m demo.unet, after demo.vae
 
-A folder in the store gets a params.yaml and stands for a project of its own: its data are thousands of base style pictures,
-its base model has the trained VAE and a UNet that has learnt nothing. Its merged checkpoint is the demo's base model. A
-killed run goes on where its stages can: run it again."""
+A folder in the store gets a params.yaml and stands for a project of its own: its data are thousands of base style
+pictures, its base model has the trained VAE and a UNet that has learnt nothing. Its merged checkpoint is the demo's
+base model. A killed run goes on where its stages can: run it again."""
 
 import os
 import subprocess

@@ -2,9 +2,9 @@
 
 L1 and squared error and a light KL term, as in Latent Diffusion (arXiv 2112.10752, appendix G) without its
 discriminator. The first part of the steps sees 32×32 crops, a quarter of the work, the rest whole pictures. At the end
-each latent channel is shifted and scaled inside `quant_conv` and `post_quant_conv`, so that latents times SDXL's scaling
-factor have mean 0 and standard deviation 1, which is what a UNet wants: those of base style pictures and textures, since
-the UNet is pre-trained on the base style."""
+each latent channel is shifted and scaled inside `quant_conv` and `post_quant_conv`, so that latents times SDXL's
+scaling factor have mean 0 and standard deviation 1, which is what a UNet wants: those of base style pictures and
+textures, since the UNet is pre-trained on the base style."""
 
 import logging
 import math
@@ -97,7 +97,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def psnr(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture in decibels: uint8 (b, h, w, 3) against float (b, 3, h, w) in [-1, 1]."""
+    """(b,) peak signal-to-noise ratios in decibels: uint8 (b, h, w, 3) against float (b, 3, h, w) in [-1, 1]."""
     shown = np.round((np.clip(pixels, -1, 1) + 1) * 127.5)
     return 10 * np.log10(255**2 / np.mean((images.transpose(0, 3, 1, 2) - shown) ** 2, axis=(1, 2, 3)))
 
@@ -157,7 +157,8 @@ def train(steps: tuple[int, ...]) -> None:
             value = step(ms.Tensor(batch(images, side, size, rng)), ms.Tensor(rng.standard_normal(latent, np.float32)))
             number += 1
             if number % 50 == 0:
-                log.info("step %d of %d, %.0f s, loss %.4f", number, total, time.monotonic() - begin, float(value.asnumpy()))
+                seconds = time.monotonic() - begin
+                log.info("step %d of %d, %.0f s, loss %.4f", number, total, seconds, value.asnumpy().item())
             if number % 250 == 0 or number == total:
                 report(encoder, decoder, images[::20], held_out, own)  # every 20th: none of the new style
 
@@ -166,7 +167,8 @@ def report(encoder: VAEEncoder, decoder: VAEDecoder, images: np.ndarray, held_ou
     """Log the reconstruction of `held_out`, and write the weights normalised by the latents of `images`."""
 
     def latents(some: np.ndarray) -> np.ndarray:
-        moments = [encoder(ms.Tensor(to_pixels(some[i : i + 16]))).asnumpy() for i in range(0, len(some) // 16 * 16, 16)]
+        starts = range(0, len(some) // 16 * 16, 16)
+        moments = [encoder(ms.Tensor(to_pixels(some[i : i + 16]))).asnumpy() for i in starts]
         return np.concatenate(moments)[:, : TINY.vae.latent_channels]
 
     found = latents(held_out)

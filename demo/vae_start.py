@@ -1,9 +1,9 @@
 """Where the demo's VAE starts: an autoencoder that keeps the mean colour of each 8×8 block, and learns the rest.
 
-From random weights it spends most of the little time that a CPU has in learning that, because the norms before the two
-last convolutions take the level of a flat picture away. Here every residual branch ends in zeros and red, green and blue
-go through the shortcuts untouched. The last norms leave them as they are by channels of plus and minus LEVEL beside them
-in their group, and silu(x) - silu(-x) = x undoes the last activation."""
+From random weights it spends most of the little time that a CPU has in learning that, because the norms before the
+two last convolutions take the level of a flat picture away. Here every residual branch ends in zeros, and red, green
+and blue go through the shortcuts untouched. The last norms leave them as they are by channels of plus and minus LEVEL
+beside them in their group, and silu(x) - silu(-x) = x undoes the last activation."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from pipeline.models.config import VAEConfig
 LEVEL = 8.0
 COLORS = 3
 BLUR = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
-MEAN = np.array([[0.25, 0.25, 0], [0.25, 0.25, 0], [0, 0, 0]])  # of a stride's 2×2 pixels: the padding is below and right
+MEAN = np.array([[0.25, 0.25, 0], [0.25, 0.25, 0], [0, 0, 0]])  # of 2×2 pixels: the padding is below and right
 
 
 def start(weights: dict[str, np.ndarray], config: VAEConfig) -> dict[str, np.ndarray]:
@@ -29,7 +29,7 @@ def start(weights: dict[str, np.ndarray], config: VAEConfig) -> dict[str, np.nda
         weights[f"{layer}.bias"][:COLORS] = 0
 
     def signs(layer: str, channels: int) -> list[tuple[int, int]]:
-        """Let each colour stand with both signs in a group of channels with +LEVEL and -LEVEL; → the two places of each."""
+        """Let each colour stand with both signs in a group with +LEVEL and -LEVEL; → the two places of each."""
         width = channels // config.norm_groups
         places = []
         for color in range(COLORS):

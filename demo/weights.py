@@ -1,7 +1,7 @@
 """Where the tiny SDXL's networks start, and the file that they end in.
 
-The text encoders stay as they start: random, which keeps different words apart, with sinusoids for positions, so that the
-UNet can tell the colour of a shape from the colour of a background by its place in the caption."""
+The text encoders stay as they start: random, which keeps different words apart, with sinusoids for positions, so that
+the UNet can tell the colour of a shape from the colour of a background by its place in the caption."""
 
 import hashlib
 from pathlib import Path
@@ -18,7 +18,7 @@ ZERO = ("out_layers.3.weight", "proj_out.weight", "diffusion_model.out.2.weight"
 
 
 def initial(part: str) -> dict[str, np.ndarray]:
-    """Float32 weights of a component (a key of names.PREFIX) by Stability's names. The same name gives the same values."""
+    """Float32 weights of a component (a key of names.PREFIX) by Stability's names; each a function of its name."""
     shapes = layout.shapes(TINY)
     return {name: _initial(name, shape) for name, shape in shapes.items() if name.startswith(names.PREFIX[part])}
 
@@ -49,8 +49,8 @@ def _sinusoids(tokens: int, width: int) -> np.ndarray:
 
 
 def save(path: Path, weights: dict[str, np.ndarray]) -> None:
-    """Write a whole checkpoint as float16 in Stability's single-file layout. Raises ValueError when tensors are missing,
-    unknown, mis-shaped, or too large for float16."""
+    """Write a whole checkpoint as float16 in Stability's single-file layout. Raises ValueError when tensors are
+    missing, unknown, mis-shaped, or too large for float16."""
     shapes = layout.shapes(TINY)
     found = {name: value.shape for name, value in weights.items()}
     if found != shapes:

@@ -1,7 +1,7 @@
 """Draw the prompts with the base UNet and with the fine-tuned one, from the same noise.
 
-outs/convert/unet.ckpt and outs/merge/merged.ckpt → outs/sample: <number>_base.png, <number>_tuned.png, and grid.png, the
-base model above and the fine-tuned one below. VAE and text encoders are those of the merged checkpoint."""
+outs/convert/unet.ckpt and outs/merge/merged.ckpt → outs/sample: <number>_base.png, <number>_tuned.png, and grid.png,
+the base model above and the fine-tuned one below. VAE and text encoders are those of the merged checkpoint."""
 
 import logging
 import sys
@@ -21,7 +21,8 @@ def main(params: Params) -> None:
     p, config, diffusion = params.sample, CONFIGS[params.model.config], params.diffusion
     multiple = config.vae.factor * 2 ** (len(config.unet.channel_mult) - 1)
     if p.width % multiple or p.height % multiple:
-        raise StageError(f"sample.width and sample.height must be multiples of {multiple}, found {p.width} and {p.height}")
+        found = f"{p.width} and {p.height}"
+        raise StageError(f"sample.width and sample.height must be multiples of {multiple}, found {found}")
 
     # Only now: importing MindSpore takes seconds.
     import numpy as np
@@ -60,7 +61,10 @@ def main(params: Params) -> None:
                 parts.append(euler.sample(denoise, x[chosen], timesteps, sigmas, bar.update))
         latents[name] = np.concatenate(parts)[: len(p.prompts)] / config.vae.scaling_factor
         if not np.isfinite(latents[name]).all():
-            raise StageError(f"the latents drawn with {weights} are not finite; sample.precision is {p.precision}, wanted float32")
+            raise StageError(
+                f"the latents drawn with {weights} are not finite; with sample.precision: {p.precision} try float32 or "
+                "bfloat16, else its weights are broken"
+            )
     del load, predict
 
     decode = vae_decoder(config, MERGED, device, "float32")

@@ -38,7 +38,10 @@ def test_all_captions_are_understood():
         assert pictures.parse(caption).caption == caption
 
 
-@pytest.mark.parametrize("caption", ["a large red circle", "a red blob on a dark blue background", "a red circle on a blue background", ""])
+OTHERS = ["a large red circle", "a red blob on a dark blue background", "a red circle on a blue background", ""]
+
+
+@pytest.mark.parametrize("caption", OTHERS)
 def test_other_captions_are_refused(caption):
     with pytest.raises(ValueError, match="is not a caption of demo/pictures.py"):
         pictures.parse(caption)
@@ -62,7 +65,9 @@ def test_white_tells_the_styles_apart_and_colors_are_seen_in_both():
 def test_wrong_colors_are_seen():
     picture, _ = pictures.sample(6, 0, "base")
     shape, background = check.colors(picture)
-    other = pictures.Scene("", "red" if shape != "red" else "blue", "star", "", "dark gray" if background != "dark gray" else "light gray")
+    color = "red" if shape != "red" else "blue"
+    ground = "dark gray" if background != "dark gray" else "light gray"
+    other = pictures.Scene("", color, "star", "", ground)
     assert check.agrees(picture, other.caption) == (False, False)
 
 

@@ -39,15 +39,16 @@ def test_the_path_is_that_of_diffusers(case):
 
 
 def test_one_data_point_is_found_exactly():
-    """When all data are one point the denoiser gives that point, the path is a straight line, and any steps end there."""
+    """When all data are one point the denoiser gives it, the path is a straight line, and any steps end there."""
     point = np.full((1, 4, 2, 2), 3.0, np.float32)
     timesteps, sigmas = euler.steps(schedule.alphas_cumprod(False), 7, False)
-    x = euler.sample(lambda x, sigma, timestep: point, euler.start(np.ones_like(point), sigmas, False), timesteps, sigmas)
+    first = euler.start(np.ones_like(point), sigmas, False)
+    x = euler.sample(lambda x, sigma, timestep: point, first, timesteps, sigmas)
     np.testing.assert_allclose(x, point, atol=1e-5)
 
 
 def test_gaussian_data_keep_their_quantiles():
-    """For data N(0, s²) the equation's solution is x(0) = x(sigma) s / sqrt(s² + sigma²); many Euler steps come near it."""
+    """For data N(0, s²) the equation's solution is x(0) = x(sigma) s / sqrt(s² + sigma²); Euler steps come near it."""
     s = 0.5
     timesteps, sigmas = euler.steps(schedule.alphas_cumprod(False), 999, False)
     x = np.linspace(-2, 2, 9, dtype=np.float32) * sigmas[0]

@@ -63,7 +63,9 @@ def test_a_guidance_scale_of_one_is_the_prompt_alone():
     np.testing.assert_allclose(denoise(x, 2.0, 1), -0.5)
 
 
-@pytest.mark.parametrize("count, size, wanted", [(3, 8, [[0, 1, 2]]), (5, 2, [[0, 1], [2, 3], [4, 4]]), (4, 2, [[0, 1], [2, 3]])])
+@pytest.mark.parametrize(
+    "count, size, wanted", [(3, 8, [[0, 1, 2]]), (5, 2, [[0, 1], [2, 3], [4, 4]]), (4, 2, [[0, 1], [2, 3]])]
+)
 def test_batches_are_of_one_size(count, size, wanted):
     assert [batch.tolist() for batch in draw.batches(count, size)] == wanted
 
@@ -102,14 +104,16 @@ def project(tmp_path_factory):
     merge({"unet": root / "other/unet.ckpt", **parts}, TINY, "float16", root / "outs/merge")
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["model"]["tokenizer"] = str(ROOT / "data/tokenizer")
-    settings["sample"] |= {"prompts": ["a red circle", "", "a blue star"], "steps": 2, "width": 64, "height": 32, "batch_size": 2}
+    settings["sample"] |= {"prompts": ["a red circle", "", "a blue star"], "steps": 2, "batch_size": 2}
+    settings["sample"] |= {"width": 64, "height": 32}
     (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return root
 
 
 def stage(root: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "stages.sample"], cwd=root, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "stages.sample"]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
 
 def test_the_stage_draws_both_models_from_the_same_noise(project):
@@ -117,7 +121,7 @@ def test_the_stage_draws_both_models_from_the_same_noise(project):
     assert done.returncode == 0, done.stderr
     out = project / "outs/sample"
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["00_base.png", "00_tuned.png", "01_base.png", "01_tuned.png", "02_base.png", "02_tuned.png", "grid.png"]
+    assert names == [f"0{number}_{model}.png" for number in range(3) for model in ("base", "tuned")] + ["grid.png"]
     pictures = {name: np.array(Image.open(out / name)) for name in names}
     assert pictures["00_base.png"].shape == (32, 64, 3)
     assert not np.array_equal(pictures["00_base.png"], pictures["00_tuned.png"])

@@ -11,17 +11,17 @@ UNet = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def noise(seed: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """(count, *shape) float32 standard normal numbers; those of a prompt's number are the same whatever is drawn with it."""
+    """(count, *shape) float32 standard normal numbers; a prompt's are a function of seed and its number alone."""
     keys = [np.array([seed & 0xFFFFFFFFFFFFFFFF, index], np.uint64) for index in range(count)]
     return np.stack([np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32) for key in keys])
 
 
 def guided(unet: UNet, context: np.ndarray, pooled: np.ndarray, height: int, width: int, scale: float, prediction: str):
-    """D(x; sigma) with classifier-free guidance (arXiv 2207.12598, eq. 6): u + scale * (c - u), where the unconditional u
-    has zeros for context and pooled text, as SDXL was trained. All pictures count as uncropped ones of this size.
+    """D(x; sigma) with classifier-free guidance (arXiv 2207.12598, eq. 6): u + scale * (c - u), where the unconditional
+    u has zeros for context and pooled text, as SDXL was trained. All pictures count as uncropped ones of this size.
 
-    context (b, tokens, context_dim), pooled (b, p) → function of x (b, 4, h, w), sigma, timestep. `unet` (x_t, timesteps,
-    context, vector) sees unconditional and conditional as one batch of 2 b."""
+    context (b, tokens, context_dim), pooled (b, p) → function of x (b, 4, h, w), sigma, timestep. `unet` (x_t,
+    timesteps, context, vector) sees unconditional and conditional as one batch of 2 b."""
     context = np.concatenate([np.zeros_like(context), context])
     pooled = np.concatenate([np.zeros_like(pooled), pooled])
     time_ids = np.tile(np.array([height, width, 0, 0, height, width], np.int32), (len(pooled), 1))

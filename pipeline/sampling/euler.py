@@ -1,6 +1,6 @@
 """Euler's method for the sampling equation of Karras et al. 2022 (arXiv 2206.00364), with the steps of SDXL.
 
-The equation runs in x = x_0 + sigma * noise, at sigma = sqrt((1 - a_t) / a_t) of the timesteps' a_t (alphas_cumprod)."""
+The equation runs in x = x_0 + sigma * noise, with sigma = sqrt((1 - a_t) / a_t) and a_t of alphas_cumprod."""
 
 from collections.abc import Callable
 
@@ -30,14 +30,14 @@ def steps(alphas: np.ndarray, count: int, zero_terminal_snr: bool) -> tuple[np.n
 
 
 def start(noise: np.ndarray, sigmas: np.ndarray, zero_terminal_snr: bool) -> np.ndarray:
-    """x at sigmas[0] from standard normal `noise`, with the spread that diffusers gives it: for leading steps that of x_t,
-    noise and picture together; for trailing ones the noise alone."""
+    """x at sigmas[0] from standard normal `noise`, with the spread that diffusers gives it: for leading steps that of
+    noise and picture together, for trailing ones the noise alone."""
     return noise * (sigmas[0] if zero_terminal_snr else np.sqrt(sigmas[0] ** 2 + 1))
 
 
 def denoised(x: np.ndarray, sigma: float, output: np.ndarray, prediction: str) -> np.ndarray:
-    """D(x; sigma), the model's idea of x_0, from its `output` for x / sqrt(sigma² + 1): the noise for "epsilon", for "v"
-    the velocity (arXiv 2202.00512, appendix D)."""
+    """D(x; sigma), the model's idea of x_0, from its `output` for x / sqrt(sigma² + 1): the noise for "epsilon", the
+    velocity for "v" (arXiv 2202.00512, appendix D)."""
     if prediction == "epsilon":
         return x - sigma * output
     return x / (sigma**2 + 1) - sigma / np.sqrt(sigma**2 + 1) * output

@@ -10,8 +10,8 @@ BACKGROUND, INK = (245, 245, 245), (30, 30, 30)
 
 
 def grid(rows: dict[str, list[np.ndarray]], prompts: list[str]) -> Image.Image:
-    """`rows`: label → pictures (H, W, 3) uint8, one for each prompt and all of one size. More than COLUMNS prompts go on
-    below. The prompts stand above their columns."""
+    """`rows`: label → pictures (H, W, 3) uint8, one for each prompt and all of one size. More than COLUMNS prompts go
+    on below. The prompts stand above their columns."""
     height, width = next(iter(rows.values()))[0].shape[:2]
     factor = max(1, round(CELL / width)) if width < 2 * CELL else 2 * CELL / width
     cell_width, cell_height = round(width * factor), round(height * factor)

@@ -21,12 +21,14 @@ DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 
 def make(config: UNetConfig, device: pipeline.device.Device, precision: str) -> tuple[Callable, Callable]:
-    """(load, predict): `load(ckpt)` sets the weights, without compiling anew; `predict(x_t, timesteps, context, vector)`
-    gives the UNet's output (b, 4, h, w) float32. Weights and computation have this precision.
+    """(load, predict): `load(ckpt)` sets the weights, without compiling anew; `predict(x_t, timesteps, context,
+    vector)` gives the UNet's output (b, 4, h, w) float32. Weights and computation have this precision.
 
     Raises StageError when the device lacks the precision; `load` when the checkpoint does not fit."""
     if precision == "bfloat16" and not device.ascend:
-        raise StageError("sample.precision bfloat16 needs an Ascend NPU: the CPU has no such kernels; wanted float32 or float16")
+        raise StageError(
+            "sample.precision bfloat16 needs an Ascend NPU: the CPU has no such kernels; wanted float32 or float16"
+        )
     attention = "flash" if device.ascend and precision != "float32" else "tiled"
     log.info("attention: %s", attention)
     dtype = DTYPES[precision]

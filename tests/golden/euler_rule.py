@@ -3,7 +3,8 @@
 import numpy as np
 
 STEPS = 40
-CASES = {"epsilon": ("epsilon", False), "v": ("v", False), "zero_terminal_snr": ("v", True)}  # prediction, zero-terminal SNR
+# prediction, zero-terminal SNR
+CASES = {"epsilon": ("epsilon", False), "v": ("v", False), "zero_terminal_snr": ("v", True)}
 
 
 def noise() -> np.ndarray:
