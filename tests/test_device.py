@@ -43,7 +43,7 @@ REAL = {
 
 def test_an_npu_is_set_up_with_calls_that_mindspore_has(calls):
     device = pipeline.device.setup("Ascend", jit_level="O1", max_device_memory="59GB", sink_size=10)
-    assert device == Device("Ascend", 0, 1, "auto", 10) and device.ascend
+    assert device == Device("Ascend", 0, 1, "auto", 10, "O1") and device.ascend
     for name, args, kwargs in calls:
         inspect.signature(REAL[name]).bind(*args, **kwargs)
     assert calls == [

@@ -152,3 +152,15 @@ def test_the_huber_loss_is_the_papers(c):
     d = values[0] * line.value.asnumpy() - values[4]
     wanted = (2 * c * (np.sqrt(d**2 + c**2) - c)).mean((1, 2, 3))  # arXiv 2403.16728, eq. 9
     np.testing.assert_allclose(sample_loss(*map(Tensor, values[:5])).asnumpy(), wanted, rtol=1e-5)
+
+
+def test_all_that_a_graph_touches_is_the_cells_own():
+    """MindSpore's compile cache gives a graph copies of parameters that its cell does not hold."""
+    settings = Settings(gradient_accumulation_steps=2, loss_scale=2.0)
+    line, update, sample_loss = parts(settings)
+    accumulate = Accumulate(sample_loss, update)
+    for cell in (TrainStep(sample_loss, update), accumulate):
+        assert {line.value.name, "loss_scale"} <= {p.name for p in cell.get_parameters()}
+    state = {p.name for p in (*update.optimizer.moment1, *update.optimizer.moment2, *update.ema, *accumulate.totals, accumulate.loss)}
+    state |= {"updates", "loss_scale", "good_steps", "taken", "overflows", line.value.name}
+    assert state <= {p.name for p in Boundary(accumulate, update).get_parameters()}

@@ -143,7 +143,9 @@ class TrainStep(nn.Cell):
     def __init__(self, sample_loss: SampleLoss, update: Update):
         super().__init__(auto_prefix=False)
         self.update = update
-        self.value_and_grad = ms.value_and_grad(_ScaledLoss(sample_loss), None, update.parameters)
+        # As a child, so that the UNet's parameters are this cell's: of others a graph from the compile cache has copies.
+        self.scaled_loss = _ScaledLoss(sample_loss)
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, update.parameters)
 
     def construct(self, x_t, timesteps, context, vector, target, weight, lr, ema_decay):
         loss, gradients = self.value_and_grad(x_t, timesteps, context, vector, target, weight, self.update.loss_scale)
@@ -156,7 +158,8 @@ class Accumulate(nn.Cell):
     def __init__(self, sample_loss: SampleLoss, update: Update):
         super().__init__(auto_prefix=False)
         self.loss_scale = update.loss_scale
-        self.value_and_grad = ms.value_and_grad(_ScaledLoss(sample_loss), None, update.parameters)
+        self.scaled_loss = _ScaledLoss(sample_loss)  # as a child, as in TrainStep
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, update.parameters)
         self.totals = ParameterTuple(
             Parameter(ops.zeros(p.shape, ms.float32), name=f"total.{p.name}", requires_grad=False) for p in update.parameters
         )
