@@ -1,6 +1,4 @@
 import inspect
-import re
-from pathlib import Path
 
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
@@ -8,6 +6,8 @@ import numpy as np
 import pytest
 from mindspore import ops
 from pipeline.models.attention import KINDS, FlashAttention, PlainAttention, TiledAttention, make_attention
+
+from tests.golden.compare import peak
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -71,15 +71,6 @@ def test_gradients_equal_the_chain_rule(name):
     dout = np.random.default_rng(1).standard_normal(q.shape).astype(np.float32)
     for found, wanted in zip(gradients(CELLS[name], q, k, v, dout), reference_gradients(q, k, v, dout)):
         np.testing.assert_allclose(found, wanted, atol=3e-6 * np.abs(wanted).max())
-
-
-def peak(function) -> int:
-    """Bytes by which `function()` raises this process's peak memory above what it holds before."""
-    status = Path("/proc/self/status")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
-    function()
-    return 1024 * (int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) - before)
 
 
 def test_tiled_never_holds_all_queries_by_all_keys():

@@ -1,7 +1,10 @@
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
+import numpy as np
 import pytest
-from pipeline.models.unet import UNet
+from pipeline.models.config import UNetConfig
+from pipeline.models.layers import norm_parameters
+from pipeline.models.unet import ResBlock, TransformerBlock, UNet
 
 from tests.golden import rule
 from tests.golden.compare import assert_close, assert_gradients, build, golden
@@ -31,3 +34,57 @@ def test_equals_diffusers(label):
 def test_gradients_equal_diffusers():
     unet = build(lambda: UNet(rule.CONFIGS["tiny"].unet), PREFIX)
     assert_gradients(unet, inputs("tiny"), (rule.BATCH, 4, *rule.LATENT), PREFIX, "tiny", "unet")
+
+
+def test_half_precision():
+    """Float16 weights and computation: the golden output to float16's rounding, and norms in float32."""
+    unet = build(lambda: UNet(rule.CONFIGS["tiny"].unet, compute_dtype=ms.float16), PREFIX)
+    norms = norm_parameters(unet)
+    for name, parameter in unet.parameters_and_names():
+        if name not in norms:
+            parameter.set_dtype(ms.float16)
+    out = unet(*inputs("tiny"))
+    assert out.dtype == ms.float32
+    assert_close(out, golden("tiny")["unet"], 2e-2)
+    with pytest.raises(AssertionError):  # it did compute in float16
+        assert_close(out, golden("tiny")["unet"], 1e-5)
+
+
+def test_norms_are_found_by_kind():
+    """All of Stability's norms, also those that are called in_layers.0, out_layers.0 and out.0."""
+    unet = UNet(MINI)
+    found = norm_parameters(unet)
+    assert found == {name for name, _ in unet.parameters_and_names() if name.endswith((".gamma", ".beta"))}
+    assert {"out.0.gamma", "input_blocks.1.0.in_layers.0.beta", "middle_block.1.norm.gamma"} <= found
+
+
+MINI = UNetConfig(16, (1, 2), (0, 1), context_dim=24, vector_dim=40, head_dim=16, num_res_blocks=1, norm_groups=4)
+
+
+def mini_gradients(unet):
+    """Of the sum of the outputs, by every parameter."""
+    values = [
+        rule.normal("x", (1, 4, 8, 8)),
+        np.array([500], np.int32),
+        rule.normal("context", (1, 77, MINI.context_dim)),
+        rule.normal("vector", (1, MINI.vector_dim)),
+    ]
+
+    def loss(*inputs):
+        return unet(*inputs).sum()
+
+    found = ms.jit(ms.grad(loss, None, list(unet.trainable_params())))(*map(ms.Tensor, values))
+    return [gradient.asnumpy() for gradient in found]
+
+
+def test_recompute_marks_the_blocks_and_keeps_the_gradients():
+    keep, recompute = (build(lambda: UNet(MINI, recompute=flag), PREFIX) for flag in (False, True))
+    for unet, kinds in ((keep, set()), (recompute, {ResBlock, TransformerBlock})):
+        assert {type(cell) for _, cell in unet.cells_and_names() if "output_recompute" in cell.get_flags()} == kinds
+    for a, b in zip(mini_gradients(keep), mini_gradients(recompute)):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * np.abs(a).max())
+
+
+def test_wrong_attention_stops_at_once():
+    with pytest.raises(ValueError, match="float16 or bfloat16"):
+        UNet(MINI, attention="flash")

@@ -66,8 +66,8 @@ class AddColumns(nn.Cell):
         return dout, _column_sums(dout)
 
 
-# Φ(x) = sigmoid(2 x q(x²)) within 6e-8: a minimax fit of q to atanh(erf(x / sqrt 2)) / x on |x| <= 5.6, where Φ is
-# 1 - 1e-8; q is positive beyond. Highest power first, and doubled.
+# Φ(x) = sigmoid(2 x q(x²)) within 6e-8 (MindSpore's sigmoid itself is exact to 8e-7 only): a minimax fit of q to
+# atanh(erf(x / sqrt 2)) / x on |x| <= 5.6, where Φ is 1 - 1e-8; q is positive beyond. Highest power first, and doubled.
 _PHI = (
     2 * 1.7561712559060217e-09,
     2 * -1.3226335680161757e-07,

@@ -88,10 +88,11 @@ class GEGLU(nn.Cell):
         self.gate = kernels.GeluGate()
 
     def construct(self, x):
-        x, gate = ops.chunk(self.proj(x), 2, -1)
+        """x (..., in_channels) -> (..., out_channels)"""
+        value, gate = ops.chunk(self.proj(x), 2, -1)
         if self.on_cpu:
-            return self.gate(x.astype(ms.float32), gate.astype(ms.float32)).astype(x.dtype)
-        return x * gelu(gate)
+            return self.gate(value.astype(ms.float32), gate.astype(ms.float32)).astype(x.dtype)
+        return value * gelu(gate)
 
 
 class Embedding(nn.Cell):

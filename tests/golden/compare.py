@@ -1,5 +1,6 @@
-"""What the tests of the networks share: cells with the rule's weights, and the golden outputs."""
+"""What the tests of the networks share: cells with the rule's weights, the golden outputs, and peak memory."""
 
+import re
 from pathlib import Path
 
 import pipeline.device  # noqa: F401  (before MindSpore)
@@ -55,3 +56,12 @@ def assert_gradients(network, inputs: tuple, shape: tuple, prefix: str, label: s
         difference = np.abs(rule.probe(name, gradient.asnumpy()) - (length, product)).max()
         # a bias before a softmax or a norm has no gradient but rounding, hence the floor
         assert difference <= tolerance * max(length, 1e-3 * largest), (name, difference, length)
+
+
+def peak(function) -> int:
+    """Bytes by which `function()` raises this process's peak memory above what it holds before."""
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
+    function()
+    return 1024 * (int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) - before)

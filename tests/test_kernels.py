@@ -1,0 +1,125 @@
+"""The CPU's formulations against the formulas in float64, forward and backward."""
+
+import math
+
+import pipeline.device  # noqa: F401  (before MindSpore)
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+from pipeline.models import kernels, layers
+
+pytestmark = pytest.mark.usefixtures("device")
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def run(cell, inputs, dout):
+    """(output, gradients of sum(dout * output) by each input)"""
+
+    def loss(dout, *inputs):
+        out = cell(*inputs)
+        return (out * dout).sum(), out
+
+    positions = tuple(range(1, len(inputs) + 1))
+    graph = ms.jit(ms.value_and_grad(loss, grad_position=positions, has_aux=True))
+    (_, out), gradients = graph(ms.Tensor(dout), *map(ms.Tensor, inputs))
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    return out.asnumpy(), [gradient.asnumpy() for gradient in gradients]
+
+
+def close(found, wanted, tolerance=2e-6):
+    np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)
+
+
+def numeric_gradient(function, inputs, dout, which):
+    """Central differences in float64 along one direction, with that direction."""
+    inputs = [a.astype(np.float64) for a in inputs]
+    direction = np.random.default_rng(9).standard_normal(inputs[which].shape)
+    step = 1e-6
+    moved = [[a + sign * step * direction if i == which else a for i, a in enumerate(inputs)] for sign in (1, -1)]
+    return ((function(*moved[0]) - function(*moved[1])) * dout).sum() / (2 * step), direction
+
+
+def check(cell, function, inputs, tolerance=2e-6):
+    wanted = function(*(a.astype(np.float64) for a in inputs))
+    dout = numbers(*wanted.shape, seed=7)
+    out, gradients = run(cell, inputs, dout)
+    close(out, wanted, tolerance)
+    for which, gradient in enumerate(gradients):
+        slope, direction = numeric_gradient(function, inputs, dout, which)
+        size = np.abs(gradient * direction).sum()
+        assert abs((gradient * direction).sum() - slope) <= 1e-5 * size, which
+
+
+def normalized(x, axes, eps):
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+
+
+def cdf(x):
+    return 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+# Rows of small variance, so that a wrong epsilon shows.
+SMALL = (1e-2 * numbers(6, 16) + numbers(6, 1, seed=1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-6])
+def test_normalize_rows(eps):
+    check(kernels.NormalizeRows(eps), lambda x: normalized(x, 1, eps), [SMALL], 2e-5)
+
+
+def test_normalize_rows_forgets_what_was_not_finite():
+    cell = kernels.NormalizeRows(1e-5)
+    x = numbers(4, 8)
+    wanted = cell(ms.Tensor(x)).asnumpy()
+    assert np.isnan(cell(ms.Tensor(x * np.nan)).asnumpy()).all()
+    np.testing.assert_array_equal(cell(ms.Tensor(x)).asnumpy(), wanted)
+
+
+def test_scale_channels():
+    inputs = [numbers(2, 3, 4, 5), numbers(3, seed=1), numbers(3, seed=2)]
+    check(kernels.ScaleChannels(), lambda x, g, b: x * g[:, None, None] + b[:, None, None], inputs)
+
+
+def test_scale_columns():
+    check(kernels.ScaleColumns(), lambda x, g, b: x * g + b, [numbers(6, 5), numbers(5, seed=1), numbers(5, seed=2)])
+
+
+def test_add_columns():
+    check(kernels.AddColumns(), lambda x, b: x + b, [numbers(6, 5), numbers(5, seed=1)])
+
+
+def test_normal_cdf():
+    class Cdf(nn.Cell):
+        def construct(self, x):
+            return kernels.normal_cdf(x)
+
+    x = np.concatenate([np.linspace(-9, 9, 20001), [-1e4, 1e4, -1e30, 1e30]]).astype(np.float32)
+    found = Cdf()(ms.Tensor(x)).asnumpy()
+    # 6e-8 of the fit, and the 8e-7 of MindSpore's own sigmoid on the CPU
+    np.testing.assert_allclose(found, cdf(x.astype(np.float64)), atol=1e-6)
+
+
+def test_gelu_gate():
+    check(kernels.GeluGate(), lambda x, gate: x * gate * cdf(gate), [numbers(6, 50), 2 * numbers(6, 50, seed=1)])
+
+
+def test_norms_are_the_kernels_on_a_cpu_and_stock_elsewhere(monkeypatch):
+    """The two branches of each layer give the same numbers."""
+    for make, x in (
+        (lambda: layers.GroupNorm(2, 4, eps=1e-5), numbers(2, 4, 3, 5)),
+        (lambda: layers.LayerNorm(16), numbers(2, 3, 16)),
+        (lambda: layers.GEGLU(8, 6), numbers(2, 3, 8)),
+        (lambda: layers.Linear(8, 6), numbers(2, 3, 8)),
+    ):
+        found = []
+        for on_cpu in (True, False):
+            monkeypatch.setattr(kernels, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
+            cell = make()
+            for i, parameter in enumerate(cell.get_parameters()):
+                parameter.set_data(ms.Tensor(numbers(*parameter.shape, seed=i)))
+            found.append(cell(ms.Tensor(x)).asnumpy())
+        close(found[0], found[1])
