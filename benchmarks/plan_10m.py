@@ -74,7 +74,7 @@ def make(folder: Path, rows: int) -> None:
     caption = captions[np.concatenate([first, second])]
     order = shards.sort_order(image)
     columns = [pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(a[order].tobytes())]) for a in (image, caption)]
-    pq.write_table(pa.table(columns, names=["image", "caption"]), folder / "captions.parquet", row_group_size=1 << 20)
+    pq.write_table(pa.table(columns, names=["image", "caption"]), folder / "captions.parquet", row_group_size=1 << 17)  # as the index writes it
 
 
 def write(folder: Path, kind: shards.Kind, numbers: dict[str, np.ndarray], fingerprint: dict) -> None:

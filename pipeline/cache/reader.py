@@ -18,7 +18,6 @@ from pipeline.cache.table import open_all
 
 _OPEN_FILES = 256
 _THREADS = 2
-_CAPTIONS_AT_ONCE = 1 << 18
 _PLACE = ("original_height", "original_width", "crop_top", "crop_left")
 _SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_width")
 _TEXT_SHAPE = ("tokens", "width", "pooled_width")
@@ -101,11 +100,13 @@ class Reader:
 
     def _group_captions(self, path: Path, pictures: tuple[np.ndarray, np.ndarray]) -> None:
         rows = self._text.names.pop("high"), self._text.names.pop("low")
+        self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
         extra, absent = 0, []
         samples, captions = _Growing(np.int32), _Growing(np.int32)
         counts = np.zeros(self.n, np.int32)
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_CAPTIONS_AT_ONCE, columns=["image", "caption"]):
+            for group in range(file.num_row_groups):  # iter_batches would read far ahead
+                batch = file.read_row_group(group, columns=["image", "caption"], use_threads=False)
                 sample = shards.locate(pictures, shards.as_names(batch["image"]))
                 wanted = shards.as_names(batch["caption"])
                 caption = shards.locate(rows, wanted)
@@ -114,6 +115,7 @@ class Reader:
                 absent += [name.tobytes().hex() for name in wanted[caption < 0]]
                 samples.append(sample)
                 captions.append(caption)
+        del rows
         sample, self._caption = samples.whole(), captions.whole()
         if extra or (counts == 0).any():
             raise CacheError(
@@ -126,7 +128,6 @@ class Reader:
         if (sample[1:] < sample[:-1]).any():
             self._caption = self._caption[np.argsort(sample, kind="stable")]
         self._caption_start = np.append(np.int32(0), np.cumsum(counts, dtype=np.int32))
-        self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
         if self._empty < 0:
             raise CacheError(f"{text} lacks the empty caption; run `dvc repro cache_text`")
 
