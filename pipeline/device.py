@@ -88,9 +88,9 @@ def setup(
 ) -> Device:
     """Choose the device, graph mode and deterministic kernels; log what was chosen.
 
-    `distributed`: this process is one of several ranks (started by msrun, mpirun or with a rank table) and joins them. The
-    scheduler that msrun starts beside them stays in here until they are done, and its process ends here. `jit_level` and
-    `max_device_memory` (such as "59GB") are Ascend's; on a CPU graphs run kernel by kernel (O0)."""
+    `distributed`: this process is one of several ranks (started by msrun, mpirun or with a rank table) and joins them.
+    The scheduler that msrun starts beside them stays in here until they are done, and its process ends here.
+    `jit_level` and `max_device_memory` (such as "59GB") are Ascend's; on a CPU graphs run kernel by kernel (O0)."""
     if target == "auto":
         target = "Ascend" if ms.device_context.ascend.is_available() else "CPU"
     if target == "Ascend":
@@ -139,9 +139,10 @@ def _join() -> tuple[int, int]:
 def cached_graphs(key: dict, rank: int) -> Iterator[None]:
     """Graphs that are compiled in the block are kept in the store under `key`, or are taken from there.
 
-    MindSpore numbers the graphs that a process compiles, and gives back by number alone: another code, constant or shape
-    under the same number is not noticed and computes nonsense. So `key` must hold all that the graphs depend on, the block
-    must be the process's first compilation, and compile the same graphs in the same order whenever the key is the same."""
+    MindSpore numbers the graphs that a process compiles, and gives back by number alone: another code, constant or
+    shape under the same number is not noticed and computes nonsense. So `key` must hold all that the graphs depend on,
+    the block must be the process's first compilation, and compile the same graphs in the same order whenever the key is
+    the same."""
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = store.root() / "compile" / name
     with contextlib.ExitStack() as stack:
@@ -169,12 +170,12 @@ def cached_graphs(key: dict, rank: int) -> Iterator[None]:
 
 
 def sink(step: Callable, source, names: list[str]) -> Callable[[], tuple]:
-    """-> function without arguments that runs `step` (a cell) on the next row of `source`, fetched by the device itself.
-    Not run on an NPU.
+    """-> function without arguments that runs `step` (a cell) on the next row of `source`, fetched by the device
+    itself. Not run on an NPU.
 
     `source` has a length and gives by index rows of arrays, named by `names`, all of one shape. MindSpore's sink sends
-    endlessly and wraps in silence: so the source is the rest of the whole run, and the caller counts. The sink's size is 1
-    here and the caller's loop makes it larger, because a larger one can end in no shorter last one, and a given
+    endlessly and wraps in silence: so the source is the rest of the whole run, and the caller counts. The sink's size
+    is 1 here and the caller's loop makes it larger, because a larger one can end in no shorter last one, and a given
     jit_config would make the device loop as well as Python."""
     dataset = ms.dataset.GeneratorDataset(
         source, names, shuffle=False, num_parallel_workers=1, python_multiprocessing=False

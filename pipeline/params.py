@@ -23,7 +23,8 @@ class ParamsError(ValueError):
 
 
 def key_error(key: str, message: str) -> PydanticCustomError:
-    """What a check across keys raises: the message, with the key at which it shall be reported (from the model's own path)."""
+    """What a check across keys raises: the message, with the key at which it shall be reported (from the model's own
+    path)."""
     return PydanticCustomError("combination", "{message}", {"key": key, "message": message})
 
 
@@ -60,11 +61,19 @@ class Device(Section):
             raise key_error("node_rank", f"must be below nodes ({self.nodes}), found {self.node_rank}")
         if self.target == "CPU":
             if self.attention.startswith("flash"):
-                raise key_error("attention", f"{self.attention} runs on Ascend only and target is CPU; wanted auto, plain or tiled")
+                raise key_error(
+                    "attention", f"{self.attention} runs on Ascend only and target is CPU; wanted auto, plain or tiled"
+                )
             if self.sink_size > 0:
-                raise key_error("sink_size", f"the data sink runs on Ascend only and target is CPU; wanted 0, found {self.sink_size}")
+                raise key_error(
+                    "sink_size",
+                    f"the data sink runs on Ascend only and target is CPU; wanted 0, found {self.sink_size}",
+                )
             if self.max_device_memory is not None:
-                raise key_error("max_device_memory", f"limits an NPU's memory and target is CPU; wanted null, found {self.max_device_memory}")
+                raise key_error(
+                    "max_device_memory",
+                    f"limits an NPU's memory and target is CPU; wanted null, found {self.max_device_memory}",
+                )
         return self
 
 
@@ -105,7 +114,7 @@ class Diffusion(Section):
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise key_error(
                 "zero_terminal_snr",
-                "true needs diffusion.prediction v: where no signal is left, the noise is the input itself (arXiv 2305.08891, 3.2)",
+                "true needs diffusion.prediction v: without signal the noise is the input itself (arXiv 2305.08891, 3.2)",
             )
         return self
 
@@ -160,11 +169,18 @@ class Train(Section):
     @model_validator(mode="after")
     def _possible(self):
         if (self.steps is None) == (self.epochs is None):
-            raise key_error("steps", f"give one of steps and epochs and set the other to null, found {self.steps} and {self.epochs}")
+            raise key_error(
+                "steps", f"give one of steps and epochs and set the other to null, found {self.steps} and {self.epochs}"
+            )
         if self.snr_gamma is not None and self.debiased_estimation:
-            raise key_error("debiased_estimation", "true needs snr_gamma null: both weight the loss by the signal-to-noise ratio")
+            raise key_error(
+                "debiased_estimation", "true needs snr_gamma null: both weight the loss by the signal-to-noise ratio"
+            )
         if self.timestep_bias_strategy == "range" and self.timestep_bias_begin >= self.timestep_bias_end:
-            raise key_error("timestep_bias_begin", f"must be below timestep_bias_end ({self.timestep_bias_end}), found {self.timestep_bias_begin}")
+            raise key_error(
+                "timestep_bias_begin",
+                f"must be below timestep_bias_end ({self.timestep_bias_end}), found {self.timestep_bias_begin}",
+            )
         if self.param_fp16 and self.precision != "float16":
             raise key_error("param_fp16", f"true needs precision float16, found {self.precision}")
         if self.shard_optimizer and self.optimizer != "adamw":
@@ -205,11 +221,19 @@ class Params(Section):
     @model_validator(mode="after")
     def _possible(self):
         if self.train.precision == "bfloat16" and self.device.target == "CPU":
-            raise key_error("train.precision", "bfloat16 runs on Ascend only and device.target is CPU; wanted float32 or float16")
+            raise key_error(
+                "train.precision", "bfloat16 runs on Ascend only and device.target is CPU; wanted float32 or float16"
+            )
         if self.device.attention.startswith("flash") and self.train.precision == "float32":
-            raise key_error("device.attention", "flash computes in float16 or bfloat16 and train.precision is float32; wanted auto, plain or tiled")
+            raise key_error(
+                "device.attention",
+                "flash computes in float16 or bfloat16 and train.precision is float32; wanted auto, plain or tiled",
+            )
         if self.device.sink_size > 1 and self.index.buckets:
-            raise key_error("device.sink_size", f"above 1 needs index.buckets false: a sink has one shape, found {self.device.sink_size}")
+            raise key_error(
+                "device.sink_size",
+                f"above 1 needs index.buckets false: a sink has one shape, found {self.device.sink_size}",
+            )
         return self
 
 

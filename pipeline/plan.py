@@ -1,7 +1,8 @@
-"""`python -m pipeline.plan`: what a training run will take, before it is started: memory per device, cache, steps, hours.
+"""`python -m pipeline.plan`: what a training run will take, before it is started: memory per device, cache, steps,
+hours.
 
-Takes params.yaml as it stands; the options replace single settings. Bytes of parameters, gradients and optimizer are exact,
-activations are estimated, and hours come from published step times of SDXL on Ascend 910B."""
+Takes params.yaml as it stands; the options replace single settings. Bytes of parameters, gradients and optimizer are
+exact, activations are estimated, and hours come from published step times of SDXL on Ascend 910B."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -46,7 +47,9 @@ class Run:
 def unet_shapes(config: str) -> memory.Shapes:
     """The UNet's parameters under MindSpore's names."""
     prefix = PREFIX["unet"]
-    return {to_mindspore(name): shape for name, shape in layout.shapes(CONFIGS[config]).items() if name.startswith(prefix)}
+    return {
+        to_mindspore(name): shape for name, shape in layout.shapes(CONFIGS[config]).items() if name.startswith(prefix)
+    }
 
 
 def device_bytes(run: Run) -> dict[str, int]:
@@ -63,7 +66,14 @@ def device_bytes(run: Run) -> dict[str, int]:
     if run.ema:
         parts["EMA"] = memory.ema(shapes)
     parts["activations (estimated)"] = memory.activations(
-        config.unet, run.batch_size, side, side, run.precision, run.attention, run.gradient_checkpointing, 77 * run.chunks
+        config.unet,
+        run.batch_size,
+        side,
+        side,
+        run.precision,
+        run.attention,
+        run.gradient_checkpointing,
+        77 * run.chunks,
     )
     return parts
 
@@ -82,8 +92,8 @@ def steps(run: Run) -> int:
 
 
 def hours(run: Run) -> tuple[float, float] | None:
-    """At best and at worst, by the published step time whose batch is nearest, scaled to this run's batch, accumulation and
-    resolution; None for what nothing was published of."""
+    """At best and at worst, by the published step time whose batch is nearest, scaled to this run's batch, accumulation
+    and resolution; None for what nothing was published of."""
     if run.config != "sdxl-base":
         return None
     batch, best, worst = min(PUBLISHED, key=lambda row: abs(row[0] - run.batch_size))
@@ -151,7 +161,11 @@ def from_params(params: Params, images: int) -> Run:
 def report(run: Run) -> str:
     parts = device_bytes(run)
     total = sum(parts.values())
-    lines = [f"{run.config}, {run.devices} device(s), batch {run.batch_size} on each, {run.resolution} x {run.resolution}", "", "On each device:"]
+    lines = [
+        f"{run.config}, {run.devices} device(s), batch {run.batch_size} on each, {run.resolution} x {run.resolution}",
+        "",
+        "On each device:",
+    ]
     lines += [f"  {name:40} {value / GB:10.3f} GB  ({value:,} bytes)" for name, value in parts.items()]
     lines += [f"  {'together':40} {total / GB:10.3f} GB", ""]
     lines += [f"Caches of {run.images:,} pictures: {cache_bytes(run) / GB:.2f} GB", f"Steps: {steps(run):,}"]
@@ -165,12 +179,16 @@ def report(run: Run) -> str:
     else:
         ways = ways_to_fit(run)
         lines.append(f"Does NOT fit a card of {CARD // GB} GB, of which {RESERVED // GB} GB are left to the system.")
-        lines += [f"  would fit with {way}" for way in ways] or ["  and no setting makes it fit: take a lower index.resolution"]
+        lines += [f"  would fit with {way}" for way in ways] or [
+            "  and no setting makes it fit: take a lower index.resolution"
+        ]
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, required=True, help="pictures to train on")
     parser.add_argument("--config", choices=sorted(CONFIGS))
     for name in ("devices", "batch-size", "resolution", "steps"):

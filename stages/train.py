@@ -1,8 +1,8 @@
 """Fine-tune the UNet on the caches; the VAE and the text encoders are not even loaded.
 
-outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, and the curves in outs/train/live/. A killed run goes on by itself
-from its last state in the store. With device.workers or device.nodes above 1 the stage starts its ranks under msrun; it
-may as well be started by msrun or mpirun, or with a rank table."""
+outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, and the curves in outs/train/live/. A killed run goes on by
+itself from its last state in the store. With device.workers or device.nodes above 1 the stage starts its ranks under
+msrun; it may as well be started by msrun or mpirun, or with a rank table."""
 
 import logging
 import sys

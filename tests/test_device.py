@@ -103,7 +103,11 @@ def test_the_scheduler_joins_and_ends(calls, monkeypatch):
 
 def test_a_rank_joins_for_data_parallel_training(calls, monkeypatch):
     said = {}
-    monkeypatch.setattr(pipeline.device, "communication", SimpleNamespace(init=lambda: None, get_rank=lambda: 3, get_group_size=lambda: 8))
+    monkeypatch.setattr(
+        pipeline.device,
+        "communication",
+        SimpleNamespace(init=lambda: None, get_rank=lambda: 3, get_group_size=lambda: 8),
+    )
     monkeypatch.setattr(ms, "set_auto_parallel_context", lambda **kwargs: said.update(kwargs))
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     device = pipeline.device.setup("CPU", distributed=True)

@@ -34,13 +34,19 @@ def port() -> str:
 
 def weights(workspace) -> dict[str, np.ndarray]:
     folder = workspace / "outs/train/weights"
-    return {f"{path.name} {name}": np.array(tensor.array()) for path in sorted(folder.iterdir()) for name, tensor in ckpt.read(path).items()}
+    return {
+        f"{path.name} {name}": np.array(tensor.array())
+        for path in sorted(folder.iterdir())
+        for name, tensor in ckpt.read(path).items()
+    }
 
 
 def outcome(workspace):
     """(weights and EMA, loss by step, validation loss by step)"""
     _, rows, _ = ends(workspace)
-    return weights(workspace), *([row[name] for row in rows if name in row] for name in ("train/loss", "validation/loss", "validation/ema_loss"))
+    return weights(workspace), *(
+        [row[name] for row in rows if name in row] for name in ("train/loss", "validation/loss", "validation/ema_loss")
+    )
 
 
 def assert_close(found, wanted):
@@ -76,12 +82,18 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, tmp_
     store = tmp_path / "store"
     train(workspace, store, "kill=step:3", *two, "device.workers=2", port(), code=1)
     (slices,) = store.glob("train/*/slices-*")
-    whole, parts = ckpt.read(next(store.glob("train/*/step-*")) / "state.ckpt"), [ckpt.read(file) for file in sorted(slices.iterdir())]
+    whole, parts = (
+        ckpt.read(next(store.glob("train/*/step-*")) / "state.ckpt"),
+        [ckpt.read(file) for file in sorted(slices.iterdir())],
+    )
     # each rank keeps half of the moments of what divides, and all ranks the few numbers of the rest
     assert len(parts) == 2 and all(part["moment1.conv.weight"].shape == (2, 4, 3, 3) for part in parts)
     assert not set(parts[0]) & set(whole) and {"moment1.conv.bias", "moment1.out.0.gamma"} <= set(whole)
     shutil.copytree(store, tmp_path / "copy")
-    for copy, arguments in ((store, ["train.batch_size=8"]), (tmp_path / "copy", ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true", port()])):
+    for copy, arguments in (
+        (store, ["train.batch_size=8"]),
+        (tmp_path / "copy", ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true", port()]),
+    ):
         assert "goes on after step 3" in train(workspace, copy, *SETTINGS, *arguments)
         assert_close(outcome(workspace), alone)
 
@@ -95,7 +107,11 @@ def test_the_stage_accepts_being_started_by_msrun(workspace, tmp_path, alone):
     """As from outside: MS_ROLE is set, and the stage does not start msrun again."""
     shutil.rmtree(workspace / "outs/train", ignore_errors=True)
     device = params(**{"device.workers": 2, "device.master": port().split("=")[1]}).device
-    line = launch.command(device, [str(ROOT / "tests/training_samples.py"), "stub", *SETTINGS, "train.batch_size=4", "device.workers=2"], tmp_path / "logs")
+    line = launch.command(
+        device,
+        [str(ROOT / "tests/training_samples.py"), "stub", *SETTINGS, "train.batch_size=4", "device.workers=2"],
+        tmp_path / "logs",
+    )
     env = environment(tmp_path / "store")
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     subprocess.run(line, cwd=workspace, env=env, capture_output=True, check=True)

@@ -13,7 +13,9 @@ def snr(rescaled=False):
 
 
 def test_min_snr_equals_diffusers():
-    np.testing.assert_allclose(loss.weights(snr(), "epsilon", t.SNR_GAMMA, False), training()["min_snr_epsilon"], rtol=1e-4)
+    np.testing.assert_allclose(
+        loss.weights(snr(), "epsilon", t.SNR_GAMMA, False), training()["min_snr_epsilon"], rtol=1e-4
+    )
 
 
 def test_min_snr_of_v_takes_the_rescaled_schedule():

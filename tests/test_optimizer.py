@@ -68,10 +68,24 @@ def test_adafactor_equals_transformers():
     run(update)
     for index, value in enumerate(values):
         found = value.asnumpy()
-        np.testing.assert_allclose(found.reshape(found.shape[0], -1).squeeze(), training()[f"adafactor_{index}"].squeeze(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            found.reshape(found.shape[0], -1).squeeze(),
+            training()[f"adafactor_{index}"].squeeze(),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
-@pytest.mark.parametrize(("change", "differs"), [({"beta1": 0.5}, True), ({"beta2": 0.5}, True), ({"epsilon": 0.1}, True), ({"weight_decay": 0.0}, True), ({}, False)])
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"beta1": 0.5}, True),
+        ({"beta2": 0.5}, True),
+        ({"epsilon": 0.1}, True),
+        ({"weight_decay": 0.0}, True),
+        ({}, False),
+    ],
+)
 def test_each_setting_of_adamw_counts(trained, change, differs):
     values = parameters()
     run(Update(adamw(values, fused=True, **change), None, Settings(max_grad_norm=2.0)))
@@ -139,6 +153,9 @@ def test_the_average_copies_first_and_then_warms_up_to_its_decay():
     assert found == sorted(found)
 
 
-@pytest.mark.parametrize(("shape", "ranks", "wanted"), [((8, 3), 2, True), ((8, 3), 1, False), ((8,), 2, False), ((9, 2), 2, False), ((4, 3, 3, 3), 4, True)])
+@pytest.mark.parametrize(
+    ("shape", "ranks", "wanted"),
+    [((8, 3), 2, True), ((8, 3), 1, False), ((8,), 2, False), ((9, 2), 2, False), ((4, 3, 3, 3), 4, True)],
+)
 def test_which_parameters_are_cut_into_slices(shape, ranks, wanted):
     assert sharded(shape, ranks) is wanted

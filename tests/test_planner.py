@@ -20,7 +20,8 @@ from tests.training_samples import params
 SHAPES = plan.unet_shapes("tiny")
 FULL = plan.Run(
     config="sdxl-base", images=100_000, resolution=1024, devices=8, batch_size=1, accumulation=1, steps=None, epochs=2,
-    precision="bfloat16", param_fp16=False, optimizer="adamw", shard_optimizer=False, ema=False, gradient_checkpointing=True,
+    precision="bfloat16", param_fp16=False, optimizer="adamw", shard_optimizer=False, ema=False,
+    gradient_checkpointing=True,
     attention="tiled", latent_channels=8, chunks=1,
 )  # fmt: skip
 
@@ -107,12 +108,29 @@ def test_it_says_what_would_make_a_run_fit():
 
 
 def test_it_takes_params_as_they_stand():
-    run = plan.from_params(params(**{"train.batch_size": 5, "device.workers": 2, "device.nodes": 3, "train.ema": True}), 77)
+    run = plan.from_params(
+        params(**{"train.batch_size": 5, "device.workers": 2, "device.nodes": 3, "train.ema": True}), 77
+    )
     assert (run.batch_size, run.devices, run.ema, run.images, run.latent_channels) == (5, 6, True, 77, 8)
     assert "Fits a card" in plan.report(run)
 
 
 def test_the_command(capsys):
-    plan.main(["--images", "1000", "--config", "sdxl-base", "--resolution", "1024", "--devices", "8", "--batch-size", "4", "--steps", "10"])
+    plan.main(
+        [
+            "--images",
+            "1000",
+            "--config",
+            "sdxl-base",
+            "--resolution",
+            "1024",
+            "--devices",
+            "8",
+            "--batch-size",
+            "4",
+            "--steps",
+            "10",
+        ]
+    )
     said = capsys.readouterr().out
     assert "10,269,854,736 bytes" in said and "Steps: 10" in said and "Hours on Ascend 910B" in said

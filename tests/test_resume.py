@@ -12,7 +12,13 @@ import pytest
 from tests.training_samples import ROOT, write_stub, write_workspace
 
 TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
-SETTINGS = ["train.steps=9", "train.ema=true", "train.log_interval=2", "train.validation_interval=4", "train.checkpointing_steps=3"]
+SETTINGS = [
+    "train.steps=9",
+    "train.ema=true",
+    "train.log_interval=2",
+    "train.validation_interval=4",
+    "train.checkpointing_steps=3",
+]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,10 @@ def test_draws_are_new_at_each_step_and_a_function_of_their_keys():
 
 
 def test_purposes_do_not_share_numbers():
-    found = {draws.generator(0, purpose, 5, 6).random() for purpose in (draws.TIMESTEP, draws.NOISE, draws.OFFSET, draws.POSTERIOR, draws.DROPOUT)}
+    found = {
+        draws.generator(0, purpose, 5, 6).random()
+        for purpose in (draws.TIMESTEP, draws.NOISE, draws.OFFSET, draws.POSTERIOR, draws.DROPOUT)
+    }
     assert len(found) == 5
 
 

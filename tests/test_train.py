@@ -76,7 +76,14 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
     with monkeypatch.context() as patch:
         patch.setattr(state.States, "save", spy)
         outs = (root or workspace) / "outs"
-        paths = run.Paths(outs / "convert/unet.ckpt", outs / "latents", outs / "text", outs / "index/captions.parquet", outs / "convert/vae.ckpt", out)
+        paths = run.Paths(
+            outs / "convert/unet.ckpt",
+            outs / "latents",
+            outs / "text",
+            outs / "index/captions.parquet",
+            outs / "convert/vae.ckpt",
+            out,
+        )
         run.fine_tune(paths, "tiny", device, p.diffusion, p.train)
     rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
@@ -155,7 +162,9 @@ def test_the_same_settings_give_the_same_bits(train):
     assert train(**{"train.ema": True}) == train(**{"train.ema": True})
 
 
-@pytest.mark.parametrize(("key", "value", "base"), [("prediction", "v", {}), ("zero_terminal_snr", True, {"diffusion.prediction": "v"})])
+@pytest.mark.parametrize(
+    ("key", "value", "base"), [("prediction", "v", {}), ("zero_terminal_snr", True, {"diffusion.prediction": "v"})]
+)
 def test_no_diffusion_setting_is_ignored(train, key, value, base):
     assert train(**(base | {f"diffusion.{key}": value})) != base_outcome(train, base)
 
@@ -168,12 +177,23 @@ def test_the_curves_and_the_summary(train, tmp_path):
     assert list(validations) == [0, 2, 4]
     row = validations[4]
     assert row["validation/loss"] == pytest.approx(np.mean([row["validation/loss_t300"], row["validation/loss_t700"]]))
-    assert row["validation/loss"] < validations[0]["validation/loss"] and row["validation/ema_loss"] != row["validation/loss"]
+    assert (
+        row["validation/loss"] < validations[0]["validation/loss"]
+        and row["validation/ema_loss"] != row["validation/loss"]
+    )
     assert validations[0]["validation/ema_loss"] == validations[0]["validation/loss"]
     live = tmp_path / "out/live"
     summary = json.loads((live / "metrics.json").read_text())
     assert summary["step"] == 4 and summary["validation"]["base_loss"] == validations[0]["validation/loss"]
-    assert {"loss", "grad_norm", "learning_rate", "images_per_second", "step_seconds", "data_wait_seconds", "overflows"} == set(summary["train"])
+    assert {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "images_per_second",
+        "step_seconds",
+        "data_wait_seconds",
+        "overflows",
+    } == set(summary["train"])
     curve = (live / "plots/metrics/train/loss.tsv").read_text().splitlines()
     assert curve[0] == "step\tloss" and len(curve) == 5
 
@@ -181,14 +201,22 @@ def test_the_curves_and_the_summary(train, tmp_path):
 def test_the_weights_are_whole_and_named_as_in_the_base(train, workspace):
     found, base = train(), read(workspace / "outs/convert/unet.ckpt")
     assert list(found.weights) == list(base)
-    assert all(found.weights[name].dtype == np.float32 and found.weights[name].shape == base[name].shape for name in base)
+    assert all(
+        found.weights[name].dtype == np.float32 and found.weights[name].shape == base[name].shape for name in base
+    )
     assert all((found.weights[name] != base[name]).any() for name in base)
 
 
 def test_half_weights_keep_their_norms_in_float32(train):
     found = train(**{"train.precision": "float16", "train.param_fp16": True}).weights
-    halves = {name.removeprefix("model.diffusion_model.") for name, value in found.items() if (value == value.astype(np.float16)).all()}
-    assert halves == {f"{layer}.{end}" for layer in ("conv", "out.1", "text", "label", "time") for end in ("weight", "bias")}
+    halves = {
+        name.removeprefix("model.diffusion_model.")
+        for name, value in found.items()
+        if (value == value.astype(np.float16)).all()
+    }
+    assert halves == {
+        f"{layer}.{end}" for layer in ("conv", "out.1", "text", "label", "time") for end in ("weight", "bias")
+    }
 
 
 def test_overflows_are_counted(train):
@@ -226,7 +254,10 @@ def nan_latent(image, bucket):
 
 
 def test_a_value_that_is_not_finite_in_the_cache_stops_the_run(tmp_path, device, monkeypatch, train):
-    root = write_workspace(tmp_path / "bad", rows=lambda image, bucket: nan_latent(image, bucket) if image[0] < 128 else latent(image, bucket))
+    root = write_workspace(
+        tmp_path / "bad",
+        rows=lambda image, bucket: nan_latent(image, bucket) if image[0] < 128 else latent(image, bucket),
+    )
     write_stub(root / "outs/convert/unet.ckpt")
     with pytest.raises(StageError, match=r"step \d: the cached latents or text of sample [0-9a-f]{32} .* not finite"):
         outcome(root, tmp_path / "out", device, monkeypatch, {})

@@ -33,7 +33,9 @@ def reader(tmp_path_factory):
 
 
 def make(reader, rank=0, ranks=1, batch_size=4, accumulation=1, first=0, end=14, **changes):
-    return feed.Steps(reader, objective(**changes), np.arange(reader.n), first, end, batch_size, accumulation, rank, ranks)
+    return feed.Steps(
+        reader, objective(**changes), np.arange(reader.n), first, end, batch_size, accumulation, rank, ranks
+    )
 
 
 def test_every_sample_is_seen_once_an_epoch_in_a_new_order(reader):
@@ -48,7 +50,10 @@ def test_every_sample_is_seen_once_an_epoch_in_a_new_order(reader):
 @pytest.mark.parametrize(("ranks", "batch_size", "accumulation"), [(2, 2, 1), (4, 1, 1), (1, 2, 2), (2, 1, 2)])
 def test_ranks_and_micro_batches_divide_the_same_batches(reader, ranks, batch_size, accumulation):
     whole = make(reader, noise_offset=0.1, caption_dropout=0.3)
-    parts = [make(reader, rank, ranks, batch_size, accumulation, noise_offset=0.1, caption_dropout=0.3) for rank in range(ranks)]
+    parts = [
+        make(reader, rank, ranks, batch_size, accumulation, noise_offset=0.1, caption_dropout=0.3)
+        for rank in range(ranks)
+    ]
     for index in range(6):
         wanted = whole[index].micro_batches[0]
         found = [micro for part in parts for micro in part[index].micro_batches]
@@ -74,8 +79,15 @@ def test_the_inputs_of_a_step(reader):
     real = np.flatnonzero(samples >= 0)
     batch = reader.read(np.where(samples >= 0, samples, samples[real[0]]), epoch=0, seed=3)
     mean, logvar = np.split(batch.latents.astype(np.float64), 2, axis=1)
-    noise = np.stack([draws.generator(3, draws.NOISE, 0, int(s)).standard_normal(mean.shape[1:], dtype=np.float32) for s in samples])
-    posterior = np.stack([draws.generator(3, draws.POSTERIOR, 0, int(s)).standard_normal(mean.shape[1:], dtype=np.float32) for s in samples])
+    noise = np.stack(
+        [draws.generator(3, draws.NOISE, 0, int(s)).standard_normal(mean.shape[1:], dtype=np.float32) for s in samples]
+    )
+    posterior = np.stack(
+        [
+            draws.generator(3, draws.POSTERIOR, 0, int(s)).standard_normal(mean.shape[1:], dtype=np.float32)
+            for s in samples
+        ]
+    )
     x_0 = SCALE * (mean + np.exp(logvar / 2) * posterior)
     a = ALPHAS[inputs.timesteps].reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(inputs.x_t[real], (np.sqrt(a) * x_0 + np.sqrt(1 - a) * noise)[real], atol=1e-5)
@@ -86,7 +98,9 @@ def test_the_inputs_of_a_step(reader):
 
 
 def test_the_posterior_is_drawn_anew_at_each_step():
-    batch = type("Batch", (), {"latents": np.concatenate([np.ones((2, 4, 3, 3)), np.zeros((2, 4, 3, 3))], 1).astype(np.float16)})
+    batch = type(
+        "Batch", (), {"latents": np.concatenate([np.ones((2, 4, 3, 3)), np.zeros((2, 4, 3, 3))], 1).astype(np.float16)}
+    )
     draw = np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)
     np.testing.assert_allclose(feed.latents(batch, draw, 0.5), 0.5 * (1 + draw), rtol=1e-6)
     np.testing.assert_allclose(feed.latents(batch, None, 0.5), 0.5)

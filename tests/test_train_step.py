@@ -64,7 +64,9 @@ class Line(nn.Cell):
         self.dtype = dtype
 
     def construct(self, x, timesteps, context, vector):
-        return (x.astype(self.dtype) * self.value.astype(self.dtype) * context.astype(self.dtype).reshape(-1, 1, 1, 1)).astype(ms.float32)
+        return (
+            x.astype(self.dtype) * self.value.astype(self.dtype) * context.astype(self.dtype).reshape(-1, 1, 1, 1)
+        ).astype(ms.float32)
 
 
 def arrays(number, b=4, context=1.0, weight=1.0):
@@ -93,7 +95,9 @@ def test_an_overflowed_step_is_skipped_and_halves_the_scale():
     state = [p.asnumpy().copy() for p in (line.value, *update.ema, *update.optimizer.moment1, update.optimizer.updates)]
     value, _, finite = run(step, arrays(1, context=60000.0))
     assert not finite and update.loss_scale.asnumpy() == 512 and update.good_steps.asnumpy() == 0
-    for before, after in zip(state, (line.value, *update.ema, *update.optimizer.moment1, update.optimizer.updates), strict=True):
+    for before, after in zip(
+        state, (line.value, *update.ema, *update.optimizer.moment1, update.optimizer.updates), strict=True
+    ):
         np.testing.assert_array_equal(before, after.asnumpy())
     assert run(step, arrays(2))[2] and update.optimizer.updates.asnumpy() == 2 and update.good_steps.asnumpy() == 1
 
@@ -120,7 +124,10 @@ def test_the_loss_scale_changes_no_number():
 
 @pytest.mark.parametrize("loss_scale", [None, 256.0])
 def test_accumulated_micro_batches_equal_one_large_batch(loss_scale):
-    whole, micro = Settings(max_grad_norm=0.1, loss_scale=loss_scale), Settings(max_grad_norm=0.1, loss_scale=loss_scale, gradient_accumulation_steps=2)
+    whole, micro = (
+        Settings(max_grad_norm=0.1, loss_scale=loss_scale),
+        Settings(max_grad_norm=0.1, loss_scale=loss_scale, gradient_accumulation_steps=2),
+    )
     line, update, sample_loss = parts(whole)
     step = TrainStep(sample_loss, update)
     other, other_update, other_loss = parts(micro)
@@ -142,7 +149,9 @@ def test_the_loss_is_weighted_by_sample():
     weight = np.array([0.0, 2.0, 1.0, 1.0], np.float32)
     line, update, sample_loss = parts(Settings())
     losses = ((values[0] * line.value.asnumpy() - values[4]) ** 2).mean((1, 2, 3))
-    assert run(TrainStep(sample_loss, update), (*values[:5], weight))[0] == pytest.approx((losses * weight).mean(), rel=1e-5)
+    assert run(TrainStep(sample_loss, update), (*values[:5], weight))[0] == pytest.approx(
+        (losses * weight).mean(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("c", [0.1, 1.0])
@@ -161,6 +170,15 @@ def test_all_that_a_graph_touches_is_the_cells_own():
     accumulate = Accumulate(sample_loss, update)
     for cell in (TrainStep(sample_loss, update), accumulate):
         assert {line.value.name, "loss_scale"} <= {p.name for p in cell.get_parameters()}
-    state = {p.name for p in (*update.optimizer.moment1, *update.optimizer.moment2, *update.ema, *accumulate.totals, accumulate.loss)}
+    state = {
+        p.name
+        for p in (
+            *update.optimizer.moment1,
+            *update.optimizer.moment2,
+            *update.ema,
+            *accumulate.totals,
+            accumulate.loss,
+        )
+    }
     state |= {"updates", "loss_scale", "good_steps", "taken", "overflows", line.value.name}
     assert state <= {p.name for p in Boundary(accumulate, update).get_parameters()}

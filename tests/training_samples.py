@@ -1,9 +1,9 @@
 """A workspace to train in, seconds small: a UNet of SDXL's parts and random caches, as the stages before leave them.
 
 Run as a script in the workspace it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]`,
-with params.yaml's settings replaced by the given ones. With `stub` as first argument the UNet is tests/stub_unet.py, and with
-`kill=step:4` the process kills itself after the update of step 4 (from 0), with `kill=save:1` while it writes its second
-state, with `kill=outs` after it has written its outs and before it clears its state."""
+with params.yaml's settings replaced by the given ones. With `stub` as first argument the UNet is tests/stub_unet.py,
+and with `kill=step:4` the process kills itself after the update of step 4 (from 0), with `kill=save:1` while it writes
+its second state, with `kill=outs` after it has written its outs and before it clears its state."""
 
 import functools
 import os
@@ -37,15 +37,52 @@ UNET = config.UNetConfig(
     norm_groups=8,
 )
 CONFIG = config.SDXLConfig(UNET, config.TINY.vae, config.TINY.clip_l, config.TINY.clip_g)
+# Every key of the train section, so that the demo's values in params.yaml may change freely.
 SETTINGS = {
     "device.target": "CPU",
+    "diffusion.prediction": "epsilon",
+    "diffusion.zero_terminal_snr": False,
+    "train.seed": 0,
     "train.steps": 6,
+    "train.epochs": None,
     "train.batch_size": 4,
+    "train.gradient_accumulation_steps": 1,
     "train.learning_rate": 1e-3,
+    "train.scale_lr": False,
+    "train.lr_scheduler": "constant",
+    "train.lr_warmup_steps": 0,
+    "train.optimizer": "adamw",
+    "train.adam_beta1": 0.9,
+    "train.adam_beta2": 0.999,
+    "train.adam_epsilon": 1e-8,
+    "train.weight_decay": 0.01,
+    "train.max_grad_norm": 1.0,
+    "train.shard_optimizer": False,
+    "train.ema": False,
+    "train.ema_decay": 0.9999,
+    "train.timestep_bias_strategy": "none",
+    "train.timestep_bias_multiplier": 1.0,
+    "train.timestep_bias_begin": 0,
+    "train.timestep_bias_end": 1000,
+    "train.timestep_bias_portion": 0.25,
+    "train.snr_gamma": None,
+    "train.debiased_estimation": False,
+    "train.loss_type": "l2",
+    "train.huber_c": 0.1,
+    "train.noise_offset": 0.0,
+    "train.caption_dropout": 0.0,
+    "train.caption_dropout_with": "zeros",
+    "train.precision": "float32",
+    "train.param_fp16": False,
+    "train.loss_scale": 65536.0,
+    "train.gradient_checkpointing": False,
     "train.validation_share": 0.2,
     "train.validation_interval": 3,
     "train.validation_timesteps": [300, 700],
+    "train.sample_interval": 0,
+    "train.log_interval": 1,
     "train.checkpointing_steps": 2,
+    "train.checkpoints_total_limit": 1,
 }
 
 
@@ -84,7 +121,12 @@ def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=laten
     """outs/ of the stages before train, in `root`: `count` pictures with a caption each, in turn of the `buckets`."""
     write_unet(root / "outs/convert/unet.ckpt")
     names = images(count)
-    write_cache(root / "outs/latents", shards.LATENTS, [rows(image, buckets[n % len(buckets)]) for n, image in enumerate(names)], FINGERPRINT)
+    write_cache(
+        root / "outs/latents",
+        shards.LATENTS,
+        [rows(image, buckets[n % len(buckets)]) for n, image in enumerate(names)],
+        FINGERPRINT,
+    )
     texts = [f"picture {n}" for n in range(count)]
     write_cache(root / "outs/text", shards.TEXT, [caption(text) for text in ["", *texts]], TEXT_FINGERPRINT)
     (root / "outs/index").mkdir()

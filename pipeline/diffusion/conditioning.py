@@ -14,6 +14,6 @@ def sinusoids(values: np.ndarray, width: int = WIDTH) -> np.ndarray:
 
 
 def vector(pooled: np.ndarray, time_ids: np.ndarray) -> np.ndarray:
-    """(b, p + 6 * 256) float32 from `pooled` (b, p) and `time_ids` (b, 6): original height and width, crop top and left,
-    target height and width, in pixels."""
+    """(b, p + 6 * 256) float32 from `pooled` (b, p) and `time_ids` (b, 6): original height and width, crop top and
+    left, target height and width, in pixels."""
     return np.concatenate([pooled.astype(np.float32), sinusoids(time_ids).reshape(len(time_ids), -1)], axis=1)

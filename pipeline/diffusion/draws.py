@@ -1,4 +1,5 @@
-"""Random numbers that are a function of (seed, purpose, step or epoch, sample): NumPy's Philox, a counter-based generator.
+"""Random numbers that are a function of (seed, purpose, step or epoch, sample): NumPy's Philox, a counter-based
+generator.
 
 No state is carried from one draw to the next, so a resumed run and any number of ranks draw the same numbers."""
 

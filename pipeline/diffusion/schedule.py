@@ -1,4 +1,5 @@
-"""SDXL's noise schedule: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, with a_t = alphas_cumprod[t] (DDPM, arXiv 2006.11239)."""
+"""SDXL's noise schedule: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, with a_t = alphas_cumprod[t] (DDPM, arXiv
+2006.11239)."""
 
 import numpy as np
 
@@ -23,7 +24,8 @@ def snr(alphas: np.ndarray) -> np.ndarray:
 
 
 def add_noise(x_0: np.ndarray, noise: np.ndarray, alphas: np.ndarray) -> np.ndarray:
-    """x_t (b, c, h, w) float32 of latents and noise of that shape; `alphas` (b,) are alphas_cumprod of their timesteps."""
+    """x_t (b, c, h, w) float32 of latents and noise of that shape; `alphas` (b,) are alphas_cumprod of their
+    timesteps."""
     a = alphas.astype(np.float32).reshape(-1, 1, 1, 1)
     return np.sqrt(a) * x_0 + np.sqrt(1 - a) * noise
 

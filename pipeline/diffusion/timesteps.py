@@ -20,7 +20,9 @@ def probabilities(strategy: str, multiplier: float, begin: int, end: int, portio
         weights[:count] *= multiplier
     elif strategy == "range":
         if not 0 <= begin < end <= STEPS:
-            raise ValueError(f"a timestep range with 0 <= begin < end <= {STEPS} is needed, found begin {begin}, end {end}")
+            raise ValueError(
+                f"a timestep range with 0 <= begin < end <= {STEPS} is needed, found begin {begin}, end {end}"
+            )
         weights[begin:end] *= multiplier
     return weights / weights.sum()
 

@@ -48,7 +48,9 @@ def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: 
 def unet(config: UNetConfig, device: Device, train: params.Train, weights: Path) -> UNet:
     """The UNet with the base's weights, ready to train. Raises StageError when they do not fit."""
     with no_init_parameters():
-        cell = UNet(config, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing)
+        cell = UNet(
+            config, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing
+        )
     load_weights(cell, weights, PREFIX["unet"], ms.float16 if train.param_fp16 else ms.float32)
     return cell.set_train()
 
@@ -88,9 +90,22 @@ def slots(optimizer: nn.Cell, update: Update, rank: int, ranks: int) -> list[Slo
 
 # What of the train section is a constant or a shape in the graphs.
 _GRAPH_KEYS = {
-    "batch_size", "gradient_accumulation_steps", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay",
-    "max_grad_norm", "shard_optimizer", "ema", "loss_type", "huber_c", "precision", "param_fp16", "gradient_checkpointing",
-}  # fmt: skip
+    "batch_size",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "weight_decay",
+    "max_grad_norm",
+    "shard_optimizer",
+    "ema",
+    "loss_type",
+    "huber_c",
+    "precision",
+    "param_fp16",
+    "gradient_checkpointing",
+}
 
 
 def graph_key(model: str, device: Device, train: params.Train, examples: list[Inputs], validates: bool) -> dict:

@@ -1,4 +1,5 @@
-"""From steps to results: one graph launch a step, or on Ascend by data sink, where the host only looks in every few steps."""
+"""From steps to results: one graph launch a step, or on Ascend by data sink, where the host only looks in every few
+steps."""
 
 import time
 from collections.abc import Callable, Iterator

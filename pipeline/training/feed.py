@@ -68,9 +68,17 @@ def latents(batch: Batch, posterior: np.ndarray | None, scaling_factor: float) -
 
 
 def micro_batch(
-    reader: Reader, objective: Objective, samples: np.ndarray, filler: int, epoch: int, step: int, real: int, global_batch: int
+    reader: Reader,
+    objective: Objective,
+    samples: np.ndarray,
+    filler: int,
+    epoch: int,
+    step: int,
+    real: int,
+    global_batch: int,
 ) -> Inputs:
-    """The inputs for `samples` (b,), of which -1 reads sample `filler` at weight 0; `real` of `global_batch` are not padding.
+    """The inputs for `samples` (b,), of which -1 reads sample `filler` at weight 0; `real` of `global_batch` are not
+    padding.
 
     Raises StageError when a cached value is not finite, with the step and the sample."""
     seed, o = objective.seed, objective
@@ -88,10 +96,12 @@ def micro_batch(
     if o.caption_dropout_with == "zeros":
         context[dropped], pooled[dropped] = 0, 0
     for index, sample in enumerate(filled):
-        if not (np.isfinite(x_0[index]).all() and np.isfinite(context[index]).all() and np.isfinite(pooled[index]).all()):
+        if not (
+            np.isfinite(x_0[index]).all() and np.isfinite(context[index]).all() and np.isfinite(pooled[index]).all()
+        ):
             raise StageError(
-                f"step {step}: the cached latents or text of sample {reader.names[sample].tobytes().hex()} (number {sample}) "
-                "are not finite; `python -m pipeline.cache verify` checks the caches"
+                f"step {step}: the cached latents or text of sample {reader.names[sample].tobytes().hex()} "
+                f"(number {sample}) are not finite; `python -m pipeline.cache verify` checks the caches"
             )
     return Inputs(
         schedule.add_noise(x_0, noise, o.alphas[t]),
@@ -109,8 +119,8 @@ def steps_per_epoch(buckets: np.ndarray, subset: np.ndarray, global_batch: int) 
 
 
 class Steps:
-    """The steps `first` to `end` - 1 of one rank, the rest of the whole run, over as many epochs as it takes. Each is made
-    when it is asked for, and is a function of its number alone."""
+    """The steps `first` to `end` - 1 of one rank, the rest of the whole run, over as many epochs as it takes. Each is
+    made when it is asked for, and is a function of its number alone."""
 
     def __init__(
         self, reader: Reader, objective: Objective, subset: np.ndarray, first: int, end: int,
@@ -144,7 +154,12 @@ class Steps:
         return Step(
             number,
             row,
-            [micro_batch(self.reader, self.objective, part, int(real[0]), epoch, number, len(real), self.global_batch) for part in parts],
+            [
+                micro_batch(
+                    self.reader, self.objective, part, int(real[0]), epoch, number, len(real), self.global_batch
+                )
+                for part in parts
+            ],
         )
 
 

@@ -80,7 +80,11 @@ def start(device: Device, script: list[str], logs: Path) -> None:
     try:
         with open(logs / "msrun.log", "wb") as output:
             run = subprocess.run(
-                command(device, script, logs), env=environment, stdout=output, stderr=output, preexec_fn=_die_with_parent
+                command(device, script, logs),
+                env=environment,
+                stdout=output,
+                stderr=output,
+                preexec_fn=_die_with_parent,
             )
     finally:
         ended.set()

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 class Log:
     def __init__(self, folder: Path, steps: int, done: int = 0, saved: Path | None = None, pending: dict | None = None):
-        """Log to `folder`. A resumed run gives its count of steps that are `done`, the folder `saved` with the curves up
-        to there, and what `pending` held then."""
+        """Log to `folder`. A resumed run gives its count of steps that are `done`, the folder `saved` with the curves
+        up to there, and what `pending` held then."""
         shutil.rmtree(folder, ignore_errors=True)
         if saved is not None:
             shutil.copytree(saved, folder)
@@ -25,8 +25,8 @@ class Log:
         self.pending: dict[str, list] = pending or {}  # name -> [sum, count] since the last point
 
     def step(self, done: int, steps: int, means: dict[str, float], latest: dict[str, float], point: bool) -> None:
-        """The values of the last `steps` steps, after which `done` are done. At a `point` of the curves the `means` since
-        the last one are logged, and the `latest` values as they are."""
+        """The values of the last `steps` steps, after which `done` are done. At a `point` of the curves the `means`
+        since the last one are logged, and the `latest` values as they are."""
         for name, value in means.items():
             total, count = self.pending.get(name, (0.0, 0))
             self.pending[name] = [total + value, count + 1]

@@ -13,13 +13,16 @@ Shapes = dict[str, tuple[int, ...]]
 
 def sharded(shape: tuple[int, ...], ranks: int) -> bool:
     """Whether ZeRO-1 cuts a parameter of this shape into slices of its first axis. The others (vectors, and first axes
-    that do not divide: less than a thousandth of SDXL) are kept whole on each rank, which costs less than sending them."""
+    that do not divide: less than a thousandth of SDXL) are kept whole on each rank, which costs less than sending
+    them."""
     return ranks > 1 and len(shape) > 1 and shape[0] % ranks == 0
 
 
 def parameters(shapes: Shapes, param_fp16: bool) -> int:
     """Bytes of the weights; norms stay float32. `shapes` are of MindSpore's names, whose norms have gamma and beta."""
-    return sum(prod(shape) * (FLOAT16 if param_fp16 and not is_norm(name) else FLOAT32) for name, shape in shapes.items())
+    return sum(
+        prod(shape) * (FLOAT16 if param_fp16 and not is_norm(name) else FLOAT32) for name, shape in shapes.items()
+    )
 
 
 def is_norm(name: str) -> bool:
@@ -33,8 +36,8 @@ def gradients(shapes: Shapes, param_fp16: bool, accumulation: int) -> int:
 
 
 def optimizer(shapes: Shapes, kind: str, ranks: int) -> int:
-    """Bytes of the optimizer's state on one rank; `ranks` > 1 when it is sharded over that many. The step count is one of
-    the numbers."""
+    """Bytes of the optimizer's state on one rank; `ranks` > 1 when it is sharded over that many. The step count is one
+    of the numbers."""
     if kind == "adafactor":
         return FLOAT32 * (1 + sum(shape[0] + (prod(shape[1:]) if len(shape) > 1 else 1) for shape in shapes.values()))
     return FLOAT32 * (1 + sum(2 * prod(shape) // (ranks if sharded(shape, ranks) else 1) for shape in shapes.values()))
@@ -44,9 +47,19 @@ def ema(shapes: Shapes) -> int:
     return FLOAT32 * sum(map(prod, shapes.values()))
 
 
-def activations(config: UNetConfig, batch: int, height: int, width: int, precision: str, attention: str, recompute: bool, tokens: int = 77) -> int:
+def activations(
+    config: UNetConfig,
+    batch: int,
+    height: int,
+    width: int,
+    precision: str,
+    attention: str,
+    recompute: bool,
+    tokens: int = 77,
+) -> int:
     """An estimate of the bytes kept for the backward pass of `batch` latents of (height, width); all in the dtype of
-    `precision`. With `recompute` each residual and transformer block keeps its input, and one block at a time is whole."""
+    `precision`. With `recompute` each residual and transformer block keeps its input, and one block at a time is
+    whole."""
     size = FLOAT32 if precision == "float32" else FLOAT16
     kept, largest = 0, 0
     for kind, channels, inputs, h, w in _blocks(config, height, width):

@@ -1,4 +1,5 @@
-"""AdamW and Adafactor as cells: their state is float32 whatever the parameters' dtype, one HyperMap over all parameters.
+"""AdamW and Adafactor as cells: their state is float32 whatever the parameters' dtype, one HyperMap over all
+parameters.
 
 Both take the gradients (a tuple in the order of the parameters) and the learning rate (a scalar), and change the
 parameters in place. With `ranks` > 1 AdamW keeps the moments of this rank's slice only (ZeRO-1, arXiv 1910.02054)."""
@@ -15,7 +16,8 @@ from pipeline.training.memory import sharded
 
 
 def decays(cell: nn.Cell) -> tuple[bool, ...]:
-    """Whether weight decay acts on each of the cell's trainable parameters: not on norms (by kind of module) nor biases."""
+    """Whether weight decay acts on each of the cell's trainable parameters: not on norms (by kind of module) nor
+    biases."""
     norms = norm_parameters(cell)
     paths = {id(parameter): path for path, parameter in cell.parameters_and_names()}
     names = [paths[id(parameter)] for parameter in cell.trainable_params()]
@@ -65,7 +67,9 @@ class AdamW(nn.Cell):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.cut = tuple(sharded(p.shape, ranks) for p in parameters)
-        shapes = [(p.shape[0] // ranks, *p.shape[1:]) if cut else p.shape for p, cut in zip(parameters, self.cut, strict=True)]
+        shapes = [
+            (p.shape[0] // ranks, *p.shape[1:]) if cut else p.shape for p, cut in zip(parameters, self.cut, strict=True)
+        ]
         self.moment1 = _state(parameters, "moment1", shapes)
         self.moment2 = _state(parameters, "moment2", shapes)
         self.updates = Parameter(Tensor(0.0, ms.float32), name="updates", requires_grad=False)
@@ -136,7 +140,9 @@ class Adafactor(nn.Cell):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.rows = _state(parameters, "rows", [p.shape[:1] for p in parameters])
-        self.columns = _state(parameters, "columns", [(prod(p.shape[1:]) if len(p.shape) > 1 else 1,) for p in parameters])
+        self.columns = _state(
+            parameters, "columns", [(prod(p.shape[1:]) if len(p.shape) > 1 else 1,) for p in parameters]
+        )
         self.updates = Parameter(Tensor(0.0, ms.float32), name="updates", requires_grad=False)
         self.decay = tuple(weight_decay if decay else 0.0 for decay in decayed)
         self.map = ops.HyperMap()

@@ -23,8 +23,9 @@ def painter(
     unet: nn.Cell, config: SDXLConfig, vae: Path, device: pipeline.device.Device, reader: Reader, samples: np.ndarray,
     alphas: np.ndarray, prediction: str, zero_terminal_snr: bool,
 ) -> Callable[[Path], None]:  # fmt: skip
-    """-> function of a path that draws the captions of up to COUNT of the `samples` with the UNet's present weights, side by
-    side, and writes them as a PNG. All in the bucket of the first; the VAE's decoder is loaded at the first call."""
+    """-> function of a path that draws the captions of up to COUNT of the `samples` with the UNet's present weights,
+    side by side, and writes them as a PNG. All in the bucket of the first; the VAE's decoder is loaded at the first
+    call."""
     chosen = samples[(reader.buckets[samples] == reader.buckets[samples[0]]).all(1)][:COUNT]
     width, height = (int(side) for side in reader.buckets[chosen[0]])
     batch = reader.read(chosen, epoch=0, seed=0)

@@ -27,7 +27,13 @@ from pipeline.weights.names import PREFIX
 log = logging.getLogger(__name__)
 
 # Keys of the train section that change no number of the run. The batch counts as the whole step's over all ranks.
-SPEED_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer", "checkpointing_steps", "checkpoints_total_limit"}
+SPEED_KEYS = {
+    "batch_size",
+    "gradient_accumulation_steps",
+    "shard_optimizer",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,10 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
         raise StageError(str(error)) from error
     subset, held_out = validation.split(reader.names, train.validation_share)
     if not len(subset):
-        raise StageError(f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none to train on")
+        raise StageError(
+            f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none "
+            "to train on"
+        )
     per_epoch = feed.steps_per_epoch(reader.buckets, subset, global_batch)
     end = train.steps or train.epochs * per_epoch
     objective = build.objective(diffusion, train, config.vae.scaling_factor)
@@ -95,7 +104,9 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
                     evaluate.compile(example)
 
         # Validation
-        grid = validation.Grid(train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas)
+        grid = validation.Grid(
+            train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas
+        )
 
         def validate() -> None:
             def losses():
@@ -151,7 +162,10 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
                     "train/step_seconds": seconds,
                     "train/data_wait_seconds": result.waited,
                 }
-                latest = {"train/learning_rate": result.learning_rate, "train/overflows": int(update.overflows.asnumpy())}
+                latest = {
+                    "train/learning_rate": result.learning_rate,
+                    "train/overflows": int(update.overflows.asnumpy()),
+                }
                 curves.step(done, result.steps, means, latest, passed(train.log_interval) or done == end)
             if len(held_out) and (passed(train.validation_interval) or done == end):
                 validate()
@@ -174,7 +188,9 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
         device.barrier()
 
 
-def _description(paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train, global_batch: int) -> dict:
+def _description(
+    paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train, global_batch: int
+) -> dict:
     """Everything that shapes the run, as plain values."""
     return {
         "model": model,
@@ -201,9 +217,10 @@ def _check(result: drive.Result, settings: Settings, update: Update, reader: Rea
     samples = [reader.names[sample].tobytes().hex() for sample in result.samples if sample >= 0]
     good = states.newest()
     raise StageError(
-        f"step {result.done - 1}: the loss is {result.loss} and the gradient norm {result.norm}. Its samples (content hashes, "
-        f"`image` in outs/index/images.parquet): {', '.join(samples)}. The last good checkpoint is "
-        f"{good or 'the base model: none was saved yet'}. Look at those pictures and captions, or lower train.learning_rate"
+        f"step {result.done - 1}: the loss is {result.loss} and the gradient norm {result.norm}. Its samples (content "
+        f"hashes, `image` in outs/index/images.parquet): {', '.join(samples)}. The last good checkpoint is "
+        f"{good or 'the base model: none was saved yet'}. Look at those pictures and captions, or lower "
+        "train.learning_rate"
     )
 
 

@@ -1,8 +1,8 @@
 """A half-done run's state in the store: `train/<key>/step-00000100/`, whole or absent.
 
 The key is a digest of everything that shapes the run, so a run goes on from its own state only. `step-*/state.ckpt` has
-weights, EMA, moments, loss scale by name; with a sharded optimizer each rank's moments are in `slices-*/` beside it. Both
-are read on any number of ranks."""
+weights, EMA, moments, loss scale by name; with a sharded optimizer each rank's moments are in `slices-*/` beside it.
+Both are read on any number of ranks."""
 
 import hashlib
 import json
@@ -94,7 +94,14 @@ class States:
         return self.steps()[-1] if self.steps() else None
 
     def save(
-        self, step: int, slots: Iterable[Slot], facts: dict, live: Path, keep: int, rank: int, barrier: Callable[[], None]
+        self,
+        step: int,
+        slots: Iterable[Slot],
+        facts: dict,
+        live: Path,
+        keep: int,
+        rank: int,
+        barrier: Callable[[], None],
     ) -> None:
         """Write the state after `step` steps, then drop all but the newest `keep`. All ranks call it; `facts` are plain
         values and `live` a folder, both given back by the one who resumes."""
@@ -127,7 +134,8 @@ class States:
         """Set every slot's parameter from the state at `path`; returns its facts."""
         whole = ckpt.read(path / "state.ckpt")
         slices = sorted(
-            (self.folder / path.name.replace("step-", "slices-")).glob("*.ckpt"), key=lambda file: int(file.name.split("-")[0])
+            (self.folder / path.name.replace("step-", "slices-")).glob("*.ckpt"),
+            key=lambda file: int(file.name.split("-")[0]),
         )
         parts = [ckpt.read(file) for file in slices]
         for slot in slots:

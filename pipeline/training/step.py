@@ -26,7 +26,8 @@ class Settings:
 
 
 class SampleLoss(nn.Cell):
-    """(b,) float32: each sample's mean squared error, or pseudo-Huber loss 2c (sqrt(d² + c²) - c) (arXiv 2403.16728)."""
+    """(b,) float32: each sample's mean squared error, or pseudo-Huber loss 2c (sqrt(d² + c²) - c) (arXiv
+    2403.16728)."""
 
     def __init__(self, unet: nn.Cell, settings: Settings):
         super().__init__(auto_prefix=False)
@@ -35,7 +36,9 @@ class SampleLoss(nn.Cell):
         self.huber = settings.loss_type == "huber"
 
     def construct(self, x_t, timesteps, context, vector, target):
-        difference = (self.unet(x_t, timesteps, context, vector).astype(ms.float32) - target).reshape(target.shape[0], -1)
+        difference = (self.unet(x_t, timesteps, context, vector).astype(ms.float32) - target).reshape(
+            target.shape[0], -1
+        )
         squares = difference * difference
         if self.huber:
             c = self.huber_c
@@ -86,7 +89,9 @@ class Update(nn.Cell):
         self.max_grad_norm = settings.max_grad_norm
         self.accumulation = settings.gradient_accumulation_steps
         self.scaled = settings.loss_scale is not None
-        self.loss_scale = Parameter(Tensor(settings.loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
+        self.loss_scale = Parameter(
+            Tensor(settings.loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False
+        )
         self.good_steps = Parameter(Tensor(0.0, ms.float32), name="good_steps", requires_grad=False)
         self.one = Tensor(1.0, ms.float32)
         # counted on the device, because with a data sink the host does not look at every step
@@ -99,7 +104,8 @@ class Update(nn.Cell):
             self.all_reduce = ops.AllReduce()
 
     def construct(self, loss, gradients, lr, ema_decay):
-        """-> loss () averaged over micro-batches and ranks, gradient norm () before clipping, whether it was finite ()"""
+        """-> loss () averaged over micro-batches and ranks, gradient norm () before clipping, whether it was finite
+        ()"""
         factor = 1.0 / (self.loss_scale * self.accumulation)
         loss = loss * factor
         if self.scaled or self.accumulation > 1:
@@ -143,7 +149,8 @@ class TrainStep(nn.Cell):
     def __init__(self, sample_loss: SampleLoss, update: Update):
         super().__init__(auto_prefix=False)
         self.update = update
-        # As a child, so that the UNet's parameters are this cell's: of others a graph from the compile cache has copies.
+        # As a child, so that the UNet's parameters are this cell's: of others a graph from the compile cache has
+        # copies.
         self.scaled_loss = _ScaledLoss(sample_loss)
         self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, update.parameters)
 
@@ -161,7 +168,8 @@ class Accumulate(nn.Cell):
         self.scaled_loss = _ScaledLoss(sample_loss)  # as a child, as in TrainStep
         self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, update.parameters)
         self.totals = ParameterTuple(
-            Parameter(ops.zeros(p.shape, ms.float32), name=f"total.{p.name}", requires_grad=False) for p in update.parameters
+            Parameter(ops.zeros(p.shape, ms.float32), name=f"total.{p.name}", requires_grad=False)
+            for p in update.parameters
         )
         self.loss = Parameter(Tensor(0.0, ms.float32), name="total_loss", requires_grad=False)
         self.map = ops.HyperMap()

@@ -28,7 +28,8 @@ class Grid:
 
 def split(names: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Sample indices (int64) of the training and of the held-out part of `names` (n, 16) uint8. A picture is held out
-    when its content's hash, read as a number from 0 to 1, is below `share`: adding pictures moves none of the others."""
+    when its content's hash, read as a number from 0 to 1, is below `share`: adding pictures moves none of the
+    others."""
     place = np.ascontiguousarray(names[:, :8]).view(">u8")[:, 0] / 2.0**64
     return np.flatnonzero(place >= share).astype(np.int64), np.flatnonzero(place < share).astype(np.int64)
 
@@ -73,7 +74,8 @@ def swapped(parameters, others) -> Iterator[None]:
 def losses(
     sample_loss: Callable, reader: Reader, held_out: np.ndarray, grid: Grid, size: int, rank: int, ranks: int
 ) -> np.ndarray:
-    """(timesteps,) float64: this rank's part of the sum over held-out samples of the mean squared error at each timestep.
+    """(timesteps,) float64: this rank's part of the sum over held-out samples of the mean squared error at each
+    timestep.
 
     `sample_loss` is an evaluator's function. The latents are the means of the cached posteriors."""
     total = np.zeros(len(grid.timesteps))

@@ -56,10 +56,14 @@ def optimizers() -> dict[str, np.ndarray]:
         # transformers' Adafactor factors a kernel's last two axes, ours takes it as (out, rest): so it gets the matrix
         shapes = [s if name == "adamw" or len(s) < 3 else (s[0], -1) for s in t.SHAPES]
         parameters = [
-            torch.nn.Parameter(torch.from_numpy(rule.normal(f"p {s}", s).reshape(shape))) for s, shape in zip(t.SHAPES, shapes, strict=True)
+            torch.nn.Parameter(torch.from_numpy(rule.normal(f"p {s}", s).reshape(shape)))
+            for s, shape in zip(t.SHAPES, shapes, strict=True)
         ]
         decay = [p for p in parameters if p.ndim > 1]
-        groups = [{"params": decay, "weight_decay": 0.1}, {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0}]
+        groups = [
+            {"params": decay, "weight_decay": 0.1},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ]
         if name == "adamw":
             optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-6)
         else:
@@ -111,7 +115,11 @@ def five_steps() -> dict[str, np.ndarray]:
         losses.append(loss.item())
         optimizer.step()
         ema.step(model.parameters())
-    found = {"losses": np.array(losses), "norms": np.array(norms), "decayed": np.array(sorted(unet_name(n) for n, p in model.named_parameters() if id(p) in chosen))}
+    found = {
+        "losses": np.array(losses),
+        "norms": np.array(norms),
+        "decayed": np.array(sorted(unet_name(n) for n, p in model.named_parameters() if id(p) in chosen)),
+    }
     for (name, parameter), average in zip(model.named_parameters(), ema.shadow_params, strict=True):
         found[f"raw {unet_name(name)}"] = t.picked(parameter.detach().numpy())
         found[f"ema {unet_name(name)}"] = t.picked(average.numpy())

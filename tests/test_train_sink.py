@@ -1,0 +1,93 @@
+"""The data sink's side of the loop, on a stub of MindSpore's `data_sink`, which needs an NPU: the same training."""
+
+import mindspore
+import numpy as np
+import pytest
+from pipeline.device import Device
+from pipeline.models import config
+from pipeline.training import build
+
+from pipeline.stage import StageError
+from tests.stub_unet import StubUNet
+from tests.test_train import outcome
+from tests.training_samples import CONFIG, write_stub, write_workspace
+
+SETTINGS = {
+    "train.steps": 11,
+    "train.ema": True,
+    "train.validation_share": 0.2,
+    "train.validation_interval": 4,
+    "train.checkpointing_steps": 3,
+    "train.log_interval": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = write_workspace(tmp_path_factory.mktemp("sink"))
+    write_stub(root / "outs/convert/unet.ckpt")
+    return root
+
+
+@pytest.fixture
+def train(workspace, tmp_path, monkeypatch, device):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
+    monkeypatch.setattr(build, "UNet", StubUNet)
+    return lambda sink_size: outcome(
+        workspace, tmp_path / "out", Device("CPU", sink_size=sink_size), monkeypatch, dict(SETTINGS)
+    )
+
+
+def endless(fetched):
+    """MindSpore's sink as its documentation has it: fetches by itself, wraps in silence, never ends."""
+
+    def data_sink(step, dataset, sink_size=1, jit_config=None, input_signature=None):
+        assert sink_size == 1 and jit_config is None
+
+        def rows():
+            while True:
+                for number, row in enumerate(dataset.create_tuple_iterator(num_epochs=1)):
+                    fetched.append(number)
+                    assert [(t.shape, t.dtype) for t in row] == [(t.shape, t.dtype) for t in input_signature]
+                    yield row
+
+        source = rows()
+        return lambda: step(*next(source))
+
+    return data_sink
+
+
+@pytest.mark.parametrize("sink_size", [1, 4, 20])
+def test_sinks_train_the_same_with_a_shorter_last_one(train, monkeypatch, sink_size):
+    wanted = train(0)
+    fetched = []
+    monkeypatch.setattr(mindspore, "data_sink", endless(fetched))
+    found = train(sink_size)
+    assert fetched == list(range(11))  # the rest of the run, once
+    assert all(np.array_equal(found.weights[name], value) for name, value in wanted.weights.items())
+    assert all(np.array_equal(found.ema[name], value) for name, value in wanted.ema.items())
+    ends = [*range(sink_size, 11, sink_size), 11]
+    # states, points and validations fall on the ends of sinks
+    assert found.saved == [end for end in ends if end < 11 and end // 3 > (end - sink_size) // 3]
+    assert {row["step"] for row in found.rows} <= {0, *ends} and found.rows[-1]["step"] == 11
+    losses = {row["step"]: row["validation/loss"] for row in wanted.rows if "validation/loss" in row}
+    for row in found.rows:
+        if "validation/loss" in row and row["step"] in losses:
+            assert row["validation/loss"] == losses[row["step"]]
+
+
+def test_a_device_that_took_another_number_of_steps_is_found(train, monkeypatch):
+    def twice(step, dataset, **_):
+        rows = dataset.create_tuple_iterator(num_epochs=1)
+
+        def take():
+            row = next(rows)
+            step(*row)
+            return step(*row)
+
+        return take
+
+    monkeypatch.setattr(mindspore, "data_sink", twice)
+    with pytest.raises(StageError, match="the device took 8 steps and the host counted 4"):
+        train(4)
