@@ -4,7 +4,9 @@ Opening reads and checks the numbers of every row. A batch reads its payloads st
 there before it is handed out. So a cache may be larger than the memory, and a damaged row never reaches training."""
 
 import os
+import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipeline.cache.table import open_all
 
 _OPEN_FILES = 256
 _THREADS = 2
+_KEPT = 12  # arrays; a batch has three
 _PLACE = ("original_height", "original_width", "crop_top", "crop_left")
 _SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_width")
 _TEXT_SHAPE = ("tokens", "width", "pooled_width")
@@ -67,6 +70,7 @@ class Reader:
             self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS, "cache-reader")
+        self._buffers = _Buffers()
 
     def _open_latents(self, folder: Path, vae: str | Path | None) -> None:
         self._latents = _Rows(shards.LATENTS, folder, {"vae": vae}, "image", ("target_width", "target_height", *_PLACE), _SHAPE)
@@ -134,6 +138,7 @@ class Reader:
     def read(self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None = None) -> Batch:
         """The rows of one batch. samples: (b,) int64, all of one bucket; -1 is padding and repeats the first real one.
         drop_caption: (b,) bool, where True the empty caption stands in. Raises CacheError for a damaged row."""
+        self._close_oldest()
         samples = np.asarray(samples, np.int64)
         real = samples[samples >= 0]
         if not len(real):
@@ -150,8 +155,21 @@ class Reader:
         captions = self._caption[first + chosen]
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
-        (latents,) = self._read(self._latents, rows, [(self._shapes[tuple(buckets[0].tolist())], np.float16)])
-        context, pooled = self._read(self._text, captions, self._text_layout)
+        (latents,), fill_latents = self._reading(self._latents, rows, [(self._shapes[tuple(buckets[0].tolist())], np.float16)])
+        (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
+
+        def fill(part: range) -> None:
+            fill_latents(part)
+            fill_text(part)
+
+        step = -(-len(samples) // _THREADS)
+        parts = [range(start, min(start + step, len(samples))) for start in range(0, len(samples), step)]
+        others = [self._pool.submit(fill, part) for part in parts[1:]]
+        try:
+            fill(parts[0])
+        finally:
+            for other in others:
+                other.result()
         time_ids = np.stack([*(self._latents.columns[name][rows] for name in _PLACE), buckets[:, 1], buckets[:, 0]], axis=1)
         return Batch(latents, context, pooled, time_ids, samples)
 
@@ -166,36 +184,41 @@ class Reader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _read(self, table: "_Rows", rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]) -> list[np.ndarray]:
-        """The payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in `layout`."""
-        arrays = [np.empty((len(rows), *shape), dtype) for shape, dtype in layout]
+    def _reading(
+        self, table: "_Rows", rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]
+    ) -> tuple[list[np.ndarray], Callable[[range], None]]:
+        """Arrays for the payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in `layout`, and the
+        function that reads and checks some of the rows into them."""
+        arrays = [self._buffers.take((len(rows), *shape), dtype) for shape, dtype in layout]
         buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
         files = np.searchsorted(table.bounds, rows, side="right") - 1
         handles = self._open([table.paths[file] for file in files])
         offsets = [table.offsets[payload][rows].tolist() for payload in table.kind.payloads]
-        sums = table.sums[rows].tolist()
+        sums = table.sums[rows]
 
         def fill(part: range) -> None:
-            for index in part:
-                payloads = [buffer[index] for buffer in buffers]
-                for payload, offset in zip(payloads, offsets, strict=True):
-                    os.preadv(handles[index], [payload], offset[index])
-                if shards.payload_sum(*payloads) != sums[index]:  # a read that comes up short fails here as well
-                    raise _damaged(table, int(files[index]), int(rows[index]))
+            for buffer, places in zip(buffers, offsets, strict=True):
+                for index in part:
+                    os.preadv(handles[index], [buffer[index]], places[index])
+            here = slice(part.start, part.stop)
+            wrong = np.flatnonzero(shards.payload_sums(*(buffer[here] for buffer in buffers)) != sums[here])
+            if len(wrong):  # a read that came up short is among them
+                index = part.start + int(wrong[0])
+                raise _damaged(table, int(files[index]), int(rows[index]))
 
-        step = -(-len(rows) // _THREADS)
-        list(self._pool.map(fill, [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]))
-        return arrays
+        return arrays, fill
 
     def _open(self, paths: list[Path]) -> list[int]:
-        """A file handle for each path, the most recently used ones kept open."""
+        """A file handle for each path."""
         for path in paths:
             if path not in self._files:
                 self._files[path] = os.open(path, os.O_RDONLY)
             self._files.move_to_end(path)
-        while len(self._files) > max(_OPEN_FILES, len(paths)):
-            os.close(self._files.popitem(last=False)[1])
         return [self._files[path] for path in paths]
+
+    def _close_oldest(self) -> None:
+        while len(self._files) > _OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
 
 
 class _Rows:
@@ -231,6 +254,26 @@ class _Rows:
         self.bounds = np.cumsum(counts)  # rows bounds[i] to bounds[i + 1] are in paths[i]
         self.names, self.columns, self.offsets = ({k: grown.whole() for k, grown in part.items()} for part in (halves, numbers, offsets))
         self.sums = sums.whole()
+
+
+class _Buffers:
+    """Memory of earlier batches, used again once nobody holds any array of them: fresh memory costs more, in page faults, than
+    it takes to read a row into it."""
+
+    def __init__(self):
+        self._kept: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for place in range(len(self._kept)):
+            # Two references, the list's and this call's, when no view is left.
+            if self._kept[place].size == size and sys.getrefcount(self._kept[place]) == 2:
+                chosen = self._kept.pop(place)
+                break
+        else:
+            chosen = np.empty(size, np.uint8)
+        self._kept = [*self._kept[-_KEPT + 1 :], chosen]
+        return chosen.view(dtype).reshape(shape)
 
 
 class _Growing:
