@@ -19,11 +19,11 @@ from tests.test_resume import ROOT, ends
 from tests.training_samples import write_workspace
 
 SETTINGS = [
-    "train.steps=240",
+    "train.steps=60",
     "train.ema=true",
     "train.log_interval=7",
-    "train.validation_interval=50",
-    "train.checkpointing_steps=15",
+    "train.validation_interval=20",
+    "train.checkpointing_steps=5",
     "train.checkpoints_total_limit=2",
 ]
 

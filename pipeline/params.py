@@ -114,7 +114,7 @@ class Diffusion(Section):
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise key_error(
                 "zero_terminal_snr",
-                "true needs diffusion.prediction v: without signal the noise is the input itself (arXiv 2305.08891, 3.2)",
+                "true needs diffusion.prediction v: without signal the noise is the input (arXiv 2305.08891, 3.2)",
             )
         return self
 

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("device")
 SCALARS = Tensor(1e-2, ms.float32), Tensor(0.5, ms.float32)
 
 
-def test_five_steps_equal_pytorch():
+@pytest.fixture(scope="module")
+def stepping(device):
+    """The small UNet with its step: (weights at the start, the step, function of a step's number giving its inputs)."""
     unet = build(lambda: UNet(t.UNET), "model.diffusion_model.").set_train()
     parameters = unet.trainable_params()
     start = [p.asnumpy().copy() for p in parameters]
@@ -28,8 +30,8 @@ def test_five_steps_equal_pytorch():
     step = TrainStep(SampleLoss(unet, settings), Update(optimizer, average_of(parameters), settings))
     alphas = schedule.alphas_cumprod(False)
     weights = loss.weights(schedule.snr(alphas), "epsilon", t.SNR_GAMMA, False)
-    losses, norms = [], []
-    for number in range(t.STEPS):
+
+    def inputs(number):
         values, timesteps = t.inputs(number), t.timesteps(number)
         arrays = (
             schedule.add_noise(values["x_0"], values["noise"], alphas[timesteps]),
@@ -39,13 +41,23 @@ def test_five_steps_equal_pytorch():
             schedule.target("epsilon", values["x_0"], values["noise"], alphas[timesteps]),
             weights[timesteps].astype(np.float32),
         )
+        return list(map(Tensor, arrays))
+
+    return start, step, inputs
+
+
+def test_five_steps_equal_pytorch(stepping):
+    start, step, inputs = stepping
+    losses, norms = [], []
+    for number in range(t.STEPS):
         rate, decay = (Tensor(x, ms.float32) for x in (t.LEARNING_RATE, rates.ema_decay(number, t.EMA_DECAY)))
-        value, norm, _ = step(*map(Tensor, arrays), rate, decay)
+        value, norm, _ = step(*inputs(number), rate, decay)
         losses.append(value.asnumpy().item())
         norms.append(norm.asnumpy().item())
     wanted = training()
     np.testing.assert_allclose(losses, wanted["losses"], rtol=1e-5)
     np.testing.assert_allclose(norms, wanted["norms"], rtol=1e-4)
+    parameters = step.update.parameters
     for kind, found in (("raw", parameters), ("ema", step.update.ema)):
         for parameter, before, own in zip(found, start, parameters, strict=True):
             golden = wanted[f"{kind} {rule.stability(own.name)}"]
@@ -53,6 +65,16 @@ def test_five_steps_equal_pytorch():
             assert np.linalg.norm(picked - golden) <= 1e-5 * np.linalg.norm(golden), own.name
             # the steps themselves agree, which are small beside the weights
             assert np.linalg.norm(picked - golden) <= 0.05 * np.linalg.norm(golden - moved), own.name
+
+
+def test_one_batch_can_be_learned_by_heart(stepping):
+    _, step, inputs = stepping
+    batch = inputs(0)
+    losses = []
+    for number in range(150):
+        rate = rates.learning_rate(number, 150, 3e-3, "cosine", 10)
+        losses.append(step(*batch, Tensor(rate, ms.float32), Tensor(0.9, ms.float32))[0].asnumpy().item())
+    assert losses[-1] < 0.02 * losses[0]
 
 
 class Line(nn.Cell):
