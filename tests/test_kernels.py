@@ -9,6 +9,8 @@ import pytest
 from mindspore import nn
 from pipeline.models import kernels, layers
 
+from tests.golden.compare import peak
+
 pytestmark = pytest.mark.usefixtures("device")
 
 
@@ -90,6 +92,47 @@ def test_scale_columns():
 
 def test_add_columns():
     check(kernels.AddColumns(), lambda x, b: x + b, [numbers(6, 5), numbers(5, seed=1)])
+
+
+def test_swap_middle():
+    check(kernels.SwapMiddle(), lambda x: x.swapaxes(1, 2), [numbers(2, 5, 3, 4)])
+
+
+def test_kernels_keep_nothing_in_memory():
+    """MindSpore's own broadcast multiplication and Transpose would keep four times and twice the array."""
+    x = ms.Tensor(numbers(4096, 1024))
+    gamma = ms.Tensor(numbers(1024))
+
+    class Chain(nn.Cell):
+        def __init__(self, cell):
+            super().__init__()
+            self.cell = cell
+
+        def construct(self, x, gamma):
+            for _ in range(6):
+                x = self.cell(x, gamma)
+            return x
+
+    class Swap(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.swap = kernels.SwapMiddle()
+
+        def construct(self, x, gamma):
+            return self.swap(x.reshape(4, 1024, 16, 64)).reshape(4096, 1024)
+
+    class Scale(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.scale = kernels.ScaleColumns()
+
+        def construct(self, x, gamma):
+            return self.scale(x, gamma, gamma)
+
+    for cell in (Swap(), Scale()):
+        chain = Chain(cell)
+        # six operations in a row: a result or two at a time, and not one for each
+        assert peak(lambda: chain(x, gamma).asnumpy()) < 6 * x.nbytes
 
 
 def test_normal_cdf():

@@ -78,6 +78,18 @@ class LayerNorm(nn.LayerNorm):
         return y.astype(x.dtype)
 
 
+class SwapHeads(nn.Cell):
+    """(b, tokens, heads, head_dim) -> (b, heads, tokens, head_dim), and back"""
+
+    def __init__(self):
+        super().__init__()
+        self.on_cpu = kernels.on_cpu()
+        self.swap = kernels.SwapMiddle()
+
+    def construct(self, x):
+        return self.swap(x) if self.on_cpu else x.swapaxes(1, 2)
+
+
 class GEGLU(nn.Cell):
     """x gelu(gate) with (x, gate) = proj(input) (arXiv 2002.05202), with the exact GELU."""
 

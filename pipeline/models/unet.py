@@ -9,7 +9,7 @@ from mindspore import nn, ops
 
 from pipeline.models.attention import make_attention
 from pipeline.models.config import UNetConfig
-from pipeline.models.layers import GEGLU, Conv, GroupNorm, LayerNorm, Linear, upsample
+from pipeline.models.layers import GEGLU, Conv, GroupNorm, LayerNorm, Linear, SwapHeads, upsample
 
 
 class ResBlock(nn.Cell):
@@ -40,20 +40,21 @@ class CrossAttention(nn.Cell):
         self.to_q = Linear(channels, channels, bias=False)
         self.to_k = Linear(context_dim, channels, bias=False)
         self.to_v = Linear(context_dim, channels, bias=False)
+        self.swap = SwapHeads()
         self.attention = make_attention(attention, head_dim, dtype)
         self.to_out = nn.SequentialCell(Linear(channels, channels))
 
     def split(self, x):
         """(b, tokens, channels) -> (b, heads, tokens, head_dim)"""
         b, tokens, channels = x.shape
-        return x.reshape(b, tokens, self.heads, channels // self.heads).swapaxes(1, 2)
+        return self.swap(x.reshape(b, tokens, self.heads, channels // self.heads))
 
     def construct(self, x, context):
         """x (b, tokens, channels), context (b, context tokens, context_dim) -> (b, tokens, channels)"""
         q = self.split(self.to_q(x))
         k = self.split(self.to_k(context))
         v = self.split(self.to_v(context))
-        return self.to_out(self.attention(q, k, v).swapaxes(1, 2).reshape(x.shape))
+        return self.to_out(self.swap(self.attention(q, k, v)).reshape(x.shape))
 
 
 class FeedForward(nn.Cell):
