@@ -2,9 +2,9 @@
 
     python -m benchmarks.encode_overlap FOLDER [--pictures 48] [--channels 64]
 
-Photo-sized JPEGs are decoded, resized to 256 x 256 and encoded by SDXL's VAE at half its width (random weights), on this
-machine's device. The graph is compiled before the clock runs; the same batches are then encoded alone, without decoding,
-checking or writing, and by the build, twice each in turn; the better of each counts."""
+Photo-sized JPEGs are decoded, resized to 256 x 256 and encoded by SDXL's VAE at half its width (random weights), on
+this machine's device. The graph is compiled before the clock runs; the same batches are then encoded alone, without
+decoding, checking or writing, and by the build, twice each in turn; the better of each counts."""
 
 import argparse
 import os
@@ -65,7 +65,10 @@ def measure(folder: Path, pictures: int, channels: int) -> None:
         report = engine.build(job, folder / "out")
         build.append(time.perf_counter() - started)
         share = report.seconds_encoding / build[-1]
-        print(f"encoder alone {alone[-1]:.1f} s, build {build[-1]:.1f} s, {share:.1%} of it inside the encoder", flush=True)
+        print(
+            f"encoder alone {alone[-1]:.1f} s, build {build[-1]:.1f} s, {share:.1%} of it inside the encoder",
+            flush=True,
+        )
     started = time.perf_counter()
     for number in range(pictures):
         job.prepare(number)

@@ -52,7 +52,8 @@ def peak() -> float:
 
 
 def make(folder: Path, rows: int) -> None:
-    """Shards of random names; every tenth caption belongs to two pictures, and every twentieth picture has two captions."""
+    """Shards of random names; every tenth caption belongs to two pictures, and every twentieth picture has two
+    captions."""
     draw = np.random.default_rng(0)
     sizes = np.array(buckets(1024, 64), np.int32)
     images, names, captions = (draw.integers(0, 256, (rows, 16), np.uint8) for _ in range(3))
@@ -61,7 +62,10 @@ def make(folder: Path, rows: int) -> None:
     captions = captions[shards.sort_order(captions)]
     bucket = sizes[draw.integers(0, len(sizes), rows)]
     numbers = {"row": names, "image": images, "target_width": bucket[:, 0], "target_height": bucket[:, 1]}
-    numbers |= {name: draw.integers(0, 5000, rows, np.int32) for name in ("original_height", "original_width", "crop_top", "crop_left")}
+    numbers |= {
+        name: draw.integers(0, 5000, rows, np.int32)
+        for name in ("original_height", "original_width", "crop_top", "crop_left")
+    }
     numbers |= {"latent_height": bucket[:, 1] // 8, "latent_width": bucket[:, 0] // 8}
     numbers |= {name: np.zeros(rows, np.int32) for name in ("channels", "flip", "crop")}
     write(folder / "latents", shards.LATENTS, numbers, {"vae": "synthetic"})
@@ -73,8 +77,13 @@ def make(folder: Path, rows: int) -> None:
     image = np.concatenate([images, images[: rows // 20]])
     caption = captions[np.concatenate([first, second])]
     order = shards.sort_order(image)
-    columns = [pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(a[order].tobytes())]) for a in (image, caption)]
-    pq.write_table(pa.table(columns, names=["image", "caption"]), folder / "captions.parquet", row_group_size=1 << 17)  # as the index writes it
+    columns = [
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(a[order].tobytes())])
+        for a in (image, caption)
+    ]
+    pq.write_table(
+        pa.table(columns, names=["image", "caption"]), folder / "captions.parquet", row_group_size=1 << 17
+    )  # as the index writes it
 
 
 def write(folder: Path, kind: shards.Kind, numbers: dict[str, np.ndarray], fingerprint: dict) -> None:

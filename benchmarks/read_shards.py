@@ -2,10 +2,11 @@
 
     python benchmarks/read_shards.py FOLDER [--rows 2000] [--layouts]
 
-A sample is a latent's moments (8, 128, 128) float16, hidden states (77, 2048) float16 and a pooled embedding (1280) float32:
-583 kB. Each form is written (about 1.2 GB for 2,000 rows; the next form only when the one before it is removed), read once to
-warm the page cache, then read three times in one shuffled order, in batches of 16; the best pass counts. Each reader ends with
-the same three arrays a batch. `datasets` must be installed for its line (benchmarks/requirements.in).
+A sample is a latent's moments (8, 128, 128) float16, hidden states (77, 2048) float16 and a pooled embedding (1280)
+float32:
+583 kB. Each form is written (about 1.2 GB for 2,000 rows; the next form only when the one before it is removed), read
+once to warm the page cache, then read three times in one shuffled order, in batches of 16; the best pass counts. Each
+reader ends with the same three arrays a batch. `datasets` must be installed for its line (benchmarks/requirements.in).
 
 --layouts reads 512 rows from Parquet files of other row group sizes, column types and compressions instead."""
 
@@ -54,7 +55,9 @@ def write_ours(folder: Path, rows: int) -> None:
     place = shards.shard_of(shards.as_names([latent_row(name, False, 0) for name in names]), count)
     for index in range(count):
         latents = [latent_dict(names[n], sample(n)[0]) for n in np.flatnonzero(place == index).tolist()]
-        shards.write(folder / "latents" / shards.shard_name(index, count), shards.LATENTS, latents, {"vae": "benchmark"})
+        shards.write(
+            folder / "latents" / shards.shard_name(index, count), shards.LATENTS, latents, {"vae": "benchmark"}
+        )
     keys = [*(captions.name(f"caption {n}", None) for n in range(rows)), EMPTY_CAPTION]
     count = shards.shard_count(len(keys))
     place = shards.shard_of(shards.as_names(keys), count)
@@ -95,7 +98,9 @@ def write_npy(folder: Path, rows: int) -> None:
 
 def read_npy(folder: Path, batches: list[list[int]]) -> Iterator[tuple[np.ndarray, ...]]:
     for batch in batches:
-        yield tuple(np.stack([np.load(f"{folder}/{n}_{name}.npy") for n in batch]) for name in ("latent", "context", "pooled"))
+        yield tuple(
+            np.stack([np.load(f"{folder}/{n}_{name}.npy") for n in batch]) for name in ("latent", "context", "pooled")
+        )
 
 
 def write_npz(folder: Path, rows: int) -> None:
@@ -118,7 +123,9 @@ def write_safetensors(folder: Path, rows: int) -> None:
     folder.mkdir()
     for number in range(rows):
         latent, context, pooled = sample(number)
-        safetensors.numpy.save_file({"latent": latent, "context": context, "pooled": pooled}, folder / f"{number}.safetensors")
+        safetensors.numpy.save_file(
+            {"latent": latent, "context": context, "pooled": pooled}, folder / f"{number}.safetensors"
+        )
 
 
 def read_safetensors(folder: Path, batches: list[list[int]]) -> Iterator[tuple[np.ndarray, ...]]:
@@ -137,10 +144,17 @@ def write_datasets(folder: Path, rows: int) -> None:
 
     lengths = {"latent": ("float16", LATENT), "context": ("float16", CONTEXT), "pooled": ("float32", POOLED)}
     features = datasets.Features(
-        {name: datasets.List(datasets.Value(dtype), length=int(np.prod(shape))) for name, (dtype, shape) in lengths.items()}
+        {
+            name: datasets.List(datasets.Value(dtype), length=int(np.prod(shape)))
+            for name, (dtype, shape) in lengths.items()
+        }
     )
     made = datasets.Dataset.from_generator(
-        generate, features=features, cache_dir=str(folder / "cache"), gen_kwargs={"numbers": list(range(rows))}, writer_batch_size=100
+        generate,
+        features=features,
+        cache_dir=str(folder / "cache"),
+        gen_kwargs={"numbers": list(range(rows))},
+        writer_batch_size=100,
     )
     made.save_to_disk(str(folder / "saved"))
     del made
@@ -153,11 +167,15 @@ def read_datasets(folder: Path, batches: list[list[int]]) -> Iterator[tuple[np.n
     rows = datasets.load_from_disk(str(folder / "saved")).with_format("numpy")
     for batch in batches:
         found = rows[batch]
-        yield tuple(found[name].reshape(len(batch), *shape) for name, shape in (("latent", LATENT), ("context", CONTEXT), ("pooled", POOLED)))
+        yield tuple(
+            found[name].reshape(len(batch), *shape)
+            for name, shape in (("latent", LATENT), ("context", CONTEXT), ("pooled", POOLED))
+        )
 
 
 def read_sequentially(folder: Path, batches: list[list[int]]) -> Iterator[tuple[np.ndarray, ...]]:
-    """The bytes of our own files from begin to end, a batch's worth a read into one buffer, and nothing done with them."""
+    """The bytes of our own files from begin to end, a batch's worth a read into one buffer, and nothing done with
+    them."""
     buffer = memoryview(bytearray(BATCH * SAMPLE_BYTES))
     for path in [*sorted((folder / "latents").iterdir()), *sorted((folder / "text").iterdir())]:
         with open(path, "rb", buffering=0) as file:
@@ -202,7 +220,10 @@ def compare(folder: Path, rows: int) -> None:
 
     def report(name: str, taken: float, held: int) -> None:
         rates[name] = rows / taken
-        print(f"| {name} | {rates[name]:,.0f} | {rates[name] * SAMPLE_BYTES / 1e9:.2f} | {held / rows / 1e3:.0f} |", flush=True)
+        print(
+            f"| {name} | {rates[name]:,.0f} | {rates[name] * SAMPLE_BYTES / 1e9:.2f} | {held / rows / 1e3:.0f} |",
+            flush=True,
+        )
 
     for name, (write, read) in FORMS.items():
         if "datasets" in name and importlib.util.find_spec("datasets") is None:
@@ -217,17 +238,19 @@ def compare(folder: Path, rows: int) -> None:
             report(f"{name}, one thread", seconds(read, place, batches), size(place))
             report("plain sequential read of our files", seconds(read_sequentially, place, batches), size(place))
         shutil.rmtree(place)
-    ours = rates["our shards"]
-    others = [rate for name, rate in rates.items() if name in FORMS and name not in ("our shards", "three .npy a sample (MindONE)")]
-    print(f"\nours is {ours / rates['three .npy a sample (MindONE)']:.1f} x three .npy (wanted 5), {ours / max(others):.1f} x the best of the ", end="")
-    print(f"others (wanted 2), {ours / rates['plain sequential read of our files']:.0%} of a plain sequential read (wanted 60 %)")
+    ours, npy = rates["our shards"], rates["three .npy a sample (MindONE)"]
+    other = max(rate for name, rate in rates.items() if name in FORMS and not name.startswith(("our", "three")))
+    plain = rates["plain sequential read of our files"]
+    print(f"\nours: {ours / npy:.1f} x three .npy (wanted 5), {ours / other:.1f} x the best other form (wanted 2),")
+    print(f"{ours / plain:.0%} of a plain sequential read (wanted 60 %)")
 
 
 # ---- layouts of a Parquet file ---------------------------------------------------------------------------------------
 
 
 def layouts(folder: Path, rows: int = 512) -> None:
-    """Shuffled rows of one Parquet file with pyarrow's own reader, and from known offsets as `open_shard` finds them."""
+    """Shuffled rows of one Parquet file with pyarrow's own reader, and from known offsets as `open_shard` finds
+    them."""
     folder.mkdir(exist_ok=True)
     latents = [sample(number)[0] for number in range(rows)]
     binary = pa.array([latent.tobytes() for latent in latents], pa.binary())
@@ -237,7 +260,10 @@ def layouts(folder: Path, rows: int = 512) -> None:
     order = np.random.default_rng(0).permutation(rows).tolist()
     path = folder / "layout.parquet"
     print(f"{rows} latents of {2 * int(np.prod(LATENT)) / 1e3:.0f} kB, shuffled, warm; rows/s\n")
-    print("| column | compression | rows a row group | kB a row | footer kB | pyarrow | known offsets |\n|---|---|---|---|---|---|---|")
+    print(
+        "| column | compression | rows a row group | kB a row | footer kB | pyarrow | known offsets |\n"
+        "|---|---|---|---|---|---|---|"
+    )
     for name, column in (("binary", binary), ("list<float16>", lists)):
         for compression in ("none", "lz4", "zstd"):
             for group in (1, 16, 128, 512):
@@ -254,14 +280,19 @@ def layouts(folder: Path, rows: int = 512) -> None:
                     offsets = _offsets(file.metadata, 2 * int(np.prod(LATENT)))
                     fast = f"{rows / min(_timed(_offset_rows, path, offsets, order) for _ in range(3)):,.0f}"
                 footer = file.metadata.serialized_size
-                print(f"| {name} | {compression} | {group} | {path.stat().st_size / rows / 1e3:.0f} | {footer / 1e3:.1f} | {1 / slow:,.0f} | {fast} |")
+                print(
+                    f"| {name} | {compression} | {group} | {path.stat().st_size / rows / 1e3:.0f} | "
+                    f"{footer / 1e3:.1f} | {1 / slow:,.0f} | {fast} |"
+                )
     path.unlink()
 
 
 def _pyarrow_rows(file: pq.ParquetFile, group: int, order: list[int]) -> None:
     for row in order:
         column = file.read_row_group(row // group, columns=["latent"]).column(0)
-        np.frombuffer(column[row % group].as_buffer(), np.float16).copy() if column.type == pa.binary() else column[row % group].values.to_numpy()
+        np.frombuffer(column[row % group].as_buffer(), np.float16).copy() if column.type == pa.binary() else column[
+            row % group
+        ].values.to_numpy()
 
 
 def _offsets(metadata: pq.FileMetaData, length: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Where work lives that outs must not hold: finished cache shards, file hashes, half-done training states.
 
 The store is `$PIPELINE_STORE`, or `.store/` in the DVC project (`$DVC_ROOT`, which is the main repository also in
-`dvc exp run --temp` and in queue tasks; without DVC the folder above this code). Deleting it costs time and nothing else.
+`dvc exp run --temp` and in queue tasks; without DVC the folder above this code). Deleting it costs time and nothing
+else.
 
 A file is either whole or absent: `atomic` writes under a temporary name, syncs and renames. Files that DVC has linked
 are shared between the store, DVC's cache and the workspace, so they are replaced and never written in place."""
@@ -35,7 +36,8 @@ def root() -> Path:
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold the store's lock `name`, or raise Busy at once. The kernel frees it when the process ends, however it ends."""
+    """Hold the store's lock `name`, or raise Busy at once. The kernel frees it when the process ends, however it
+    ends."""
     path = root() / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -44,7 +46,9 @@ def lock(name: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown"
-            raise Busy(f"another process (PID {owner}) works on the same {name}; wait for it or end it, then run again") from None
+            raise Busy(
+                f"another process (PID {owner}) works on the same {name}; wait for it or end it, then run again"
+            ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
@@ -69,7 +73,8 @@ def held(name: str) -> bool:
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, for a file or a folder; make it `path` when the block ends without an error."""
+    """Yield a temporary path beside `path`, for a file or a folder; make it `path` when the block ends without an
+    error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{path.name}")
@@ -98,8 +103,8 @@ def out(path: str | Path) -> Iterator[Path]:
 
 
 def sweep(folder: str | Path, pattern: str = "*", seconds: float = 3600) -> int:
-    """Remove the temporary files and folders that killed processes left in `folder`, untouched for `seconds`. Returns how
-    many bytes they held."""
+    """Remove the temporary files and folders that killed processes left in `folder`, untouched for `seconds`. Returns
+    how many bytes they held."""
     freed = 0
     for path in Path(folder).glob(f"{_TEMPORARY}{pattern}"):
         with contextlib.suppress(FileNotFoundError):

@@ -28,7 +28,10 @@ def main(params: Params) -> None:
     source = open_source(params.data.images)
     job = make_job(IMAGES, source, made_with, preparation, make_encoder, p.batch_size, p.workers)
     report = engine.build(job, OUT)
-    print(f"{report.rows} latents in {report.shards} shards: {report.encoded} encoded, {report.shards_written} shards written")
+    print(
+        f"{report.rows} latents in {report.shards} shards: "
+        f"{report.encoded} encoded, {report.shards_written} shards written"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Encode every caption once with both text encoders: outs/index/captions.parquet, clip_l.ckpt, clip_g.ckpt → outs/text."""
+"""Encode every caption once with both text encoders: outs/index/captions.parquet, clip_l.ckpt, clip_g.ckpt →
+outs/text."""
 
 from pipeline.cache import engine, fingerprint
 from pipeline.cache.text import count_long, make_job
@@ -27,7 +28,10 @@ def main(params: Params) -> None:
 
     job = make_job(CAPTIONS, made_with, lambda: Tokenizer(tokenizer), make_encoder, p.chunks, p.batch_size)
     report = engine.build(job, OUT)
-    print(f"{report.rows} captions in {report.shards} shards: {report.encoded} encoded, {report.shards_written} shards written")
+    print(
+        f"{report.rows} captions in {report.shards} shards: "
+        f"{report.encoded} encoded, {report.shards_written} shards written"
+    )
     if report.assembled:
         cut, over, total = count_long(OUT, p.chunks)
         print(f"{over} of {total} captions have more than 77 tokens; {cut} were cut (cache_text.chunks is {p.chunks})")

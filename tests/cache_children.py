@@ -1,6 +1,7 @@
 """Cache runs as processes of their own, which may be killed.
 
-They are forked from a small server: a fork of the test process would copy the locks of MindSpore's and Arrow's threads."""
+They are forked from a small server: a fork of the test process would copy the locks of MindSpore's and Arrow's
+threads."""
 
 import multiprocessing
 import os
@@ -46,7 +47,8 @@ def _run(folder: str, values: list, function, args) -> None:
 
 
 def rank(folder: Path, number: int, world: int, count: int, dies: bool, delay: float) -> None:
-    """One rank of `world` that encodes `count` pictures. It notes what it encoded; exit code 0, 1 (StageError) or 9 (killed)."""
+    """One rank of `world` that encodes `count` pictures. It notes what it encoded; exit code 0, 1 (StageError) or 9
+    (killed)."""
     os.environ |= {"RANK_ID": str(number), "RANK_SIZE": str(world)}
     time.sleep(delay)
     encoder = Encoder(0.002)

@@ -33,7 +33,9 @@ class Encoder:
         return (np.cumsum(inputs.reshape(len(inputs), -1).astype(np.float32) / 64, axis=1),)
 
 
-def job(numbers, encoder: Encoder, fingerprint: dict | None = None, batch_size: int = 4, workers: int = 2, **changes) -> engine.Job:
+def job(
+    numbers, encoder: Encoder, fingerprint: dict | None = None, batch_size: int = 4, workers: int = 2, **changes
+) -> engine.Job:
     """Latents of the pictures `numbers`, any order, repeats allowed."""
     images = {latent_row(content(n), False, 0): (content(n), GROUPS[content(n)[0] % 2]) for n in numbers}
     rows = shards.as_names(sorted(images))

@@ -3,8 +3,9 @@
     python tests/kill_cache.py --kills 100          # 100 kills of each cache stage
     python tests/kill_cache.py --experiments        # kills in `dvc exp run`, `exp run --temp` and a queue task
 
-Works in a copy of the project, with encoders that take no MindSpore, a tenth of a second a batch, and small shards. After
-each kill: every file of the store and the outs is whole, every row that the store held is still there, no process is left.
+Works in a copy of the project, with encoders that take no MindSpore, a tenth of a second a batch, and small shards.
+After each kill: every file of the store and the outs is whole, every row that the store held is still there, no process
+is left.
 In the end the outs are byte for byte those of a run that nobody killed."""
 
 import argparse
@@ -76,8 +77,14 @@ def text_encoder(config, clip_l, clip_g, device, precision):
 
 def make_project(root: Path) -> None:
     """A committed copy of the project with PICTURES pictures, a caption each, after `dvc repro index convert`."""
-    for name in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split("\n"):
-        if name and not name.startswith(("data/", "tests/", "benchmarks/", "demo/", "outs/", "dvc.lock")) and (ROOT / name).is_file():
+    for name in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split(
+        "\n"
+    ):
+        if (
+            name
+            and not name.startswith(("data/", "tests/", "benchmarks/", "demo/", "outs/", "dvc.lock"))
+            and (ROOT / name).is_file()
+        ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     shutil.copytree(ROOT / "data/tokenizer", root / "data/tokenizer")
@@ -110,7 +117,10 @@ def _replace(path: Path, old: str, new: str) -> None:
 
 def environment(root: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "PIPELINE_STORE")}
-    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}", "ENCODED": str(root.parent / "encoded.log")}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
+        "ENCODED": str(root.parent / "encoded.log"),
+    }
 
 
 def start(root: Path, *command: str) -> subprocess.Popen:
@@ -140,7 +150,9 @@ def processes(root: Path) -> dict[int, str]:
 
 def kill(root: Path, process: subprocess.Popen, mode: str) -> bool:
     """Kill as `mode` says. Returns whether a cache stage was running."""
-    stages = [pid for pid, command in processes(root).items() if "-m stages.cache_" in command and "-c" not in command.split()]
+    stages = [
+        pid for pid, command in processes(root).items() if "-m stages.cache_" in command and "-c" not in command.split()
+    ]
     try:
         if mode == "group":
             os.killpg(process.pid, signal.SIGKILL)
@@ -203,8 +215,15 @@ def kill_often(root: Path, kills: int, seed: int = 0) -> None:
                         file.write(b"\0")
         dvc(root, "repro", "--single-item", stage)
         encoded = sum(int(line.split()[1]) for line in log.read_text().split("\n") if line.startswith(kind))
-        needed = len({pair for pair in rows_of(store)} if stage == "cache_latents" else [p for p in rows_of(store) if "clip_l" in p[0]])
-        print(f"{stage}: {done} kills in {attempts} runs, {finished} of them finished; {needed} rows, {encoded} encoded", flush=True)
+        needed = len(
+            {pair for pair in rows_of(store)}
+            if stage == "cache_latents"
+            else [p for p in rows_of(store) if "clip_l" in p[0]]
+        )
+        print(
+            f"{stage}: {done} kills in {attempts} runs, {finished} of them finished; {needed} rows, {encoded} encoded",
+            flush=True,
+        )
         lost = encoded - needed  # what was in flight: up to a part's 0.3 s, and the batches around the encoder
         assert 0 <= lost <= done * 64, f"{lost} rows were encoded again"
         outs = {path.name: path.read_bytes() for path in (root / "outs" / kind).iterdir()}
@@ -237,7 +256,9 @@ def kill_experiments(root: Path) -> None:
             wanted = 100 if kill_it else PICTURES
             deadline = time.monotonic() + 600
             while _encoded(log) < wanted and (process.poll() is None or words == ["queue"]):
-                assert time.monotonic() < deadline, f"dvc {' '.join(command)} does not encode; see {root.parent / 'output.log'}"
+                assert time.monotonic() < deadline, (
+                    f"dvc {' '.join(command)} does not encode; see {root.parent / 'output.log'}"
+                )
                 time.sleep(0.02)
             if kill_it:
                 kill(root, process, "stage" if words == ["queue"] else "group")
@@ -252,7 +273,10 @@ def kill_experiments(root: Path) -> None:
         subprocess.run(["git", "checkout", "--quiet", "--force", "main"], cwd=root, check=True)
         run(kill_it=False)
         total = _encoded(log)
-        print(f"dvc {' '.join(words)}: killed after {first} rows, {total - first} more for the {PICTURES} of the set", flush=True)
+        print(
+            f"dvc {' '.join(words)}: killed after {first} rows, {total - first} more for the {PICTURES} of the set",
+            flush=True,
+        )
         assert total - PICTURES <= 64, "the second run did not go on from the store"
         rows_of(root / ".store/cache")
         subprocess.run(["git", "checkout", "--quiet", "--force", "main"], cwd=root, check=True)

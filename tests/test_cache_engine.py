@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from tests.cache_jobs import Encoder, content, folder_bytes, job
 
 from pipeline import store
 from pipeline.cache import engine, shards
 from pipeline.cache.names import latent_row
 from pipeline.stage import StageError
+from tests.cache_jobs import Encoder, content, folder_bytes, job
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,9 @@ def test_the_bytes_do_not_depend_on_order_batch_mates_workers_or_history(tmp_pat
 
 def test_a_second_run_encodes_and_writes_nothing(tmp_path):
     run(tmp_path, range(60))
-    again = engine.build(job(range(60), Encoder(), make_encoder=lambda: pytest.fail("the encoder was made")), tmp_path / "out")
+    again = engine.build(
+        job(range(60), Encoder(), make_encoder=lambda: pytest.fail("the encoder was made")), tmp_path / "out"
+    )
     assert (again.encoded, again.shards_written) == (0, 0)
 
 
@@ -86,11 +88,20 @@ def test_a_row_of_another_target_size_is_not_used(tmp_path):
     def prepare(index):
         input_, numbers = job(range(20), Encoder()).prepare(index)
         height, width = other.wanted.groups[index].tolist()
-        return np.zeros((8, height // 8, width // 8), np.uint8), {**numbers, "target_height": height, "target_width": width}
+        return np.zeros((8, height // 8, width // 8), np.uint8), {
+            **numbers,
+            "target_height": height,
+            "target_width": width,
+        }
 
     def finish(index, outputs):
         height, width = other.wanted.groups[index].tolist()
-        return {"latent": bytes(16 * height * width // 64), "channels": 8, "latent_height": height // 8, "latent_width": width // 8}
+        return {
+            "latent": bytes(16 * height * width // 64),
+            "channels": 8,
+            "latent_height": height // 8,
+            "latent_width": width // 8,
+        }
 
     object.__setattr__(other, "prepare", prepare)
     object.__setattr__(other, "finish", finish)
@@ -135,7 +146,9 @@ def test_a_picture_that_fails_is_named_and_the_others_are_kept(tmp_path):
     assert 0 < report.encoded <= 30 - 8
 
 
-@pytest.mark.parametrize("value, reason", [(np.nan, "NaN"), (-np.inf, "infinite"), (65520.0, "too large for float16"), (65504.0, None)])
+@pytest.mark.parametrize(
+    "value, reason", [(np.nan, "NaN"), (-np.inf, "infinite"), (65520.0, "too large for float16"), (65504.0, None)]
+)
 def test_what_float16_cannot_hold_is_refused(value, reason):
     array = np.array([[1.0, value]], np.float32)
     if reason is None:

@@ -1,4 +1,5 @@
-"""SIGKILL at random moments of a build, a few times. tests/kill_cache.py does it a hundred times, with dvc around it."""
+"""SIGKILL at random moments of a build, a few times. tests/kill_cache.py does it a hundred times, with dvc around
+it."""
 
 import os
 import random
@@ -6,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-
-import pytest
 
 from pipeline.cache import engine, shards, verify
 from tests.cache_jobs import Encoder, folder_bytes, job
@@ -52,7 +51,9 @@ def test_kills_lose_nothing_that_was_stored(tmp_path, monkeypatch):
     root = str(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment = os.environ | {"PYTHONPATH": root, "PIPELINE_STORE": str(tmp_path / "store")}
     for _ in range(12):
-        process = subprocess.Popen([sys.executable, "-c", BUILD], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", BUILD], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         process.stdout.readline()
         if kills < 6:
             time.sleep(draw.uniform(0.05, 0.3))
@@ -64,7 +65,9 @@ def test_kills_lose_nothing_that_was_stored(tmp_path, monkeypatch):
             break
     assert process.returncode == 0 and kills
     encoded = len((tmp_path / "encoded").read_bytes()) // 16
-    in_flight = 4 * (1 + engine._BATCHES_BEHIND) + 4 * PART_SECONDS / DELAY  # the batches around the encoder, and a part
+    in_flight = (
+        4 * (1 + engine._BATCHES_BEHIND) + 4 * PART_SECONDS / DELAY
+    )  # the batches around the encoder, and a part
     assert COUNT <= encoded <= COUNT + kills * in_flight
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "clean"))
     engine.build(job(range(COUNT), Encoder()), tmp_path / "clean out")

@@ -61,12 +61,20 @@ def encode(pixels: np.ndarray) -> np.ndarray:
 
 def build(root, preparation=CENTER, encoder=encode, batch_size=3):
     job = latents.make_job(
-        root / "images.parquet", open_source(str(root / "images")), preparation.fingerprint, preparation, lambda: encoder, batch_size, 2
+        root / "images.parquet",
+        open_source(str(root / "images")),
+        preparation.fingerprint,
+        preparation,
+        lambda: encoder,
+        batch_size,
+        2,
     )
     report = engine.build(job, root / "out")
     shard = shards.open_shard(root / "out" / shards.shard_name(0, 1), shards.LATENTS)
     with open(shard.path, "rb") as file:
-        return report, {row["row"]: row for row in (shards.read_row(shard, i, file.fileno()) for i in range(len(shard)))}
+        return report, {
+            row["row"]: row for row in (shards.read_row(shard, i, file.fileno()) for i in range(len(shard)))
+        }
 
 
 def values(row) -> np.ndarray:
@@ -84,7 +92,14 @@ def test_each_content_once_with_its_numbers(pictures):
     prepared = geometry.prepare((pictures / "images/1.png").read_bytes(), BUCKET, "center", "lanczos", (255, 255, 255))
     expected = encode(prepared.pixels.transpose(2, 0, 1)[None].astype(np.float64) / 127.5 - 1)[0]
     assert np.abs(values(row) - expected).max() < 1e-3
-    wanted = {"original_height": 50, "original_width": 101, "crop_top": 0, "target_height": 48, "target_width": 64, "flip": 0}
+    wanted = {
+        "original_height": 50,
+        "original_width": 101,
+        "crop_top": 0,
+        "target_height": 48,
+        "target_width": 64,
+        "flip": 0,
+    }
     assert {key: row[key] for key in wanted} == wanted
     assert row["crop_left"] == prepared.crop_top_left[1] > 0
     assert row["image"] == name(pictures, "1.png")

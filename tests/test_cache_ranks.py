@@ -88,7 +88,9 @@ def test_the_rank_comes_from_the_launcher(monkeypatch, environment, expected):
     assert ranks.from_environment() == expected
 
 
-@pytest.mark.parametrize("environment", [{"RANK_SIZE": "2"}, {"RANK_ID": "2", "RANK_SIZE": "2"}, {"RANK_ID": "x", "RANK_SIZE": "2"}])
+@pytest.mark.parametrize(
+    "environment", [{"RANK_SIZE": "2"}, {"RANK_ID": "2", "RANK_SIZE": "2"}, {"RANK_ID": "x", "RANK_SIZE": "2"}]
+)
 def test_a_broken_launch_is_an_error(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

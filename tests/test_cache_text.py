@@ -41,7 +41,8 @@ def write_captions(path, pairs):
 
 
 def encode(ids_l, ids_g):
-    """Hidden states that show the ids: CLIP-L's in channel 0, bigG's in channel 1. Pooled: the first two ids of each."""
+    """Hidden states that show the ids: CLIP-L's in channel 0, bigG's in channel 1. Pooled: the first two ids of
+    each."""
     hidden = np.stack([ids_l, ids_g], axis=2).astype(np.float32)
     return hidden, np.concatenate([ids_l[:, :2], ids_g[:, :2]], axis=1).astype(np.float32)
 
@@ -52,7 +53,9 @@ def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3):
     report = engine.build(job, tmp_path / "out")
     shard = shards.open_shard(tmp_path / "out" / shards.shard_name(0, 1), shards.TEXT)
     with open(shard.path, "rb") as file:
-        return report, {row["row"]: row for row in (shards.read_row(shard, i, file.fileno()) for i in range(len(shard)))}
+        return report, {
+            row["row"]: row for row in (shards.read_row(shard, i, file.fileno()) for i in range(len(shard)))
+        }
 
 
 def context(row) -> np.ndarray:
@@ -82,8 +85,8 @@ def test_each_encoder_pads_in_its_own_way_and_reads_its_own_caption(tmp_path):
 
 def kohya_chunks(ids: list[int], total: int, end_pads: bool) -> list[list[int]]:
     """The rule of sd-scripts' get_input_ids, written from its description: the tokenizer pads or cuts the caption to
-    75 * n + 2, each stretch of 75 gets the first and last id of the whole; where padding is not the end token, a chunk that
-    ends within the caption ends in the end token, and one that begins with padding begins with the end token."""
+    75 * n + 2, each stretch of 75 gets the first and last id of the whole; where padding is not the end token, a chunk
+    that ends within the caption ends in the end token, and one that begins with padding begins with the end token."""
     pad = END if end_pads else 0
     whole = [BEGIN, *ids[: total - 2], END]
     whole += [pad] * (total - len(whole))

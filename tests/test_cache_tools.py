@@ -79,7 +79,9 @@ def test_ls_counts_rows_shards_and_damage(capsys):
     rest = 40 - len(shards.open_shard(sorted(tools.OUTS["latents"].iterdir())[1], shards.LATENTS))
     tools.list_caches()
     out = capsys.readouterr().out
-    assert "outs/latents: latents, " in out and "4 shards" in out and "1 damaged" in out and f'"vae":"{"0" * 32}"' in out
+    assert (
+        "outs/latents: latents, " in out and "4 shards" in out and "1 damaged" in out and f'"vae":"{"0" * 32}"' in out
+    )
     assert rest < 40
 
 
@@ -145,7 +147,9 @@ def test_a_contact_sheet_shows_each_picture_beside_its_latent(tmp_path):
         paths.append(path.name)
     columns = {"width": 100, "height": 60, "bucket_width": 64, "bucket_height": 32}
     table = {"image": pa.array(names, pa.binary(16)), "path": paths, "rejected": pa.array([None] * 6, pa.string())}
-    pq.write_table(pa.table(table | {name: pa.array([value] * 6, pa.int32()) for name, value in columns.items()}), "images.parquet")
+    pq.write_table(
+        pa.table(table | {name: pa.array([value] * 6, pa.int32()) for name, value in columns.items()}), "images.parquet"
+    )
 
     def encode(pixels):
         """The mean of each 8 x 8 block, as three of the mean's channels."""
@@ -155,8 +159,13 @@ def test_a_contact_sheet_shows_each_picture_beside_its_latent(tmp_path):
 
     preparation = latents.Preparation("moments", "random", 1, True, "lanczos", (255, 255, 255))
     source = open_source("images")
-    engine.build(latents.make_job("images.parquet", source, preparation.fingerprint, preparation, lambda: encode, 4, 1), tools.OUTS["latents"])
-    sheet, lines = contact_sheet(tools.OUTS["latents"], tmp_path / "images.parquet", source, lambda z: z[:, :3].repeat(8, 2).repeat(8, 3), 5)
+    engine.build(
+        latents.make_job("images.parquet", source, preparation.fingerprint, preparation, lambda: encode, 4, 1),
+        tools.OUTS["latents"],
+    )
+    sheet, lines = contact_sheet(
+        tools.OUTS["latents"], tmp_path / "images.parquet", source, lambda z: z[:, :3].repeat(8, 2).repeat(8, 3), 5
+    )
     assert len(lines) == 5 and sum("mirrored" in line for line in lines) > 0
     assert all(float(line.split()[-2]) > 40 for line in lines), lines  # one colour survives the block mean
     assert sheet.size == (4 * (2 * 64 + 4) + 4, 2 * (32 + 4) + 4)

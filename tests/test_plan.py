@@ -10,7 +10,12 @@ SIZES = np.array([(64, 64), (96, 32), (32, 96)], np.int32)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=80), st.integers(1, 16), st.integers(0, 2**64 - 1), st.integers(0, 1000))
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=80),
+    st.integers(1, 16),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 1000),
+)
 def test_every_sample_once_and_one_bucket_a_batch(kinds, global_batch, seed, epoch):
     buckets = SIZES[kinds]
     subset = np.arange(len(kinds))[::2] if len(kinds) > 1 else np.arange(1)

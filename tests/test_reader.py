@@ -4,11 +4,11 @@ import hashlib
 
 import numpy as np
 import pytest
-from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
 
 from pipeline.cache import shards
 from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.cache.reader import CacheError, Reader
+from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
 
 BUCKETS = [(64, 64), (96, 32)]
 IMAGES = [hashlib.blake2b(str(n).encode(), digest_size=16).digest() for n in range(40)]
@@ -44,7 +44,9 @@ def test_a_batch_holds_the_rows_of_its_samples(cache):
         assert [name.tobytes() for name in reader.names] == sorted(IMAGES)
         samples = np.flatnonzero((reader.buckets == BUCKETS[0]).all(axis=1))[:5]
         batch = reader.read(samples, epoch=0, seed=0)
-        assert batch.latents.shape == (5, 8, 8, 8) and batch.context.shape == (5, 77, 12) and batch.pooled.shape == (5, 6)
+        assert (
+            batch.latents.shape == (5, 8, 8, 8) and batch.context.shape == (5, 77, 12) and batch.pooled.shape == (5, 6)
+        )
         assert batch.pooled.dtype == np.float32 and batch.time_ids.dtype == np.int32
         for index, sample in enumerate(samples):
             image = reader.names[sample].tobytes()
@@ -62,7 +64,9 @@ def test_each_epoch_draws_one_caption_and_all_are_drawn(cache):
         drawn = [contexts[reader.read(np.array([sample]), epoch, seed=1).context.tobytes()] for epoch in range(40)]
         again = [contexts[reader.read(np.array([sample]), epoch, seed=1).context.tobytes()] for epoch in range(40)]
         assert drawn == again
-        assert 8 <= drawn.count("the same caption") <= 32  # binomial(40, 1/2): outside with probability 2e-4, once and for all
+        assert (
+            8 <= drawn.count("the same caption") <= 32
+        )  # binomial(40, 1/2): outside with probability 2e-4, once and for all
 
 
 def test_the_pooled_and_hidden_state_are_of_the_same_caption(cache):
@@ -125,7 +129,10 @@ def test_a_flipped_byte_is_found_before_training_uses_it(cache, folder, payload)
     data = bytearray(path.read_bytes())
     data[place] ^= 0x10
     path.write_bytes(data)
-    with open_reader(cache) as reader, pytest.raises(CacheError, match=f"{path.name}: row {shard.columns['row'][3].tobytes().hex()}"):
+    with (
+        open_reader(cache) as reader,
+        pytest.raises(CacheError, match=f"{path.name}: row {shard.columns['row'][3].tobytes().hex()}"),
+    ):
         for sample in range(reader.n):
             for epoch in range(8):
                 reader.read(np.array([sample]), epoch, seed=0)
@@ -155,7 +162,9 @@ def test_the_encoders_that_made_the_rows_are_accepted(cache, tmp_path):
     checkpoint.write_bytes(b"the VAE")
     made_by = {"vae": hashlib.blake2b(b"the VAE", digest_size=16).hexdigest()}
     (cache / "latents").rename(cache / "old")
-    write_cache(cache / "latents", shards.LATENTS, [latent(image, BUCKETS[n % 2]) for n, image in enumerate(IMAGES)], made_by)
+    write_cache(
+        cache / "latents", shards.LATENTS, [latent(image, BUCKETS[n % 2]) for n, image in enumerate(IMAGES)], made_by
+    )
     open_reader(cache, vae=checkpoint).close()
 
 
@@ -174,7 +183,10 @@ def test_shards_of_two_fingerprints_are_refused(cache):
 
 
 def test_pictures_without_caption_and_captions_without_picture_are_counted(cache):
-    write_captions(cache / "captions.parquet", [(image, "the same caption") for image in IMAGES[3:]] + [(b"x" * 16, "the same caption")])
+    write_captions(
+        cache / "captions.parquet",
+        [(image, "the same caption") for image in IMAGES[3:]] + [(b"x" * 16, "the same caption")],
+    )
     with pytest.raises(CacheError, match="1 captions have no latents, 3 pictures have no caption"):
         open_reader(cache)
 

@@ -56,7 +56,9 @@ def test_the_bytes_follow_from_the_rows(tmp_path):
     )
     import pickle
 
-    subprocess.run([sys.executable, "-c", code], input=pickle.dumps((rows[::-1], str(tmp_path / "b.parquet"))), check=True)
+    subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps((rows[::-1], str(tmp_path / "b.parquet"))), check=True
+    )
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
@@ -94,7 +96,9 @@ def test_shards_hold_stretches_of_the_sorted_names(names, bits):
 @given(st.data())
 def test_locate_finds_what_is_there(data):
     """Few distinct leading halves, so that names which share eight bytes are the rule."""
-    name = st.tuples(st.sampled_from([b"\0" * 8, b"\xff" * 8, b"abcdefgh"]), st.binary(min_size=8, max_size=8)).map(b"".join)
+    name = st.tuples(st.sampled_from([b"\0" * 8, b"\xff" * 8, b"abcdefgh"]), st.binary(min_size=8, max_size=8)).map(
+        b"".join
+    )
     names = sorted(data.draw(st.sets(name, max_size=20)))
     wanted = data.draw(st.lists(st.one_of(name, st.sampled_from(names)) if names else name, max_size=20))
     found = shards.locate(shards.as_names(names), shards.as_names(wanted))
@@ -185,7 +189,9 @@ def test_pandas_opens_a_shard(tmp_path):
     pandas = pytest.importorskip("pandas")
     rows = write(tmp_path / "a.parquet")
     frame = pandas.read_parquet(tmp_path / "a.parquet")
-    assert list(frame[["row", "latent", "crop_left", "target_width"]].itertuples(index=False, name=None)) == expected_numbers(rows)
+    assert list(
+        frame[["row", "latent", "crop_left", "target_width"]].itertuples(index=False, name=None)
+    ) == expected_numbers(rows)
 
 
 def test_polars_opens_a_shard(tmp_path):
@@ -198,5 +204,5 @@ def test_polars_opens_a_shard(tmp_path):
 def test_duckdb_opens_a_shard(tmp_path):
     duckdb = pytest.importorskip("duckdb")
     rows = write(tmp_path / "a.parquet")
-    query = f"select \"row\", latent, crop_left, target_width from '{tmp_path}/a.parquet' order by \"row\""
+    query = f'select "row", latent, crop_left, target_width from \'{tmp_path}/a.parquet\' order by "row"'
     assert duckdb.sql(query).fetchall() == expected_numbers(rows)

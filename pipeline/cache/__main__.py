@@ -23,14 +23,18 @@ def main() -> None:
     command.set_defaults(run=lambda _: list_caches())
     command = commands.add_parser("verify", help="check every byte; exit code 1 when a file is damaged")
     command.add_argument("folders", nargs="*", type=Path, help="default: the outs and the store")
-    command.add_argument("--remove", action="store_true", help="remove damaged files, so that `dvc repro` makes them again")
+    command.add_argument(
+        "--remove", action="store_true", help="remove damaged files, so that `dvc repro` makes them again"
+    )
     command.set_defaults(run=lambda args: check(args.folders, args.remove))
     command = commands.add_parser("show", help="decode some latents beside their pictures")
     command.add_argument("--count", type=int, default=16)
     command.add_argument("--out", type=Path, default=Path("dvc_plots/cache.png"))
     command.set_defaults(run=lambda args: show(args.count, args.out))
     command = commands.add_parser("gc", help="remove what neither the workspace nor the newest states need")
-    command.add_argument("--keep", type=int, default=3, help="states of each cache to keep beside the workspace's (default 3)")
+    command.add_argument(
+        "--keep", type=int, default=3, help="states of each cache to keep beside the workspace's (default 3)"
+    )
     command.set_defaults(run=lambda args: collect_garbage(args.keep))
     args = parser.parse_args()
     try:
@@ -78,7 +82,11 @@ def check(folders: list[Path], remove: bool) -> None:
                 print(f"    removed {path}")
     print(f"{good} files are whole, {bad} are damaged")
     if bad:
-        advice = "run `dvc repro`: the rows of the removed files are encoded again" if remove else "remove them with --remove, then run `dvc repro`"
+        advice = (
+            "run `dvc repro`: the rows of the removed files are encoded again"
+            if remove
+            else "remove them with --remove, then run `dvc repro`"
+        )
         sys.exit(f"{advice}")
 
 
@@ -100,7 +108,10 @@ def show(count: int, out: Path) -> None:
 
 def collect_garbage(keep: int) -> None:
     freed = collect(OUTS, keep)
-    print(f"removed {freed.files} files of {_size(freed.bytes)} and {freed.states} states; kept the workspace's and the {keep} newest")
+    print(
+        f"removed {freed.files} files of {_size(freed.bytes)} and {freed.states} states; "
+        f"kept the workspace's and the {keep} newest"
+    )
     if freed.still_linked:
         print(f"{_size(freed.still_linked)} of that is still in outs or in DVC's cache (`dvc gc` frees the latter)")
 

@@ -17,8 +17,8 @@ class Freed:
 
 
 def collect(outs: dict[str, Path], keep: int) -> Freed:
-    """Remove all shards and parts but those of `outs` (kind -> folder), of the `keep` newest states of each kind, and of
-    states that a running stage works on. Parts stay where a kept state is unfinished."""
+    """Remove all shards and parts but those of `outs` (kind -> folder), of the `keep` newest states of each kind, and
+    of states that a running stage works on. Parts stay where a kept state is unfinished."""
     cache = store.root() / "cache"
     needed = set().union(*(_of_out(shards.KINDS[kind], folder) for kind, folder in outs.items()))
     unfinished: set[Path] = set()  # folders
@@ -61,7 +61,9 @@ def _of_out(kind: shards.Kind, out: Path) -> set[Path]:
             shard = shards.open_shard(path, kind)
         except shards.ShardError:
             continue
-        name = shelf.shard_file(kind, shard.fingerprint, shard.columns["row"], shelf.groups_of(shard), index, len(paths))
+        name = shelf.shard_file(
+            kind, shard.fingerprint, shard.columns["row"], shelf.groups_of(shard), index, len(paths)
+        )
         found.add(shelf.folder(kind, shard.fingerprint) / name)
     return found
 

@@ -5,7 +5,8 @@ which, unlike NumPy's distributions, stays the same across versions."""
 
 import numpy as np
 
-# Each purpose has a key of its own. They are far from the purposes of pipeline/diffusion/draws.py, whose seed is the same.
+# Each purpose has a key of its own. They are far from the purposes of pipeline/diffusion/draws.py, whose seed is the
+# same.
 SAMPLES, BATCHES, ROW, CAPTION = range(1001, 1005)
 
 

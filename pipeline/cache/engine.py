@@ -1,9 +1,10 @@
 """Make one cache folder: link what the store has, encode what it lacks.
 
 Three things go on at once: worker threads prepare the inputs of the next batches, the calling thread runs the encoder,
-and one writer thread turns results into rows and rows into shards. Batches have one fixed shape per group and are padded,
-so a row does not depend on which rows it is encoded with; the last batch of a shard is filled up from the shards that
-follow. A shard enters the store when its last row is encoded; rows of unfinished shards enter it as parts meanwhile."""
+and one writer thread turns results into rows and rows into shards. Batches have one fixed shape per group and are
+padded, so a row does not depend on which rows it is encoded with; the last batch of a shard is filled up from the
+shards that follow. A shard enters the store when its last row is encoded; rows of unfinished shards enter it as parts
+meanwhile."""
 
 import logging
 import sys
@@ -34,9 +35,12 @@ class Job:
     """What to encode and how. `index` is a position in `wanted.rows`."""
 
     wanted: Wanted
-    prepare: Callable[[int], tuple[np.ndarray, dict]]  # index -> (the encoder's input, the row's numbers); in worker threads
-    make_encoder: Callable[[], Callable[[np.ndarray], tuple[np.ndarray, ...]]]  # inputs (batch, ...) -> outputs (batch, ...)
-    finish: Callable[[int, tuple[np.ndarray, ...]], dict]  # index, its outputs -> the row's payloads and their shape
+    # index -> (the encoder's input, the row's numbers); in worker threads
+    prepare: Callable[[int], tuple[np.ndarray, dict]]
+    # gives the encoder: inputs (batch, ...) -> outputs (batch, ...)
+    make_encoder: Callable[[], Callable[[np.ndarray], tuple[np.ndarray, ...]]]
+    # index, its outputs -> the row's payloads and their shape
+    finish: Callable[[int, tuple[np.ndarray, ...]], dict]
     unit: str  # what the progress bar counts
     batch_size: int
     workers: int
@@ -94,7 +98,12 @@ def build(job: Job, out: str | Path) -> Report:
             _assemble(wanted, Path(out))
             report.assembled = True
     log.info(
-        "%s: %d rows in %d shards; encoded %d, wrote %d shards", wanted.kind.name, report.rows, report.shards, report.encoded, report.shards_written
+        "%s: %d rows in %d shards; encoded %d, wrote %d shards",
+        wanted.kind.name,
+        report.rows,
+        report.shards,
+        report.encoded,
+        report.shards_written,
     )
     return report
 
@@ -149,8 +158,11 @@ def _batches(wanted: Wanted, missing: list[_Shard], batch_size: int) -> Iterator
                 yield [queue.popleft() for _ in range(min(batch_size, len(queue)))]
 
 
-def _fill(job: Job, encode: Callable | None, missing: list[_Shard], damaged: set[tuple[Path, int]], report: Report) -> None:
-    """Encode and write `missing`. Rows of the store that turn out damaged are added to `damaged`, their shards left out."""
+def _fill(
+    job: Job, encode: Callable | None, missing: list[_Shard], damaged: set[tuple[Path, int]], report: Report
+) -> None:
+    """Encode and write `missing`. Rows of the store that turn out damaged are added to `damaged`, their shards left
+    out."""
     total = sum(shard.last - shard.first - len(shard.stored) for shard in missing)
     writer = _Writer(job, missing, damaged, report)
     interactive = sys.stderr.isatty()
@@ -158,7 +170,13 @@ def _fill(job: Job, encode: Callable | None, missing: list[_Shard], damaged: set
         ThreadPoolExecutor(job.workers, "prepare") as workers,
         ThreadPoolExecutor(1, "stack") as stacker,
         ThreadPoolExecutor(1, "write") as behind,
-        tqdm(total=total, unit=job.unit, desc=job.wanted.kind.name, mininterval=0.5 if interactive else 30.0, disable=not total) as bar,
+        tqdm(
+            total=total,
+            unit=job.unit,
+            desc=job.wanted.kind.name,
+            mininterval=0.5 if interactive else 30.0,
+            disable=not total,
+        ) as bar,
     ):
         results: deque[Future] = deque([behind.submit(writer.write_complete)])
         try:
@@ -299,7 +317,8 @@ def not_finite(array: np.ndarray) -> str | None:
 
 
 def as_float16(array: np.ndarray, what: str, advice: str) -> bytes:
-    """The bytes of an array (C order, little endian). Raises StageError, naming `what`, when a value cannot be stored."""
+    """The bytes of an array (C order, little endian). Raises StageError, naming `what`, when a value cannot be
+    stored."""
     reason = not_finite(array)
     if reason:
         raise StageError(f"{what}: the encoder's result is {reason}; {advice}")

@@ -1,8 +1,9 @@
 """What a cached row was made with. A row whose fingerprint is not the wanted one is never used.
 
-The batch size is in it: it changes the last bits of a result (of MindSpore's CPU convolutions 0.4 % of the float16 values).
-The machine and the versions of MindSpore and Pillow are not: they too change last bits only, and to move a store to another
-machine or to upgrade must not encode a data set again. Delete the store to do so."""
+The batch size is in it: it changes the last bits of a result (of MindSpore's CPU convolutions 0.4 % of the float16
+values).
+The machine and the versions of MindSpore and Pillow are not: they too change last bits only, and to move a store to
+another machine or to upgrade must not encode a data set again. Delete the store to do so."""
 
 import contextlib
 import hashlib
@@ -17,7 +18,8 @@ _SETTLED = 2.0  # seconds; a file changed later than this before it was hashed m
 
 
 def file_hash(path: str | Path) -> str:
-    """blake2b of a file's bytes, 32 hex digits. Remembered in the store until the file's size, time or inode changes."""
+    """blake2b of a file's bytes, 32 hex digits. Remembered in the store until the file's size, time or inode
+    changes."""
     path = Path(path).resolve()
     status = os.stat(path)
     state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
@@ -60,4 +62,3 @@ def text(
         "batch_size": batch_size,
         "chunks": chunks,
     }
-

@@ -18,7 +18,10 @@ from pipeline.data.images import Rejected
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
 
-_ADVICE = "SDXL's original VAE overflows in float16: run it in float32, or use a VAE made for it; else the picture or the weights are broken"
+_ADVICE = (
+    "SDXL's original VAE overflows in float16: run it in float32, or use a VAE made for it; "
+    "else the picture or the weights are broken"
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,14 @@ class Preparation:
 
     @property
     def fingerprint(self) -> dict:
-        """What shapes a row of its own. How many crops there are and whether there are mirrored rows is in the rows' names."""
-        return {"store": self.store, "crop": self.crop, "interpolation": self.interpolation, "background": list(self.background)}
+        """What shapes a row of its own. How many crops there are and whether there are mirrored rows is in the rows'
+        names."""
+        return {
+            "store": self.store,
+            "crop": self.crop,
+            "interpolation": self.interpolation,
+            "background": list(self.background),
+        }
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,9 @@ def make_job(
     """The job that encodes every accepted picture of images.parquet.
 
     make_encoder() gives a function of pixels (b, 3, H, W) float32 in [-1, 1] to moments (b, 8, h, w) float32."""
-    table = pq.read_table(images, columns=["image", "path", "width", "height", "bucket_width", "bucket_height", "rejected"])
+    table = pq.read_table(
+        images, columns=["image", "path", "width", "height", "bucket_width", "bucket_height", "rejected"]
+    )
     table = table.filter(pc.is_null(table["rejected"]))
     contents, first = _distinct(shards.as_names(table["image"]))
     table = table.take(first)
@@ -89,7 +100,10 @@ def make_job(
         except Rejected as error:
             raise StageError(f"{describe(index)} was accepted by the index and cannot be decoded: {error}") from error
         if list(prepared.original_size) != size[picture].tolist():
-            raise StageError(f"{describe(index)} is {prepared.original_size}, the index has {size[picture].tolist()}; run `dvc repro` again")
+            raise StageError(
+                f"{describe(index)} is {prepared.original_size}, the index has {size[picture].tolist()}; "
+                "run `dvc repro` again"
+            )
         if flip:
             prepared = geometry.mirror(prepared)
         numbers = {
@@ -134,8 +148,9 @@ def as_pixels(array: np.ndarray) -> np.ndarray:
 
 
 def reduce_moments(moments: np.ndarray, form: str, row: bytes) -> np.ndarray:
-    """What is stored of the posterior's moments (8, h, w): themselves, their mean (4, h, w), or one draw (4, h, w) seeded by
-    the row's name. The log variance is cut to [-30, 20], as Latent Diffusion does (arXiv 2112.10752, its code)."""
+    """What is stored of the posterior's moments (8, h, w): themselves, their mean (4, h, w), or one draw (4, h, w)
+    seeded by the row's name. The log variance is cut to [-30, 20], as Latent Diffusion does (arXiv 2112.10752, its
+    code)."""
     if form == "moments":
         return moments
     mean, log_variance = np.split(moments, 2)

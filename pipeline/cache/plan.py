@@ -5,7 +5,6 @@ import numpy as np
 from pipeline.cache import draws
 
 
-
 def epoch_plan(buckets: np.ndarray, subset: np.ndarray, seed: int, epoch: int, global_batch: int) -> np.ndarray:
     """Every sample of `subset` exactly once, one bucket a batch, in an order that (seed, epoch) decide.
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import store
@@ -26,7 +26,9 @@ def from_environment() -> tuple[int, int]:
             try:
                 rank, size = int(os.environ[rank_name]), int(os.environ[size_name])
             except (KeyError, ValueError):
-                raise StageError(f"{size_name} is set, so {rank_name} and {size_name} must both be whole numbers") from None
+                raise StageError(
+                    f"{size_name} is set, so {rank_name} and {size_name} must both be whole numbers"
+                ) from None
             if not 0 <= rank < size:
                 raise StageError(f"{rank_name}={rank} is not in 0..{size - 1} ({size_name}={size})")
             return rank, size
@@ -35,8 +37,8 @@ def from_environment() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def claim(key: str, rank: int) -> Iterator[None]:
-    """Hold the part of the work on `key` that is this rank's. Raises store.Busy when another process has it, and StageError
-    when the dvc that started this stage is gone."""
+    """Hold the part of the work on `key` that is this rank's. Raises store.Busy when another process has it, and
+    StageError when the dvc that started this stage is gone."""
     if "DVC_STAGE" in os.environ and os.getppid() == 1 and b"dvc" not in Path("/proc/1/cmdline").read_bytes():
         # It was killed before this process could ask the kernel to end it with its parent.
         raise StageError("the dvc that started this stage is gone")
@@ -61,7 +63,8 @@ def wait_for(paths: list[Path], key: str, world: int) -> None:
     while True:
         alive = {rank for rank in range(1, world) if store.held(_lock(key, rank))}
         seen |= alive
-        missing = {index % world for index, path in enumerate(paths) if not path.exists()}  # after the locks were looked at
+        # After the locks: a rank that ended in between has left its files.
+        missing = {index % world for index, path in enumerate(paths) if not path.exists()}
         if not missing:
             return
         late = time.monotonic() - started > START_SECONDS
@@ -69,8 +72,8 @@ def wait_for(paths: list[Path], key: str, world: int) -> None:
         if gone:
             count = sum(not path.exists() for path in paths)
             raise StageError(
-                f"{count} of {len(paths)} shards are missing and rank {', '.join(map(str, gone))} of {world} is gone; the others' work "
-                "is kept: run again, with any number of ranks"
+                f"{count} of {len(paths)} shards are missing and rank {', '.join(map(str, gone))} of {world} is gone; "
+                "the others' work is kept: run again, with any number of ranks"
             )
         if time.monotonic() - logged > _LOG_SECONDS:
             logged = time.monotonic()

@@ -40,8 +40,8 @@ class Batch:
 
 
 class Reader:
-    """Samples are pictures, numbered in the order of their names; a picture may have several rows (mirrored, cropped) and
-    several captions, of which each epoch draws one.
+    """Samples are pictures, numbered in the order of their names; a picture may have several rows (mirrored, cropped)
+    and several captions, of which each epoch draws one.
 
     n: number of samples. names: (n, 16) uint8, sorted. buckets: (n, 2) int32, width and height.
     """
@@ -56,8 +56,8 @@ class Reader:
         clip_l: str | Path | None = None,
         clip_g: str | Path | None = None,
     ):
-        """latents, text: folders of shards; captions: captions.parquet. vae, clip_l, clip_g: the checkpoints that the rows
-        must have been made with, where given. Raises CacheError."""
+        """latents, text: folders of shards; captions: captions.parquet. vae, clip_l, clip_g: the checkpoints that the
+        rows must have been made with, where given. Raises CacheError."""
         try:
             self._open_latents(Path(latents), vae)
             self._open_text(Path(text), clip_l, clip_g)
@@ -73,16 +73,23 @@ class Reader:
         self._buffers = _Buffers()
 
     def _open_latents(self, folder: Path, vae: str | Path | None) -> None:
-        self._latents = _Rows(shards.LATENTS, folder, {"vae": vae}, "image", ("target_width", "target_height", *_PLACE), _SHAPE)
+        self._latents = _Rows(
+            shards.LATENTS, folder, {"vae": vae}, "image", ("target_width", "target_height", *_PLACE), _SHAPE
+        )
         self._shapes = {}  # bucket (width, height) -> shape of a latent
         for width, height, *shape in self._latents.shapes:
             if self._shapes.setdefault((width, height), tuple(shape)) != tuple(shape):
-                raise CacheError(f"{folder}: latents of bucket {width}x{height} have the shapes {self._shapes[width, height]} and {tuple(shape)}")
+                raise CacheError(
+                    f"{folder}: latents of bucket {width}x{height} have the shapes {self._shapes[width, height]} "
+                    f"and {tuple(shape)}"
+                )
 
     def _open_text(self, folder: Path, clip_l: str | Path | None, clip_g: str | Path | None) -> None:
         self._text = _Rows(shards.TEXT, folder, {"clip_l": clip_l, "clip_g": clip_g}, "row", (), _TEXT_SHAPE)
         if len(self._text.shapes) != 1:
-            raise CacheError(f"{folder}: {', '.join(_TEXT_SHAPE)} have the values {sorted(self._text.shapes)}, wanted one of each")
+            raise CacheError(
+                f"{folder}: {', '.join(_TEXT_SHAPE)} have the values {sorted(self._text.shapes)}, wanted one of each"
+            )
         ((tokens, width, pooled_width),) = self._text.shapes
         self._text_layout = [((tokens, width), np.float16), ((pooled_width,), np.float32)]
 
@@ -95,11 +102,19 @@ class Reader:
         self.n = int(((high[1:] != high[:-1]) | (low[1:] != low[:-1])).sum()) + 1
         self._variants = len(high) // self.n  # rows of each picture: mirrored, cropped
         first = high[:: self._variants], low[:: self._variants]
-        same = [len(half) == self.n * self._variants and (half.reshape(self.n, -1) == one[:, None]).all() for half, one in zip((high, low), first)]
+        same = [
+            len(half) == self.n * self._variants and (half.reshape(self.n, -1) == one[:, None]).all()
+            for half, one in zip((high, low), first)
+        ]
         if not all(same):
-            raise CacheError(f"{self._latents.paths[0].parent}: pictures have different numbers of rows; run `dvc repro cache_latents`")
+            raise CacheError(
+                f"{self._latents.paths[0].parent}: pictures have different numbers of rows; "
+                "run `dvc repro cache_latents`"
+            )
         columns = self._latents.columns
-        self.buckets = np.stack([columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1)
+        self.buckets = np.stack(
+            [columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1
+        )
         return np.ascontiguousarray(first[0]), np.ascontiguousarray(first[1])
 
     def _group_captions(self, path: Path, pictures: tuple[np.ndarray, np.ndarray]) -> None:
@@ -123,12 +138,16 @@ class Reader:
         sample, self._caption = samples.whole(), captions.whole()
         if extra or (counts == 0).any():
             raise CacheError(
-                f"{path} and {self._latents.paths[0].parent} are not of the same pictures: {extra} captions have no latents, "
-                f"{int((counts == 0).sum())} pictures have no caption; run `dvc repro cache_latents cache_text`"
+                f"{path} and {self._latents.paths[0].parent} are not of the same pictures: "
+                f"{extra} captions have no latents, {int((counts == 0).sum())} pictures have no caption; "
+                "run `dvc repro cache_latents cache_text`"
             )
         text = self._text.paths[0].parent
         if absent:
-            raise CacheError(f"{len(absent)} captions of {path} are not in {text}, the first is {absent[0]}; run `dvc repro cache_text`")
+            raise CacheError(
+                f"{len(absent)} captions of {path} are not in {text}, the first is {absent[0]}; "
+                "run `dvc repro cache_text`"
+            )
         if (sample[1:] < sample[:-1]).any():
             self._caption = self._caption[np.argsort(sample, kind="stable")]
         self._caption_start = np.append(np.int32(0), np.cumsum(counts, dtype=np.int32))
@@ -155,7 +174,9 @@ class Reader:
         captions = self._caption[first + chosen]
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
-        (latents,), fill_latents = self._reading(self._latents, rows, [(self._shapes[tuple(buckets[0].tolist())], np.float16)])
+        (latents,), fill_latents = self._reading(
+            self._latents, rows, [(self._shapes[tuple(buckets[0].tolist())], np.float16)]
+        )
         (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
 
         def fill(part: range) -> None:
@@ -170,7 +191,9 @@ class Reader:
         finally:
             for other in others:
                 other.result()
-        time_ids = np.stack([*(self._latents.columns[name][rows] for name in _PLACE), buckets[:, 1], buckets[:, 0]], axis=1)
+        time_ids = np.stack(
+            [*(self._latents.columns[name][rows] for name in _PLACE), buckets[:, 1], buckets[:, 0]], axis=1
+        )
         return Batch(latents, context, pooled, time_ids, samples)
 
     def close(self) -> None:
@@ -187,8 +210,8 @@ class Reader:
     def _reading(
         self, table: "_Rows", rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]
     ) -> tuple[list[np.ndarray], Callable[[range], None]]:
-        """Arrays for the payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in `layout`, and the
-        function that reads and checks some of the rows into them."""
+        """Arrays for the payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in
+        `layout`, and the function that reads and checks some of the rows into them."""
         arrays = [self._buffers.take((len(rows), *shape), dtype) for shape, dtype in layout]
         buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
         files = np.searchsorted(table.bounds, rows, side="right") - 1
@@ -222,20 +245,26 @@ class Reader:
 
 
 class _Rows:
-    """Where the rows of one cache lie, and some of their numbers: columns (n,) int32. Memory is what counts here: 10 million
-    rows must fit."""
+    """Where the rows of one cache lie, and some of their numbers: columns (n,) int32. Memory is what counts here: 10
+    million rows must fit."""
 
     def __init__(
-        self, kind: shards.Kind, folder: Path, encoders: dict[str, str | Path | None], names: str, columns: tuple[str, ...], shape: tuple[str, ...]
+        self,
+        kind: shards.Kind,
+        folder: Path,
+        encoders: dict[str, str | Path | None],
+        names: str,
+        columns: tuple[str, ...],
+        shape: tuple[str, ...],
     ):
-        """encoders: component -> checkpoint that the rows must have been made with, or None. names: the column whose halves are
-        kept; shapes: the distinct values of the `shape` columns. Raises CacheError, shards.ShardError."""
+        """encoders: component -> checkpoint that the rows must have been made with, or None. names: the column whose
+        halves are kept; shapes: the distinct values of the `shape` columns. Raises CacheError, shards.ShardError."""
         self.kind = kind
         self.paths: list[Path] = []
         self.shapes: set[tuple[int, ...]] = set()
         halves = {"high": _Growing(np.uint64), "low": _Growing(np.uint64)}
         numbers = {name: _Growing(np.int32) for name in columns}
-        offsets = {name: _Growing(np.uint32) for name in kind.payloads}  # a page, and so a shard's column, is below 2 GB
+        offsets = {name: _Growing(np.uint32) for name in kind.payloads}  # a page, and so a column, is below 2 GB
         sums = _Growing(np.uint64)
         counts = [0]
         for shard in open_all(folder, kind):
@@ -252,13 +281,15 @@ class _Rows:
                 grown.append(shard.offsets[name])
             sums.append(shard.columns["checksum"][:, 1])
         self.bounds = np.cumsum(counts)  # rows bounds[i] to bounds[i + 1] are in paths[i]
-        self.names, self.columns, self.offsets = ({k: grown.whole() for k, grown in part.items()} for part in (halves, numbers, offsets))
+        self.names, self.columns, self.offsets = (
+            {k: grown.whole() for k, grown in part.items()} for part in (halves, numbers, offsets)
+        )
         self.sums = sums.whole()
 
 
 class _Buffers:
-    """Memory of earlier batches, used again once nobody holds any array of them: fresh memory costs more, in page faults, than
-    it takes to read a row into it."""
+    """Memory of earlier batches, used again once nobody holds any array of them: fresh memory costs more, in page
+    faults, than it takes to read a row into it."""
 
     def __init__(self):
         self._kept: list[np.ndarray] = []

@@ -1,11 +1,12 @@
 """Shards: Parquet files whose rows are named by content, and whose bytes are a function of those rows alone.
 
-Any Parquet reader opens them. Pages are plain and uncompressed, no column is nullable, and every column of a row group is
-one page, so each column chunk is a short page header followed by a raw array whose place the file's footer gives.
+Any Parquet reader opens them. Pages are plain and uncompressed, no column is nullable, and every column of a row group
+is one page, so each column chunk is a short page header followed by a raw array whose place the file's footer gives.
 `open_shard` uses this: it finds every payload's offset without decoding a page, and training reads rows with one
 system call each. Float16 latents and hidden states are noise to a compressor, so nothing is lost by storing them raw.
 
-A row goes to the shard that the leading bits of its name say, and the number of shards follows from the number of rows."""
+A row goes to the shard that the leading bits of its name say, and the number of shards follows from the number of
+rows."""
 
 import functools
 import hashlib
@@ -39,7 +40,8 @@ class Kind:
 
     name: str
     schema: pa.Schema
-    payloads: dict[str, tuple[tuple[str, ...], int]]  # payload -> (columns that multiply to its elements, bytes per element)
+    # payload -> (columns that multiply to its number of elements, bytes per element)
+    payloads: dict[str, tuple[tuple[str, ...], int]]
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -109,7 +111,11 @@ def as_names(column: pa.ChunkedArray | pa.Array | Sequence[bytes]) -> np.ndarray
     """A column of 16-byte names as (n, 16) uint8."""
     if isinstance(column, (pa.ChunkedArray, pa.Array)):
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-        parts = [np.frombuffer(c.buffers()[1], np.uint8).reshape(-1, 16)[c.offset : c.offset + len(c)] for c in chunks if len(c)]
+        parts = [
+            np.frombuffer(c.buffers()[1], np.uint8).reshape(-1, 16)[c.offset : c.offset + len(c)]
+            for c in chunks
+            if len(c)
+        ]
         return np.concatenate(parts) if parts else np.zeros((0, 16), np.uint8)
     return np.frombuffer(b"".join(column), np.uint8).reshape(-1, 16)
 
@@ -127,8 +133,8 @@ def sort_order(names: np.ndarray) -> np.ndarray:
 
 
 def locate(names: np.ndarray | tuple[np.ndarray, np.ndarray], wanted: np.ndarray) -> np.ndarray:
-    """Position of each wanted name in the sorted names, or -1. Names (n, 16) uint8, or their halves for many look-ups; wanted
-    (m, 16) uint8; returns (m,) int64."""
+    """Position of each wanted name in the sorted names, or -1. Names (n, 16) uint8, or their halves for many look-ups;
+    wanted (m, 16) uint8; returns (m,) int64."""
     high, low = names if isinstance(names, tuple) else halves(names)
     wanted_high, wanted_low = halves(wanted)
     position = np.searchsorted(high, wanted_high)
@@ -150,9 +156,9 @@ def locate(names: np.ndarray | tuple[np.ndarray, np.ndarray], wanted: np.ndarray
 def payload_sums(*payloads: np.ndarray) -> np.ndarray:
     """Checksums of n rows' payloads, at the speed of memory. payloads: (n, bytes) uint8 each; returns (n,) uint64.
 
-    The 64-bit words of each stretch of 4,072 bytes are added up, and the sums, times an odd number each, added up again. So any
-    change within one word is found for certain, and with it any flipped bit or byte; pages that swap places change the sums
-    of the stretches that they overlap."""
+    The 64-bit words of each stretch of 4,072 bytes are added up, and the sums, times an odd number each, added up
+    again. So any change within one word is found for certain, and with it any flipped bit or byte; pages that swap
+    places change the sums of the stretches that they overlap."""
     state = np.zeros(len(payloads[0]), np.uint64)
     for payload in payloads:
         size = payload.shape[1]
@@ -181,7 +187,8 @@ def _factors(count: int) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): spreads each bit over all 64, and can be inverted."""
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): spreads each bit over all 64, and can be
+    inverted."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -212,9 +219,13 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
     fingerprint: what the rows were made with; its digest stands in each row, and its text in the file's metadata.
     """
     rows = sorted(rows, key=lambda row: row["row"])
-    columns = {name: [row[name] for row in rows] for name in kind.schema.names if name not in ("fingerprint", "checksum")}
+    columns = {
+        name: [row[name] for row in rows] for name in kind.schema.names if name not in ("fingerprint", "checksum")
+    }
     numbers = {
-        name: as_names(values) if pa.types.is_fixed_size_binary(kind.schema.field(name).type) else np.array(values, np.int32)
+        name: as_names(values)
+        if pa.types.is_fixed_size_binary(kind.schema.field(name).type)
+        else np.array(values, np.int32)
         for name, values in columns.items()
         if name not in kind.payloads
     }
@@ -222,13 +233,27 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
         lengths = np.prod([numbers[factor].astype(np.int64) for factor in factors], axis=0) * size
         for row, length in zip(rows, lengths, strict=True):
             if len(row[payload]) != length:
-                raise ValueError(f"row {row['row'].hex()}: {payload} has {len(row[payload])} bytes, its numbers say {length}")
+                raise ValueError(
+                    f"row {row['row'].hex()}: {payload} has {len(row[payload])} bytes, its numbers say {length}"
+                )
     sums = np.array([payload_sum(*(row[payload] for payload in kind.payloads)) for row in rows], np.uint64)
-    write_columns(path, kind, numbers, {payload: pa.array(columns[payload], pa.binary()) for payload in kind.payloads}, sums, fingerprint)
+    write_columns(
+        path,
+        kind,
+        numbers,
+        {payload: pa.array(columns[payload], pa.binary()) for payload in kind.payloads},
+        sums,
+        fingerprint,
+    )
 
 
 def write_columns(
-    path: str | Path, kind: Kind, numbers: dict[str, np.ndarray], payloads: dict[str, pa.Array], sums: np.ndarray, fingerprint: dict
+    path: str | Path,
+    kind: Kind,
+    numbers: dict[str, np.ndarray],
+    payloads: dict[str, pa.Array],
+    sums: np.ndarray,
+    fingerprint: dict,
 ) -> None:
     """`write` for n rows that are columns already, sorted by name. numbers: names (n, 16) uint8 and numbers (n,) int32;
     sums: payload_sum of each row, (n,) uint64."""
@@ -243,7 +268,9 @@ def write_columns(
         else:
             values = checksum if field.name == "checksum" else numbers[field.name]
             if values.ndim == 2:
-                arrays.append(pa.FixedSizeBinaryArray.from_buffers(field.type, len(sums), [None, pa.py_buffer(values.tobytes())]))
+                arrays.append(
+                    pa.FixedSizeBinaryArray.from_buffers(field.type, len(sums), [None, pa.py_buffer(values.tobytes())])
+                )
             else:
                 arrays.append(pa.array(values, field.type))
     table = pa.table(arrays, schema=kind.schema)
@@ -330,7 +357,9 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
     stored = metadata.metadata or {}
     if stored.get(b"kind", b"").decode() != kind.name or stored.get(b"format", b"").decode() != str(FORMAT):
         found = {key: stored.get(key, b"absent").decode(errors="replace") for key in (b"kind", b"format")}
-        raise ShardError(f"{path}: kind {found[b'kind']}, format {found[b'format']}; wanted {kind.name}, format {FORMAT}")
+        raise ShardError(
+            f"{path}: kind {found[b'kind']}, format {found[b'format']}; wanted {kind.name}, format {FORMAT}"
+        )
     fingerprint = json.loads(stored[b"fingerprint"])
     digest = fingerprint_digest(fingerprint)
     names = kind.schema.names
@@ -363,16 +392,24 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
     columns["checksum"] = columns["checksum"].view("<u8")
     wrong = np.flatnonzero(numbers_sum(kind, columns, digest) != columns["checksum"][:, 0])
     if len(wrong):
-        raise ShardError(f"{path}: row {columns['row'][wrong[0]].tobytes().hex()} is damaged: its numbers do not fit its checksum")
-    lengths = {n: np.prod([columns[f].astype(np.int64) for f in fs], axis=0) * size for n, (fs, size) in kind.payloads.items()}
-    return Shard(path, kind, fingerprint, columns, {name: np.concatenate(parts) for name, parts in offsets.items()}, lengths)
+        raise ShardError(
+            f"{path}: row {columns['row'][wrong[0]].tobytes().hex()} is damaged: its numbers do not fit its checksum"
+        )
+    lengths = {
+        n: np.prod([columns[f].astype(np.int64) for f in fs], axis=0) * size for n, (fs, size) in kind.payloads.items()
+    }
+    return Shard(
+        path, kind, fingerprint, columns, {name: np.concatenate(parts) for name, parts in offsets.items()}, lengths
+    )
 
 
 def _array_start(path: Path, chunk: pq.ColumnChunkMetaData, size: int, file_size: int) -> int:
     """Where the raw array of `size` bytes begins in a column chunk of one plain page: the page's header precedes it."""
     header = chunk.total_compressed_size - size
     if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not 0 < header <= _MAX_PAGE_HEADER:
-        raise ShardError(f"{path}: column {chunk.path_in_schema} is not one plain page; only files of this cache are read here")
+        raise ShardError(
+            f"{path}: column {chunk.path_in_schema} is not one plain page; only files of this cache are read here"
+        )
     start = chunk.data_page_offset + header
     if not 0 <= size <= size + start <= file_size:
         raise ShardError(f"{path}: column {chunk.path_in_schema} lies outside the file")
@@ -381,7 +418,10 @@ def _array_start(path: Path, chunk: pq.ColumnChunkMetaData, size: int, file_size
 
 def read_row(shard: Shard, index: int, handle: int) -> dict:
     """One row as `write` takes it, checked. handle: the open file. Raises ShardError when the payload is damaged."""
-    row = {name: column[index].tobytes() if column.ndim == 2 else int(column[index]) for name, column in shard.columns.items()}
+    row = {
+        name: column[index].tobytes() if column.ndim == 2 else int(column[index])
+        for name, column in shard.columns.items()
+    }
     for name in shard.kind.payloads:
         row[name] = os.pread(handle, int(shard.lengths[name][index]), int(shard.offsets[name][index]))
     if payload_sum(*(row[name] for name in shard.kind.payloads)) != int(shard.columns["checksum"][index, 1]):

@@ -36,8 +36,10 @@ def contact_sheet(
         decoded = as_pixels(decode(values[None, :4].astype(np.float32))[0])
         pairs.append(np.concatenate([original, decoded], axis=1))
         lines.append(
-            f"{path}: {row['original_width']}x{row['original_height']}, crop at left {row['crop_left']}, top {row['crop_top']}, "
-            f"bucket {row['target_width']}x{row['target_height']}{', mirrored' if row['flip'] else ''}: {_psnr(original, decoded):.1f} dB"
+            f"{path}: {row['original_width']}x{row['original_height']}, "
+            f"crop at left {row['crop_left']}, top {row['crop_top']}, "
+            f"bucket {row['target_width']}x{row['target_height']}{', mirrored' if row['flip'] else ''}: "
+            f"{_psnr(original, decoded):.1f} dB"
         )
     return _grid(pairs), lines
 

@@ -1,7 +1,8 @@
 """Where finished rows lie in the store, and which of them an out needs.
 
-`cache/<kind>/<fingerprint>/` holds shards, named by the rows that they hold, and parts: rows of unfinished shards, so that
-a kill costs less than a shard. `cache/states/` holds one small file for each out that was asked for, which gc goes by."""
+`cache/<kind>/<fingerprint>/` holds shards, named by the rows that they hold, and parts: rows of unfinished shards, so
+that a kill costs less than a shard. `cache/states/` holds one small file for each out that was asked for, which gc goes
+by."""
 
 import functools
 import hashlib
@@ -62,13 +63,16 @@ def folder(kind: shards.Kind, fingerprint: dict) -> Path:
     return store.root() / "cache" / kind.name / shards.fingerprint_digest(fingerprint)
 
 
-def shard_file(kind: shards.Kind, fingerprint: dict, rows: np.ndarray, groups: np.ndarray, index: int, count: int) -> str:
+def shard_file(
+    kind: shards.Kind, fingerprint: dict, rows: np.ndarray, groups: np.ndarray, index: int, count: int
+) -> str:
     """Name in the store of the shard with these rows. Its leading numbers say which names it can hold."""
     return f"{index:05d}-of-{count:05d}-{_key(kind, fingerprint, rows, groups)}.parquet"
 
 
 def _key(kind: shards.Kind, fingerprint: dict, rows: np.ndarray, groups: np.ndarray) -> str:
-    # The version of pyarrow is here and not in the fingerprint: a new version writes the shards anew and encodes nothing.
+    # The version of pyarrow is here and not in the fingerprint: a new version writes the shards anew and encodes
+    # nothing.
     digest = hashlib.blake2b(digest_size=16)
     for part in (kind.name, str(shards.FORMAT), pa.__version__, shards.canonical(fingerprint)):
         digest.update(struct.pack("<q", len(part)) + part.encode())
@@ -103,7 +107,8 @@ class Stored:
                 self._shards.setdefault(int(count), {}).setdefault(int(index), []).append(path)
 
     def of(self, index: int) -> list[Path]:
-        """Files that may hold rows of the wanted shard `index`: shards whose range of names overlaps its own, and parts."""
+        """Files that may hold rows of the wanted shard `index`: shards whose range of names overlaps its own, and
+        parts."""
         found = list(self._parts)
         for count, files in self._shards.items():
             for other in range(index * count // self._count, -(-(index + 1) * count // self._count)):

@@ -28,8 +28,8 @@ def read_table(folder: str | Path, kind: shards.Kind, columns: tuple[str, ...]) 
 
 
 def open_all(folder: str | Path, kind: shards.Kind) -> Iterator[shards.Shard]:
-    """Every shard of a folder, in the order of their rows. Raises shards.ShardError for a damaged file, and when the folder is
-    not one whole cache of one fingerprint."""
+    """Every shard of a folder, in the order of their rows. Raises shards.ShardError for a damaged file, and when the
+    folder is not one whole cache of one fingerprint."""
     folder = Path(folder)
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
@@ -43,6 +43,8 @@ def open_all(folder: str | Path, kind: shards.Kind) -> Iterator[shards.Shard]:
         shard = shards.open_shard(path, kind)
         wanted = shard.fingerprint if wanted is None else wanted
         if shard.fingerprint != wanted:
-            differing = sorted(key for key in {*wanted, *shard.fingerprint} if wanted.get(key) != shard.fingerprint.get(key))
+            differing = sorted(
+                key for key in {*wanted, *shard.fingerprint} if wanted.get(key) != shard.fingerprint.get(key)
+            )
             raise shards.ShardError(f"{path} was made with another {', '.join(differing)} than {paths[0]}")
         yield shard

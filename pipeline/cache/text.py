@@ -25,8 +25,8 @@ def make_job(
 ) -> Job:
     """The job that encodes every distinct caption of captions.parquet, and the empty one.
 
-    make_encoder() gives a function of ids (b, 77) int32 for CLIP-L and for bigG to hidden states (b, 77, width) float32 and
-    pooled (b, pooled_width) float32."""
+    make_encoder() gives a function of ids (b, 77) int32 for CLIP-L and for bigG to hidden states (b, 77, width) float32
+    and pooled (b, pooled_width) float32."""
     names, texts = _distinct(Path(captions))
     wanted = Wanted(shards.TEXT, fingerprint, names, np.zeros((len(names), 2), np.int32))
     tokenizer: list[tokens.Tokenizer] = []  # made by the first caption that is encoded
@@ -38,7 +38,9 @@ def make_job(
         ids = tokenizer[0](text)
         ids_2 = ids if text_2 is None else tokenizer[0](text_2)
         begin, end = tokenizer[0].begin, tokenizer[0].end
-        both = np.stack([tokens.chunk(ids, chunks, begin, end, pad=end), tokens.chunk(ids_2, chunks, begin, end, pad=0)])
+        both = np.stack(
+            [tokens.chunk(ids, chunks, begin, end, pad=end), tokens.chunk(ids_2, chunks, begin, end, pad=0)]
+        )
         return both, {"caption_tokens": max(tokens.length(ids), tokens.length(ids_2))}
 
     def encoder() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:

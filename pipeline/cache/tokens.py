@@ -33,8 +33,8 @@ def length(ids: list[int]) -> int:
 def chunk(ids: list[int], chunks: int, begin: int, end: int, pad: int) -> np.ndarray:
     """(chunks, 77) int32. Each chunk has begin, up to 75 ids, end, padding; what goes beyond the last chunk is cut.
 
-    With pad = end this is what kohya's sd-scripts does for CLIP-L, with pad = 0 for OpenCLIP bigG; a chunk without ids is
-    begin, end, padding."""
+    With pad = end this is what kohya's sd-scripts does for CLIP-L, with pad = 0 for OpenCLIP bigG; a chunk without ids
+    is begin, end, padding."""
     result = np.full((chunks, LENGTH), pad, np.int32)
     result[:, 0] = begin
     for number, row in enumerate(result):
@@ -45,6 +45,6 @@ def chunk(ids: list[int], chunks: int, begin: int, end: int, pad: int) -> np.nda
 
 
 def join_chunks(hidden: np.ndarray) -> np.ndarray:
-    """Hidden states of one caption's chunks (chunks, 77, width) -> (75 * chunks + 2, width): the first chunk's begin, each
-    chunk's 75 tokens, the last chunk's end (kohya's sd-scripts, get_hidden_states_sdxl)."""
+    """Hidden states of one caption's chunks (chunks, 77, width) -> (75 * chunks + 2, width): the first chunk's begin,
+    each chunk's 75 tokens, the last chunk's end (kohya's sd-scripts, get_hidden_states_sdxl)."""
     return np.concatenate([hidden[0, :1], *hidden[:, 1:-1], hidden[-1, -1:]])

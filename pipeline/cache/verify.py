@@ -1,7 +1,7 @@
 """Is every byte of a shard what was written?
 
-Row checksums cover names, numbers and payloads, a hash covers the footer. What is left (page headers, length prefixes) is
-covered by writing the rows again: shards are a function of their rows, so the bytes must be the same."""
+Row checksums cover names, numbers and payloads, a hash covers the footer. What is left (page headers, length prefixes)
+is covered by writing the rows again: shards are a function of their rows, so the bytes must be the same."""
 
 import os
 import tempfile
@@ -59,9 +59,14 @@ def distinct(folders: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def remove(paths: list[Path], dvc_cache: Path) -> list[Path]:
-    """Remove a damaged file under all its names, in DVC's cache too, from where DVC would only bring it back. Returns them."""
+    """Remove a damaged file under all its names, in DVC's cache too, from where DVC would only bring it back. Returns
+    them."""
     status = paths[0].stat()
-    linked = [path for path in dvc_cache.rglob("*") if path.is_file() and os.path.samestat(path.stat(), status)] if dvc_cache.is_dir() else []
+    linked = (
+        [path for path in dvc_cache.rglob("*") if path.is_file() and os.path.samestat(path.stat(), status)]
+        if dvc_cache.is_dir()
+        else []
+    )
     for path in [*paths, *linked]:
         path.unlink()
     return [*paths, *linked]
