@@ -231,7 +231,7 @@ def test_pictures_are_drawn_at_intervals(train, tmp_path, monkeypatch):
 
     monkeypatch.setattr(preview, "vae_decoder", decoder)
     plain = train(**VALIDATED, **{"train.steps": 5})
-    assert not (tmp_path / "out/live/pictures").exists()
+    assert list((tmp_path / "out/live/pictures").iterdir()) == []
     drawn = train(**VALIDATED, **{"train.steps": 5, "train.sample_interval": 2})
     assert same(drawn.weights, plain.weights) and drawn.rows == plain.rows
     found = sorted((tmp_path / "out/live/pictures").iterdir())

@@ -23,14 +23,14 @@ def inside() -> bool:
 
 
 def target(device: Device) -> str:
-    """The device that will be used, "CPU" or "Ascend". Raises StageError for what that device cannot do."""
+    """The device that will be used, "CPU" or "Ascend"."""
     found = device.target
     if found == "auto":
         found = "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else "CPU"
     return found
 
 
-def check(device: Device, train: Train, cache_precision: str = "float32") -> None:
+def check(device: Device, train: Train) -> None:
     """Raises StageError when the device that `auto` finds here cannot do what is demanded."""
     if target(device) == "Ascend":
         return

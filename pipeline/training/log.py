@@ -11,6 +11,9 @@ from dvclive import Live
 from tqdm import tqdm
 
 
+PICTURES = "pictures"  # subfolder for what is drawn on the way; it is there also when nothing is
+
+
 class Log:
     def __init__(self, folder: Path, steps: int, done: int = 0, saved: Path | None = None, pending: dict | None = None):
         """Log to `folder`. A resumed run gives its count of steps that are `done`, the folder `saved` with the curves
@@ -18,7 +21,7 @@ class Log:
         shutil.rmtree(folder, ignore_errors=True)
         if saved is not None:
             shutil.copytree(saved, folder)
-        self.folder = folder
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
         self._live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, resume=saved is not None)
         self._lines = open(folder / "log.jsonl", "a", encoding="utf-8")
         self._bar = tqdm(total=steps, initial=done, unit="step", mininterval=1, smoothing=0.1)

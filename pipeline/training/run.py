@@ -19,7 +19,7 @@ from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError
 from pipeline.training import build, drive, feed, preview, rates, state, validation
-from pipeline.training.log import Log
+from pipeline.training.log import PICTURES, Log
 from pipeline.training.step import Settings, Update, average_of
 from pipeline.weights import ckpt
 from pipeline.weights.names import PREFIX
@@ -170,7 +170,7 @@ def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffus
             if len(held_out) and (passed(train.validation_interval) or done == end):
                 validate()
             if paint and (passed(train.sample_interval) or done == end):
-                paint(paths.out / "live/pictures" / f"step-{done:08d}.png")
+                paint(paths.out / "live" / PICTURES / f"step-{done:08d}.png")
             if passed(train.checkpointing_steps) and done < end:
                 facts = {"pending": curves and curves.pending}
                 states.save(done, slots, facts, paths.out / "live", train.checkpoints_total_limit, rank, device.barrier)
