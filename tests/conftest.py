@@ -7,3 +7,11 @@ def device():
     import pipeline.device
 
     return pipeline.device.setup("CPU")
+
+
+@pytest.fixture(autouse=True)
+def _pillows_guard(monkeypatch):
+    """pipeline/data/images.py sets Pillow's guard for the whole process, which here is that of other tests too."""
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)

@@ -140,13 +140,6 @@ def folder(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def device():
-    from pipeline.device import setup
-
-    return setup("CPU")
-
-
 def test_the_vae_starts_with_the_mean_color_of_each_block(device):
     import mindspore as ms
 

@@ -101,7 +101,7 @@ def test_errors_name_every_tensor(tmp_path):
     message = str(caught.value)
     assert str(path) in message
     assert "first_stage_model.quant_conv.bias is missing; wanted shape (8,)" in message
-    assert "first_stage_model.encoder.conv_in.weight has shape (32, 4, 3, 3); wanted (32, 3, 3, 3)" in message
+    assert "first_stage_model.encoder.conv_in.weight has shape (32, 4, 3, 3); wanted (16, 3, 3, 3)" in message
     np.testing.assert_array_equal(cell.encoder.conv_out.weight.asnumpy(), before)
 
 
