@@ -3,6 +3,7 @@
 Opening reads and checks the numbers of every row. A batch reads its payloads straight into its arrays, and checks them
 there before it is handed out. So a cache may be larger than the memory, and a damaged row never reaches training."""
 
+import math
 import os
 import sys
 from collections import OrderedDict
@@ -68,7 +69,7 @@ class Reader:
         self.names = np.empty((self.n, 16), np.uint8)
         for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
             self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
-        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._files: OrderedDict[tuple[str, int], int] = OrderedDict()  # the most recently used last
         self._pool = ThreadPoolExecutor(_THREADS, "cache-reader")
         self._buffers = _Buffers()
 
@@ -214,8 +215,8 @@ class Reader:
         `layout`, and the function that reads and checks some of the rows into them."""
         arrays = [self._buffers.take((len(rows), *shape), dtype) for shape, dtype in layout]
         buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
-        files = np.searchsorted(table.bounds, rows, side="right") - 1
-        handles = self._open([table.paths[file] for file in files])
+        files = (np.searchsorted(table.bounds, rows, side="right") - 1).tolist()
+        handles = [self._open(table, file) for file in files]
         offsets = [table.offsets[payload][rows].tolist() for payload in table.kind.payloads]
         sums = table.sums[rows]
 
@@ -227,17 +228,17 @@ class Reader:
             wrong = np.flatnonzero(shards.payload_sums(*(buffer[here] for buffer in buffers)) != sums[here])
             if len(wrong):  # a read that came up short is among them
                 index = part.start + int(wrong[0])
-                raise _damaged(table, int(files[index]), int(rows[index]))
+                raise _damaged(table, files[index], int(rows[index]))
 
         return arrays, fill
 
-    def _open(self, paths: list[Path]) -> list[int]:
-        """A file handle for each path."""
-        for path in paths:
-            if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY)
-            self._files.move_to_end(path)
-        return [self._files[path] for path in paths]
+    def _open(self, table: "_Rows", file: int) -> int:
+        """The handle of table.paths[file], which stays open for a while."""
+        key = (table.kind.name, file)
+        if key not in self._files:
+            self._files[key] = os.open(table.paths[file], os.O_RDONLY)
+        self._files.move_to_end(key)
+        return self._files[key]
 
     def _close_oldest(self) -> None:
         while len(self._files) > _OPEN_FILES:
@@ -295,7 +296,7 @@ class _Buffers:
         self._kept: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         for place in range(len(self._kept)):
             # Two references, the list's and this call's, when no view is left.
             if self._kept[place].size == size and sys.getrefcount(self._kept[place]) == 2:
