@@ -2,6 +2,7 @@
 
     python tests/kill_cache.py --kills 100          # 100 kills of each cache stage
     python tests/kill_cache.py --experiments        # kills in `dvc exp run`, `exp run --temp` and a queue task
+    python tests/kill_cache.py --damage             # a flipped byte: verify --remove, then dvc repro
 
 Works in a copy of the project, with encoders that take no MindSpore, a tenth of a second a batch, and small shards.
 After each kill: every file of the store and the outs is whole, every row that the store held is still there, no process
@@ -282,6 +283,31 @@ def kill_experiments(root: Path) -> None:
         subprocess.run(["git", "checkout", "--quiet", "--force", "main"], cwd=root, check=True)
 
 
+def mend_damage(root: Path) -> None:
+    """A byte flips in a file that is store, cache of DVC and out at once. `verify --remove`, then `dvc repro` mend it."""
+    for stage in STAGES:
+        kind = stage.removeprefix("cache_")
+        dvc(root, "repro", "--single-item", stage)
+        victim = sorted((root / "outs" / kind).iterdir())[1]
+        links = victim.stat().st_nlink
+        good = victim.read_bytes()
+        with open(victim, "r+b") as file:  # in place, and so under all its names
+            file.seek(len(good) // 2)
+            file.write(bytes([good[len(good) // 2] ^ 1]))
+        command = [sys.executable, "-m", "pipeline.cache", "verify"]
+        found = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True)
+        assert found.returncode == 1 and victim.name in found.stdout, found
+        found = subprocess.run([*command, "--remove"], cwd=root, env=environment(root), capture_output=True, text=True)
+        assert not victim.exists(), found
+        log = root.parent / "encoded.log"
+        log.write_bytes(b"")
+        dvc(root, "repro", "--single-item", stage)
+        assert victim.read_bytes() == good
+        encoded = sum(int(line.split()[1]) for line in log.read_text().split("\n") if line)
+        print(f"{stage}: a file with {links} links was damaged; {encoded} rows were encoded again", flush=True)
+        assert (0 if links < 3 else 1) <= encoded < PICTURES / 2  # below 3 links the store has a copy of its own
+
+
 def _encoded(log: Path) -> int:
     return sum(int(line.split()[1]) for line in log.read_text().split("\n") if line.startswith("latents"))
 
@@ -290,6 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=0, help="of each cache stage")
     parser.add_argument("--experiments", action="store_true")
+    parser.add_argument("--damage", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -299,6 +326,8 @@ def main() -> None:
             make_project(root)
             if args.experiments:
                 kill_experiments(root)
+            if args.damage:
+                mend_damage(root)
             if args.kills:
                 kill_often(root, args.kills, args.seed)
         except BaseException:
