@@ -229,10 +229,15 @@ class Params(Section):
                 "device.attention",
                 "flash computes in float16 or bfloat16 and train.precision is float32; wanted auto, plain or tiled",
             )
-        if self.device.sink_size > 1 and self.index.buckets:
+        if self.device.sink_size > 0 and self.index.buckets:
             raise key_error(
                 "device.sink_size",
-                f"above 1 needs index.buckets false: a sink has one shape, found {self.device.sink_size}",
+                f"above 0 needs index.buckets false: a sink has one shape; found {self.device.sink_size}",
+            )
+        if self.device.sink_size > 0 and self.train.gradient_accumulation_steps > 1:
+            raise key_error(
+                "device.sink_size",
+                f"above 0 needs train.gradient_accumulation_steps 1, found {self.train.gradient_accumulation_steps}",
             )
         return self
 

@@ -94,8 +94,17 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
             r"device\.attention: flash computes in float16 or bfloat16",
         ),
         (
-            {"device.target": "Ascend", "device.sink_size": 4, "index.buckets": True},
-            r"device\.sink_size: above 1 needs index\.buckets false",
+            {"device.target": "Ascend", "device.sink_size": 1, "index.buckets": True},
+            r"device\.sink_size: above 0 needs index\.buckets false",
+        ),
+        (
+            {
+                "device.target": "Ascend",
+                "device.sink_size": 4,
+                "index.buckets": False,
+                "train.gradient_accumulation_steps": 2,
+            },
+            r"device\.sink_size: above 0 needs train\.gradient_accumulation_steps 1",
         ),
     ],
 )
@@ -122,7 +131,7 @@ def test_a_missing_key_is_named(tmp_path, section, key):
         ({"train.learning_rat": 1e-4}, "train.learning_rat"),
         ({"device.target": "CPU", "device.sink_size": 10}, "device.sink_size"),
         # these are refused because no NPU is found
-        ({"device.sink_size": 1}, "device.sink_size: 1 needs an Ascend NPU"),
+        ({"device.sink_size": 1, "index.buckets": False}, "device.sink_size: 1 needs an Ascend NPU"),
         ({"train.precision": "bfloat16"}, "train.precision: bfloat16 needs an Ascend NPU"),
         ({"device.attention": "flash", "train.precision": "float16"}, "device.attention: flash needs an Ascend NPU"),
     ],
