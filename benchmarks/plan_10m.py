@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cache import shards
+from pipeline.cache import checksum, shards
 from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.cache.plan import epoch_plan
 from pipeline.cache.reader import Reader
@@ -93,7 +93,7 @@ def write(folder: Path, kind: shards.Kind, numbers: dict[str, np.ndarray], finge
     for index, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         part = {name: column[begin:end] for name, column in numbers.items()}
         payloads = {name: pa.array([b""] * (end - begin), pa.binary()) for name in kind.payloads}
-        sums = np.full(end - begin, shards.payload_sum(*(b"" for _ in kind.payloads)), np.uint64)
+        sums = np.full(end - begin, checksum.payload_sum(*(b"" for _ in kind.payloads)), np.uint64)
         shards.write_columns(folder / shards.shard_name(index, count), kind, part, payloads, sums, fingerprint)
 
 

@@ -284,7 +284,7 @@ def kill_experiments(root: Path) -> None:
 
 
 def mend_damage(root: Path) -> None:
-    """A byte flips in a file that is store, cache of DVC and out at once. `verify --remove`, then `dvc repro` mend it."""
+    """A byte flips in a file that is store, cache and out at once: `verify --remove`, then `dvc repro` mend it."""
     for stage in STAGES:
         kind = stage.removeprefix("cache_")
         dvc(root, "repro", "--single-item", stage)

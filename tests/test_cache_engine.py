@@ -194,3 +194,13 @@ def test_parts_are_gone_when_their_shards_are_there(tmp_path, monkeypatch):
 def test_nothing_to_encode_is_an_error(tmp_path):
     with pytest.raises(StageError, match="no rows"):
         engine.build(job([], Encoder()), tmp_path / "out")
+
+
+def test_a_shard_may_be_empty(tmp_path):
+    """Pictures chosen so that one of four shards has none."""
+    low = [n for n in range(400) if latent_row(content(n), False, 0)[0] < 0xC0][:40]
+    for _ in range(2):
+        run(tmp_path, low)
+        sizes = [len(shards.open_shard(path, shards.LATENTS)) for path in sorted((tmp_path / "out").iterdir())]
+        assert len(sizes) == 4 and sizes[3] == 0 and all(sizes[:3])
+        run(tmp_path, low[:-1])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache import shards
+from pipeline.cache import checksum, shards
 from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent
 
 
@@ -39,6 +39,14 @@ def test_text_rows_come_back(tmp_path):
     rows = [caption(text) for text in ("a", "b", "")]
     shards.write(tmp_path / "a.parquet", shards.TEXT, rows, TEXT_FINGERPRINT)
     assert read_all(tmp_path / "a.parquet", shards.TEXT) == sorted(rows, key=lambda row: row["row"])
+
+
+def test_a_shard_without_rows(tmp_path):
+    """Few names may all lie in one half of their range."""
+    shards.write(tmp_path / "a.parquet", shards.LATENTS, [], FINGERPRINT)
+    shard = shards.open_shard(tmp_path / "a.parquet", shards.LATENTS)
+    assert len(shard) == 0 and shard.columns["row"].shape == (0, 16) and shard.columns["checksum"].shape == (0, 2)
+    assert pq.read_table(tmp_path / "a.parquet").num_rows == 0
 
 
 def test_more_rows_than_a_row_group(tmp_path, monkeypatch):
@@ -123,14 +131,14 @@ def test_the_payload_checksum_sees(change):
         changed[4096:8192] = 0
     else:
         changed = np.append(changed, np.uint8(0))
-    assert shards.payload_sum(changed.tobytes()) != shards.payload_sum(payload.tobytes())
+    assert checksum.payload_sum(changed.tobytes()) != checksum.payload_sum(payload.tobytes())
     both = np.stack([payload, payload[::-1]])
-    assert shards.payload_sums(both).tolist() == [shards.payload_sum(row.tobytes()) for row in both]
+    assert checksum.payload_sums(both).tolist() == [checksum.payload_sum(row.tobytes()) for row in both]
 
 
 def test_two_payloads_do_not_stand_in_for_each_other():
     a, b = bytes(range(64)), bytes(range(64, 128))
-    assert len({shards.payload_sum(a, b), shards.payload_sum(b, a), shards.payload_sum(a + b)}) == 3
+    assert len({checksum.payload_sum(a, b), checksum.payload_sum(b, a), checksum.payload_sum(a + b)}) == 3
 
 
 @pytest.mark.parametrize("column", ["crop_left", "original_height", "row", "image", "checksum"])

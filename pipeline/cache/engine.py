@@ -60,17 +60,24 @@ class Report:
 
 @dataclass
 class _Shard:
-    """A shard that the store lacks."""
+    """A shard that the store lacks: wanted.rows[first:last]."""
 
     path: Path
-    first: int  # its rows are wanted.rows[first:last]
+    first: int
     last: int
-    stored: dict[int, tuple[Path, int]]  # index -> a file of the store that holds the row, and where
+    files: list[Path]  # of the store, that hold some of its rows
+    file: np.ndarray  # (rows,) int32, which of the files holds a row, or -1
+    position: np.ndarray  # (rows,) int32, and where in it
     rows: dict[int, dict] = field(default_factory=dict)  # index -> encoded row
 
     @property
+    def lacking(self) -> np.ndarray:
+        """Indices of the rows that must be encoded."""
+        return self.first + np.flatnonzero(self.file < 0)
+
+    @property
     def complete(self) -> bool:
-        return len(self.stored) + len(self.rows) == self.last - self.first
+        return len(self.rows) == int((self.file < 0).sum())
 
 
 def build(job: Job, out: str | Path) -> Report:
@@ -118,44 +125,48 @@ def _missing(wanted: Wanted, rank: int, world: int, damaged: set[tuple[Path, int
         if number % world != rank or path.exists():
             continue
         first, last = int(bounds[number]), int(bounds[number + 1])
-        stored: dict[int, tuple[Path, int]] = {}
-        sources = present.of(number)
-        for old in [old for old in opened if old not in sources]:
+        shard = _Shard(path, first, last, [], np.full(last - first, -1, np.int32), np.zeros(last - first, np.int32))
+        candidates = present.of(number)
+        for old in [old for old in opened if old not in candidates]:
             del opened[old]
-        for source in sources:
-            if len(stored) == last - first:
+        for candidate in candidates:
+            if (shard.file >= 0).all():
                 break
-            if source not in opened:
+            if candidate not in opened:
                 try:
-                    opened[source] = shards.open_shard(source, wanted.kind)
+                    opened[candidate] = shards.open_shard(candidate, wanted.kind)
                 except FileNotFoundError:  # a part that another rank has finished with
                     continue
                 except shards.ShardError as error:
                     log.warning("not used: %s", error)
                     continue
-            shard = opened[source]
-            positions = shards.locate(shard.columns["row"], wanted.rows[first:last])
-            fits = (positions >= 0) & (shelf.groups_of(shard)[positions] == wanted.groups[first:last]).all(axis=1)
-            for offset in np.flatnonzero(fits):
-                place = (source, int(positions[offset]))
-                if place not in damaged:
-                    stored.setdefault(first + int(offset), place)
-        found.append(_Shard(path, first, last, stored))
+            stored = opened[candidate]
+            positions = shards.locate(stored.columns["row"], wanted.rows[first:last])
+            if not len(stored):
+                continue
+            same_group = (shelf.groups_of(stored)[positions] == wanted.groups[first:last]).all(axis=1)
+            broken = [position for file, position in damaged if file == candidate]
+            use = (positions >= 0) & same_group & (shard.file < 0) & ~np.isin(positions, broken)
+            shard.file[use] = len(shard.files)
+            shard.position[use] = positions[use]
+            shard.files.append(candidate)
+        found.append(shard)
     return found
 
 
 def _batches(wanted: Wanted, missing: list[_Shard], batch_size: int) -> Iterator[list[int]]:
     """Indices to encode, one group a batch, shard after shard; a shard's last batch is filled up from later shards."""
-    queues: dict[tuple[int, ...], deque[int]] = {}
+    lacking = np.concatenate([shard.lacking for shard in missing])
+    if not len(lacking):
+        return
+    groups, group = np.unique(wanted.groups[lacking], axis=0, return_inverse=True)
+    queues = [lacking[group == number] for number in range(len(groups))]
+    begin = [0] * len(queues)
     for shard in missing:
-        for index in range(shard.first, shard.last):
-            if index not in shard.stored:
-                queues.setdefault(tuple(wanted.groups[index].tolist()), deque()).append(index)
-    for shard in missing:
-        for group in sorted(queues):
-            queue = queues[group]
-            while queue and queue[0] < shard.last:
-                yield [queue.popleft() for _ in range(min(batch_size, len(queue)))]
+        for number, queue in enumerate(queues):
+            while begin[number] < len(queue) and queue[begin[number]] < shard.last:
+                yield queue[begin[number] : begin[number] + batch_size].tolist()
+                begin[number] += batch_size
 
 
 def _fill(
@@ -163,7 +174,7 @@ def _fill(
 ) -> None:
     """Encode and write `missing`. Rows of the store that turn out damaged are added to `damaged`, their shards left
     out."""
-    total = sum(shard.last - shard.first - len(shard.stored) for shard in missing)
+    total = sum(len(shard.lacking) for shard in missing)
     writer = _Writer(job, missing, damaged, report)
     interactive = sys.stderr.isatty()
     with (
@@ -264,11 +275,8 @@ class _Writer:
         wanted = self._job.wanted
         rows = list(shard.rows.values())
         whole = True
-        by_file: dict[Path, list[int]] = {}
-        for path, position in shard.stored.values():
-            by_file.setdefault(path, []).append(position)
-        for path, positions in by_file.items():
-            found, broken = _read(path, wanted.kind, positions)
+        for number, path in enumerate(shard.files):
+            found, broken = _read(path, wanted.kind, shard.position[shard.file == number].tolist())
             rows += found
             self._damaged.update((path, position) for position in broken)
             whole = whole and not broken

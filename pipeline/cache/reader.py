@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.cache import draws, fingerprint, shards
+from pipeline.cache import checksum, draws, fingerprint, shards
 from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.cache.table import open_all
 
@@ -225,7 +225,7 @@ class Reader:
                 for index in part:
                     os.preadv(handles[index], [buffer[index]], places[index])
             here = slice(part.start, part.stop)
-            wrong = np.flatnonzero(shards.payload_sums(*(buffer[here] for buffer in buffers)) != sums[here])
+            wrong = np.flatnonzero(checksum.payload_sums(*(buffer[here] for buffer in buffers)) != sums[here])
             if len(wrong):  # a read that came up short is among them
                 index = part.start + int(wrong[0])
                 raise _damaged(table, files[index], int(rows[index]))

@@ -8,7 +8,6 @@ system call each. Float16 latents and hidden states are noise to a compressor, s
 A row goes to the shard that the leading bits of its name say, and the number of shards follows from the number of
 rows."""
 
-import functools
 import hashlib
 import json
 import os
@@ -21,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.cache import checksum
+
 FORMAT = 2  # raise it when a row's meaning or the layout of a shard changes
 ROWS_PER_SHARD = 800  # 256 MB of SDXL's text rows (77 x 2048 float16 and 1280 float32), 210 MB of its latents
 ROW_GROUP = 1024  # chosen with benchmarks/read_shards.py: one row group in all but the most crowded shard
 
-_STRETCH = 509  # words of 64 bits; a prime, so that pages do not lie in step with the stretches
 _MAX_PAGE_HEADER = 256
 _SEAL = 16  # bytes
 
@@ -150,65 +150,6 @@ def locate(names: np.ndarray | tuple[np.ndarray, np.ndarray], wanted: np.ndarray
     return found
 
 
-# ---- checksums ----------------------------------------------------------------------------------------------------
-
-
-def payload_sums(*payloads: np.ndarray) -> np.ndarray:
-    """Checksums of n rows' payloads, at the speed of memory. payloads: (n, bytes) uint8 each; returns (n,) uint64.
-
-    The 64-bit words of each stretch of 4,072 bytes are added up, and the sums, times an odd number each, added up
-    again. So any change within one word is found for certain, and with it any flipped bit or byte; pages that swap
-    places change the sums of the stretches that they overlap."""
-    state = np.zeros(len(payloads[0]), np.uint64)
-    for payload in payloads:
-        size = payload.shape[1]
-        words, whole = size // 8, size // (8 * _STRETCH)
-        factors = _factors(whole + 2)
-        stretches = payload[:, : whole * 8 * _STRETCH].view(np.uint64).reshape(len(payload), whole, _STRETCH)
-        total = np.add.reduce(stretches, axis=2) @ factors[:whole]
-        total += np.add.reduce(payload[:, whole * 8 * _STRETCH : words * 8].view(np.uint64), axis=1) * factors[whole]
-        if size % 8:
-            rest = np.zeros((len(payload), 8), np.uint8)
-            rest[:, : size % 8] = payload[:, words * 8 :]
-            total += rest.view(np.uint64)[:, 0] * factors[whole + 1]
-        state = _mix(_mix(state + np.uint64(size)) + total)
-    return state
-
-
-def payload_sum(*payloads: bytes) -> int:
-    """`payload_sums` of one row."""
-    return int(payload_sums(*(np.frombuffer(payload, np.uint8)[None] for payload in payloads))[0])
-
-
-@functools.lru_cache
-def _factors(count: int) -> np.ndarray:
-    """`count` odd numbers, (count,) uint64."""
-    return _mix(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): spreads each bit over all 64, and can be
-    inverted."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def numbers_sum(kind: Kind, columns: dict[str, np.ndarray], fingerprint: str) -> np.ndarray:
-    """Checksum of all that is not payload, for n rows at once. columns: names (n, 16) uint8 and numbers (n,) int32.
-    Returns (n,) uint64: the columns' values times an odd number each, added up and mixed."""
-    total = np.zeros(len(columns["row"]), np.uint64)
-    factor = int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "little")
-    for name in kind.schema.names:
-        if name in kind.payloads or name in ("fingerprint", "checksum"):
-            continue
-        column = np.ascontiguousarray(columns[name])
-        for word in column.view(np.uint64).T if column.ndim == 2 else [column.astype(np.uint64)]:
-            factor = (factor * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF  # Knuth's generator
-            total += word * np.uint64(factor | 1) + np.uint64(factor)
-    return _mix(total)
-
-
 # ---- writing ------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +177,7 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
                 raise ValueError(
                     f"row {row['row'].hex()}: {payload} has {len(row[payload])} bytes, its numbers say {length}"
                 )
-    sums = np.array([payload_sum(*(row[payload] for payload in kind.payloads)) for row in rows], np.uint64)
+    sums = np.array([checksum.payload_sum(*(row[payload] for payload in kind.payloads)) for row in rows], np.uint64)
     write_columns(
         path,
         kind,
@@ -258,7 +199,7 @@ def write_columns(
     """`write` for n rows that are columns already, sorted by name. numbers: names (n, 16) uint8 and numbers (n,) int32;
     sums: payload_sum of each row, (n,) uint64."""
     digest = fingerprint_digest(fingerprint)
-    checksum = np.stack([numbers_sum(kind, numbers, digest), sums], axis=1).astype("<u8")
+    checksums = np.stack([_numbers_sum(kind, numbers, digest), sums], axis=1).astype("<u8")
     arrays = []
     for field in kind.schema:
         if field.name in payloads:
@@ -266,7 +207,7 @@ def write_columns(
         elif field.name == "fingerprint":
             arrays.append(pa.array([digest] * len(sums), pa.string()))
         else:
-            values = checksum if field.name == "checksum" else numbers[field.name]
+            values = checksums if field.name == "checksum" else numbers[field.name]
             if values.ndim == 2:
                 arrays.append(
                     pa.FixedSizeBinaryArray.from_buffers(field.type, len(sums), [None, pa.py_buffer(values.tobytes())])
@@ -286,7 +227,8 @@ def write_columns(
         data_page_version="1.0",
     ) as writer:
         writer.add_key_value_metadata({"format": str(FORMAT), "kind": kind.name, "fingerprint": canonical(fingerprint)})
-        writer.write_table(table, row_group_size=ROW_GROUP)
+        if len(sums):
+            writer.write_table(table, row_group_size=ROW_GROUP)
     _seal_footer(path)
 
 
@@ -363,8 +305,18 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
     fingerprint = json.loads(stored[b"fingerprint"])
     digest = fingerprint_digest(fingerprint)
     names = kind.schema.names
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    offsets: dict[str, list[np.ndarray]] = {name: [] for name in kind.payloads}
+    # Each begins with an empty array, for the shard without rows.
+    arrays: dict[str, list[np.ndarray]] = {
+        field.name: [
+            np.zeros(
+                (0, 16) if pa.types.is_fixed_size_binary(field.type) else 0,
+                np.uint8 if pa.types.is_fixed_size_binary(field.type) else np.int32,
+            )
+        ]
+        for field in kind.schema
+        if field.name not in kind.payloads and field.name != "fingerprint"
+    }
+    offsets: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in kind.payloads}
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         chunks = {name: row_group.column(index) for index, name in enumerate(names)}
@@ -388,9 +340,9 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
             ends = np.cumsum(lengths + 4)  # each value is preceded by its length
             start = _array_start(path, chunks[name], int(ends[-1]), file_size)
             offsets[name].append(start + ends - lengths)
-    columns = {name: np.concatenate(parts) for name, parts in arrays.items() if parts}
+    columns = {name: np.concatenate(parts) for name, parts in arrays.items()}
     columns["checksum"] = columns["checksum"].view("<u8")
-    wrong = np.flatnonzero(numbers_sum(kind, columns, digest) != columns["checksum"][:, 0])
+    wrong = np.flatnonzero(_numbers_sum(kind, columns, digest) != columns["checksum"][:, 0])
     if len(wrong):
         raise ShardError(
             f"{path}: row {columns['row'][wrong[0]].tobytes().hex()} is damaged: its numbers do not fit its checksum"
@@ -401,6 +353,11 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
     return Shard(
         path, kind, fingerprint, columns, {name: np.concatenate(parts) for name, parts in offsets.items()}, lengths
     )
+
+
+def _numbers_sum(kind: Kind, columns: dict[str, np.ndarray], fingerprint: str) -> np.ndarray:
+    hold = [name for name in kind.schema.names if name not in kind.payloads and name not in ("fingerprint", "checksum")]
+    return checksum.numbers_sum([columns[name] for name in hold], fingerprint)
 
 
 def _array_start(path: Path, chunk: pq.ColumnChunkMetaData, size: int, file_size: int) -> int:
@@ -424,7 +381,7 @@ def read_row(shard: Shard, index: int, handle: int) -> dict:
     }
     for name in shard.kind.payloads:
         row[name] = os.pread(handle, int(shard.lengths[name][index]), int(shard.offsets[name][index]))
-    if payload_sum(*(row[name] for name in shard.kind.payloads)) != int(shard.columns["checksum"][index, 1]):
+    if checksum.payload_sum(*(row[name] for name in shard.kind.payloads)) != int(shard.columns["checksum"][index, 1]):
         raise ShardError(f"{shard.path}: row {row['row'].hex()} is damaged: its payload does not fit its checksum")
     del row["checksum"]
     return row
