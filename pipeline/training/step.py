@@ -10,6 +10,8 @@ import pipeline.device  # noqa: F401  (sets MindSpore's environment before its i
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from pipeline.models import kernels
+
 GROWTH_STEPS = 2000  # steps without an overflow after which the loss scale doubles (torch's GradScaler has the same)
 
 
@@ -60,6 +62,12 @@ def _square_sum(x):
     return (x * x).sum()
 
 
+def _square_sum_cpu(x):
+    """The CPU's sum takes six times as long as this product: 0.1 s more a step for 33 million parameters."""
+    x = ops.cast(x, ms.float32).reshape(1, -1)
+    return ops.MatMul(transpose_b=True)(x, x).reshape(())
+
+
 def _multiply(factor, x):
     return ops.cast(x, ms.float32) * factor
 
@@ -98,6 +106,7 @@ class Update(nn.Cell):
         self.taken = Parameter(Tensor(0.0, ms.float32), name="taken", requires_grad=False)
         self.overflows = Parameter(Tensor(0.0, ms.float32), name="overflows", requires_grad=False)
         self.map = ops.HyperMap()
+        self.square_sum = _square_sum_cpu if kernels.on_cpu() else _square_sum
         self.ranks = settings.ranks
         if self.ranks > 1:
             self.reduce_gradients = nn.DistributedGradReducer(self.parameters, mean=True)
@@ -113,7 +122,7 @@ class Update(nn.Cell):
         if self.ranks > 1:
             gradients = self.reduce_gradients(gradients)
             loss = self.all_reduce(loss.reshape(1)).reshape(()) / self.ranks
-        norm = ops.sqrt(ops.addn(self.map(_square_sum, gradients)))
+        norm = ops.sqrt(ops.addn(self.map(self.square_sum, gradients)))
         finite = ops.isfinite(norm)
         if self.max_grad_norm > 0:
             # torch.nn.utils.clip_grad_norm_ has the same 1e-6
