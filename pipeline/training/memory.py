@@ -1,7 +1,8 @@
 """What training keeps on a device, in bytes. Plain numbers; imports no MindSpore.
 
-Parameters, gradients and optimizer state are exact. Activations are an estimate: the tensors that the layers' backward
-passes need, counted by layer from the configuration."""
+Parameters, gradients and optimizer state are exact. Activations are an estimate from below: the tensors that the
+layers' backward passes need, counted by layer from the configuration. MindSpore's CPU backend took about four times as
+much (a UNet of 33 million parameters, batch 10, 32x32 latents, float32); an NPU was not measured."""
 
 from math import prod
 
