@@ -168,7 +168,7 @@ def report(run: Run) -> str:
     ]
     lines += [f"  {name:40} {value / GB:10.3f} GB  ({value:,} bytes)" for name, value in parts.items()]
     lines += [f"  {'together':40} {total / GB:10.3f} GB"]
-    lines += ["  (activations are counted from below and were not measured on an NPU: leave room, try a few steps first)", ""]
+    lines += ["  (activations are counted from below, not measured on an NPU: leave room, try a few steps first)", ""]
     lines += [f"Caches of {run.images:,} pictures: {cache_bytes(run) / GB:.2f} GB", f"Steps: {steps(run):,}"]
     spread = hours(run)
     if spread:
