@@ -13,7 +13,8 @@ pytestmark = pytest.mark.usefixtures("device")
 
 @pytest.fixture(scope="module")
 def clip_g(device):
-    return {label: build(lambda: ClipG(config.clip_g), "conditioner.embedders.1.") for label, config in rule.CONFIGS.items()}
+    prefix = "conditioner.embedders.1."
+    return {label: build(lambda: ClipG(config.clip_g), prefix) for label, config in rule.CONFIGS.items()}
 
 
 @pytest.mark.parametrize("label", ["tiny", "small"])

@@ -1,7 +1,7 @@
 """Scaled dot-product attention (arXiv 1706.03762, eq. 1) in the forms that the devices want.
 
-All cells take q (b, heads, queries, head_dim), k and v (b, heads, keys, head_dim) and give (b, heads, queries, head_dim).
-The softmax is in float32 whatever the dtype of q."""
+All cells take q (b, heads, queries, head_dim), k and v (b, heads, keys, head_dim), and give (b, heads, queries,
+head_dim). The softmax is in float32 whatever the dtype of q."""
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -30,7 +30,7 @@ def _gradients(q, k, v, p, out, dout):
     narrower sum (arXiv 2205.14135, algorithm 4). One more column in the product subtracts it: a broadcast subtraction
     on the CPU builds an index of every element, and keeps it."""
     b, heads, queries, head_dim = q.shape
-    row = ops.matmul((dout * out).reshape(-1, head_dim), ops.ones((head_dim, 1), q.dtype))
+    row = ops.MatMul()((dout * out).reshape(-1, head_dim), ops.ones((head_dim, 1), q.dtype))
     left = ops.concat((dout, -row.reshape(b, heads, queries, 1)), 3)
     right = ops.concat((v, ops.ones((b, heads, v.shape[2], 1), v.dtype)), 3)
     ds = (p * ops.BatchMatMul(transpose_b=True)(left, right).astype(ms.float32)).astype(q.dtype)
@@ -98,7 +98,8 @@ class _Tiled(nn.Cell):
 
 class TiledAttention(nn.Cell):
     """The same numbers in memory that grows with the sequence and not with its square: `tile` queries at a time, and
-    the backward pass computes each tile's matrix again (arXiv 2205.14135). Up to `tile` queries it is PlainAttention."""
+    the backward pass computes each tile's matrix again (arXiv 2205.14135). Up to `tile` queries it is
+    PlainAttention."""
 
     def __init__(self, head_dim: int, tile: int = TILE):
         super().__init__()
@@ -117,7 +118,8 @@ class FlashAttention(nn.Cell):
     """MindSpore's fused kernel, Ascend only; written against the signature of 2.10.0, not run on an NPU.
 
     `pad_keys` pads keys and values to a multiple of 16 (SDXL's 77 text tokens to 80) under a mask, for versions of CANN
-    whose kernel wants that. Raises ValueError, before the kernel would, for a dtype or head size that it does not have."""
+    whose kernel wants that. Raises ValueError, before the kernel would, for a dtype or head size that it does not
+    have."""
 
     def __init__(self, head_dim: int, dtype: ms.Type, pad_keys: bool = False):
         super().__init__()

@@ -1,5 +1,5 @@
-"""The frozen encoders (and the VAE's decoder) as functions from NumPy to NumPy. Each new shape compiles a graph anew, so
-callers keep batches to few shapes."""
+"""The frozen encoders (and the VAE's decoder) as functions from NumPy to NumPy. Each new shape compiles a graph anew,
+so callers keep batches to few shapes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,8 @@ def vae_encoder(config: SDXLConfig, ckpt: Path, device: pipeline.device.Device, 
 
 
 def vae_decoder(config: SDXLConfig, ckpt: Path, device: pipeline.device.Device, precision: str):
-    """-> function of unscaled latents (b, 4, h, w) float32 giving pixels (b, 3, 8h, 8w) float32. Raises like vae_encoder."""
+    """-> function of unscaled latents (b, 4, h, w) float32 giving pixels (b, 3, 8h, 8w) float32. Raises like
+    vae_encoder."""
     cell, dtype = _frozen(lambda: VAEDecoder(config.vae), ckpt, "vae", device, precision)
 
     def decode(latents: np.ndarray) -> np.ndarray:
@@ -58,8 +59,8 @@ def vae_decoder(config: SDXLConfig, ckpt: Path, device: pipeline.device.Device, 
 
 
 def text_encoder(config: SDXLConfig, clip_l: Path, clip_g: Path, device: pipeline.device.Device, precision: str):
-    """-> function of (ids_l, ids_g), each (b, 77) int32 as its own encoder pads them, giving context (b, 77, context_dim)
-    float32, CLIP-L's channels first, and pooled (b, projection_dim) float32. Raises like vae_encoder."""
+    """-> function of (ids_l, ids_g), each (b, 77) int32 as its own encoder pads them, giving context
+    (b, 77, context_dim) float32, CLIP-L's channels first, and pooled (b, projection_dim) float32. Raises like vae_encoder."""
     cell_l, _ = _frozen(lambda: ClipL(config.clip_l), clip_l, "clip_l", device, precision)
     cell_g, _ = _frozen(lambda: ClipG(config.clip_g), clip_g, "clip_g", device, precision)
 

@@ -2,9 +2,9 @@
 
 Measured on MindSpore 2.10.0, float32, two threads, forward and backward together: its GroupNorm and LayerNorm take five
 times as long as two batch normalisations, a row bias's gradient (BiasAddGrad) up to fifteen times as long as a product
-with ones, `erf` three times as long as the polynomial below. A broadcast keeps four times its result in memory for as long
-as the graph lives (an index of every element), Transpose twice: in the full UNet 10 GB each. So none stands here between
-large tensors."""
+with ones, `erf` three times as long as the polynomial below. A broadcast keeps four times its result in memory for as
+long as the graph lives (an index of every element), Transpose twice: in the full UNet 10 GB each. So none stands here
+between large tensors."""
 
 import mindspore as ms
 import numpy as np
@@ -17,8 +17,8 @@ def on_cpu() -> bool:
 
 
 class NormalizeRows(nn.Cell):
-    """(x - mean) / sqrt(variance + eps) of each row of x (rows, n) float32: a batch normalisation whose channels are the
-    rows. Its running statistics are not used, and a momentum of 0 leaves them as they are."""
+    """(x - mean) / sqrt(variance + eps) of each row of x (rows, n) float32: a batch normalisation whose channels are
+    the rows. Its running statistics are not used, and a momentum of 0 leaves them as they are."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -45,12 +45,12 @@ class ScaleChannels(nn.Cell):
 
 def _column_sums(x):
     """(rows, n) -> (n,)"""
-    return ops.matmul(ops.ones((1, x.shape[0]), x.dtype), x).reshape(-1)
+    return ops.MatMul()(ops.ones((1, x.shape[0]), x.dtype), x).reshape(-1)
 
 
 def _repeated(row, rows: int):
     """row (n) -> (rows, n)"""
-    return ops.matmul(ops.ones((rows, 1), row.dtype), row.reshape(1, -1))
+    return ops.MatMul()(ops.ones((rows, 1), row.dtype), row.reshape(1, -1))
 
 
 class ScaleColumns(nn.Cell):
@@ -74,11 +74,11 @@ class SwapMiddle(nn.Cell):
 
     def construct(self, x):
         b, m, n, d = x.shape
-        return ops.gather(x.reshape(-1, d), _swapped(b, m, n), 0).reshape(b, n, m, d)
+        return ops.Gather()(x.reshape(-1, d), _swapped(b, m, n), 0).reshape(b, n, m, d)
 
     def bprop(self, x, out, dout):
         b, m, n, d = x.shape
-        return (ops.gather(dout.reshape(-1, d), _swapped(b, n, m), 0).reshape(b, m, n, d),)
+        return (ops.Gather()(dout.reshape(-1, d), _swapped(b, n, m), 0).reshape(b, m, n, d),)
 
 
 class AddColumns(nn.Cell):

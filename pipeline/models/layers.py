@@ -101,7 +101,7 @@ class GEGLU(nn.Cell):
 
     def construct(self, x):
         """x (..., in_channels) -> (..., out_channels)"""
-        value, gate = ops.chunk(self.proj(x), 2, -1)
+        value, gate = ops.Split(-1, 2)(self.proj(x))
         if self.on_cpu:
             return self.gate(value.astype(ms.float32), gate.astype(ms.float32)).astype(x.dtype)
         return value * gelu(gate)

@@ -150,7 +150,8 @@ class Block(nn.SequentialCell):
 
 
 def sinusoid(timesteps, dim: int):
-    """Sinusoidal embedding (arXiv 1706.03762, 3.5), cosines first: timesteps (b,) -> (b, dim) float32, max period 10,000"""
+    """Sinusoidal embedding (arXiv 1706.03762, 3.5), cosines first, max period 10,000: timesteps (b,) -> (b, dim)
+    float32"""
     half = dim // 2
     frequencies = ms.Tensor(np.exp(-math.log(10000) * np.arange(half) / half).astype(np.float32))
     angles = timesteps.astype(ms.float32).reshape(-1, 1) * frequencies

@@ -38,7 +38,9 @@ def training() -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def assert_gradients(network, inputs: tuple, shape: tuple, prefix: str, label: str, part: str, tolerance: float = 1e-4) -> None:
+def assert_gradients(
+    network, inputs: tuple, shape: tuple, prefix: str, label: str, part: str, tolerance: float = 1e-4
+) -> None:
     """Every parameter's gradient of sum(output (shape) * the rule's numbers), by rule.probe, within `tolerance` of
     PyTorch's length of it."""
     wanted = dict(zip(golden(label)[f"{part}_gradient_names"], golden(label)[f"{part}_gradients"]))

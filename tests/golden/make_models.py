@@ -1,4 +1,4 @@
-"""Write models_<config>.npz: the outputs of diffusers' and transformers' networks for the weights and inputs of rule.py.
+"""Write models_<config>.npz: what diffusers' and transformers' networks give for the weights and inputs of rule.py.
 
     pip install torch diffusers transformers        (made with torch 2.13.0, diffusers 0.39.0, transformers 4.57.1)
     python -m tests.golden.make_models
@@ -115,7 +115,7 @@ def unet_model(u) -> UNet2DConditionModel:
 
 
 def gradients(output: torch.Tensor, model: torch.nn.Module, to_stability, prefix: str) -> dict[str, np.ndarray]:
-    """rule.probe of the gradient of sum(output * rule's numbers) by each parameter that has one, by Stability's name."""
+    """Stability's name of each parameter that has a gradient -> rule.probe of that of sum(output * rule's numbers)."""
     model.zero_grad()
     (output * torch.from_numpy(rule.normal("dout", tuple(output.shape)))).sum().backward()
     return {
@@ -160,7 +160,8 @@ def vae(config) -> dict[str, np.ndarray]:
     ).eval()
     # a Linear of theirs is a 1x1 convolution of Stability's with the same numbers: the rule's fan-in is the same too
     invert(model, lambda name: vae_name(name, len(widths)), "first_stage_model.")
-    moments = model.encode(torch.from_numpy(rule.normal("pixels", (rule.BATCH, 3, *rule.PIXELS)))).latent_dist.parameters
+    picture = torch.from_numpy(rule.normal("pixels", (rule.BATCH, 3, *rule.PIXELS)))
+    moments = model.encode(picture).latent_dist.parameters
     pixels = model.decode(torch.from_numpy(rule.normal("latents", (rule.BATCH, 4, *rule.LATENT)))).sample
     probes = {}
     for out in (moments, pixels):
