@@ -3,8 +3,8 @@
     python -m benchmarks.stream FOLDER [--load merged]     needs 46 GB free there; FOLDER is made and removed
 
 Makes a random SDXL checkpoint (float16, 6.94 GB) and a random trained UNet (float32, 10.3 GB). Every job runs in a
-process of its own, among plain writes of as many bytes with the same fsync at the end; its time stands against their
-mean. It is run once with its inputs on disk only, so that reading them counts, and once with them in the page cache.
+process of its own, in turns with plain writes of as many bytes with the same fsync at the end; its median time stands
+against theirs: with its inputs in the page cache, and on disk only, where reading them counts.
 The export to safetensors happens in merge, which writes both files in one pass; `export` is the round trip: convert's
 UNet instead of a trained one, whose merged.safetensors must be the source byte for byte."""
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from pipeline.weights.merge import merge
 from pipeline.weights.names import PREFIX, to_mindspore
 
 CHUNK = 1 << 20
+REPEATS = 3
 
 
 def make_source(folder: Path) -> None:
@@ -103,28 +105,37 @@ def read_into_cache(paths: list[Path]) -> None:
         subprocess.run(["cat", str(path)], check=True, stdout=subprocess.DEVNULL)
 
 
+def touch_free_memory(size: int) -> None:
+    """Use and free up to `size` bytes. A virtual machine takes long to get memory that it has given back to its host,
+    and then a write to the page cache is three times slower: whichever job came first would pay."""
+    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemFree"))
+    size = min(size, int(free.split()[1]) * 1024 - (1 << 30))
+    if size > 0:
+        subprocess.run([sys.executable, "-c", f"bytearray(b'1') * {size}"], check=True)
+
+
 def measure(name: str, folder: Path, inputs: list[Path], size: int) -> None:
-    """Print two lines: the job with its inputs on disk and in the page cache, among plain writes of `size` bytes."""
-    plain, results = [plain_seconds(folder, size)], {}
-    for state in ("on disk", "in cache"):
-        drop_from_cache(folder)
-        if state == "in cache":
-            read_into_cache(inputs)
-        results[state] = run(name, folder)
-        plain.append(plain_seconds(folder, size))
-    mean = sum(plain) / len(plain)
-    for state, result in results.items():
-        job = f"{result['seconds']:6.1f} s (processor {result['processor']:.1f} s)   peak {result['peak_mb']:.0f} MB"
-        print(f"{name:8} inputs {state:8}   {job}   {result['seconds'] / mean:.2f} times a plain write", flush=True)
-    times = ", ".join(f"{seconds:.1f}" for seconds in plain)
-    print(f"{'':8} {size / 1e9:.2f} GB written plainly: {times} s", flush=True)
+    """Print the median times of the job and of plainly writing `size` bytes, with the inputs on disk and in the page
+    cache; both begin in the same state, and take turns in going first."""
+    for state in ("in cache", "on disk"):
+        results = {"plain": [], name: []}
+        for turn in range(REPEATS):
+            for which in list(results)[:: -1 if turn % 2 else 1]:
+                drop_from_cache(folder)
+                if state == "in cache":
+                    read_into_cache(inputs)
+                touch_free_memory(size)
+                results[which].append(run(which, folder, str(size)))
+                (folder / "plain").unlink(missing_ok=True)
+        plain, seconds = (sorted(result["seconds"] for result in results[which]) for which in results)
+        peak = max(result["peak_mb"] for result in results[name])
+        processor = median(result["processor"] for result in results[name])
+        print(f"{name:8} inputs {state}: {_spread(seconds)} (processor {processor:.1f} s), peak {peak:.0f} MB; "
+              f"{size / 1e9:.2f} GB plainly {_spread(plain)}: {median(seconds) / median(plain):.2f} times", flush=True)  # fmt: skip
 
 
-def plain_seconds(folder: Path, size: int) -> float:
-    drop_from_cache(folder)
-    seconds = run("plain", folder, str(size))["seconds"]
-    (folder / "plain").unlink()
-    return seconds
+def _spread(seconds: list[float]) -> str:
+    return f"{median(seconds):.1f} s ({seconds[0]:.1f} to {seconds[-1]:.1f})"
 
 
 def same(a: Path, b: Path) -> bool:
@@ -144,9 +155,8 @@ def main(folder: Path, to_load: str) -> None:
         whole = same(folder / "source.safetensors", folder / "merge/merged.safetensors")
         print(f"convert, merge untrained, export: {'byte for byte the source' if whole else 'DIFFERS from the source'}")
         file = "merge/merged.ckpt" if to_load == "merged" else f"convert/{to_load}.ckpt"
-        drop_from_cache(
-            folder
-        )  # MindSpore takes the page cache for memory in use, and refuses files larger than the rest
+        # MindSpore takes the page cache for memory in use, and refuses files larger than the rest
+        drop_from_cache(folder)
         print(f"ms.load_checkpoint({file}): {run('load', folder, file)}")
     finally:
         shutil.rmtree(folder)

@@ -60,7 +60,8 @@ def vae_decoder(config: SDXLConfig, ckpt: Path, device: pipeline.device.Device, 
 
 def text_encoder(config: SDXLConfig, clip_l: Path, clip_g: Path, device: pipeline.device.Device, precision: str):
     """-> function of (ids_l, ids_g), each (b, 77) int32 as its own encoder pads them, giving context
-    (b, 77, context_dim) float32, CLIP-L's channels first, and pooled (b, projection_dim) float32. Raises like vae_encoder."""
+    (b, 77, context_dim) float32, CLIP-L's channels first, and pooled (b, projection_dim) float32. Raises like
+    vae_encoder."""
     cell_l, _ = _frozen(lambda: ClipL(config.clip_l), clip_l, "clip_l", device, precision)
     cell_g, _ = _frozen(lambda: ClipG(config.clip_g), clip_g, "clip_g", device, precision)
 

@@ -8,8 +8,8 @@ It is the protobuf message (mindspore.train.checkpoint_pb2)
 with one Value per parameter, or several in a row with the same tag and the parts of one large parameter. A scalar has
 dims [0]. Repeated fields join under concatenation, so the file is written value by value."""
 
-import mmap
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.stage import StageError
 from pipeline.weights.stream import Stream
@@ -21,6 +21,7 @@ _DTYPES = {written: name for name, written in _TYPES.items()}
 _SLICE = 512 << 20
 
 _VARINT, _BYTES = 0, 2  # protobuf wire types
+_LONGEST_VARINT = 10
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -31,13 +32,13 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if path.stat().st_size == 0:
         raise StageError(f"{path} is empty; wanted a MindSpore checkpoint")
     found: dict[str, tuple[str, tuple[int, ...], list[Span]]] = {}
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open(path, "rb", buffering=512) as file:  # a value's head and little of its content
         try:
-            last = None
-            for field, kind, begin, end in _fields(data, 0, len(data)):
+            last, length = None, path.stat().st_size
+            for field, kind, begin, end in _fields(file, 0, length):
                 if (field, kind) != (1, _BYTES):
                     raise _Malformed(f"field {field} of wire type {kind} at byte {begin}")
-                tag, dtype, dims, content = _value(data, begin, end)
+                tag, dtype, dims, content = _value(file, begin, end)
                 _, _, spans = found.setdefault(tag, (dtype, dims, []))
                 if found[tag][:2] != (dtype, dims) or (spans and tag != last):
                     raise _Malformed(f"{tag} stands there twice")
@@ -45,7 +46,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
                 last = tag
         except _CutShort:
             raise StageError(f"{path} is cut short (or is no MindSpore checkpoint): a value goes past its "
-                             f"{len(data):,} bytes; make or copy it again") from None  # fmt: skip
+                             f"{length:,} bytes; make or copy it again") from None  # fmt: skip
         except _Malformed as error:
             raise StageError(f"{path} is not a MindSpore checkpoint: {error}") from None
 
@@ -109,30 +110,29 @@ class _CutShort(Exception):
     """A length points past the end."""
 
 
-def _read_varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    number = shift = 0
-    while position < end:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
+def _read_varint(file: BinaryIO, position: int, end: int) -> tuple[int, int]:
+    """The number at `position`, and where it ends."""
+    file.seek(position)
+    number = 0
+    for index, byte in enumerate(file.read(min(_LONGEST_VARINT, end - position))):
+        number |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
-            return number, position
-        shift += 7
-        if shift > 63:
-            raise _Malformed(f"a number of more than 64 bits at byte {position}")
+            return number, position + index + 1
+    if end - position >= _LONGEST_VARINT:
+        raise _Malformed(f"a number of more than 64 bits at byte {position}")
     raise _CutShort
 
 
-def _fields(data: mmap.mmap, position: int, end: int):
+def _fields(file: BinaryIO, position: int, end: int):
     """Yield (field number, wire type, begin, end) of a message's fields; begin and end hold the content."""
     while position < end:
-        key, position = _read_varint(data, position, end)
+        key, position = _read_varint(file, position, end)
         field, kind = key >> 3, key & 7
         if kind == _BYTES:
-            length, position = _read_varint(data, position, end)
+            length, position = _read_varint(file, position, end)
             stop = position + length
         elif kind == _VARINT:
-            _, stop = _read_varint(data, position, end)
+            _, stop = _read_varint(file, position, end)
         else:
             raise _Malformed(f"wire type {kind} at byte {position}")
         if stop > end:
@@ -141,20 +141,20 @@ def _fields(data: mmap.mmap, position: int, end: int):
         position = stop
 
 
-def _value(data: mmap.mmap, begin: int, end: int) -> tuple[str, str, tuple[int, ...], tuple[int, int]]:
+def _value(file: BinaryIO, begin: int, end: int) -> tuple[str, str, tuple[int, ...], tuple[int, int]]:
     """One Value: tag, tensor_type, dims, and (offset, size) of the content."""
-    parts = {(field, kind): (start, stop) for field, kind, start, stop in _fields(data, begin, end)}
+    parts = {(field, kind): (start, stop) for field, kind, start, stop in _fields(file, begin, end)}
     if (1, _BYTES) not in parts or (2, _BYTES) not in parts:
         raise _Malformed(f"the value at byte {begin} has no name and tensor")
-    tag = _text(data, *parts[1, _BYTES])
+    tag = _text(file, *parts[1, _BYTES])
     dims, dtype, content = [], None, None
-    for field, kind, start, stop in _fields(data, *parts[2, _BYTES]):
+    for field, kind, start, stop in _fields(file, *parts[2, _BYTES]):
         if field == 1:  # one number each, or packed into one field
             while start < stop:
-                length, start = _read_varint(data, start, stop)
+                length, start = _read_varint(file, start, stop)
                 dims.append(length)
         elif (field, kind) == (2, _BYTES):
-            dtype = _text(data, start, stop)
+            dtype = _text(file, start, stop)
         elif (field, kind) == (3, _BYTES):
             content = start, stop - start
     if dtype is None or content is None:
@@ -162,10 +162,11 @@ def _value(data: mmap.mmap, begin: int, end: int) -> tuple[str, str, tuple[int, 
     return tag, dtype, tuple(dims), content
 
 
-def _text(data: mmap.mmap, begin: int, end: int) -> str:
+def _text(file: BinaryIO, begin: int, end: int) -> str:
     if end - begin > 4096:
         raise _Malformed(f"a name of {end - begin:,} bytes at byte {begin}")
+    file.seek(begin)
     try:
-        return data[begin:end].decode()
+        return file.read(end - begin).decode()
     except UnicodeDecodeError:
         raise _Malformed(f"a name that is not UTF-8 at byte {begin}") from None
