@@ -56,20 +56,22 @@ def _cast_chunks(tensors: dict[str, Tensor], order: list[str], dtype: str, compo
     """Yield (name, chunk as `dtype`). Raises StageError for NaN, infinity and overflow, when it has seen them all or
     more than a message shows."""
     faults: list[str] = []
-    too_large: list[str] = []
-    for name in order:
-        tensor, overflows, peak = tensors[name], 0, 0.0
-        for chunk in check.chunks(name, tensor, faults):
-            result = cast(chunk, tensor.dtype, dtype)
-            if result is not chunk and not finite(result, dtype) and finite(chunk, tensor.dtype):
-                overflows += count_nonfinite(result, dtype)[1]
-                peak = max(peak, largest(chunk, tensor.dtype))
-            yield name, result
-        if overflows:
-            too_large.append(f"{name}: {overflows:,} of {tensor.count:,} values, the largest {peak:g}")
+    too_large: dict[str, tuple[int, float]] = {}
+    read = ((name, chunk) for name in order for chunk in check.chunks(name, tensors[name], faults))
+    for name, chunk in ahead(read):  # NumPy's cast takes as long as the reading
+        source = tensors[name].dtype
+        result = cast(chunk, source, dtype)
+        if result is not chunk and not finite(result, dtype) and finite(chunk, source):
+            count, peak = too_large.get(name, (0, 0.0))
+            too_large[name] = count + count_nonfinite(result, dtype)[1], max(peak, largest(chunk, source))
+        yield name, result
         if len(faults) + len(too_large) > check.MOST:
             break
-    _refuse(components, dtype, faults, too_large)
+    lines = [
+        f"{name}: {count:,} of {tensors[name].count:,} values, the largest {peak:g}"
+        for name, (count, peak) in too_large.items()
+    ]
+    _refuse(components, dtype, faults, lines)
 
 
 def _refuse(components: dict[str, Path], dtype: str, faults: list[str], too_large: list[str]) -> None:

@@ -62,7 +62,7 @@ class Writer(Stream):
         text += b" " * (-len(text) % 8)
         super().__init__(path)
         self._expected = list(entries.items())
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(memoryview(len(text).to_bytes(8, "little") + text))
 
     def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         wanted = self._expected[len(self._names)] if len(self._names) < len(self._expected) else None

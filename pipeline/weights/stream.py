@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.weights.direct import DirectFile
 from pipeline.weights.tensor import NUMPY, size
 
 
@@ -14,7 +15,7 @@ class Stream:
     Raises ValueError when a tensor gets more or fewer bytes than its shape needs, or a name comes twice."""
 
     def __init__(self, path: str | Path):
-        self._file = open(path, "wb", buffering=0)
+        self._file = DirectFile(path)
         self._names: dict[str, None] = {}
         self._left = 0
 
@@ -62,5 +63,4 @@ class Stream:
             raise ValueError(f"{next(reversed(self._names))} lacks {self._left} bytes")
 
     def _put(self, view: memoryview) -> None:
-        while view:
-            view = view[self._file.write(view) :]
+        self._file.write(view)
