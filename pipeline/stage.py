@@ -27,19 +27,20 @@ def run(main: Callable[[Params], None]) -> None:
     except (StageError, ParamsError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     loaded = {getattr(module, "__file__", None) for module in sys.modules.values()}
-    changed = [path.relative_to(PROJECT).as_posix() for path, digest in _code().items() if code.get(path) != digest and str(path) in loaded]
-    if changed:
-        # DVC hashes code after the stage ran (DVC issue 11058) and would record the new code with the old code's output.
-        sys.exit(f"{Path(sys.argv[0]).name}: {', '.join(changed)} changed while this stage ran; run `dvc repro` again")
+    edited = [path for path, digest in _code().items() if code.get(path) != digest and str(path) in loaded]
+    if edited:
+        # DVC hashes code after the stage ran (DVC issue 11058) and would record the new code with the old code's out.
+        names = ", ".join(path.relative_to(PROJECT).as_posix() for path in edited)
+        sys.exit(f"{Path(sys.argv[0]).name}: {names} changed while this stage ran; run `dvc repro` again")
 
 
 def _die_with_parent() -> None:
     """A killed `dvc` leaves its stage running, and the next `dvc repro` would start beside it."""
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            sys.exit("the process that started this stage is gone")
+        # It may have been killed before this process could ask for that. Only in a container dvc may itself be PID 1.
+        if "DVC_STAGE" in os.environ and os.getppid() == 1 and b"dvc" not in Path("/proc/1/cmdline").read_bytes():
+            sys.exit("the dvc that started this stage is gone")
 
 
 def _code() -> dict[Path, bytes]:

@@ -87,20 +87,3 @@ class Logging(Encoder):
 def killed(numbers: list[int], fingerprint: dict, out: Path, log: Path, dies_at: int, batch_size: int) -> None:
     """A run that is killed in its encoder, unless it needs fewer calls."""
     engine.build(job(numbers, Logging(log, dies_at, kill=True), fingerprint, batch_size=batch_size), out)
-
-
-def orphan(folder: Path) -> None:
-    """Leave a process behind whose parent, which DVC's variable says is dvc, is gone, and that then builds."""
-    os.environ["DVC_STAGE"] = "cache_latents"
-    if os.fork():
-        os._exit(0)
-    parent = os.getppid()
-    while os.getppid() == parent and parent != 1:
-        time.sleep(0.01)
-    try:
-        engine.build(job(range(10), Encoder()), folder / "out")
-        text = "it worked on"
-    except StageError as error:
-        text = str(error)
-    (folder / "writing").write_text(text)
-    os.rename(folder / "writing", folder / "orphan")

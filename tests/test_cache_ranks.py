@@ -96,11 +96,3 @@ def test_a_broken_launch_is_an_error(monkeypatch, environment):
         monkeypatch.setenv(name, value)
     with pytest.raises(StageError, match="RANK_ID"):
         ranks.from_environment()
-
-
-def test_a_stage_whose_dvc_died_before_it_began_ends(tmp_path):
-    finish([cache_children.start(cache_children.orphan, tmp_path)])
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "orphan").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert (tmp_path / "orphan").read_text() == "the dvc that started this stage is gone"

@@ -88,6 +88,25 @@ def test_a_stage_ends_with_its_parent(project):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("stage", ["train", None])
+def test_a_stage_whose_dvc_died_before_it_began_ends(project, stage):
+    """`stage`: DVC's variable, which says that dvc started it."""
+    folder, write = project
+    write("Path('end').write_text('worked')")
+    stage_of = {"DVC_STAGE": stage} if stage else {}
+    orphan = (
+        "import os, subprocess, sys, time\n"
+        "if os.fork() == 0:\n"
+        "    while os.getppid() != 1: time.sleep(0.01)\n"
+        "    os.execv(sys.executable, [sys.executable, '-m', 'stages.it'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"} | stage_of
+    done = subprocess.run(
+        [sys.executable, "-c", orphan], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )  # returns when the orphan has closed its output
+    assert ("is gone" in done.stderr, (folder / "end").exists()) == ((True, False) if stage else (False, True))
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
