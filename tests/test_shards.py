@@ -181,7 +181,7 @@ def test_a_file_cut_short_is_refused(tmp_path, keep):
 def test_other_kinds_and_other_parquet_files_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
     write(path)
-    with pytest.raises(shards.ShardError, match="kind latents, format 2; wanted text"):
+    with pytest.raises(shards.ShardError, match=f"kind latents, format {shards.FORMAT}; wanted text"):
         shards.open_shard(path, shards.TEXT)
     table = pq.read_table(path)
     pq.write_table(table, tmp_path / "compressed.parquet")  # what another tool would save

@@ -15,22 +15,24 @@ def payload_sums(*payloads: np.ndarray) -> np.ndarray:
     """Checksums of n rows' payloads, at the speed of memory. payloads: (n, bytes) uint8 each; returns (n,) uint64.
 
     The 64-bit words of each stretch of 4,072 bytes are added up, and the sums, times an odd number each, added up
-    again. So any change within one word is found for certain, and with it any flipped bit or byte; pages that swap
-    places change the sums of the stretches that they overlap."""
-    state = np.zeros(len(payloads[0]), np.uint64)
+    again, with each payload's length. So any change within one word is found for certain, and with it any flipped bit
+    or byte; pages that swap places change the sums of the stretches that they overlap."""
+    total = np.zeros(len(payloads[0]), np.uint64)
+    used = 0
     for payload in payloads:
         size = payload.shape[1]
         words, whole = size // 8, size // (8 * _STRETCH)
-        factors = _factors(whole + 2)
+        factors = _factors(used, used + whole + 3)
+        used += whole + 3
         stretches = payload[:, : whole * 8 * _STRETCH].view(np.uint64).reshape(len(payload), whole, _STRETCH)
-        total = np.add.reduce(stretches, axis=2) @ factors[:whole]
+        total += np.add.reduce(stretches, axis=2) @ factors[:whole]
         total += np.add.reduce(payload[:, whole * 8 * _STRETCH : words * 8].view(np.uint64), axis=1) * factors[whole]
         if size % 8:
             rest = np.zeros((len(payload), 8), np.uint8)
             rest[:, : size % 8] = payload[:, words * 8 :]
             total += rest.view(np.uint64)[:, 0] * factors[whole + 1]
-        state = _mix(_mix(state + np.uint64(size)) + total)
-    return state
+        total += np.uint64(size) * factors[whole + 2 :]
+    return _mix(total)
 
 
 def payload_sum(*payloads: bytes) -> int:
@@ -39,9 +41,9 @@ def payload_sum(*payloads: bytes) -> int:
 
 
 @functools.lru_cache
-def _factors(count: int) -> np.ndarray:
-    """`count` odd numbers, (count,) uint64."""
-    return _mix(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
+def _factors(begin: int, end: int) -> np.ndarray:
+    """Odd numbers, (end - begin,) uint64, another for each place."""
+    return _mix(np.arange(begin + 1, end + 1, dtype=np.uint64)) | np.uint64(1)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -216,14 +216,14 @@ class Reader:
         arrays = [self._buffers.take((len(rows), *shape), dtype) for shape, dtype in layout]
         buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
         files = (np.searchsorted(table.bounds, rows, side="right") - 1).tolist()
-        handles = [self._open(table, file) for file in files]
+        handles = {file: self._open(table, file) for file in set(files)}
         offsets = [table.offsets[payload][rows].tolist() for payload in table.kind.payloads]
         sums = table.sums[rows]
 
         def fill(part: range) -> None:
             for buffer, places in zip(buffers, offsets, strict=True):
                 for index in part:
-                    os.preadv(handles[index], [buffer[index]], places[index])
+                    os.preadv(handles[files[index]], [buffer[index]], places[index])
             here = slice(part.start, part.stop)
             wrong = np.flatnonzero(checksum.payload_sums(*(buffer[here] for buffer in buffers)) != sums[here])
             if len(wrong):  # a read that came up short is among them
@@ -297,7 +297,7 @@ class _Buffers:
 
     def take(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        for place in range(len(self._kept)):
+        for place in reversed(range(len(self._kept))):  # the last is likelier in the processor's cache
             # Two references, the list's and this call's, when no view is left.
             if self._kept[place].size == size and sys.getrefcount(self._kept[place]) == 2:
                 chosen = self._kept.pop(place)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cache import checksum
 
-FORMAT = 2  # raise it when a row's meaning or the layout of a shard changes
+FORMAT = 3  # raise it when a row's meaning or the layout of a shard changes
 ROWS_PER_SHARD = 800  # 256 MB of SDXL's text rows (77 x 2048 float16 and 1280 float32), 210 MB of its latents
 ROW_GROUP = 1024  # chosen with benchmarks/read_shards.py: one row group in all but the most crowded shard
 
