@@ -234,8 +234,6 @@ def compare(folder: Path, rows: int) -> None:
         os.sync()
         report(name, seconds(read, place, batches), size(place))
         if read is read_ours:
-            reader._THREADS = 1
-            report(f"{name}, one thread", seconds(read, place, batches), size(place))
             report("plain sequential read of our files", seconds(read_sequentially, place, batches), size(place))
         shutil.rmtree(place)
     ours, npy = rates["our shards"], rates["three .npy a sample (MindONE)"]

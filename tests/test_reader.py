@@ -202,11 +202,10 @@ def test_a_batch_that_is_held_is_never_written_again(cache):
         samples = np.flatnonzero((reader.buckets == BUCKETS[0]).all(axis=1))
         first = reader.read(samples[:2], epoch=0, seed=0)
         part, expected = first.latents[1], first.latents[1].copy()
-        place = first.latents.__array_interface__["data"][0]
         del first  # but not the part
         for sample in samples:
             reader.read(np.array([sample, sample]), epoch=0, seed=0)
         assert np.array_equal(part, expected)
         del part
         places = {reader.read(samples[:2], epoch=0, seed=0).latents.__array_interface__["data"][0] for _ in range(12)}
-        assert place in places and len(places) < 4
+        assert len(places) < 4

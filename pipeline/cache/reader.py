@@ -20,7 +20,6 @@ from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.cache.table import open_all
 
 _OPEN_FILES = 256
-_THREADS = 2
 _KEPT = 12  # arrays; a batch has three
 _PLACE = ("original_height", "original_width", "crop_top", "crop_left")
 _SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_width")
@@ -70,7 +69,7 @@ class Reader:
         for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
             self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
         self._files: OrderedDict[tuple[str, int], int] = OrderedDict()  # the most recently used last
-        self._pool = ThreadPoolExecutor(_THREADS, "cache-reader")
+        self._thread = ThreadPoolExecutor(1, "cache-reader")
         self._buffers = _Buffers()
 
     def _open_latents(self, folder: Path, vae: str | Path | None) -> None:
@@ -175,30 +174,20 @@ class Reader:
         captions = self._caption[first + chosen]
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
-        (latents,), fill_latents = self._reading(
-            self._latents, rows, [(self._shapes[tuple(buckets[0].tolist())], np.float16)]
-        )
-        (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
-
-        def fill(part: range) -> None:
-            fill_latents(part)
-            fill_text(part)
-
-        step = -(-len(samples) // _THREADS)
-        parts = [range(start, min(start + step, len(samples))) for start in range(0, len(samples), step)]
-        others = [self._pool.submit(fill, part) for part in parts[1:]]
+        shape = self._shapes[tuple(buckets[0].tolist())]
+        (latents,), fill_latents = self._reading(self._latents, rows, [(shape, np.float16)])
+        beside = self._thread.submit(fill_latents)
         try:
-            fill(parts[0])
+            (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
+            fill_text()
+            places = (self._latents.columns[name][rows] for name in _PLACE)
+            time_ids = np.stack([*places, buckets[:, 1], buckets[:, 0]], axis=1)
         finally:
-            for other in others:
-                other.result()
-        time_ids = np.stack(
-            [*(self._latents.columns[name][rows] for name in _PLACE), buckets[:, 1], buckets[:, 0]], axis=1
-        )
+            beside.result()
         return Batch(latents, context, pooled, time_ids, samples)
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._thread.shutdown()
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -210,9 +199,9 @@ class Reader:
 
     def _reading(
         self, table: "_Rows", rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]
-    ) -> tuple[list[np.ndarray], Callable[[range], None]]:
+    ) -> tuple[list[np.ndarray], Callable[[], None]]:
         """Arrays for the payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in
-        `layout`, and the function that reads and checks some of the rows into them."""
+        `layout`, and the function that reads the rows into them and checks them."""
         arrays = [self._buffers.take((len(rows), *shape), dtype) for shape, dtype in layout]
         buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
         files = (np.searchsorted(table.bounds, rows, side="right") - 1).tolist()
@@ -220,15 +209,13 @@ class Reader:
         offsets = [table.offsets[payload][rows].tolist() for payload in table.kind.payloads]
         sums = table.sums[rows]
 
-        def fill(part: range) -> None:
+        def fill() -> None:
             for buffer, places in zip(buffers, offsets, strict=True):
-                for index in part:
-                    os.preadv(handles[files[index]], [buffer[index]], places[index])
-            here = slice(part.start, part.stop)
-            wrong = np.flatnonzero(checksum.payload_sums(*(buffer[here] for buffer in buffers)) != sums[here])
+                for row, file, place in zip(buffer, files, places):
+                    os.preadv(handles[file], [row], place)
+            wrong = np.flatnonzero(checksum.payload_sums(*buffers) != sums)
             if len(wrong):  # a read that came up short is among them
-                index = part.start + int(wrong[0])
-                raise _damaged(table, files[index], int(rows[index]))
+                raise _damaged(table, files[wrong[0]], int(rows[wrong[0]]))
 
         return arrays, fill
 
