@@ -94,7 +94,7 @@ def setup(
     if target == "auto":
         target = "Ascend" if ms.device_context.ascend.is_available() else "CPU"
     if target == "Ascend":
-        _set_up_ascend(max_device_memory)
+        _set_up_ascend(max_device_memory, distributed)
     else:
         ms.set_device("CPU")
         jit_level = "O0"
@@ -109,13 +109,12 @@ def setup(
     return device
 
 
-def _set_up_ascend(max_device_memory: str | None) -> None:
+def _set_up_ascend(max_device_memory: str | None, joins: bool) -> None:
     """Not run on an NPU. Once per process, before `init`."""
-    # msrun gives each process its NPU; mpirun (whose variables MindSpore turns into DEVICE_ID) and rank tables do not.
-    if "MS_ROLE" not in os.environ and "DEVICE_ID" in os.environ:
-        ms.set_device("Ascend", int(os.environ["DEVICE_ID"]))
-    else:
+    if joins and "MS_ROLE" in os.environ:  # under msrun `init` chooses
         ms.set_device("Ascend")
+    else:
+        ms.set_device("Ascend", _own_npu())
     if max_device_memory is not None:
         ms.runtime.set_memory(max_size=max_device_memory)
         log.info("device memory: at most %s", max_device_memory)
@@ -124,6 +123,13 @@ def _set_up_ascend(max_device_memory: str | None) -> None:
     # By default float32 convolutions, the VAE's above all, would be computed in a shorter format (HF32).
     precision.conv_allow_hf32(False)
     precision.matmul_allow_hf32(False)
+
+
+def _own_npu() -> int:
+    """The NPU of this process: as msrun or MindSpore (for mpirun) says, else by its rank among plain processes."""
+    if "DEVICE_ID" in os.environ:
+        return int(os.environ["DEVICE_ID"])
+    return int(os.environ.get("RANK_ID", "0")) % max(1, ms.device_context.ascend.device_count())
 
 
 def _join() -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Encode every picture once with the VAE: outs/index/images.parquet, outs/convert/vae.ckpt → outs/latents."""
 
-from pipeline.cache import engine, fingerprint
+from pipeline.cache import engine, fingerprint, ranks
 from pipeline.cache.latents import Preparation, make_job
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
@@ -27,7 +27,8 @@ def main(params: Params) -> None:
 
     source = open_source(params.data.images)
     job = make_job(IMAGES, source, made_with, preparation, make_encoder, p.batch_size, p.workers)
-    report = engine.build(job, OUT)
+    with ranks.beside(params.device.workers):
+        report = engine.build(job, OUT)
     print(
         f"{report.rows} latents in {report.shards} shards: "
         f"{report.encoded} encoded, {report.shards_written} shards written"

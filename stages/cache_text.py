@@ -1,7 +1,7 @@
 """Encode every caption once with both text encoders: outs/index/captions.parquet, clip_l.ckpt, clip_g.ckpt →
 outs/text."""
 
-from pipeline.cache import engine, fingerprint
+from pipeline.cache import engine, fingerprint, ranks
 from pipeline.cache.text import count_long, make_job
 from pipeline.cache.tokens import Tokenizer
 from pipeline.models.config import CONFIGS
@@ -27,7 +27,8 @@ def main(params: Params) -> None:
         return text_encoder(CONFIGS[config], CLIP_L, CLIP_G, device.setup(params.device.target), p.precision)
 
     job = make_job(CAPTIONS, made_with, lambda: Tokenizer(tokenizer), make_encoder, p.chunks, p.batch_size)
-    report = engine.build(job, OUT)
+    with ranks.beside(params.device.workers):
+        report = engine.build(job, OUT)
     print(
         f"{report.rows} captions in {report.shards} shards: "
         f"{report.encoded} encoded, {report.shards_written} shards written"

@@ -1,6 +1,10 @@
 """Several ranks fill one cache."""
 
-import time
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from tests.cache_children import finish
 from tests.cache_jobs import Encoder, folder_bytes, job
 
 COUNT = 100
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +101,41 @@ def test_a_broken_launch_is_an_error(monkeypatch, environment):
         monkeypatch.setenv(name, value)
     with pytest.raises(StageError, match="RANK_ID"):
         ranks.from_environment()
+
+
+def run(command: list[str], folder, **environment) -> subprocess.CompletedProcess:
+    paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | paths | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def check_three_ranks(tmp_path, alone):
+    counts = [[int(n) for n in (tmp_path / f"rank{rank}").read_text().split()] for rank in range(3)]
+    assert sum(encoded for encoded, _ in counts) == COUNT and all(encoded > 0 for encoded, _ in counts)
+    assert folder_bytes(tmp_path / "out") == alone
+
+
+def test_a_stage_starts_its_ranks_itself(tmp_path, alone):
+    done = run([sys.executable, "-m", "tests.cache_children"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_three_ranks(tmp_path, alone)
+
+
+def test_a_rank_that_the_stage_started_and_that_fails_is_quoted(tmp_path):
+    done = run([sys.executable, "-m", "tests.cache_children"], tmp_path, FAILS="1")
+    assert done.returncode == 1
+    assert "rank 1 of 3 failed with exit code 1:" in done.stderr and "rank 1 found a bad picture" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_msrun_may_start_them(tmp_path, alone):
+    """Its scheduler runs the script too, as rank 0."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    msrun = [str(Path(sys.executable).parent / "msrun"), "--worker_num=3", "--local_worker_num=3", "--join=True"]
+    script = str(ROOT / "tests/cache_children.py")
+    done = run([*msrun, f"--master_port={port}", f"--log_dir={tmp_path / 'logs'}", script], tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_three_ranks(tmp_path, alone)

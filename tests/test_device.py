@@ -47,7 +47,7 @@ def test_an_npu_is_set_up_with_calls_that_mindspore_has(calls):
     for name, args, kwargs in calls:
         inspect.signature(REAL[name]).bind(*args, **kwargs)
     assert calls == [
-        ("set_device", ("Ascend",), {}),
+        ("set_device", ("Ascend", 0), {}),
         ("set_memory", (), {"max_size": "59GB"}),
         ("precision_mode", ("must_keep_origin_dtype",), {}),
         ("conv_allow_hf32", (False,), {}),
@@ -61,13 +61,25 @@ def test_a_memory_limit_is_in_the_form_that_mindspore_takes():
     assert "GB" in inspect.signature(ms.runtime.set_memory).parameters["max_size"].default
 
 
-@pytest.mark.parametrize(("role", "wanted"), [("MS_WORKER", ("Ascend",)), (None, ("Ascend", 3))])
-def test_only_msrun_chooses_the_npu_itself(calls, monkeypatch, role, wanted):
-    monkeypatch.setenv("DEVICE_ID", "3")
-    monkeypatch.delenv("MS_ROLE", raising=False)
-    if role:
-        monkeypatch.setenv("MS_ROLE", role)
-    pipeline.device.setup("Ascend")
+@pytest.mark.parametrize(
+    ("environment", "joins", "wanted"),
+    [
+        ({"DEVICE_ID": "3", "MS_ROLE": "MS_WORKER"}, True, ("Ascend",)),
+        ({"DEVICE_ID": "3"}, True, ("Ascend", 3)),
+        # ranks that fill a cache together join no group, and must not meet on one NPU
+        ({"DEVICE_ID": "3", "MS_ROLE": "MS_WORKER", "RANK_ID": "3"}, False, ("Ascend", 3)),
+        ({"RANK_ID": "11"}, False, ("Ascend", 3)),
+        ({}, False, ("Ascend", 0)),
+    ],
+)
+def test_only_a_joining_process_of_msrun_leaves_the_npu_to_mindspore(calls, monkeypatch, environment, joins, wanted):
+    for name in ("DEVICE_ID", "MS_ROLE", "RANK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ms.device_context.ascend, "device_count", lambda: 8)
+    monkeypatch.setattr(pipeline.device, "_join", lambda: (0, 1))
+    pipeline.device.setup("Ascend", distributed=joins)
     assert calls[0][1] == wanted
 
 

@@ -4,6 +4,9 @@ whose number is its own modulo their number, and rank 0 puts the out together fr
 import contextlib
 import logging
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +20,15 @@ START_SECONDS = 120.0  # how long a rank may take to start before rank 0 counts 
 _POLL_SECONDS = 0.5
 _LOG_SECONDS = 60.0
 _ATTEMPTS = 20
+_SHOWN = 25  # lines of a failed rank's output
 
 
 def from_environment() -> tuple[int, int]:
-    """(rank, world size): RANK_ID and RANK_SIZE as msrun sets them, or Open MPI's variables, else (0, 1)."""
+    """(rank, world size): RANK_ID and RANK_SIZE as msrun sets them, or Open MPI's variables, else (0, 1).
+
+    Ends the process when it is msrun's scheduler, which runs the script too and says that it is rank 0."""
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        raise SystemExit(0)
     for rank_name, size_name in (("RANK_ID", "RANK_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")):
         if size_name in os.environ:
             try:
@@ -33,6 +41,41 @@ def from_environment() -> tuple[int, int]:
                 raise StageError(f"{rank_name}={rank} is not in 0..{size - 1} ({size_name}={size})")
             return rank, size
     return 0, 1
+
+
+@contextlib.contextmanager
+def beside(workers: int) -> Iterator[None]:
+    """Run this stage as rank 0 and `workers` - 1 further processes of it as the other ranks, unless something else has
+    started it as one of several. Raises StageError with the end of what a failed one wrote."""
+    if workers == 1 or from_environment()[1] > 1:
+        yield
+        return
+    command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name]
+    os.environ |= {"RANK_ID": "0", "RANK_SIZE": str(workers)}
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, workers)]
+        children = [
+            subprocess.Popen(command, env={**os.environ, "RANK_ID": str(rank)}, stdout=log, stderr=log)
+            for rank, log in enumerate(logs, 1)
+        ]
+        for child in children:
+            stack.callback(child.kill)
+        failure = None
+        try:
+            yield
+        except StageError as error:
+            failure = error
+        else:
+            for child in children:
+                child.wait()
+        for rank, (child, log) in enumerate(zip(children, logs, strict=True), 1):
+            if child.poll():
+                log.seek(0)
+                said = log.read().decode(errors="replace").splitlines()[-_SHOWN:]
+                text = "\n".join([f"rank {rank} of {workers} failed with exit code {child.returncode}:", *said])
+                raise StageError(text) from failure
+        if failure:
+            raise failure
 
 
 @contextlib.contextmanager
