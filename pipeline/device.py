@@ -129,7 +129,8 @@ def _own_npu() -> int:
     """The NPU of this process: as msrun or MindSpore (for mpirun) says, else by its rank among plain processes."""
     if "DEVICE_ID" in os.environ:
         return int(os.environ["DEVICE_ID"])
-    return int(os.environ.get("RANK_ID", "0")) % max(1, ms.device_context.ascend.device_count())
+    rank = os.environ.get("RANK_ID")
+    return int(rank) % ms.device_context.ascend.device_count() if rank else 0
 
 
 def _join() -> tuple[int, int]:

@@ -92,7 +92,8 @@ def test_a_stage_is_given_the_params_that_it_reads(stage):
     listed = set()
     for key in STAGES[stage]["params"]:
         listed |= {key} if "." in key else keys(key)
-    assert listed - HOW == read - HOW
+    ranks = {"device.workers"} if stage.startswith("cache_") else set()  # any number of them gives the same bytes
+    assert listed - HOW == read - HOW - ranks
 
 
 def test_every_key_shapes_some_stage():
