@@ -1,24 +1,32 @@
 """sdxl-base at 1024x1024 on this CPU, with synthetic weights: time and peak memory.
 
-    python -m benchmarks.full_size vae FOLDER      the VAE encodes one picture
+    python -m benchmarks.full_size caches FOLDER   the stages cache_latents (one picture) and cache_text (7 captions and
+                                                   the empty one) in a project of their own
     python -m benchmarks.full_size unet FOLDER     the UNet takes two guided Euler steps at 128x128 latents
 
-FOLDER keeps the synthetic float16 checkpoints (vae.ckpt 0.2 GB, unet.ckpt 5.1 GB) for a second run. Weights and
-computation are float32. Each command is to run alone: the peak is the process's own (VmHWM)."""
+FOLDER keeps the synthetic float16 checkpoints (encoders 1.8 GB, UNet 5.1 GB) for a second run. Weights and computation
+are float32. Each command is to run alone: the peak is the process's own."""
 
 import argparse
+import json
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import yaml
+from PIL import Image
 
 import pipeline.device
 from pipeline.diffusion import schedule
 from pipeline.models.config import SDXL_BASE
-from pipeline.models.encode import vae_encoder
 from pipeline.sampling import draw, euler, unet
+from pipeline.stage import PROJECT
 from pipeline.weights import ckpt, layout, names
 
 SIDE, STEPS, GUIDANCE = 1024, 2, 5.0
@@ -57,16 +65,29 @@ def report(what: str, begin: float) -> None:
     print(f"{what}: {time.perf_counter() - begin:.0f} s, peak {peak_gigabytes():.1f} GB", flush=True)
 
 
-def encode(path: Path, device: pipeline.device.Device) -> None:
-    begin = time.perf_counter()
-    function = vae_encoder(SDXL_BASE, path, device, "float32")
-    report("weights loaded", begin)
-    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
-    for call in ("first picture, with the compilation", "second picture"):
+def caches(folder: Path) -> None:
+    for part in ("vae", "clip_l", "clip_g"):
+        checkpoint(folder / "outs/convert", part)
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(images / "picture.png")
+    captions = [f"a {color} square among others" for color in ("red", "green", "blue", "white", "black", "grey", "pink")]
+    (images / "metadata.jsonl").write_text(json.dumps({"file_name": "picture.png", "text": captions}) + "\n")
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    params["data"]["images"] = str(images)
+    params["model"] |= {"config": "sdxl-base", "tokenizer": str(PROJECT / "data/tokenizer")}
+    params["index"] |= {"resolution": SIDE, "bucket_step": 64}
+    params["cache_latents"]["batch_size"], params["cache_text"]["batch_size"] = 1, 8
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.rmtree(folder / ".store", ignore_errors=True)
+    for stage in ("index", "cache_latents", "cache_text"):
+        environment = os.environ | {"PYTHONPATH": str(PROJECT), "PIPELINE_STORE": str(folder / ".store")}
         begin = time.perf_counter()
-        moments = function(pixels)
-        report(call, begin)
-    assert moments.shape == (1, 8, SIDE // 8, SIDE // 8) and np.isfinite(moments).all()
+        child = subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment)
+        _, code, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - begin
+        print(f"{stage}: exit code {code}, {seconds:.0f} s, peak {usage.ru_maxrss * 1024 / 1e9:.1f} GB", flush=True)
 
 
 def sample(path: Path, device: pipeline.device.Device) -> None:
@@ -87,8 +108,11 @@ def sample(path: Path, device: pipeline.device.Device) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["vae", "unet"])
+    parser.add_argument("part", choices=["caches", "unet"])
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    weights = checkpoint(options.folder, options.part)
-    (encode if options.part == "vae" else sample)(weights, pipeline.device.setup("CPU"))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.part == "caches":
+        caches(options.folder.resolve())
+    else:
+        sample(checkpoint(options.folder, "unet"), pipeline.device.setup("CPU"))
