@@ -1,6 +1,6 @@
 """The tables of the index for 10 million samples: seconds and peak memory of building, writing and reading them.
 
-Rows are synthetic and come as they would from 1,000 tars; no picture is opened. `python benchmarks/index_10m.py
+Rows are synthetic and come as they would from 1,000 tars; no picture is opened. `python -m benchmarks.index_10m
 [ROWS]`."""
 
 import argparse

@@ -1,6 +1,6 @@
 """The reader of both caches and an epoch's plan for 10 million samples: seconds and peak memory.
 
-    python benchmarks/plan_10m.py FOLDER [--rows 10000000]
+    python -m benchmarks.plan_10m FOLDER [--rows 10000000]
 
 Rows are synthetic: all their names and numbers, in 40 buckets, and payloads of no bytes. About 3.5 GB in FOLDER."""
 
@@ -32,7 +32,7 @@ def main() -> None:
         measure(args.folder)
     else:
         make(args.folder, args.rows)
-        subprocess.run([sys.executable, __file__, str(args.folder), "--measure"], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.plan_10m", str(args.folder), "--measure"], check=True)
 
 
 def measure(folder: Path) -> None:

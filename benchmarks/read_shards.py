@@ -1,6 +1,6 @@
 """Shuffled training batches from our shards against what other trainers write, at SDXL's row sizes.
 
-    python benchmarks/read_shards.py FOLDER [--rows 2000] [--layouts]
+    python -m benchmarks.read_shards FOLDER [--rows 2000] [--layouts]
 
 A sample is a latent's moments (8, 128, 128) float16, hidden states (77, 2048) float16 and a pooled embedding (1280)
 float32:

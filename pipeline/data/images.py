@@ -28,7 +28,6 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: how the stored picture has to be turned
     8: Image.Transpose.ROTATE_90,
 }
 _MODE_OF_PROFILE = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
-_PNG_CHUNKS_WITH_ORIENTATION = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
 
 class Rejected(ValueError):
@@ -73,17 +72,6 @@ def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None =
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on broken data
         raise Rejected(f"broken: {image.format} {_plain(error)}") from None
-
-
-def size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
-    """Width and height of the upright picture, from its header where that is enough (a PNG may hold its orientation
-    after its pixels, and is then decoded). Raises Rejected as `read` does, but does not find a truncation."""
-    image = _open(data, max_pixels)
-    if image.format == "TIFF":  # Pillow has swapped the sides already
-        return image.size
-    if image.format == "PNG" and not any(chunk in data for chunk in _PNG_CHUNKS_WITH_ORIENTATION):
-        return image.size
-    return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
 
 
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
