@@ -72,7 +72,8 @@ def caches(folder: Path) -> None:
     images.mkdir(exist_ok=True)
     coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(images / "picture.png")
-    captions = [f"a {color} square among others" for color in ("red", "green", "blue", "white", "black", "grey", "pink")]
+    colours = ("red", "green", "blue", "white", "black", "grey", "pink")
+    captions = [f"a {colour} square among others" for colour in colours]
     (images / "metadata.jsonl").write_text(json.dumps({"file_name": "picture.png", "text": captions}) + "\n")
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["data"]["images"] = str(images)

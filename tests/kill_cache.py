@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.cache import shards, verify  # noqa: E402
 from pipeline.models.config import TINY  # noqa: E402
+from tests.project import copy_project  # noqa: E402
 from tests.synthetic import write_checkpoint  # noqa: E402
 
 PICTURES = 240
@@ -78,17 +79,7 @@ def text_encoder(config, clip_l, clip_g, device, precision):
 
 def make_project(root: Path) -> None:
     """A committed copy of the project with PICTURES pictures, a caption each, after `dvc repro index convert`."""
-    for name in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split(
-        "\n"
-    ):
-        if (
-            name
-            and not name.startswith(("data/", "tests/", "benchmarks/", "demo/", "outs/", "dvc.lock"))
-            and (ROOT / name).is_file()
-        ):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
-    shutil.copytree(ROOT / "data/tokenizer", root / "data/tokenizer")
+    copy_project(root)
     (root / "pipeline/models/encode.py").write_text(ENCODERS)
     (root / "pipeline/device.py").write_text("def setup(target):\n    return target\n")
     _replace(root / "pipeline/cache/shards.py", "ROWS_PER_SHARD = 800", "ROWS_PER_SHARD = 64")

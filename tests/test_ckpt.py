@@ -179,7 +179,8 @@ def test_a_changed_byte_is_refused_or_stays_inside_the_file(tmp_path):
         for value in (0, 0x0A, 0x7F, 0xFF):
             path.write_bytes(raw[:position] + bytes([value]) + raw[position + 1 :])
             try:
-                assert sum(len(b"".join(map(bytes, tensor.chunks()))) for tensor in ckpt.read(path).values()) <= len(raw)
+                found = ckpt.read(path).values()
+                assert sum(len(chunk) for tensor in found for chunk in tensor.chunks()) <= len(raw)
             except StageError:
                 refused += 1
     assert refused > 50

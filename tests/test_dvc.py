@@ -5,20 +5,18 @@ seconds less: what counts here is when DVC runs them, and dvc.yaml is the projec
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from pipeline.models.config import TINY
+from tests.project import copy_project
 from tests.synthetic import write_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 ALL = ["index", "convert", "cache_latents", "cache_text", "train", "merge", "sample"]
 
 TRAIN = '''
@@ -41,7 +39,7 @@ for out in [o for kind in ("outs", "metrics", "plots") for o in stage.get(kind, 
 weights = bytearray(Path("outs/convert/unet.ckpt").read_bytes())
 weights[-1:] = digest.digest()[:1]  # the last byte of the last tensor's values
 weights[-2:-1] = b"\\x00"
-Path("outs/train/UNET").write_bytes(weights)
+Path("outs/train/weights/unet.ckpt").write_bytes(weights)
 '''
 
 
@@ -49,11 +47,7 @@ Path("outs/train/UNET").write_bytes(weights)
 def project(tmp_path_factory):
     """A committed copy of the project with six pictures and random tiny weights, after its first `dvc repro`."""
     root = tmp_path_factory.mktemp("project")
-    for name in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split("\n"):
-        if name and not name.startswith(("data/", "tests/", "benchmarks/", "demo/", "outs/", "dvc.lock")) and (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
-    shutil.copytree(ROOT / "data/tokenizer", root / "data/tokenizer")
+    copy_project(root)
     (root / "data/images").mkdir()
     lines = []
     for number in range(6):
@@ -63,9 +57,11 @@ def project(tmp_path_factory):
     (root / "data/base").mkdir()
     write_checkpoint(root / "data/base/tiny_sdxl.safetensors", TINY, seed=0, dtype="float16")
     write_checkpoint(root / "data/base/other.safetensors", TINY, seed=1, dtype="float16")
-    (root / "stages/train.py").write_text(TRAIN.replace("UNET", "weights/unet.ckpt" if weights_folder() else "unet.ckpt"))
+    (root / "stages/train.py").write_text(TRAIN)
     (root / "stages/sample.py").write_text(
-        "from pathlib import Path\nPath('outs/sample').mkdir(parents=True)\nPath('outs/sample/grid.png').write_bytes(b'')\n"
+        "from pathlib import Path\n"
+        "Path('outs/sample').mkdir(parents=True)\n"
+        "Path('outs/sample/grid.png').write_bytes(b'')\n"
         "Path('outs/sample/metrics.json').write_text('{}')\n"
     )
     git(root, "init", "--quiet", "--initial-branch=main")
@@ -73,10 +69,6 @@ def project(tmp_path_factory):
     git(root, "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "--message=start")
     assert ran(root, "repro") == ALL
     return root
-
-
-def weights_folder() -> bool:
-    return any("outs/train/weights" in str(out) for out in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["outs"])
 
 
 def picture(root: Path, number: int) -> None:

@@ -67,7 +67,8 @@ def test_a_stage_depends_on_the_code_that_it_imports(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_imports_another(stage):
-    assert {f for f in closure(ROOT / f"stages/{stage}.py") if f.startswith("stages/")} <= {f"stages/{stage}.py", "stages/__init__.py"}
+    stages = {file for file in closure(ROOT / f"stages/{stage}.py") if file.startswith("stages/")}
+    assert stages <= {f"stages/{stage}.py", "stages/__init__.py"}
 
 
 @pytest.mark.parametrize("stage", ["index", "convert", "merge"])

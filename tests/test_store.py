@@ -73,7 +73,10 @@ def test_what_a_killed_run_left_of_an_out_goes(tmp_path):
 
 
 def test_a_lock_says_who_holds_it_and_ends_with_its_process(tmp_path):
-    script = "import sys, time\nfrom pipeline import store\nwith store.lock('k'):\n    print('held', flush=True); time.sleep(60)"
+    script = (
+        "import sys, time\nfrom pipeline import store\n"
+        "with store.lock('k'):\n    print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(store.Busy, match=f"PID {holder.pid}"), store.lock("k"):
