@@ -106,7 +106,7 @@ def test_a_broken_launch_is_an_error(monkeypatch, environment):
 def run(command: list[str], folder, **environment) -> subprocess.CompletedProcess:
     paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
-        command, cwd=folder, env=os.environ | paths | environment, capture_output=True, text=True, timeout=120
+        command, cwd=folder, env=os.environ | paths | environment, capture_output=True, text=True, timeout=60
     )
 
 

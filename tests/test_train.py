@@ -55,12 +55,18 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture
-def train(workspace, tmp_path, monkeypatch, device):
-    """-> function of changed params giving the run's Outcome."""
+def stubbed(workspace, tmp_path, monkeypatch):
+    """-> function of a device and changed params giving the run's Outcome, on the stub of the UNet."""
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
     monkeypatch.setattr(build, "UNet", StubUNet)
-    return lambda **changes: outcome(workspace, tmp_path / "out", device, monkeypatch, changes)
+    return lambda device, changes: outcome(workspace, tmp_path / "out", device, monkeypatch, changes)
+
+
+@pytest.fixture
+def train(stubbed, device):
+    """-> function of changed params giving the run's Outcome."""
+    return lambda **changes: stubbed(device, changes)
 
 
 def outcome(workspace, out, device, monkeypatch, changes, root=None):

@@ -4,13 +4,9 @@ import mindspore
 import numpy as np
 import pytest
 from pipeline.device import Device
-from pipeline.models import config
-from pipeline.training import build
 
 from pipeline.stage import StageError
-from tests.stub_unet import StubUNet
-from tests.test_train import outcome
-from tests.training_samples import CONFIG, write_stub, write_workspace
+from tests.test_train import stubbed, workspace  # noqa: F401  (fixtures)
 
 SETTINGS = {
     "train.steps": 11,
@@ -22,21 +18,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    root = write_workspace(tmp_path_factory.mktemp("sink"))
-    write_stub(root / "outs/convert/unet.ckpt")
-    return root
-
-
 @pytest.fixture
-def train(workspace, tmp_path, monkeypatch, device):
-    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
-    monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
-    monkeypatch.setattr(build, "UNet", StubUNet)
-    return lambda sink_size: outcome(
-        workspace, tmp_path / "out", Device("CPU", sink_size=sink_size), monkeypatch, dict(SETTINGS)
-    )
+def train(stubbed, device):
+    return lambda sink_size: stubbed(Device("CPU", sink_size=sink_size), dict(SETTINGS))
 
 
 def endless(fetched):

@@ -80,8 +80,9 @@ class _Shard:
         return len(self.rows) == int((self.file < 0).sum())
 
 
-def build(job: Job, out: str | Path) -> Report:
+def build(job: Job, out: str | Path, failed: Callable[[], set[int]] = set) -> Report:
     """Fill the store with every shard of `job.wanted` that is this rank's; rank 0 then makes the folder `out`.
+    `failed`: as ranks.beside gives it.
 
     Raises StageError (also when a row cannot be encoded; what was encoded before stays in the store), store.Busy when
     another process is at the same work."""
@@ -101,7 +102,7 @@ def build(job: Job, out: str | Path) -> Report:
             _fill(job, encode, missing, damaged, report)
         shelf.drop_finished_parts(wanted)
         if rank == 0:
-            ranks.wait_for(wanted.paths, wanted.key, world)
+            ranks.wait_for(wanted.paths, wanted.key, world, failed)
             _assemble(wanted, Path(out))
             report.assembled = True
     log.info(
@@ -141,9 +142,9 @@ def _missing(wanted: Wanted, rank: int, world: int, damaged: set[tuple[Path, int
                     log.warning("not used: %s", error)
                     continue
             stored = opened[candidate]
-            positions = shards.locate(stored.columns["row"], wanted.rows[first:last])
             if not len(stored):
                 continue
+            positions = shards.locate(stored.columns["row"], wanted.rows[first:last])
             same_group = (shelf.groups_of(stored)[positions] == wanted.groups[first:last]).all(axis=1)
             broken = [position for file, position in damaged if file == candidate]
             use = (positions >= 0) & same_group & (shard.file < 0) & ~np.isin(positions, broken)

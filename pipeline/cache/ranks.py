@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline import store
@@ -44,11 +44,13 @@ def from_environment() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def beside(workers: int) -> Iterator[None]:
+def beside(workers: int) -> Iterator[Callable[[], set[int]]]:
     """Run this stage as rank 0 and `workers` - 1 further processes of it as the other ranks, unless something else has
-    started it as one of several. Raises StageError with the end of what a failed one wrote."""
+    started it as one of several. Gives a function of the ranks that have failed up to now.
+
+    Raises StageError with the end of what a failed one wrote."""
     if workers == 1 or from_environment()[1] > 1:
-        yield
+        yield set
         return
     command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name]
     os.environ |= {"RANK_ID": "0", "RANK_SIZE": str(workers)}
@@ -62,7 +64,7 @@ def beside(workers: int) -> Iterator[None]:
             stack.callback(child.kill)
         failure = None
         try:
-            yield
+            yield lambda: {rank for rank, child in enumerate(children, 1) if child.poll()}
         except StageError as error:
             failure = error
         else:
@@ -93,21 +95,22 @@ def claim(key: str, rank: int) -> Iterator[None]:
         yield
 
 
-def wait_for(paths: list[Path], key: str, world: int) -> None:
+def wait_for(paths: list[Path], key: str, world: int, failed: Callable[[], set[int]]) -> None:
     """Return when all files are there. Raises StageError when one is missing and the rank that owes it is gone.
 
-    paths: file of shard i, which rank i % world writes."""
+    paths: file of shard i, which rank i % world writes. failed: as `beside` gives it."""
     started = logged = time.monotonic()
     seen: set[int] = {0}
     while True:
         alive = {rank for rank in range(1, world) if store.held(_lock(key, rank))}
         seen |= alive
+        ended = seen | failed()
         # After the locks: a rank that ended in between has left its files.
         missing = {index % world for index, path in enumerate(paths) if not path.exists()}
         if not missing:
             return
         late = time.monotonic() - started > START_SECONDS
-        gone = sorted(rank for rank in missing - alive if rank in seen or late)
+        gone = sorted(rank for rank in missing - alive if rank in ended or late)
         if gone:
             count = sum(not path.exists() for path in paths)
             raise StageError(
