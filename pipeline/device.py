@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from pipeline import store
 
-# On CPUs with AVX-512 the wheel's oneDNN falls back to a reference convolution, up to 80 times slower.
+# On CPUs with AVX-512 the wheel's oneDNN falls back to a reference convolution, up to 80 times slower. Only the train
+# stage lifts this, before it comes here: it has a convolution of its own.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # Waiting OpenMP threads would spin beside MindSpore's own thread pool and halve its speed.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -5,6 +5,7 @@ itself from its last state in the store. With device.workers or device.nodes abo
 msrun; it may as well be started by msrun or mpirun, or with a rank table."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def main(params: Params) -> None:
         launch.start(params.device, [__file__], Path("outs/train-logs"))
         return
 
+    # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/convolution.py).
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
     # Only now: importing MindSpore takes seconds.
     from pipeline.device import setup
     from pipeline.training.run import Paths, fine_tune

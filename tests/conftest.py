@@ -9,6 +9,16 @@ def device():
     return pipeline.device.setup("CPU")
 
 
+@pytest.fixture(scope="module", params=["Conv2D", "products"])
+def convolution(request):
+    """The two forms of a convolution on a CPU, whatever this process lets oneDNN use."""
+    from pipeline.models import kernels
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "convolves_by_products", lambda: request.param == "products")
+        yield request.param
+
+
 @pytest.fixture(autouse=True)
 def _pillows_guard(monkeypatch):
     """pipeline/data/images.py sets Pillow's guard for the whole process, which here is that of other tests too."""

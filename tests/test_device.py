@@ -12,6 +12,7 @@ import mindspore as ms
 import pytest
 
 from pipeline.device import Device
+from pipeline.stage import PROJECT
 
 
 @pytest.fixture
@@ -171,3 +172,20 @@ def test_the_environment_is_set_before_mindspore_is_imported():
     assert found.stdout.split() == ["AVX2", "passive"]
     source = inspect.getsource(pipeline.device)
     assert source.index("ONEDNN_MAX_CPU_ISA") < source.index("import mindspore")
+
+
+def test_the_train_stage_alone_lets_onednn_use_avx512():
+    script = """
+import os, sys
+from types import ModuleType
+run = ModuleType("run")
+run.Paths = lambda **paths: paths
+run.fine_tune = lambda *arguments: print(os.environ["ONEDNN_MAX_CPU_ISA"])
+sys.modules["pipeline.training.run"] = run
+from pipeline.params import load
+from stages import train
+train.main(load())
+"""
+    clean = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
+    found = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, cwd=PROJECT)
+    assert found.stdout.split() == ["DEFAULT"], found.stderr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 from pipeline.models import kernels, layers
+from pipeline.models.convolution import Convolution
 
 from tests.golden.compare import peak
 
@@ -98,6 +99,50 @@ def test_swap_middle():
     check(kernels.SwapMiddle(), lambda x: x.swapaxes(1, 2), [numbers(2, 5, 3, 4)])
 
 
+def convolution(x, weight, stride, padding):
+    top, bottom, left, right = padding
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, ::stride, ::stride]
+    return np.einsum("bcyxij,ocij->boyx", windows, weight)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        (3, 1, (1, 1, 1, 1)),
+        (3, 2, (1, 1, 1, 1)),
+        (3, 2, (0, 1, 0, 1)),  # the VAE's encoder
+        (1, 1, (0, 0, 0, 0)),
+    ],
+)
+@pytest.mark.parametrize("size", [(4, 6), (7, 5), (16, 8)])
+def test_convolution(kernel, stride, padding, size):
+    x, weight = numbers(2, 5, *size), numbers(6, 5, kernel, kernel, seed=1)
+    check(Convolution(kernel, stride, padding), lambda x, w: convolution(x, w, stride, padding), [x, weight])
+
+
+@pytest.mark.parametrize(
+    ("most", "target", "products"), [("AVX2", "CPU", False), ("DEFAULT", "CPU", True), ("DEFAULT", "Ascend", False)]
+)
+def test_convolutions_are_products_where_onednn_has_none(monkeypatch, most, target, products):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    monkeypatch.setattr(ms, "get_context", {"device_target": target}.get)
+    assert isinstance(layers.Conv(4, 4, 3).conv2d, Convolution) == products
+
+
+def test_silu():
+    check(kernels.SiLU(), lambda x: x / (1 + np.exp(-x)), [3 * numbers(6, 50)])
+
+
+@pytest.mark.parametrize("width", [3, 4, 8, 24])
+def test_upsample(width):
+    class Upsample(nn.Cell):
+        def construct(self, x):
+            return kernels.upsample(x)
+
+    check(Upsample(), lambda x: x.repeat(2, 2).repeat(2, 3), [numbers(2, 3, 5, width)])
+
+
 def test_kernels_keep_nothing_in_memory():
     """MindSpore's own broadcast multiplication and Transpose would keep four times and twice the array."""
     x = ms.Tensor(numbers(4096, 1024))
@@ -150,13 +195,15 @@ def test_gelu_gate():
     check(kernels.GeluGate(), lambda x, gate: x * gate * cdf(gate), [numbers(6, 50), 2 * numbers(6, 50, seed=1)])
 
 
-def test_norms_are_the_kernels_on_a_cpu_and_stock_elsewhere(monkeypatch):
+def test_layers_are_the_kernels_on_a_cpu_and_stock_elsewhere(monkeypatch):
     """The two branches of each layer give the same numbers."""
     for make, x in (
         (lambda: layers.GroupNorm(2, 4, eps=1e-5), numbers(2, 4, 3, 5)),
         (lambda: layers.LayerNorm(16), numbers(2, 3, 16)),
         (lambda: layers.GEGLU(8, 6), numbers(2, 3, 8)),
         (lambda: layers.Linear(8, 6), numbers(2, 3, 8)),
+        (layers.SiLU, numbers(2, 3, 8)),
+        (layers.UpsampleNearest, numbers(2, 3, 4, 8)),
     ):
         found = []
         for on_cpu in (True, False):

@@ -20,7 +20,7 @@ SCALARS = Tensor(1e-2, ms.float32), Tensor(0.5, ms.float32)
 
 
 @pytest.fixture(scope="module")
-def stepping(device):
+def stepping(device, convolution):
     """The small UNet with its step: (weights at the start, the step, function of a step's number giving its inputs)."""
     unet = build(lambda: UNet(t.UNET), "model.diffusion_model.").set_train()
     parameters = unet.trainable_params()

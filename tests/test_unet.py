@@ -25,7 +25,7 @@ def inputs(label):
     )
 
 
-def test_tiny_equals_diffusers():
+def test_tiny_equals_diffusers(convolution):
     unet = build(lambda: UNet(rule.CONFIGS["tiny"].unet), PREFIX)
     assert_close(unet(*inputs("tiny")), golden("tiny")["unet"])
 
@@ -41,7 +41,7 @@ def test_small_equals_diffusers():
     assert_close(found, golden("small")["unet"])
 
 
-def test_gradients_equal_diffusers():
+def test_gradients_equal_diffusers(convolution):
     unet = build(lambda: UNet(rule.CONFIGS["tiny"].unet), PREFIX)
     assert_gradients(unet, inputs("tiny"), (rule.BATCH, 4, *rule.LATENT), PREFIX, "tiny", "unet")
 
@@ -66,7 +66,7 @@ def mini_inputs():
     )
 
 
-def test_half_precision():
+def test_half_precision(convolution):
     """Float16 weights and computation: the float32 output to float16's rounding, and norms in float32."""
     wanted = build(lambda: UNet(MINI), PREFIX)(*mini_inputs()).asnumpy()
     unet = build(lambda: UNet(MINI, compute_dtype=ms.float16), PREFIX)

@@ -13,14 +13,14 @@ pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.mark.parametrize("label", ["tiny", "small"])
-def test_encoder_equals_diffusers(label):
+def test_encoder_equals_diffusers(label, convolution):
     encoder = build(lambda: VAEEncoder(rule.CONFIGS[label].vae), PREFIX)
     pixels = ms.Tensor(rule.normal("pixels", (rule.BATCH, 3, *rule.PIXELS)))
     assert_close(encoder(pixels), golden(label)["moments"])
 
 
 @pytest.mark.parametrize("label", ["tiny", "small"])
-def test_decoder_equals_diffusers(label):
+def test_decoder_equals_diffusers(label, convolution):
     decoder = build(lambda: VAEDecoder(rule.CONFIGS[label].vae), PREFIX)
     latents = ms.Tensor(rule.normal("latents", (rule.BATCH, 4, *rule.LATENT)))
     pixels = decoder(latents)

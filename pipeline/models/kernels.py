@@ -6,6 +6,9 @@ with ones, `erf` three times as long as the polynomial below. A broadcast keeps 
 long as the graph lives (an index of every element), Transpose twice: in the full UNet 10 GB each. So none stands here
 between large tensors."""
 
+import math
+import os
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
@@ -14,6 +17,11 @@ from mindspore import nn, ops
 def on_cpu() -> bool:
     """Whether the device set up is the CPU; asked when a cell is made."""
     return ms.get_context("device_target") == "CPU"
+
+
+def convolves_by_products() -> bool:
+    """Whether oneDNN may use AVX-512, so that its convolutions cannot be used (models/convolution.py)."""
+    return on_cpu() and os.environ["ONEDNN_MAX_CPU_ISA"] != "AVX2"
 
 
 class NormalizeRows(nn.Cell):
@@ -69,16 +77,20 @@ def _swapped(b: int, m: int, n: int) -> ms.Tensor:
     return ms.Tensor(np.arange(b * m * n, dtype=np.int32).reshape(b, m, n).swapaxes(1, 2).reshape(-1))
 
 
-class SwapMiddle(nn.Cell):
+def swap_middle(x):
     """x (b, m, n, d) -> (b, n, m, d). Transpose takes as long and keeps twice the array's size in memory."""
+    b, m, n, d = x.shape
+    return ops.Gather()(x.reshape(-1, d), _swapped(b, m, n), 0).reshape(b, n, m, d)
+
+
+class SwapMiddle(nn.Cell):
+    """swap_middle with its gradient, another swap_middle."""
 
     def construct(self, x):
-        b, m, n, d = x.shape
-        return ops.Gather()(x.reshape(-1, d), _swapped(b, m, n), 0).reshape(b, n, m, d)
+        return swap_middle(x)
 
     def bprop(self, x, out, dout):
-        b, m, n, d = x.shape
-        return (ops.Gather()(dout.reshape(-1, d), _swapped(b, n, m), 0).reshape(b, m, n, d),)
+        return (swap_middle(dout),)
 
 
 class AddColumns(nn.Cell):
@@ -89,6 +101,45 @@ class AddColumns(nn.Cell):
 
     def bprop(self, x, bias, out, dout):
         return dout, _column_sums(dout)
+
+
+class _WithSigmoid(nn.Cell):
+    """(silu(x), sigmoid(x)); the second is kept for the backward pass."""
+
+    def construct(self, x):
+        sigmoid = ops.sigmoid(x)
+        return x * sigmoid, sigmoid
+
+    def bprop(self, x, out, dout):
+        y, sigmoid = out
+        # silu' = s + x s (1 - s)
+        return (dout[0] * (sigmoid + y - y * sigmoid),)
+
+
+class SiLU(nn.Cell):
+    """x sigmoid(x). The framework's gradient computes the sigmoid again."""
+
+    def __init__(self):
+        super().__init__()
+        self.silu = _WithSigmoid()
+
+    def construct(self, x):
+        y, _ = self.silu(x)
+        return y
+
+
+@ops.constexpr
+def _each_twice(n: int) -> ms.Tensor:
+    return ms.Tensor(np.repeat(np.eye(n, dtype=np.float32), 2, axis=1))
+
+
+def upsample(x):
+    """Nearest neighbour, x (b, c, h, w) -> (b, c, 2h, 2w): the columns by a product, the lines by joining each to
+    itself."""
+    b, c, h, w = x.shape
+    n = math.gcd(w, 8)
+    lines = ops.MatMul()(x.reshape(-1, n), _each_twice(n).astype(x.dtype)).reshape(b * c * h, 2 * w)
+    return ops.Concat(1)((lines, lines)).reshape(b, c, 2 * h, 2 * w)
 
 
 # Φ(x) = sigmoid(2 x q(x²)) within 6e-8 (MindSpore's sigmoid itself is exact to 8e-7 only): a minimax fit of q to

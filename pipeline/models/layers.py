@@ -9,6 +9,7 @@ from mindspore import nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from pipeline.models import kernels
+from pipeline.models.convolution import Convolution
 
 
 class Linear(nn.Dense):
@@ -33,8 +34,10 @@ class Conv(nn.Conv2d):
     `padding` (top, bottom, left, right) replaces that padding where a network pads in another way."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding=None):
-        padding = kernel // 2 if padding is None else padding
+        padding = (kernel // 2,) * 4 if padding is None else padding
         super().__init__(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=padding, has_bias=True)
+        if kernels.convolves_by_products():
+            self.conv2d = Convolution(kernel, stride, padding)
 
     def construct(self, x):
         """x (b, in_channels, h, w) -> (b, out_channels, h / stride, w / stride)"""
@@ -90,6 +93,18 @@ class SwapHeads(nn.Cell):
         return self.swap(x) if self.on_cpu else x.swapaxes(1, 2)
 
 
+class SiLU(nn.Cell):
+    """x sigmoid(x) (arXiv 1702.03118)"""
+
+    def __init__(self):
+        super().__init__()
+        self.on_cpu = kernels.on_cpu()
+        self.silu = kernels.SiLU()
+
+    def construct(self, x):
+        return self.silu(x) if self.on_cpu else ops.silu(x)
+
+
 class GEGLU(nn.Cell):
     """x gelu(gate) with (x, gate) = proj(input) (arXiv 2002.05202), with the exact GELU."""
 
@@ -124,11 +139,19 @@ def gelu(x):
     return ops.gelu(x, approximate="none")
 
 
-def upsample(x):
+class UpsampleNearest(nn.Cell):
     """Nearest neighbour, x (b, c, h, w) -> (b, c, 2h, 2w)."""
-    b, c, h, w = x.shape
-    x = ops.broadcast_to(x.reshape(b, c, h, 1, w, 1), (b, c, h, 2, w, 2))
-    return x.reshape(b, c, 2 * h, 2 * w)
+
+    def __init__(self):
+        super().__init__()
+        self.on_cpu = kernels.on_cpu()
+
+    def construct(self, x):
+        if self.on_cpu:
+            return kernels.upsample(x)
+        b, c, h, w = x.shape
+        x = ops.broadcast_to(x.reshape(b, c, h, 1, w, 1), (b, c, h, 2, w, 2))
+        return x.reshape(b, c, 2 * h, 2 * w)
 
 
 def norm_parameters(cell: nn.Cell) -> set[str]:

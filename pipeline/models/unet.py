@@ -9,18 +9,18 @@ from mindspore import nn, ops
 
 from pipeline.models.attention import make_attention
 from pipeline.models.config import UNetConfig
-from pipeline.models.layers import GEGLU, Conv, GroupNorm, LayerNorm, Linear, SwapHeads, upsample
+from pipeline.models.layers import GEGLU, Conv, GroupNorm, LayerNorm, Linear, SiLU, SwapHeads, UpsampleNearest
 
 
 class ResBlock(nn.Cell):
     def __init__(self, in_channels: int, emb_channels: int, out_channels: int, groups: int):
         super().__init__()
         self.in_layers = nn.SequentialCell(
-            GroupNorm(groups, in_channels, eps=1e-5), nn.SiLU(), Conv(in_channels, out_channels, 3)
+            GroupNorm(groups, in_channels, eps=1e-5), SiLU(), Conv(in_channels, out_channels, 3)
         )
-        self.emb_layers = nn.SequentialCell(nn.SiLU(), Linear(emb_channels, out_channels))
+        self.emb_layers = nn.SequentialCell(SiLU(), Linear(emb_channels, out_channels))
         self.out_layers = nn.SequentialCell(
-            GroupNorm(groups, out_channels, eps=1e-5), nn.SiLU(), nn.Identity(), Conv(out_channels, out_channels, 3)
+            GroupNorm(groups, out_channels, eps=1e-5), SiLU(), nn.Identity(), Conv(out_channels, out_channels, 3)
         )
         self.skip_connection = Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -126,10 +126,11 @@ class Downsample(nn.Cell):
 class Upsample(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
+        self.upsample = UpsampleNearest()
         self.conv = Conv(channels, channels, 3)
 
     def construct(self, x):
-        return self.conv(upsample(x))
+        return self.conv(self.upsample(x))
 
 
 class Block(nn.SequentialCell):
@@ -187,10 +188,10 @@ class UNet(nn.Cell):
             )
 
         self.time_embed = nn.SequentialCell(
-            Linear(config.model_channels, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels)
+            Linear(config.model_channels, emb_channels), SiLU(), Linear(emb_channels, emb_channels)
         )
         self.label_emb = nn.SequentialCell(
-            nn.SequentialCell(Linear(config.vector_dim, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels))
+            nn.SequentialCell(Linear(config.vector_dim, emb_channels), SiLU(), Linear(emb_channels, emb_channels))
         )
 
         ch = config.model_channels
@@ -227,7 +228,7 @@ class UNet(nn.Cell):
         self.output_blocks = nn.CellList(blocks)
 
         self.out = nn.SequentialCell(
-            GroupNorm(groups, ch, eps=1e-5), nn.SiLU(), Conv(ch, config.latent_channels, 3)
+            GroupNorm(groups, ch, eps=1e-5), SiLU(), Conv(ch, config.latent_channels, 3)
         )
         if recompute:
             for _, cell in self.cells_and_names():

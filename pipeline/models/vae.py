@@ -7,7 +7,7 @@ from mindspore import nn, ops
 
 from pipeline.models.attention import make_attention
 from pipeline.models.config import VAEConfig
-from pipeline.models.layers import Conv, GroupNorm, upsample
+from pipeline.models.layers import Conv, GroupNorm, UpsampleNearest
 
 
 class ResnetBlock(nn.Cell):
@@ -71,10 +71,11 @@ class Downsample(nn.Cell):
 class Upsample(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
+        self.upsample = UpsampleNearest()
         self.conv = Conv(channels, channels, 3)
 
     def construct(self, x):
-        return self.conv(upsample(x))
+        return self.conv(self.upsample(x))
 
 
 class DownLevel(nn.Cell):

@@ -62,10 +62,15 @@ def _square_sum(x):
     return (x * x).sum()
 
 
-def _square_sum_cpu(x):
-    """The CPU's sum takes six times as long as this product: 0.1 s more a step for 33 million parameters."""
-    x = ops.cast(x, ms.float32).reshape(1, -1)
-    return ops.MatMul(transpose_b=True)(x, x).reshape(())
+def _gram(x):
+    """(16, 16) float32, on whose diagonal stand sums whose sum is the sum of x²: for the CPU, whose own sum takes twice
+    as long."""
+    x = ops.cast(x, ms.float32).reshape(-1)
+    missing = -x.shape[0] % 16
+    if missing > 0:
+        x = ops.Concat()((x, ops.zeros((missing,), ms.float32)))
+    x = x.reshape(16, -1)
+    return ops.MatMul(transpose_b=True)(x, x)
 
 
 def _multiply(factor, x):
@@ -106,7 +111,7 @@ class Update(nn.Cell):
         self.taken = Parameter(Tensor(0.0, ms.float32), name="taken", requires_grad=False)
         self.overflows = Parameter(Tensor(0.0, ms.float32), name="overflows", requires_grad=False)
         self.map = ops.HyperMap()
-        self.square_sum = _square_sum_cpu if kernels.on_cpu() else _square_sum
+        self.on_cpu = kernels.on_cpu()
         self.ranks = settings.ranks
         if self.ranks > 1:
             self.reduce_gradients = nn.DistributedGradReducer(self.parameters, mean=True)
@@ -122,7 +127,11 @@ class Update(nn.Cell):
         if self.ranks > 1:
             gradients = self.reduce_gradients(gradients)
             loss = self.all_reduce(loss.reshape(1)).reshape(()) / self.ranks
-        norm = ops.sqrt(ops.addn(self.map(self.square_sum, gradients)))
+        if self.on_cpu:
+            squares = ops.addn(self.map(_gram, gradients)).reshape(-1)[::17].sum()
+        else:
+            squares = ops.addn(self.map(_square_sum, gradients))
+        norm = ops.sqrt(squares)
         finite = ops.isfinite(norm)
         if self.max_grad_norm > 0:
             # torch.nn.utils.clip_grad_norm_ has the same 1e-6
