@@ -1,9 +1,10 @@
 """A training step on a CPU against PyTorch's, in one run: python -m benchmarks.train_step --torch-python PATH
 
 PATH is a Python with torch and diffusers. Both sides: a UNet of SDXL's form with 33.2 million parameters and 17
-transformer blocks, batch 4, 32x32 latents, float32, 2 threads, mean squared error, the gradients' norm, AdamW; MindSpore in graph
-mode O0 in the train stage's environment (dvc.yaml, stages/train.py), PyTorch eager. The first steps are not counted: MindSpore's kernels try
-numbers of threads in their first 35 calls. The sides run in turns, each as a process of its own, so that a machine that slows down slows both."""
+transformer blocks, batch 4, 32x32 latents, float32, 2 threads, mean squared error, the gradients' norm, AdamW; MindSpore
+in graph mode O0 in the train stage's environment (dvc.yaml, stages/train.py), PyTorch eager. The first 40 steps are not
+counted: in them MindSpore's kernels try numbers of threads. The sides run in turns, each as a process of its own, so
+that a machine that slows down slows both."""
 
 import argparse
 import json
