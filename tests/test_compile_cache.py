@@ -1,7 +1,12 @@
 """Compiled graphs from the store: taken when nothing that shapes them changed, and only then."""
 
 import pytest
+from pipeline.device import Device
+from pipeline.models import kernels
+from pipeline.params import load
 
+from pipeline.stage import PROJECT
+from pipeline.training import build
 from tests.test_resume import SETTINGS, ends, train
 from tests.training_samples import write_stub, write_workspace
 
@@ -53,3 +58,13 @@ def test_what_a_killed_run_left_is_not_read(workspace, store, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     assert "compile cache: writes" in train(workspace, tmp_path, *SETTINGS)
     assert ends(workspace) == wanted
+
+
+def test_the_key_of_the_graphs_knows_the_form_of_convolutions(monkeypatch):
+    """A graph of one form under the other's key would compute nonsense without an error."""
+    params = load(PROJECT / "params.yaml")
+    keys = []
+    for products in (False, True):
+        monkeypatch.setattr(kernels, "convolves_by_products", lambda products=products: products)
+        keys.append(build.graph_key(params.model.config, Device("CPU"), params.train, [], False))
+    assert keys[0] != keys[1]

@@ -6,7 +6,9 @@ process that trains lets oneDNN use what the CPU has and convolves here, every o
 (pipeline/device.py). Measured on two cores for a UNet of 33 million parameters: README, "Measured".
 
 Maps (b, c, h, w) become rows (b h w, c), one a place. A gather puts side by side the rows that lie under the kernel's
-taps, the taps' columns (im2col; Chellapilla et al. 2006); the product of columns and weights is the output's rows."""
+taps, the taps' columns (im2col; Chellapilla et al. 2006); the product of columns and weights is the output's rows. It
+takes memory, 4.2 GB for that UNet's training in place of 3.1: nine times each map until the backward pass, and
+Transpose keeps twice each map."""
 
 import mindspore as ms
 import numpy as np

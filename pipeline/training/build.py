@@ -12,6 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 from pipeline import params
 from pipeline.device import Device
 from pipeline.diffusion import loss, schedule, timesteps
+from pipeline.models import kernels
 from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
@@ -112,7 +113,10 @@ def graph_key(model: str, device: Device, train: params.Train, examples: list[In
     """All that the run's graphs and the order of their compilation depend on."""
     return {
         "model": dataclasses.asdict(CONFIGS[model].unet),
-        "device": [device.target, device.world_size, device.attention_kind(train.precision), device.jit_level],
+        "device": [
+            device.target, device.world_size, device.attention_kind(train.precision), device.jit_level,
+            kernels.convolves_by_products(),
+        ],  # fmt: skip
         "train": train.model_dump(include=_GRAPH_KEYS),
         "shapes": [[array.shape for array in example.arrays()] for example in examples],
         "validates": validates,

@@ -78,8 +78,9 @@ class AdamW(nn.Cell):
         self.moment1 = _state(parameters, "moment1", shapes)
         self.moment2 = _state(parameters, "moment2", shapes)
         self.updates = Parameter(Tensor(0.0, ms.float32), name="updates", requires_grad=False)
-        self.weight_decay, self.decayed = weight_decay, tuple(decayed)
+        self.weight_decay = weight_decay
         self.decay = tuple(weight_decay if decay else 0.0 for decay in decayed)
+        self.decayed = tuple(decay > 0 for decay in self.decay)
         self.zero = Tensor(0.0, ms.float32)
         self.beta1, self.beta2, self.epsilon = (Tensor(x, ms.float32) for x in (beta1, beta2, epsilon))
         self.log_beta1, self.log_beta2 = (Tensor(log(x) if x else -np.inf, ms.float32) for x in (beta1, beta2))
