@@ -67,7 +67,7 @@ def mindspore_side(steps: int) -> dict:
     from pipeline.training.optimizer import AdamW, decays
     from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
 
-    pipeline.device.setup("CPU")
+    pipeline.device.setup("CPU", plan_memory=True)
     ms.set_seed(0)
     unet = UNet(UNetConfig(CHANNELS, MULT, DEPTH, CONTEXT, VECTOR, HEAD), attention="tiled")
     optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8, fused=True)

@@ -29,7 +29,8 @@ def main(params: Params) -> None:
 
     d = params.device
     device = setup(
-        d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache
+        d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache,
+        plan_memory=True,
     )  # fmt: skip
     paths = Paths(
         unet=Path("outs/convert/unet.ckpt"),
