@@ -121,6 +121,14 @@ def test_convolution(kernel, stride, padding, size):
     check(Convolution(kernel, stride, padding), lambda x, w: convolution(x, w, stride, padding), [x, weight])
 
 
+@pytest.mark.parametrize("size", [(4, 6), (2, 2), (16, 16)])
+def test_winograds_convolution_is_taken(size):
+    cell = Convolution(3, 1, (1, 1, 1, 1))
+    cell.columns.construct = None
+    x, weight = numbers(2, 5, *size), numbers(6, 5, 3, 3, seed=1)
+    check(cell, lambda x, w: convolution(x, w, 1, (1, 1, 1, 1)), [x, weight])
+
+
 @pytest.mark.parametrize(
     ("most", "target", "products"), [("AVX2", "CPU", False), ("DEFAULT", "CPU", True), ("DEFAULT", "Ascend", False)]
 )
