@@ -3,11 +3,11 @@
 PATH is a Python with torch and diffusers. Both sides: a UNet of SDXL's form with 33.2 million parameters and 17
 transformer blocks, batch 4, 32x32 latents, float32, 2 threads, mean squared error, the gradients' norm, AdamW; MindSpore
 in graph mode O0 in the train stage's environment (dvc.yaml, stages/train.py), PyTorch eager. The first 40 steps are not
-counted: in them MindSpore's kernels try numbers of threads. The sides run in turns, each as a process of its own, so
-that a machine that slows down slows both."""
+counted: in them MindSpore's kernels try numbers of threads. Each side is a process of its own, and they take one step
+in turns: a virtual machine's processors may lie near each other in one minute and far in the next (README, "Measured"),
+and a step's ratio is to the other side's step beside it."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -37,20 +37,27 @@ def inputs() -> dict[str, np.ndarray]:
     }
 
 
-def timed(step, steps: int) -> dict:
-    """Seconds of the first call of `step()`, and of `steps` others; processor seconds of all threads per step."""
-    begin = time.perf_counter()
-    step()
-    first = time.perf_counter() - begin
-    for _ in range(WARM_UP):
-        step()
-    seconds = []
-    cpu = time.process_time()
-    for _ in range(steps):
+def serve(step, parameters: int, out) -> None:
+    """Writes as lines to `out`: seconds of the first step, the number of parameters; then seconds of a step for each
+    line that comes in; at the end processor seconds of all threads per step, and the peak memory."""
+
+    def timed() -> float:
         begin = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - begin)
-    return {"first": first, "seconds": seconds, "cpu": (time.process_time() - cpu) / steps}
+        return time.perf_counter() - begin
+
+    def say(*numbers) -> None:
+        print(*numbers, file=out, flush=True)
+
+    say(timed(), parameters)
+    for _ in range(WARM_UP):
+        step()
+    say("warm")
+    cpu, steps = time.process_time(), 0
+    for _ in sys.stdin:
+        say(timed())
+        steps += 1
+    say((time.process_time() - cpu) / steps, peak_gigabytes())
 
 
 def peak_gigabytes() -> float:
@@ -59,7 +66,8 @@ def peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def mindspore_side(steps: int) -> dict:
+def mindspore_side() -> tuple:
+    """(function that takes a step, number of parameters)"""
     import pipeline.device
     import mindspore as ms
     from pipeline.models.config import UNetConfig
@@ -67,7 +75,7 @@ def mindspore_side(steps: int) -> dict:
     from pipeline.training.optimizer import AdamW, decays
     from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
 
-    pipeline.device.setup("CPU", plan_memory=True)
+    pipeline.device.setup("CPU")
     ms.set_seed(0)
     unet = UNet(UNetConfig(CHANNELS, MULT, DEPTH, CONTEXT, VECTOR, HEAD), attention="tiled")
     optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8, fused=True)
@@ -76,11 +84,10 @@ def mindspore_side(steps: int) -> dict:
     values = inputs()
     arguments = [ms.Tensor(values[name]) for name in ("x", "timesteps", "context", "vector", "target")]
     arguments += [ms.Tensor(np.ones(BATCH, np.float32)), ms.Tensor(1e-4, ms.float32), ms.Tensor(0.0, ms.float32)]
-    result = timed(lambda: train(*arguments)[0].asnumpy(), steps)
-    return result | {"parameters": sum(p.size for p in unet.get_parameters()), "memory": peak_gigabytes()}
+    return lambda: train(*arguments)[0].asnumpy(), sum(p.size for p in unet.get_parameters())
 
 
-def torch_side(steps: int) -> dict:
+def torch_side() -> tuple:
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -114,48 +121,63 @@ def torch_side(steps: int) -> dict:
         torch.nn.utils.get_total_norm([p.grad for p in unet.parameters()]).item()
         optimizer.step()
 
-    result = timed(step, steps)
-    return result | {"parameters": sum(p.numel() for p in unet.parameters()), "memory": peak_gigabytes()}
+    return step, sum(p.numel() for p in unet.parameters())
 
 
-def run(python: str, side: str, steps: int) -> dict:
+def start(python: str, side: str) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     if side == "mindspore":
         environment |= {"ONEDNN_MAX_CPU_ISA": "DEFAULT", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    command = [python, "-m", "benchmarks.train_step", "--side", side, "--steps", str(steps)]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    command = [python, "-m", "benchmarks.train_step", "--side", side]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def answer(process: subprocess.Popen) -> list[str]:
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(process.args)} ended with exit code {process.wait()}; its message stands above")
+    return line.split()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", metavar="PATH", help="a Python with torch and diffusers")
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=["mindspore", "torch"], help="run one side here and print its times as JSON")
+    parser.add_argument("--steps", type=int, default=60, help="of each side")
+    parser.add_argument("--side", choices=["mindspore", "torch"], help="what this script starts itself with")
     options = parser.parse_args()
     if options.side:
-        side = mindspore_side if options.side == "mindspore" else torch_side
-        print(json.dumps(side(options.steps)))
+        out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what libraries print is no answer
+        serve(*(mindspore_side if options.side == "mindspore" else torch_side)(), out)
         return
     if not options.torch_python:
         parser.error("--torch-python is missing: a Python with torch and diffusers")
 
-    ratios = []
-    for _ in range(options.rounds):
-        found = {side: run(python, side, options.steps) for side, python in
-                 (("torch", options.torch_python), ("mindspore", sys.executable))}  # fmt: skip
-        assert found["torch"]["parameters"] == found["mindspore"]["parameters"]
-        median = {side: float(np.median(result["seconds"])) for side, result in found.items()}
-        ratios.append(median["mindspore"] / median["torch"])
-        for side, result in found.items():
-            print(
-                f"{side:10} step {1000 * median[side]:6.0f} ms (fastest {1000 * min(result['seconds']):.0f}), "
-                f"processor {1000 * result['cpu']:.0f} ms, first step {result['first']:.0f} s, "
-                f"peak memory {result['memory']:.2f} GB, {result['parameters'] / 1e6:.1f} M parameters",
-                flush=True,
-            )
-    print(f"MindSpore / PyTorch: {np.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    processes, begun = {}, {}
+    for side, python in (("torch", options.torch_python), ("mindspore", sys.executable)):
+        processes[side] = start(python, side)
+        begun[side] = answer(processes[side])
+        answer(processes[side])
+    assert begun["torch"][1] == begun["mindspore"][1], begun
+
+    seconds = {side: [] for side in processes}
+    for _ in range(options.steps):
+        for side, process in processes.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds[side].append(float(answer(process)[0]))
+    for side, process in processes.items():
+        process.stdin.close()
+        cpu, memory = map(float, answer(process))
+        low, median, high = 1000 * np.quantile(seconds[side], (0.1, 0.5, 0.9))
+        print(
+            f"{side:10} step {median:4.0f} ms (a tenth below {low:.0f}, a tenth above {high:.0f}), processor "
+            f"{1000 * cpu:.0f} ms, first step {float(begun[side][0]):.0f} s, peak memory {memory:.2f} GB, "
+            f"{int(begun[side][1]) / 1e6:.1f} M parameters"
+        )
+    ratios = np.divide(seconds["mindspore"], seconds["torch"])
+    low, median, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+    print(f"MindSpore / PyTorch: {median:.2f} (a tenth of the pairs below {low:.2f}, a tenth above {high:.2f})")
 
 
 if __name__ == "__main__":

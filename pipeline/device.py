@@ -86,23 +86,18 @@ def setup(
     jit_level: str = "O0",
     max_device_memory: str | None = None,
     compile_cache: bool = False,
-    plan_memory: bool = False,
 ) -> Device:
     """Choose the device, graph mode and deterministic kernels; log what was chosen.
 
     `distributed`: this process is one of several ranks (started by msrun, mpirun or with a rank table) and joins them.
     The scheduler that msrun starts beside them stays in here until they are done, and its process ends here.
-    `jit_level` and `max_device_memory` (such as "59GB") are Ascend's; on a CPU graphs run kernel by kernel (O0).
-    `plan_memory` is the CPU's, and once per process: a graph's arrays get their places when it is compiled, which saves
-    a training step its thousands of allocations, but a full-size UNet's forward pass needs a third more memory."""
+    `jit_level` and `max_device_memory` (such as "59GB") are Ascend's; on a CPU graphs run kernel by kernel (O0)."""
     if target == "auto":
         target = "Ascend" if ms.device_context.ascend.is_available() else "CPU"
     if target == "Ascend":
         _set_up_ascend(max_device_memory, distributed)
     else:
         ms.set_device("CPU")
-        if plan_memory:
-            ms.runtime.set_memory(optimize_level="O1")
         jit_level = "O0"
     ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": jit_level})
     ms.set_deterministic(True)

@@ -29,8 +29,7 @@ def main(params: Params) -> None:
 
     d = params.device
     device = setup(
-        d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache,
-        plan_memory=True,
+        d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache
     )  # fmt: skip
     paths = Paths(
         unet=Path("outs/convert/unet.ckpt"),

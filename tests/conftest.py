@@ -6,7 +6,7 @@ def device():
     """The CPU, set up once for the whole run (and MindSpore imported only by tests that ask for it)."""
     import pipeline.device
 
-    return pipeline.device.setup("CPU", plan_memory=True)
+    return pipeline.device.setup("CPU")
 
 
 @pytest.fixture(scope="module", params=["Conv2D", "products"])

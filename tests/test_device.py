@@ -90,11 +90,6 @@ def test_a_cpu_is_given_no_call_of_an_npu(calls):
     assert calls[1][2]["jit_config"] == {"jit_level": "O0"}
 
 
-def test_memory_is_planned_when_asked_for(calls):
-    pipeline.device.setup("CPU", plan_memory=True)
-    assert ("set_memory", (), {"optimize_level": "O1"}) in calls
-
-
 @pytest.mark.parametrize(
     ("target", "wish", "precision", "kind"),
     [
