@@ -10,8 +10,8 @@ two forms:
 - _Columns, for any convolution: the rows under a kernel's taps side by side (im2col; Chellapilla et al. 2006). It keeps
   nine times each map until the backward pass.
 - _Winograd, for kernel 3 without stride, float32 and even sides: 16 products for 4 places where the other has 36
-  (F(2x2, 3x3); Lavin and Gray, arXiv 1509.09308), and four times each map to keep. Its rounding
-  errors are up to 1.7 times the other's (root mean square, 64 to 512 channels)."""
+  (F(2x2, 3x3); Lavin and Gray, arXiv 1509.09308), and four times each map to keep. Its rounding errors are up to 1.7
+  times the other's (root mean square, 64 to 512 channels)."""
 
 import mindspore as ms
 import numpy as np
@@ -31,25 +31,25 @@ def _read_by(side: int, out: int, kernel: int, stride: int, before: int) -> np.n
     return np.where(rest == 0, at, -1)
 
 
-def _numbers(b: int, y: np.ndarray, x: np.ndarray, height: int, width: int) -> ms.Tensor:
+def _numbers(b: int, y: np.ndarray, x: np.ndarray, height: int, width: int) -> np.ndarray:
     """int32 numbers of rows (b height width) at the places y (m, kernel) by x (n, kernel) of each sample, in the order
     (b, m, n, kernel, kernel); b height width, the row after the last, for places outside."""
     y, x = y[:, None, :, None], x[None, :, None, :]
     outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
     sample = np.arange(b).reshape(b, 1, 1, 1, 1) * (height * width)
-    return ms.Tensor(np.where(outside, b * height * width, sample + y * width + x).reshape(-1).astype(np.int32))
+    return np.where(outside, b * height * width, sample + y * width + x).astype(np.int32)
 
 
 @ops.constexpr
 def _taps_of_outputs(b: int, h: int, w: int, ho: int, wo: int, kernel: int, stride: int, top: int, left: int):
     y, x = _under_taps(h, ho, kernel, stride, top), _under_taps(w, wo, kernel, stride, left)
-    return _numbers(b, y, x, h, w)
+    return ms.Tensor(_numbers(b, y, x, h, w).reshape(-1))
 
 
 @ops.constexpr
 def _taps_of_inputs(b: int, h: int, w: int, ho: int, wo: int, kernel: int, stride: int, top: int, left: int):
     y, x = _read_by(h, ho, kernel, stride, top), _read_by(w, wo, kernel, stride, left)
-    return _numbers(b, y, x, ho, wo)
+    return ms.Tensor(_numbers(b, y, x, ho, wo).reshape(-1))
 
 
 def _to_rows(x):
@@ -126,8 +126,7 @@ def _both_ways(matrix: np.ndarray) -> ms.Tensor:
 def _tiles(b: int, h: int, w: int):
     """Numbers of the rows in each 4x4 tile, which lies around 2x2 outputs, in the order (4, 4, b, h/2, w/2)."""
     y, x = _under_taps(h, h // 2, 4, 2, 1), _under_taps(w, w // 2, 4, 2, 1)
-    numbers = _numbers(b, y, x, h, w).asnumpy().reshape(b, h // 2, w // 2, 4, 4)
-    return ms.Tensor(numbers.transpose(3, 4, 0, 1, 2).reshape(-1))
+    return ms.Tensor(_numbers(b, y, x, h, w).transpose(3, 4, 0, 1, 2).reshape(-1))
 
 
 @ops.constexpr
@@ -184,11 +183,10 @@ class Convolution(nn.Cell):
     def __init__(self, kernel: int, stride: int, padding: tuple[int, int, int, int]):
         super().__init__()
         self.columns = _Columns(kernel, stride, padding)
-        self.winograd = _Winograd()
-        self.keeps_size = kernel == 3 and stride == 1 and tuple(padding) == (1, 1, 1, 1)
+        self.winograd = _Winograd() if (kernel, stride, *padding) == (3, 1, 1, 1, 1, 1) else None
 
     def construct(self, x, weight):
-        if self.keeps_size and x.dtype == ms.float32 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
+        if self.winograd is not None and x.dtype == ms.float32 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
             y, _, _ = self.winograd(x, weight)
         else:
             y, _, _ = self.columns(x, weight)
