@@ -9,9 +9,10 @@ Maps (b, c, h, w) become rows (b h w, c), one a place, which a gather puts in th
 two forms:
 - _Columns, for any convolution: the rows under a kernel's taps side by side (im2col; Chellapilla et al. 2006). It keeps
   nine times each map until the backward pass.
-- _Winograd, for kernel 3 without stride, float32 and even sides: 16 products for 4 places where the other has 36
-  (F(2x2, 3x3); Lavin and Gray, arXiv 1509.09308), and four times each map to keep. Its rounding errors are up to 1.7
-  times the other's (root mean square, 64 to 512 channels)."""
+- _Winograd, for kernel 3 without stride, float32 and even sides (Lavin and Gray, arXiv 1509.09308): for 4 places 16
+  products where the other has 36, F(2x2, 3x3), and four times each map to keep; or for 16 places 36 where the other has
+  144, F(4x4, 3x3), and two and a quarter times. Their rounding errors are up to 1.7 and up to 5.3 times the columns'
+  (root mean square, 64 to 512 channels)."""
 
 import mindspore as ms
 import numpy as np
@@ -109,71 +110,89 @@ class _Columns(nn.Cell):
         return _to_maps(ops.MatMul()(drows, ordered), b, h, w), dweight.reshape(weight.shape)
 
 
-# Of 4 inputs, of 3 weights and of 4 products, the matrices Bᵀ, G and Aᵀ of F(2, 3).
-_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
-_WEIGHT = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
-# Reversed weights are G's products in this order.
-_REVERSED = [3, 1, 2, 0]
+# F(m, 3) evaluates polynomials at 0, these points, their negatives and infinity; with each point stands its reciprocal.
+_POINTS = {2: [1.0], 4: [0.5**0.5, 2**0.5]}
+
+
+def _matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of F(m, 3) the transforms of m + 2 inputs, of 3 weights and of m + 2 products to m outputs: Bᵀ (m + 2, m + 2),
+    G (m + 2, 3), Aᵀ (m, m + 2) (Toom and Cook's algorithm, transposed)."""
+    points = np.array([0, *_POINTS[m], *(-x for x in _POINTS[m])])
+
+    def powers(n: int) -> np.ndarray:
+        """(m + 2, n): 1, x, x² ... at each point; at infinity the highest power alone"""
+        return np.vstack([points[:, None] ** np.arange(n), np.eye(n)[-1]])
+
+    # G's row at x times this is its row at 1/x reversed
+    scale = np.array([1, *np.abs(points[1:]), 1])[:, None]
+    return scale * np.linalg.inv(powers(m + 2)).T, powers(3) / scale, powers(m).T
 
 
 def _both_ways(matrix: np.ndarray) -> ms.Tensor:
     """Of a matrix for one dimension, the one for both: (m, n) -> (m m, n n)"""
-    return ms.Tensor(np.kron(matrix, matrix))
+    return ms.Tensor(np.kron(matrix, matrix), ms.float32)
 
 
 @ops.constexpr
-def _tiles(b: int, h: int, w: int):
-    """Numbers of the rows in each 4x4 tile, which lies around 2x2 outputs, in the order (4, 4, b, h/2, w/2)."""
-    y, x = _under_taps(h, h // 2, 4, 2, 1), _under_taps(w, w // 2, 4, 2, 1)
+def _tiles(b: int, h: int, w: int, m: int):
+    """Numbers of the rows in each tile of m + 2 by m + 2, which lies around m by m outputs, in the order
+    (m + 2, m + 2, b, h/m, w/m)."""
+    y, x = _under_taps(h, h // m, m + 2, m, 1), _under_taps(w, w // m, m + 2, m, 1)
     return ms.Tensor(_numbers(b, y, x, h, w).transpose(3, 4, 0, 1, 2).reshape(-1))
 
 
 @ops.constexpr
-def _in_places(b: int, h: int, w: int):
-    """Of rows in the order (2, 2, b, h/2, w/2), those of (b, h, w) in order."""
-    numbers = np.arange(b * h * w, dtype=np.int32).reshape(2, 2, b, h // 2, w // 2)
+def _in_places(b: int, h: int, w: int, m: int):
+    """Of rows in the order (m, m, b, h/m, w/m), those of (b, h, w) in order."""
+    numbers = np.arange(b * h * w, dtype=np.int32).reshape(m, m, b, h // m, w // m)
     return ms.Tensor(numbers.transpose(2, 3, 0, 4, 1).reshape(-1))
 
 
 class _Winograd(nn.Cell):
-    """The convolution, and what its backward pass needs again: transformed tiles (16, b h/2 w/2, c) and weights
-    (16, o, c)."""
+    """The convolution by F(m x m, 3x3), and what its backward pass needs again: transformed tiles (n, b h/m w/m, c) and
+    weights (n, o, c), n = (m + 2)²."""
 
-    def __init__(self):
+    def __init__(self, m: int):
         super().__init__()
-        self.of_input, self.of_weight, self.of_output = map(_both_ways, (_INPUT, _WEIGHT, _OUTPUT))
-        # the input's gradient is the convolution of the output's with reversed weights
-        self.of_dout = _both_ways(_INPUT[_REVERSED])
-        self.of_dinput = _both_ways(_OUTPUT[:, _REVERSED])
-        # the products' gradient; the tile's inner 2x2 places are the outputs
-        self.of_dproducts = _both_ways(np.pad(_OUTPUT.T, ((0, 0), (1, 1))))
+        self.m, self.products = m, (m + 2) ** 2
+        inputs, weights, outputs = _matrices(m)
+        self.of_input, self.of_weight, self.of_output = map(_both_ways, (inputs, weights, outputs))
+        # The input's gradient is the convolution of the output's with reversed weights, whose products are the
+        # weights' in another order.
+        order = [int(np.abs(weights - row[::-1]).sum(1).argmin()) for row in weights]
+        self.of_dout, self.of_dinput = _both_ways(inputs[order]), _both_ways(outputs[:, order])
+        # the products' gradient; the tile's inner places are the outputs
+        self.of_dproducts = _both_ways(np.pad(outputs.T, ((0, 0), (1, 1))))
 
     def construct(self, x, weight):
         b, c, h, w = x.shape
-        o = weight.shape[0]
-        tiles = _gathered(_to_rows(x), _tiles(b, h, w)).reshape(16, -1)
-        tiles = ops.MatMul()(self.of_input, tiles).reshape(16, -1, c)
-        weights = ops.MatMul(transpose_b=True)(self.of_weight, weight.reshape(o * c, 9)).reshape(16, o, c)
+        o, n = weight.shape[0], self.products
+        tiles = _gathered(_to_rows(x), _tiles(b, h, w, self.m)).reshape(n, -1)
+        tiles = ops.MatMul()(self.of_input, tiles).reshape(n, -1, c)
+        weights = ops.MatMul(transpose_b=True)(self.of_weight, weight.reshape(o * c, 9)).reshape(n, o, c)
         products = ops.BatchMatMul(transpose_b=True)(tiles, weights)
         return self._maps(self.of_output, products, b, h, w), tiles, weights
 
     def _maps(self, of_output, products, b, h, w):
-        """(16, b h/2 w/2, o) -> (b, o, h, w)"""
+        """(n, b h/m w/m, o) -> (b, o, h, w)"""
         o = products.shape[2]
-        rows = ops.MatMul()(of_output, products.reshape(16, -1)).reshape(-1, o)
-        return _to_maps(ops.Gather()(rows, _in_places(b, h, w), 0), b, h, w)
+        rows = ops.MatMul()(of_output, products.reshape(self.products, -1)).reshape(-1, o)
+        return _to_maps(ops.Gather()(rows, _in_places(b, h, w, self.m), 0), b, h, w)
 
     def bprop(self, x, weight, out, dout):
         _, tiles, weights = out
         b, c, h, w = x.shape
-        o = weight.shape[0]
-        douts = _gathered(_to_rows(dout[0]), _tiles(b, h, w)).reshape(16, -1)
-        dproducts = ops.MatMul()(self.of_dproducts, douts).reshape(16, -1, o)
-        dweights = ops.BatchMatMul(transpose_a=True)(dproducts, tiles).reshape(16, -1)
+        o, n = weight.shape[0], self.products
+        douts = _gathered(_to_rows(dout[0]), _tiles(b, h, w, self.m)).reshape(n, -1)
+        dproducts = ops.MatMul()(self.of_dproducts, douts).reshape(n, -1, o)
+        dweights = ops.BatchMatMul(transpose_a=True)(dproducts, tiles).reshape(n, -1)
         dweight = ops.MatMul(transpose_a=True)(dweights, self.of_weight).reshape(weight.shape)
-        douts = ops.MatMul()(self.of_dout, douts).reshape(16, -1, o)
+        douts = ops.MatMul()(self.of_dout, douts).reshape(n, -1, o)
         return self._maps(self.of_dinput, ops.BatchMatMul()(douts, weights), b, h, w), dweight
+
+
+# Of fewer places (b h w) F(4x4, 3x3) takes longer than F(2x2, 3x3): its products have too few rows.
+_ENOUGH = 512
 
 
 class Convolution(nn.Cell):
@@ -183,11 +202,16 @@ class Convolution(nn.Cell):
     def __init__(self, kernel: int, stride: int, padding: tuple[int, int, int, int]):
         super().__init__()
         self.columns = _Columns(kernel, stride, padding)
-        self.winograd = _Winograd() if (kernel, stride, *padding) == (3, 1, 1, 1, 1, 1) else None
+        self.winograd = (kernel, stride, *padding) == (3, 1, 1, 1, 1, 1)
+        if self.winograd:
+            self.by_2, self.by_4 = _Winograd(2), _Winograd(4)
 
     def construct(self, x, weight):
-        if self.winograd is not None and x.dtype == ms.float32 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
-            y, _, _ = self.winograd(x, weight)
-        else:
+        b, _, h, w = x.shape
+        if not self.winograd or x.dtype != ms.float32 or h % 2 or w % 2:
             y, _, _ = self.columns(x, weight)
+        elif h % 4 or w % 4 or b * h * w < _ENOUGH:
+            y, _, _ = self.by_2(x, weight)
+        else:
+            y, _, _ = self.by_4(x, weight)
         return y

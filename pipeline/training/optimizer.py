@@ -31,16 +31,17 @@ def _state(parameters, prefix: str, shapes) -> ParameterTuple:
     )
 
 
-_shrink = ops.ApplyGradientDescent()
+_shrink = ops.ApplyProximalGradientDescent()
 _adam = ops.Adam()
 
 
 def _adamw_fused(lr, beta1, beta2, epsilon, decay, zero, decayed, moment1, moment2, parameter, gradient):
     """Two kernels a parameter: parameter -= decay * parameter, then Adam. MindSpore's AdamWeightDecay is both, but on a
-    CPU takes five times as long as its Adam. Adam's own bias correction is none with powers of 0 given for the betas;
-    lr and epsilon come rescaled."""
+    CPU takes five times as long as its Adam. Its proximal gradient descent, without the penalties that set it apart, is
+    three times as fast as its plain one. Adam's own bias correction is none with powers of 0 given for the betas; lr
+    and epsilon come rescaled."""
     if decayed:
-        _shrink(parameter, decay, parameter)
+        _shrink(parameter, decay, zero, zero, parameter)
     return _adam(parameter, moment1, moment2, zero, zero, lr, beta1, beta2, epsilon, gradient)
 
 
