@@ -27,13 +27,13 @@ def _gradients(q, k, v, p, out, dout):
     """(dq, dk, dv) of out = p v, p = softmax(q kᵀ), for q already scaled and p (b, heads, queries, keys) float32.
 
     ds = p ∘ (dp - row) with dp = dout vᵀ, and row = Σ p∘dp over the keys = Σ dout∘out over head_dim, which is much the
-    narrower sum (arXiv 2205.14135, algorithm 4). One more column in the product subtracts it: a broadcast subtraction
-    on the CPU builds an index of every element, and keeps it."""
+    narrower sum (arXiv 2205.14135, algorithm 4). As a bias of channels, because a broadcast subtraction on the CPU
+    builds an index of every element, and keeps it."""
     b, heads, queries, head_dim = q.shape
-    row = ops.MatMul()((dout * out).reshape(-1, head_dim), ops.ones((head_dim, 1), q.dtype))
-    left = ops.concat((dout, -row.reshape(b, heads, queries, 1)), 3)
-    right = ops.concat((v, ops.ones((b, heads, v.shape[2], 1), v.dtype)), 3)
-    ds = (p * ops.BatchMatMul(transpose_b=True)(left, right).astype(ms.float32)).astype(q.dtype)
+    minus_row = ops.MatMul()((dout * out).reshape(-1, head_dim), -ops.ones((head_dim, 1), q.dtype))
+    dp = ops.BatchMatMul(transpose_b=True)(dout, v).reshape(1, b * heads * queries, -1, 1)
+    dp = ops.BiasAdd()(dp, minus_row.reshape(-1)).reshape(p.shape)
+    ds = (p * dp.astype(ms.float32)).astype(q.dtype)
     dq = ops.BatchMatMul()(ds, k)
     dk = ops.BatchMatMul(transpose_a=True)(ds, q)
     dv = ops.BatchMatMul(transpose_a=True)(p.astype(q.dtype), dout)

@@ -36,6 +36,8 @@ class Conv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding=None):
         padding = (kernel // 2,) * 4 if padding is None else padding
         super().__init__(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=padding, has_bias=True)
+        if kernels.on_cpu():
+            self.bias_add = kernels.AddChannels()
         if kernels.convolves_by_products():
             self.conv2d = Convolution(kernel, stride, padding)
 

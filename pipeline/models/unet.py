@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from pipeline.models import kernels
 from pipeline.models.attention import make_attention
 from pipeline.models.config import UNetConfig
 from pipeline.models.layers import GEGLU, Conv, GroupNorm, LayerNorm, Linear, SiLU, SwapHeads, UpsampleNearest
@@ -23,13 +24,14 @@ class ResBlock(nn.Cell):
             GroupNorm(groups, out_channels, eps=1e-5), SiLU(), nn.Identity(), Conv(out_channels, out_channels, 3)
         )
         self.skip_connection = Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.add = kernels.AddChannels() if kernels.on_cpu() else ops.BiasAdd()
 
     def construct(self, x, emb):
         """x (b, in_channels, h, w), emb (b, emb_channels) -> (b, out_channels, h, w)"""
         h = self.in_layers(x)
         b, c, height, width = h.shape
         # one number added to each channel of each sample
-        h = ops.BiasAdd()(h.reshape(1, b * c, height, width), self.emb_layers(emb).reshape(b * c)).reshape(h.shape)
+        h = self.add(h.reshape(1, b * c, height, width), self.emb_layers(emb).reshape(b * c)).reshape(h.shape)
         return self.skip_connection(x) + self.out_layers(h)
 
 

@@ -63,14 +63,21 @@ def _square_sum(x):
 
 
 def _gram(x):
-    """(16, 16) float32, on whose diagonal stand sums whose sum is the sum of x²: for the CPU, whose own sum takes twice
-    as long."""
+    """(16, 16) float32, on whose diagonal stand sums whose sum is the sum of x², of a matrix x; zeros for a vector: for
+    the CPU, whose own sum takes twice as long."""
+    if x.ndim < 2:
+        return ops.zeros((16, 16), ms.float32)
     x = ops.cast(x, ms.float32).reshape(-1)
     missing = -x.shape[0] % 16
     if missing > 0:
         x = ops.Concat()((x, ops.zeros((missing,), ms.float32)))
     x = x.reshape(16, -1)
     return ops.MatMul(transpose_b=True)(x, x)
+
+
+def _vector(x):
+    """x float32 of a vector x, a zero of a matrix"""
+    return ops.cast(x, ms.float32) if x.ndim < 2 else ops.zeros((1,), ms.float32)
 
 
 def _multiply(factor, x):
@@ -128,7 +135,10 @@ class Update(nn.Cell):
             gradients = self.reduce_gradients(gradients)
             loss = self.all_reduce(loss.reshape(1)).reshape(()) / self.ranks
         if self.on_cpu:
-            squares = ops.addn(self.map(_gram, gradients)).reshape(-1)[::17].sum()
+            # joined, because a step's vectors are many and small
+            vectors = ops.Concat()(self.map(_vector, gradients)).reshape(1, -1)
+            squares = ops.MatMul(transpose_b=True)(vectors, vectors).reshape(())
+            squares = squares + ops.addn(self.map(_gram, gradients)).reshape(-1)[::17].sum()
         else:
             squares = ops.addn(self.map(_square_sum, gradients))
         norm = ops.sqrt(squares)
@@ -161,7 +171,21 @@ class Update(nn.Cell):
         ops.assign(self.good_steps, ops.select(grow, ops.zeros_like(good), good))
 
 
-class TrainStep(nn.Cell):
+class _Graph(nn.Cell):
+    """A cell that is called step after step. MindSpore 2.10.0 tells each cell in it the graph's phase again at every
+    call, some 10 ms for a thousand cells."""
+
+    @property
+    def compile_phase(self):
+        return self._compile_phase
+
+    @compile_phase.setter
+    def compile_phase(self, value):
+        if value != self._compile_phase:
+            nn.Cell.compile_phase.fset(self, value)
+
+
+class TrainStep(_Graph):
     """A step of one micro-batch, in a single graph."""
 
     def __init__(self, sample_loss: SampleLoss, update: Update):
@@ -177,7 +201,7 @@ class TrainStep(nn.Cell):
         return self.update(loss, gradients, lr, ema_decay)
 
 
-class Accumulate(nn.Cell):
+class Accumulate(_Graph):
     """Adds one micro-batch's gradients and loss to float32 totals."""
 
     def __init__(self, sample_loss: SampleLoss, update: Update):
@@ -198,7 +222,7 @@ class Accumulate(nn.Cell):
         return ops.assign_add(self.loss, loss)
 
 
-class Boundary(nn.Cell):
+class Boundary(_Graph):
     """The step after the last micro-batch: updates with the totals, and sets them to zero."""
 
     def __init__(self, accumulate: Accumulate, update: Update):
