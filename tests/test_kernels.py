@@ -95,6 +95,10 @@ def test_add_columns():
     check(kernels.AddColumns(), lambda x, b: x + b, [numbers(6, 5), numbers(5, seed=1)])
 
 
+def test_add_channels():
+    check(kernels.AddChannels(), lambda x, b: x + b[:, None, None], [numbers(2, 3, 4, 5), numbers(3, seed=1)])
+
+
 def test_swap_middle():
     check(kernels.SwapMiddle(), lambda x: x.swapaxes(1, 2), [numbers(2, 5, 3, 4)])
 

@@ -10,7 +10,7 @@ from pipeline.models.unet import UNet
 from pipeline.diffusion import conditioning, loss, schedule
 from pipeline.training import rates
 from pipeline.training.optimizer import AdamW, decays
-from pipeline.training.step import Accumulate, Boundary, SampleLoss, Settings, TrainStep, Update, average_of
+from pipeline.training.step import Accumulate, Boundary, SampleLoss, Settings, TrainStep, Update, _Graph, average_of
 from tests.golden import rule
 from tests.golden import training_rule as t
 from tests.golden.compare import build, training
@@ -65,6 +65,25 @@ def test_five_steps_equal_pytorch(stepping):
             assert np.linalg.norm(picked - golden) <= 1e-5 * np.linalg.norm(golden), own.name
             # the steps themselves agree, which are small beside the weights
             assert np.linalg.norm(picked - golden) <= 0.05 * np.linalg.norm(golden - moved), own.name
+
+
+def test_a_phase_is_passed_on_only_when_it_changes():
+    class Doubled(_Graph):
+        def __init__(self):
+            super().__init__()
+            self.child = nn.ReLU()
+
+        def construct(self, x):
+            return self.child(x) * 2
+
+    cell = Doubled()
+    np.testing.assert_array_equal(cell(Tensor([1.0, -1.0])).asnumpy(), [2, 0])
+    assert cell.child.compile_phase == cell.compile_phase
+    cell.child.compile_phase = "untouched"
+    np.testing.assert_array_equal(cell(Tensor([3.0, -1.0])).asnumpy(), [6, 0])
+    assert cell.child.compile_phase == "untouched"
+    np.testing.assert_array_equal(cell(Tensor([1.0, -1.0, 4.0])).asnumpy(), [2, 0, 8])
+    assert cell.child.compile_phase == cell.compile_phase
 
 
 def test_one_batch_can_be_learned_by_heart(stepping):

@@ -66,9 +66,8 @@ def _to_maps(rows, b: int, h: int, w: int):
 
 
 def _gathered(rows, numbers):
-    """rows (n, c), numbers (m,) -> (m, c), zeros for the row after the last"""
-    rows = ops.Concat(0)((rows, ops.zeros((1, rows.shape[1]), rows.dtype)))
-    return ops.Gather()(rows, numbers, 0)
+    """rows (n, c), numbers (m,) -> (m, c), zeros for n, the row after the last"""
+    return ops.EmbeddingLookup()(rows, numbers, 0)
 
 
 class _Columns(nn.Cell):
@@ -141,13 +140,6 @@ def _tiles(b: int, h: int, w: int, m: int):
     return ms.Tensor(_numbers(b, y, x, h, w).transpose(3, 4, 0, 1, 2).reshape(-1))
 
 
-@ops.constexpr
-def _in_places(b: int, h: int, w: int, m: int):
-    """Of rows in the order (m, m, b, h/m, w/m), those of (b, h, w) in order."""
-    numbers = np.arange(b * h * w, dtype=np.int32).reshape(m, m, b, h // m, w // m)
-    return ms.Tensor(numbers.transpose(2, 3, 0, 4, 1).reshape(-1))
-
-
 class _Winograd(nn.Cell):
     """The convolution by F(m x m, 3x3), and what its backward pass needs again: transformed tiles (n, b h/m w/m, c) and
     weights (n, o, c), n = (m + 2)²."""
@@ -175,9 +167,9 @@ class _Winograd(nn.Cell):
 
     def _maps(self, of_output, products, b, h, w):
         """(n, b h/m w/m, o) -> (b, o, h, w)"""
-        o = products.shape[2]
-        rows = ops.MatMul()(of_output, products.reshape(self.products, -1)).reshape(-1, o)
-        return _to_maps(ops.Gather()(rows, _in_places(b, h, w, self.m), 0), b, h, w)
+        m, o = self.m, products.shape[2]
+        y = ops.MatMul()(of_output, products.reshape(self.products, -1)).reshape(m, m, b, h // m, w // m, o)
+        return ops.Transpose()(y, (2, 5, 3, 0, 4, 1)).reshape(b, o, h, w)
 
     def bprop(self, x, weight, out, dout):
         _, tiles, weights = out

@@ -38,6 +38,12 @@ class NormalizeRows(nn.Cell):
         return self.normalize(x.reshape(1, rows, 1, n), ones, zeros, zeros, ones)[0].reshape(rows, n)
 
 
+@ops.constexpr
+def _mean_and_variance(channels: int) -> tuple[ms.Tensor, ms.Tensor]:
+    """0 and 1. Of ops.zeros and ops.ones, which NormalizeRows has too, copies would be made at each step."""
+    return ms.Tensor(np.zeros(channels, np.float32)), ms.Tensor(np.ones(channels, np.float32))
+
+
 class ScaleChannels(nn.Cell):
     """x (b, c, h, w) * gamma (c) + beta (c): a batch normalisation with mean 0 and variance 1 given."""
 
@@ -47,8 +53,8 @@ class ScaleChannels(nn.Cell):
         self.scale = ops.BatchNorm(is_training=False, epsilon=1e-12)
 
     def construct(self, x, gamma, beta):
-        zeros, ones = ops.zeros(gamma.shape, ms.float32), ops.ones(gamma.shape, ms.float32)
-        return self.scale(x, gamma, beta, zeros, ones)[0]
+        mean, variance = _mean_and_variance(gamma.shape[0])
+        return self.scale(x, gamma, beta, mean, variance)[0]
 
 
 def _column_sums(x):
