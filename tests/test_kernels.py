@@ -125,6 +125,17 @@ def test_convolution(kernel, stride, padding, size):
     check(Convolution(kernel, stride, padding), lambda x, w: convolution(x, w, stride, padding), [x, weight])
 
 
+def test_convolution_of_halves():
+    cell = Convolution(3, 1, (1, 1, 1, 1))
+    dout, x, weight = (numbers(*shape).astype(np.float16) for shape in ((2, 6, 8, 8), (2, 5, 8, 8), (6, 5, 3, 3)))
+    out, gradients = run(cell, [x, weight], dout)
+    x, weight, dout = (a.astype(np.float32) for a in (x, weight, dout))
+    wanted, wanted_gradients = run(cell, [x, weight], dout)
+    for found, exact in zip((out, *gradients), (wanted, *wanted_gradients), strict=True):
+        assert found.dtype == np.float16
+        close(found.astype(np.float32), exact, 1e-3)
+
+
 @pytest.mark.parametrize(
     ("size", "form"),
     [((4, 6), "by_2"), ((2, 2), "by_2"), ((16, 14), "by_2"), ((8, 8), "by_2"), ((16, 16), "by_4"), ((12, 24), "by_4")],
