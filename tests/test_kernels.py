@@ -145,7 +145,7 @@ def test_winograds_convolution_is_taken(size, form):
     for other in {"columns", "by_2", "by_4"} - {form}:
         getattr(cell, other).construct = None
     x, weight = numbers(2, 5, *size), numbers(6, 5, 3, 3, seed=1)
-    check(cell, lambda x, w: convolution(x, w, 1, (1, 1, 1, 1)), [x, weight], 5e-6)
+    check(cell, lambda x, w: convolution(x, w, 1, (1, 1, 1, 1)), [x, weight])
 
 
 @pytest.mark.parametrize(
