@@ -95,19 +95,20 @@ def test_add_columns():
     check(kernels.AddColumns(), lambda x, b: x + b, [numbers(6, 5), numbers(5, seed=1)])
 
 
-def test_add_channels():
-    check(kernels.AddChannels(), lambda x, b: x + b[:, None, None], [numbers(2, 3, 4, 5), numbers(3, seed=1)])
+@pytest.mark.parametrize("b", [1, 2])
+def test_add_channels(b):
+    check(kernels.AddChannels(), lambda x, bias: x + bias[:, None, None], [numbers(b, 3, 4, 5), numbers(3, seed=1)])
 
 
 def test_swap_middle():
     check(kernels.SwapMiddle(), lambda x: x.swapaxes(1, 2), [numbers(2, 5, 3, 4)])
 
 
-def convolution(x, weight, stride, padding):
+def convolution(x, weight, bias, stride, padding):
     top, bottom, left, right = padding
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, ::stride, ::stride]
-    return np.einsum("bcyxij,ocij->boyx", windows, weight)
+    return np.einsum("bcyxij,ocij->boyx", windows, weight) + bias[:, None, None]
 
 
 @pytest.mark.parametrize(
@@ -121,16 +122,16 @@ def convolution(x, weight, stride, padding):
 )
 @pytest.mark.parametrize("size", [(4, 6), (7, 5), (16, 8)])
 def test_convolution(kernel, stride, padding, size):
-    x, weight = numbers(2, 5, *size), numbers(6, 5, kernel, kernel, seed=1)
-    check(Convolution(kernel, stride, padding), lambda x, w: convolution(x, w, stride, padding), [x, weight])
+    inputs = [numbers(2, 5, *size), numbers(6, 5, kernel, kernel, seed=1), numbers(6, seed=2)]
+    check(Convolution(kernel, stride, padding), lambda x, w, b: convolution(x, w, b, stride, padding), inputs)
 
 
 def test_convolution_of_halves():
     cell = Convolution(3, 1, (1, 1, 1, 1))
-    dout, x, weight = (numbers(*shape).astype(np.float16) for shape in ((2, 6, 8, 8), (2, 5, 8, 8), (6, 5, 3, 3)))
-    out, gradients = run(cell, [x, weight], dout)
-    x, weight, dout = (a.astype(np.float32) for a in (x, weight, dout))
-    wanted, wanted_gradients = run(cell, [x, weight], dout)
+    shapes = (2, 6, 8, 8), (2, 5, 8, 8), (6, 5, 3, 3), (6,)
+    dout, *inputs = (numbers(*shape).astype(np.float16) for shape in shapes)
+    out, gradients = run(cell, inputs, dout)
+    wanted, wanted_gradients = run(cell, [a.astype(np.float32) for a in inputs], dout.astype(np.float32))
     for found, exact in zip((out, *gradients), (wanted, *wanted_gradients), strict=True):
         assert found.dtype == np.float16
         close(found.astype(np.float32), exact, 1e-3)
@@ -144,8 +145,8 @@ def test_winograds_convolution_is_taken(size, form):
     cell = Convolution(3, 1, (1, 1, 1, 1))
     for other in {"columns", "by_2", "by_4"} - {form}:
         getattr(cell, other).construct = None
-    x, weight = numbers(2, 5, *size), numbers(6, 5, 3, 3, seed=1)
-    check(cell, lambda x, w: convolution(x, w, 1, (1, 1, 1, 1)), [x, weight])
+    inputs = [numbers(2, 5, *size), numbers(6, 5, 3, 3, seed=1), numbers(6, seed=2)]
+    check(cell, lambda x, w, b: convolution(x, w, b, 1, (1, 1, 1, 1)), inputs)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class _Columns(nn.Cell):
         self.kernel, self.stride = kernel, stride
         self.top, self.bottom, self.left, self.right = padding
 
-    def construct(self, x, weight):
+    def construct(self, x, weight, bias):
         b, c, h, w = x.shape
         o, k, s = weight.shape[0], self.kernel, self.stride
         ho = (h + self.top + self.bottom - k) // s + 1
@@ -91,14 +91,16 @@ class _Columns(nn.Cell):
             numbers = _taps_of_outputs(b, h, w, ho, wo, k, s, self.top, self.left)
             columns = _gathered(columns, numbers).reshape(-1, k * k * c)
             weight = ops.Transpose()(weight.reshape(o, c, k * k), (0, 2, 1)).reshape(o, k * k * c)
-        return _to_maps(ops.MatMul(transpose_b=True)(columns, weight), b, ho, wo), columns, weight
+        y = _to_maps(ops.MatMul(transpose_b=True)(columns, weight), b, ho, wo)
+        return ops.BiasAdd()(y, bias), columns, weight
 
-    def bprop(self, x, weight, out, dout):
+    def bprop(self, x, weight, bias, out, dout):
         _, columns, ordered = out
         b, c, h, w = x.shape
         o, ho, wo = dout[0].shape[1:]
         k, s = self.kernel, self.stride
         drows = _to_rows(dout[0])
+        dbias = kernels.column_sums(drows)
         dweight = ops.MatMul(transpose_a=True)(drows, columns)
         if k > 1:
             dweight = ops.Transpose()(dweight.reshape(o, k * k, c), (0, 2, 1))
@@ -106,7 +108,7 @@ class _Columns(nn.Cell):
             drows = _gathered(drows, numbers).reshape(-1, k * k * o)
             # (o, taps, c) -> (taps, o, c)
             ordered = kernels.swap_middle(ordered.reshape(1, o, k * k, c)).reshape(k * k * o, c)
-        return _to_maps(ops.MatMul()(drows, ordered), b, h, w), dweight.reshape(weight.shape)
+        return _to_maps(ops.MatMul()(drows, ordered), b, h, w), dweight.reshape(weight.shape), dbias
 
 
 # F(m, 3) evaluates polynomials at 0, these points, their negatives and infinity; with each point stands its reciprocal.
@@ -156,14 +158,14 @@ class _Winograd(nn.Cell):
         # the products' gradient; the tile's inner places are the outputs
         self.of_dproducts = _both_ways(np.pad(outputs.T, ((0, 0), (1, 1))))
 
-    def construct(self, x, weight):
+    def construct(self, x, weight, bias):
         b, c, h, w = x.shape
         o, n = weight.shape[0], self.products
         tiles = _gathered(_to_rows(x), _tiles(b, h, w, self.m)).reshape(n, -1)
         tiles = ops.MatMul()(self.of_input, tiles).reshape(n, -1, c)
         weights = ops.MatMul(transpose_b=True)(self.of_weight, weight.reshape(o * c, 9)).reshape(n, o, c)
         products = ops.BatchMatMul(transpose_b=True)(tiles, weights)
-        return self._maps(self.of_output, products, b, h, w), tiles, weights
+        return ops.BiasAdd()(self._maps(self.of_output, products, b, h, w), bias), tiles, weights
 
     def _maps(self, of_output, products, b, h, w):
         """(n, b h/m w/m, o) -> (b, o, h, w)"""
@@ -171,16 +173,18 @@ class _Winograd(nn.Cell):
         y = ops.MatMul()(of_output, products.reshape(self.products, -1)).reshape(m, m, b, h // m, w // m, o)
         return ops.Transpose()(y, (2, 5, 3, 0, 4, 1)).reshape(b, o, h, w)
 
-    def bprop(self, x, weight, out, dout):
+    def bprop(self, x, weight, bias, out, dout):
         _, tiles, weights = out
         b, c, h, w = x.shape
         o, n = weight.shape[0], self.products
-        douts = _gathered(_to_rows(dout[0]), _tiles(b, h, w, self.m)).reshape(n, -1)
+        drows = _to_rows(dout[0])
+        douts = _gathered(drows, _tiles(b, h, w, self.m)).reshape(n, -1)
         dproducts = ops.MatMul()(self.of_dproducts, douts).reshape(n, -1, o)
         dweights = ops.BatchMatMul(transpose_a=True)(dproducts, tiles).reshape(n, -1)
         dweight = ops.MatMul(transpose_a=True)(dweights, self.of_weight).reshape(weight.shape)
         douts = ops.MatMul()(self.of_dout, douts).reshape(n, -1, o)
-        return self._maps(self.of_dinput, ops.BatchMatMul()(douts, weights), b, h, w), dweight
+        dx = self._maps(self.of_dinput, ops.BatchMatMul()(douts, weights), b, h, w)
+        return dx, dweight, kernels.column_sums(drows)
 
 
 # Of fewer places (b h w) F(4x4, 3x3) takes longer than F(2x2, 3x3): its products have too few rows.
@@ -188,8 +192,8 @@ _ENOUGH = 512
 
 
 class Convolution(nn.Cell):
-    """x (b, c, h, w), weight (o, c, kernel, kernel) -> (b, o, ho, wo): kernel 1 without stride or padding, or any other
-    with `padding` (top, bottom, left, right)."""
+    """x (b, c, h, w), weight (o, c, kernel, kernel), bias (o) -> (b, o, ho, wo): kernel 1 without stride or padding, or
+    any other with `padding` (top, bottom, left, right). The bias stands here because its gradient needs rows too."""
 
     def __init__(self, kernel: int, stride: int, padding: tuple[int, int, int, int]):
         super().__init__()
@@ -198,12 +202,12 @@ class Convolution(nn.Cell):
         if self.winograd:
             self.by_2, self.by_4 = _Winograd(2), _Winograd(4)
 
-    def construct(self, x, weight):
+    def construct(self, x, weight, bias):
         b, _, h, w = x.shape
         if not self.winograd or x.dtype != ms.float32 or h % 2 or w % 2:
-            y, _, _ = self.columns(x, weight)
+            y, _, _ = self.columns(x, weight, bias)
         elif h % 4 or w % 4 or b * h * w < _ENOUGH:
-            y, _, _ = self.by_2(x, weight)
+            y, _, _ = self.by_2(x, weight, bias)
         else:
-            y, _, _ = self.by_4(x, weight)
+            y, _, _ = self.by_4(x, weight, bias)
         return y

@@ -57,7 +57,7 @@ class ScaleChannels(nn.Cell):
         return self.scale(x, gamma, beta, mean, variance)[0]
 
 
-def _column_sums(x):
+def column_sums(x):
     """(rows, n) -> (n,)"""
     return ops.MatMul()(ops.ones((1, x.shape[0]), x.dtype), x).reshape(-1)
 
@@ -67,14 +67,28 @@ def _repeated(row, rows: int):
     return ops.MatMul()(ops.ones((rows, 1), row.dtype), row.reshape(1, -1))
 
 
+class _WithFactors(nn.Cell):
+    """(x * gamma + beta, gamma repeated); the second is kept for the backward pass. One that took gamma itself would
+    have it copied at each step."""
+
+    def construct(self, x, gamma, beta):
+        factors = _repeated(gamma, x.shape[0])
+        return ops.BiasAdd()(x * factors, beta), factors
+
+    def bprop(self, x, gamma, beta, out, dout):
+        return dout[0] * out[1], column_sums(dout[0] * x), column_sums(dout[0])
+
+
 class ScaleColumns(nn.Cell):
     """x (rows, n) * gamma (n) + beta (n)"""
 
-    def construct(self, x, gamma, beta):
-        return ops.BiasAdd()(x * _repeated(gamma, x.shape[0]), beta)
+    def __init__(self):
+        super().__init__()
+        self.scale = _WithFactors()
 
-    def bprop(self, x, gamma, beta, out, dout):
-        return dout * _repeated(gamma, x.shape[0]), _column_sums(dout * x), _column_sums(dout)
+    def construct(self, x, gamma, beta):
+        y, _ = self.scale(x, gamma, beta)
+        return y
 
 
 @ops.constexpr
@@ -106,7 +120,7 @@ class AddColumns(nn.Cell):
         return ops.BiasAdd()(x, bias)
 
     def bprop(self, x, bias, out, dout):
-        return dout, _column_sums(dout)
+        return dout, column_sums(dout)
 
 
 class AddChannels(nn.Cell):
@@ -118,7 +132,7 @@ class AddChannels(nn.Cell):
     def bprop(self, x, bias, out, dout):
         b, c, h, w = dout.shape
         sums = ops.MatMul(transpose_b=True)(ops.ones((1, h * w), dout.dtype), dout.reshape(b * c, h * w))
-        return dout, _column_sums(sums.reshape(b, c))
+        return dout, sums.reshape(-1) if b == 1 else column_sums(sums.reshape(b, c))
 
 
 class _WithSigmoid(nn.Cell):
