@@ -172,17 +172,8 @@ class Update(nn.Cell):
 
 
 class _Graph(nn.Cell):
-    """A cell that is called step after step, without what MindSpore 2.10.0 would spend on names. It tells each cell in
-    it the graph's phase again at every call, some 10 ms for a thousand cells. And on a CPU it looks up each kernel by
-    its name for every value that it is sent, in a map whose names, the paths of their cells, share long beginnings: of
-    short names a step takes 2 to 6 % less."""
-
-    def generate_scope(self):
-        if not kernels.on_cpu():
-            super().generate_scope()
-            return
-        for _, cell in self.cells_and_names():
-            cell._set_scope(type(cell).__name__)
+    """A cell that is called step after step. MindSpore 2.10.0 tells each cell in it the graph's phase again at every
+    call, some 10 ms for a thousand cells."""
 
     @property
     def compile_phase(self):
