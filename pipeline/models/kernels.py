@@ -68,8 +68,8 @@ def _repeated(row, rows: int):
 
 
 class _WithFactors(nn.Cell):
-    """(x * gamma + beta, gamma repeated); the second is kept for the backward pass. One that used gamma again would have
-    MindSpore 2.10.0 copy it at each step."""
+    """(x * gamma + beta, gamma repeated); the second is kept for the backward pass. One that used gamma again would
+    have MindSpore 2.10.0 copy it at each step."""
 
     def construct(self, x, gamma, beta):
         factors = _repeated(gamma, x.shape[0])
