@@ -59,6 +59,8 @@ class ScaleChannels(nn.Cell):
 
 def column_sums(x):
     """(rows, n) -> (n,)"""
+    if x.shape[0] == 1:
+        return x.reshape(-1)
     return ops.MatMul()(ops.ones((1, x.shape[0]), x.dtype), x).reshape(-1)
 
 
@@ -132,7 +134,7 @@ class AddChannels(nn.Cell):
     def bprop(self, x, bias, out, dout):
         b, c, h, w = dout.shape
         sums = ops.MatMul(transpose_b=True)(ops.ones((1, h * w), dout.dtype), dout.reshape(b * c, h * w))
-        return dout, sums.reshape(-1) if b == 1 else column_sums(sums.reshape(b, c))
+        return dout, column_sums(sums.reshape(b, c))
 
 
 class _WithSigmoid(nn.Cell):
