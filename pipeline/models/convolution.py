@@ -5,14 +5,17 @@ reference one. Its products have AVX-512, and gain more by it than a convolution
 process that trains lets oneDNN use what the CPU has and convolves here, every other is held to AVX2 and takes Conv2D
 (pipeline/device.py). Measured on two cores for a UNet of 33 million parameters: README, "Measured".
 
-Maps (b, c, h, w) become rows (b h w, c), one a place, which a gather puts in the order that a product needs. There are
-two forms:
-- _Columns, for any convolution: the rows under a kernel's taps side by side (im2col; Chellapilla et al. 2006). It keeps
+Maps (b, c, h, w) become rows of channels, one or several a place, which a gather puts in the order that a product needs.
+There are three forms:
+- _Pointwise, for kernel 1: a product for each sample, of maps as they are.
+- _Columns, for any other: the rows under a kernel's taps side by side (im2col; Chellapilla et al. 2006). It keeps
   nine times each map until the backward pass.
 - _Winograd, for kernel 3 without stride, float32 and even sides (Lavin and Gray, arXiv 1509.09308): for 4 places 16
   products where the other has 36, F(2x2, 3x3), and four times each map to keep; or for 16 places 36 where the other has
   144, F(4x4, 3x3), and two and a quarter times. Their rounding errors are up to 1.7 and up to 5.3 times the columns'
   (root mean square, 64 to 512 channels)."""
+
+import math
 
 import mindspore as ms
 import numpy as np
@@ -79,36 +82,50 @@ class _Columns(nn.Cell):
         self.kernel, self.stride = kernel, stride
         self.top, self.bottom, self.left, self.right = padding
 
-    def construct(self, x, weight, bias):
+    def construct(self, x, weight):
         b, c, h, w = x.shape
         o, k, s = weight.shape[0], self.kernel, self.stride
         ho = (h + self.top + self.bottom - k) // s + 1
         wo = (w + self.left + self.right - k) // s + 1
-        columns = _to_rows(x)
-        if k == 1:
-            weight = weight.reshape(o, c)
-        else:
-            numbers = _taps_of_outputs(b, h, w, ho, wo, k, s, self.top, self.left)
-            columns = _gathered(columns, numbers).reshape(-1, k * k * c)
-            weight = ops.Transpose()(weight.reshape(o, c, k * k), (0, 2, 1)).reshape(o, k * k * c)
+        numbers = _taps_of_outputs(b, h, w, ho, wo, k, s, self.top, self.left)
+        columns = _gathered(_to_rows(x), numbers).reshape(-1, k * k * c)
+        weight = ops.Transpose()(weight.reshape(o, c, k * k), (0, 2, 1)).reshape(o, k * k * c)
         y = _to_maps(ops.MatMul(transpose_b=True)(columns, weight), b, ho, wo)
-        return ops.BiasAdd()(y, bias), columns, weight
+        return y, columns, weight
 
-    def bprop(self, x, weight, bias, out, dout):
+    def bprop(self, x, weight, out, dout):
         _, columns, ordered = out
         b, c, h, w = x.shape
         o, ho, wo = dout[0].shape[1:]
         k, s = self.kernel, self.stride
         drows = _to_rows(dout[0])
-        dbias = kernels.column_sums(drows)
-        dweight = ops.MatMul(transpose_a=True)(drows, columns)
-        if k > 1:
-            dweight = ops.Transpose()(dweight.reshape(o, k * k, c), (0, 2, 1))
-            numbers = _taps_of_inputs(b, h, w, ho, wo, k, s, self.top, self.left)
-            drows = _gathered(drows, numbers).reshape(-1, k * k * o)
-            # (o, taps, c) -> (taps, o, c)
-            ordered = kernels.swap_middle(ordered.reshape(1, o, k * k, c)).reshape(k * k * o, c)
-        return _to_maps(ops.MatMul()(drows, ordered), b, h, w), dweight.reshape(weight.shape), dbias
+        dweight = ops.MatMul(transpose_a=True)(drows, columns).reshape(o, k * k, c)
+        dweight = ops.Transpose()(dweight, (0, 2, 1))
+        numbers = _taps_of_inputs(b, h, w, ho, wo, k, s, self.top, self.left)
+        drows = _gathered(drows, numbers).reshape(-1, k * k * o)
+        # (o, taps, c) -> (taps, o, c)
+        ordered = kernels.swap_middle(ordered.reshape(1, o, k * k, c)).reshape(k * k * o, c)
+        return _to_maps(ops.MatMul()(drows, ordered), b, h, w), dweight.reshape(weight.shape)
+
+
+class _Pointwise(nn.Cell):
+    """The convolution by a kernel of 1, and the weights once for each sample (b, o, c), because BatchMatMul broadcasts
+    nothing."""
+
+    def construct(self, x, weight):
+        b, c, h, w = x.shape
+        o = weight.shape[0]
+        weights = ops.Concat()((weight,) * b).reshape(b, o, c)
+        y = ops.BatchMatMul()(weights, x.reshape(b, c, h * w))
+        return y.reshape(b, o, h, w), weights
+
+    def bprop(self, x, weight, out, dout):
+        b, c, h, w = x.shape
+        o, weights = weight.shape[0], out[1]
+        dmaps = dout[0].reshape(b, o, h * w)
+        dweights = ops.BatchMatMul(transpose_b=True)(dmaps, x.reshape(b, c, h * w)).reshape(b, o * c)
+        dx = ops.BatchMatMul(transpose_a=True)(weights, dmaps).reshape(x.shape)
+        return dx, kernels.column_sums(dweights).reshape(weight.shape)
 
 
 # F(m, 3) evaluates polynomials at 0, these points, their negatives and infinity; with each point stands its reciprocal.
@@ -135,11 +152,26 @@ def _both_ways(matrix: np.ndarray) -> ms.Tensor:
 
 
 @ops.constexpr
-def _tiles(b: int, h: int, w: int, m: int):
-    """Numbers of the rows in each tile of m + 2 by m + 2, which lies around m by m outputs, in the order
-    (m + 2, m + 2, b, h/m, w/m)."""
+def _identities(n: int, width: int):
+    return ms.Tensor(np.tile(np.eye(width, dtype=np.float32), (n, 1, 1)))
+
+
+def _to_parts(x, width: int):
+    """(b, c, h, w) -> (b c/width h w, width), rows of parts of the channels. Products with ones and zeros are exact, and
+    take a third of the time of Transpose."""
+    b, c, h, w = x.shape
+    n = b * c // width
+    x = x.reshape(n, width, h * w)
+    return ops.BatchMatMul(transpose_a=True)(x, _identities(n, width)).reshape(-1, width)
+
+
+@ops.constexpr
+def _rows_of_tiles(b: int, parts: int, h: int, w: int, m: int):
+    """Numbers of the rows (b parts h w) in each tile of m + 2 by m + 2, which lies around m by m outputs, in the order
+    (m + 2, m + 2, b, h/m, w/m, parts)."""
     y, x = _under_taps(h, h // m, m + 2, m, 1), _under_taps(w, w // m, m + 2, m, 1)
-    return ms.Tensor(_numbers(b, y, x, h, w).transpose(3, 4, 0, 1, 2).reshape(-1))
+    numbers = _numbers(b * parts, y, x, h, w).reshape(b, parts, h // m, w // m, m + 2, m + 2)
+    return ms.Tensor(numbers.transpose(4, 5, 0, 2, 3, 1).reshape(-1))
 
 
 class _Winograd(nn.Cell):
@@ -150,41 +182,46 @@ class _Winograd(nn.Cell):
         super().__init__()
         self.m, self.products = m, (m + 2) ** 2
         inputs, weights, outputs = _matrices(m)
-        self.of_input, self.of_weight, self.of_output = map(_both_ways, (inputs, weights, outputs))
+        self.of_input, self.of_weight, self.of_output = map(_both_ways, (inputs, weights, outputs.T))
         # The input's gradient is the convolution of the output's with reversed weights, whose products are the
         # weights' in another order.
         order = [int(np.abs(weights - row[::-1]).sum(1).argmin()) for row in weights]
-        self.of_dout, self.of_dinput = _both_ways(inputs[order]), _both_ways(outputs[:, order])
+        self.of_dout, self.of_dinput = _both_ways(inputs[order]), _both_ways(outputs[:, order].T)
         # the products' gradient; the tile's inner places are the outputs
         self.of_dproducts = _both_ways(np.pad(outputs.T, ((0, 0), (1, 1))))
 
-    def construct(self, x, weight, bias):
+    def construct(self, x, weight):
         b, c, h, w = x.shape
         o, n = weight.shape[0], self.products
-        tiles = _gathered(_to_rows(x), _tiles(b, h, w, self.m)).reshape(n, -1)
-        tiles = ops.MatMul()(self.of_input, tiles).reshape(n, -1, c)
+        tiles = ops.MatMul()(self.of_input, self._tiles(x)).reshape(n, -1, c)
         weights = ops.MatMul(transpose_b=True)(self.of_weight, weight.reshape(o * c, 9)).reshape(n, o, c)
         products = ops.BatchMatMul(transpose_b=True)(tiles, weights)
-        return ops.BiasAdd()(self._maps(self.of_output, products, b, h, w), bias), tiles, weights
+        return self._maps(self.of_output, products, b, h, w), tiles, weights
+
+    def _tiles(self, x):
+        """(b, c, h, w) -> (n, b h/m w/m c)"""
+        b, c, h, w = x.shape
+        width = math.gcd(c, 32)
+        return _gathered(_to_parts(x, width), _rows_of_tiles(b, c // width, h, w, self.m)).reshape(self.products, -1)
 
     def _maps(self, of_output, products, b, h, w):
         """(n, b h/m w/m, o) -> (b, o, h, w)"""
         m, o = self.m, products.shape[2]
-        y = ops.MatMul()(of_output, products.reshape(self.products, -1)).reshape(m, m, b, h // m, w // m, o)
-        return ops.Transpose()(y, (2, 5, 3, 0, 4, 1)).reshape(b, o, h, w)
+        y = ops.MatMul(transpose_a=True)(products.reshape(self.products, -1), of_output)
+        y = y.reshape(b, h // m, w // m, o, m, m)
+        return ops.Transpose()(y, (0, 3, 1, 4, 2, 5)).reshape(b, o, h, w)
 
-    def bprop(self, x, weight, bias, out, dout):
+    def bprop(self, x, weight, out, dout):
         _, tiles, weights = out
         b, c, h, w = x.shape
         o, n = weight.shape[0], self.products
-        drows = _to_rows(dout[0])
-        douts = _gathered(drows, _tiles(b, h, w, self.m)).reshape(n, -1)
+        douts = self._tiles(dout[0])
         dproducts = ops.MatMul()(self.of_dproducts, douts).reshape(n, -1, o)
         dweights = ops.BatchMatMul(transpose_a=True)(dproducts, tiles).reshape(n, -1)
         dweight = ops.MatMul(transpose_a=True)(dweights, self.of_weight).reshape(weight.shape)
         douts = ops.MatMul()(self.of_dout, douts).reshape(n, -1, o)
         dx = self._maps(self.of_dinput, ops.BatchMatMul()(douts, weights), b, h, w)
-        return dx, dweight, kernels.column_sums(drows)
+        return dx, dweight
 
 
 # Of fewer places (b h w) F(4x4, 3x3) takes longer than F(2x2, 3x3): its products have too few rows.
@@ -192,22 +229,28 @@ _ENOUGH = 512
 
 
 class Convolution(nn.Cell):
-    """x (b, c, h, w), weight (o, c, kernel, kernel), bias (o) -> (b, o, ho, wo): kernel 1 without stride or padding, or
-    any other with `padding` (top, bottom, left, right). The bias stands here because its gradient needs rows too."""
+    """x (b, c, h, w), weight (o, c, kernel, kernel) -> (b, o, ho, wo): kernel 1 without stride or padding, or any other
+    with `padding` (top, bottom, left, right)."""
 
     def __init__(self, kernel: int, stride: int, padding: tuple[int, int, int, int]):
         super().__init__()
-        self.columns = _Columns(kernel, stride, padding)
+        self.pointwise = kernel == 1
         self.winograd = (kernel, stride, *padding) == (3, 1, 1, 1, 1, 1)
+        if self.pointwise:
+            self.by_samples = _Pointwise()
+        else:
+            self.by_columns = _Columns(kernel, stride, padding)
         if self.winograd:
             self.by_2, self.by_4 = _Winograd(2), _Winograd(4)
 
-    def construct(self, x, weight, bias):
+    def construct(self, x, weight):
         b, _, h, w = x.shape
-        if not self.winograd or x.dtype != ms.float32 or h % 2 or w % 2:
-            y, _, _ = self.columns(x, weight, bias)
+        if self.pointwise:
+            y, _ = self.by_samples(x, weight)
+        elif not self.winograd or x.dtype != ms.float32 or h % 2 or w % 2:
+            y, _, _ = self.by_columns(x, weight)
         elif h % 4 or w % 4 or b * h * w < _ENOUGH:
-            y, _, _ = self.by_2(x, weight, bias)
+            y, _, _ = self.by_2(x, weight)
         else:
-            y, _, _ = self.by_4(x, weight, bias)
+            y, _, _ = self.by_4(x, weight)
         return y

@@ -64,9 +64,9 @@ def column_sums(x):
     return ops.MatMul()(ops.ones((1, x.shape[0]), x.dtype), x).reshape(-1)
 
 
-def _repeated(row, rows: int):
-    """row (n) -> (rows, n)"""
-    return ops.MatMul()(ops.ones((rows, 1), row.dtype), row.reshape(1, -1))
+@ops.constexpr
+def _zeros(rows: int, n: int) -> ms.Tensor:
+    return ms.Tensor(np.zeros((rows, n), np.float32))
 
 
 class _WithFactors(nn.Cell):
@@ -74,7 +74,7 @@ class _WithFactors(nn.Cell):
     have MindSpore 2.10.0 copy it at each step."""
 
     def construct(self, x, gamma, beta):
-        factors = _repeated(gamma, x.shape[0])
+        factors = ops.BiasAdd()(_zeros(*x.shape), gamma)
         return ops.BiasAdd()(x * factors, beta), factors
 
     def bprop(self, x, gamma, beta, out, dout):
@@ -190,9 +190,8 @@ _PHI = (
 _LOG_SQRT_2PI = 0.9189385332046727
 
 
-def normal_cdf(x):
-    """Φ(x), the standard normal distribution function, of x float32."""
-    square = x * x
+def normal_cdf(x, square):
+    """Φ(x), the standard normal distribution function, of x float32 and its square."""
     q = square * _PHI[0] + _PHI[1]
     for coefficient in _PHI[2:]:
         q = q * square + coefficient
@@ -200,18 +199,19 @@ def normal_cdf(x):
 
 
 class _GateWithCdf(nn.Cell):
-    """(x gelu(gate), Φ(gate)); the second is kept for the backward pass."""
+    """(x gelu(gate), gate², Φ(gate), gelu(gate)); the last three are kept for the backward pass."""
 
     def construct(self, x, gate):
-        cdf = normal_cdf(gate)
-        return x * (gate * cdf), cdf
+        square = gate * gate
+        cdf = normal_cdf(gate, square)
+        gelu = gate * cdf
+        return x * gelu, square, cdf, gelu
 
     def bprop(self, x, gate, out, dout):
-        dout, cdf = dout[0], out[1]
-        density = ops.exp(gate * gate * -0.5 - _LOG_SQRT_2PI)
-        partial = dout * cdf
+        dout, (_, square, cdf, gelu) = dout[0], out
+        density = ops.exp(square * -0.5 - _LOG_SQRT_2PI)
         # gelu'(g) = Φ(g) + g φ(g)
-        return partial * gate, x * (partial + dout * gate * density)
+        return dout * gelu, dout * x * (cdf + gate * density)
 
 
 class GeluGate(nn.Cell):
@@ -222,5 +222,5 @@ class GeluGate(nn.Cell):
         self.gate = _GateWithCdf()
 
     def construct(self, x, gate):
-        out, _ = self.gate(x, gate)
+        out, _, _, _ = self.gate(x, gate)
         return out

@@ -36,18 +36,14 @@ class Conv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding=None):
         padding = (kernel // 2,) * 4 if padding is None else padding
         super().__init__(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=padding, has_bias=True)
-        self.by_products = kernels.convolves_by_products()
-        if self.by_products:
-            self.conv2d = Convolution(kernel, stride, padding)
-        elif kernels.on_cpu():
+        if kernels.on_cpu():
             self.bias_add = kernels.AddChannels()
+        if kernels.convolves_by_products():
+            self.conv2d = Convolution(kernel, stride, padding)
 
     def construct(self, x):
         """x (b, in_channels, h, w) -> (b, out_channels, h / stride, w / stride)"""
-        weight, bias = self.weight.astype(x.dtype), self.bias.astype(x.dtype)
-        if self.by_products:
-            return self.conv2d(x, weight, bias)
-        return self.bias_add(self.conv2d(x, weight), bias)
+        return self.bias_add(self.conv2d(x, self.weight.astype(x.dtype)), self.bias.astype(x.dtype))
 
 
 class GroupNorm(nn.GroupNorm):
