@@ -127,9 +127,10 @@ def test_convolution(kernel, stride, padding, size, c, o):
     check(Convolution(kernel, stride, padding), lambda x, w: convolution(x, w, stride, padding), inputs)
 
 
-def test_convolution_of_halves():
-    cell = Convolution(3, 1, (1, 1, 1, 1))
-    shapes = (2, 6, 8, 8), (2, 5, 8, 8), (6, 5, 3, 3)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolution_of_halves(kernel):
+    cell = Convolution(kernel, 1, (kernel // 2,) * 4)
+    shapes = (2, 6, 8, 8), (2, 5, 8, 8), (6, 5, kernel, kernel)
     dout, *inputs = (numbers(*shape).astype(np.float16) for shape in shapes)
     out, gradients = run(cell, inputs, dout)
     wanted, wanted_gradients = run(cell, [a.astype(np.float32) for a in inputs], dout.astype(np.float32))
