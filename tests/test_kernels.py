@@ -121,9 +121,9 @@ def convolution(x, weight, stride, padding):
     ],
 )
 @pytest.mark.parametrize("size", [(4, 6), (7, 5), (16, 8)])
-@pytest.mark.parametrize(("c", "o"), [(5, 6), (24, 64)])
-def test_convolution(kernel, stride, padding, size, c, o):
-    inputs = [numbers(2, c, *size), numbers(o, c, kernel, kernel, seed=1) / c]
+@pytest.mark.parametrize(("b", "c", "o"), [(1, 5, 6), (2, 24, 64)])
+def test_convolution(kernel, stride, padding, size, b, c, o):
+    inputs = [numbers(b, c, *size), numbers(o, c, kernel, kernel, seed=1) / c]
     check(Convolution(kernel, stride, padding), lambda x, w: convolution(x, w, stride, padding), inputs)
 
 
