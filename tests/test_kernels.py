@@ -181,11 +181,12 @@ def test_kernels_keep_nothing_in_memory():
     class Chain(nn.Cell):
         def __init__(self, cell):
             super().__init__()
-            self.cell = cell
+            # six cells, because calls of the same one share its constants
+            self.chain = nn.CellList([cell() for _ in range(6)])
 
         def construct(self, x, gamma):
-            for _ in range(6):
-                x = self.cell(x, gamma)
+            for cell in self.chain:
+                x = cell(x, gamma)
             return x
 
     class Swap(nn.Cell):
@@ -204,7 +205,7 @@ def test_kernels_keep_nothing_in_memory():
         def construct(self, x, gamma):
             return self.scale(x, gamma, gamma)
 
-    for cell in (Swap(), Scale()):
+    for cell in (Swap, Scale):
         chain = Chain(cell)
         # six operations in a row: a result or two at a time, and not one for each
         assert peak(lambda: chain(x, gamma).asnumpy()) < 6 * x.nbytes

@@ -64,9 +64,9 @@ def column_sums(x):
     return ops.MatMul()(ops.ones((1, x.shape[0]), x.dtype), x).reshape(-1)
 
 
-@ops.constexpr
-def _zeros(rows: int, n: int) -> ms.Tensor:
-    return ms.Tensor(np.zeros((rows, n), np.float32))
+def _repeated(row, rows: int):
+    """row (n) -> (rows, n), by a product, because a constant to add it to would be kept for each use"""
+    return ops.MatMul()(ops.ones((rows, 1), row.dtype), row.reshape(1, -1))
 
 
 class _WithFactors(nn.Cell):
@@ -74,7 +74,7 @@ class _WithFactors(nn.Cell):
     have MindSpore 2.10.0 copy it at each step."""
 
     def construct(self, x, gamma, beta):
-        factors = ops.BiasAdd()(_zeros(*x.shape), gamma)
+        factors = _repeated(gamma, x.shape[0])
         return ops.BiasAdd()(x * factors, beta), factors
 
     def bprop(self, x, gamma, beta, out, dout):
