@@ -10,8 +10,9 @@ export PATH := $(BIN):$(PATH)
 repro: .venv/.run
 	dvc repro
 
+# In two processes, each file of tests in one: most of the time is graphs' compilation, which takes one core.
 test: .venv/.test
-	python -m pytest tests
+	python -m pytest -n 2 --dist loadfile tests
 
 .venv/.run: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
