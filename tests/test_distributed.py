@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.training import launch
+import pipeline.device
+from pipeline.training import launch, run
 from pipeline.weights import ckpt
+from stages import train as stage
 from tests.test_resume import ends, environment, train
 from tests.training_samples import ROOT, params, write_stub, write_workspace
 
@@ -116,3 +118,15 @@ def test_the_stage_accepts_being_started_by_msrun(workspace, tmp_path, alone):
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     subprocess.run(line, cwd=workspace, env=env, capture_output=True, check=True)
     assert_close((weights(workspace),), alone[:1])
+
+
+@pytest.mark.parametrize("mark", ["MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"])
+def test_a_rank_of_msrun_mpirun_or_a_rank_table_joins_and_starts_no_others(monkeypatch, mark):
+    """mpirun and rank tables need an NPU; so the device's side of joining is a stub here."""
+    joined = []
+    monkeypatch.setenv(mark, "2")
+    monkeypatch.setattr(launch, "start", lambda *_: pytest.fail("started ranks of its own"))
+    monkeypatch.setattr(pipeline.device, "setup", lambda target, distributed, *rest: joined.append(distributed))
+    monkeypatch.setattr(run, "fine_tune", lambda *_: None)
+    stage.main(params(**{"device.workers": 2}))
+    assert joined == [True]
