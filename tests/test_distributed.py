@@ -120,6 +120,16 @@ def test_the_stage_accepts_being_started_by_msrun(workspace, tmp_path, alone):
     assert_close((weights(workspace),), alone[:1])
 
 
+def test_nodes_that_share_the_folder_keep_their_logs(monkeypatch, tmp_path):
+    def write(device, script, logs):
+        return ["sh", "-c", f"echo node {device.node_rank} > {logs}/worker_{device.node_rank}.log"]
+
+    monkeypatch.setattr(launch, "command", write)
+    for node in (0, 1):
+        launch.start(params(**{"device.nodes": 2, "device.node_rank": node}).device, [], tmp_path)
+    assert [path.read_text() for path in sorted(tmp_path.rglob("worker_*.log"))] == ["node 0\n", "node 1\n"]
+
+
 @pytest.mark.parametrize("mark", ["MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"])
 def test_a_rank_of_msrun_mpirun_or_a_rank_table_joins_and_starts_no_others(monkeypatch, mark):
     """mpirun and rank tables need an NPU; so the device's side of joining is a stub here."""

@@ -65,6 +65,8 @@ def start(device: Device, script: list[str], logs: Path) -> None:
     """Run `script` on all ranks of this node and wait; rank 0's progress is passed on. The ranks end with this process.
 
     Raises StageError with the end of the failed rank's log."""
+    if device.nodes > 1:  # they may share the folder
+        logs = logs / f"node_{device.node_rank}"
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("*.log"):
         old.unlink()
