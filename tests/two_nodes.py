@@ -1,0 +1,79 @@
+"""Training on two nodes, which are network namespaces of this machine with an address each:
+
+    python -m tests.two_nodes
+
+They share a folder, as the README says, and run two ranks each. Their ranks are killed after step 3, go on when both
+nodes are started again, and end as one rank with the whole batch does. It wants root and iproute2 (`ip`), so pytest
+does not run it."""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.test_distributed import SETTINGS, assert_close, outcome
+from tests.test_resume import environment, train
+from tests.training_samples import write_stub, write_workspace
+
+NODES = {"train-node-0": "10.77.0.1", "train-node-1": "10.77.0.2"}
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextlib.contextmanager
+def network() -> Iterator[None]:
+    try:
+        for number, (name, address) in enumerate(NODES.items()):
+            ip("netns", "add", name)
+            if not number:
+                ip("-n", name, "link", "add", "link0", "type", "veth", "peer", "name", "link1")
+            else:
+                ip("-n", next(iter(NODES)), "link", "set", "link1", "netns", name)
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", f"link{number}")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", f"link{number}", "up")
+        yield
+    finally:
+        for name in NODES:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def train_on_both(workspace: Path, store: Path, *arguments: str) -> list[tuple[int, str]]:
+    """(exit code, what was said) of each node"""
+    runs = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, "-m", "tests.training_samples", "stub", *arguments]
+            + ["device.workers=2", "device.nodes=2", f"device.node_rank={number}"]
+            + [f"device.master={NODES['train-node-0']}:8118"],
+            cwd=workspace, env=environment(store), stderr=subprocess.PIPE, text=True,
+        )
+        for number, name in enumerate(NODES)
+    ]  # fmt: skip
+    said = [run.communicate()[1] for run in runs]
+    return [(run.returncode, text) for run, text in zip(runs, said, strict=True)]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, network():
+        workspace, store = write_workspace(Path(folder) / "work", 30, ((64, 64), (64, 32))), Path(folder) / "store"
+        write_stub(workspace / "outs/convert/unet.ckpt")
+        train(workspace, Path(folder) / "alone", *SETTINGS, "train.batch_size=8")
+        alone = outcome(workspace)
+
+        settings = [*SETTINGS, "train.batch_size=2", "train.shard_optimizer=true", "train.checkpointing_steps=3"]
+        for code, said in train_on_both(workspace, store, "kill=step:3", *settings):
+            assert code == 1 and "a training process failed" in said, (code, said)
+        for code, said in train_on_both(workspace, store, *settings):
+            assert code == 0 and "goes on after step 3" in said, (code, said)
+        assert_close(outcome(workspace), alone)
+        logs = sorted(path.relative_to(workspace).as_posix() for path in workspace.rglob("worker_*.log"))
+        assert logs == [f"outs/train-logs/node_{n // 2}/worker_{n}.log" for n in range(4)], logs
+    print("two nodes of two ranks were killed, went on, and ended as one rank does")
+
+
+if __name__ == "__main__":
+    main()
