@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cache import checksum
+from pipeline.cache.about import about
 
 FORMAT = 3  # raise it when a row's meaning or the layout of a shard changes
 ROWS_PER_SHARD = 800  # 256 MB of SDXL's text rows (77 x 2048 float16 and 1280 float32), 210 MB of its latents
@@ -157,7 +158,8 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
     """Write rows as one shard. The caller makes it atomic.
 
     rows: one dict a row with every column but `fingerprint` and `checksum`, in any order; payloads are bytes.
-    fingerprint: what the rows were made with; its digest stands in each row, and its text in the file's metadata.
+    fingerprint: what the rows were made with; its digest stands in each row, and its text in the file's metadata,
+    beside what each column means.
     """
     rows = sorted(rows, key=lambda row: row["row"])
     columns = {
@@ -226,7 +228,14 @@ def write_columns(
         version="2.6",
         data_page_version="1.0",
     ) as writer:
-        writer.add_key_value_metadata({"format": str(FORMAT), "kind": kind.name, "fingerprint": canonical(fingerprint)})
+        writer.add_key_value_metadata(
+            {
+                "format": str(FORMAT),
+                "kind": kind.name,
+                "fingerprint": canonical(fingerprint),
+                "about": explanation(kind, fingerprint),
+            }
+        )
         if len(sums):
             writer.write_table(table, row_group_size=ROW_GROUP)
     _seal_footer(path)
@@ -256,6 +265,11 @@ def read_footer(path: Path, handle: int) -> pq.FileMetaData:
     if hashlib.blake2b(footer, digest_size=_SEAL).digest() != sealed[:_SEAL]:
         raise ShardError(f"{path}: its footer is damaged, or the file was not written by this cache")
     return pq.read_metadata(pa.BufferReader(footer))
+
+
+def explanation(kind: Kind, fingerprint: dict) -> str:
+    """The text under `about` in a shard's metadata."""
+    return json.dumps(about(kind.name, fingerprint), ensure_ascii=True)
 
 
 def canonical(fingerprint: dict) -> str:

@@ -71,10 +71,11 @@ def shard_file(
 
 
 def _key(kind: shards.Kind, fingerprint: dict, rows: np.ndarray, groups: np.ndarray) -> str:
-    # The version of pyarrow is here and not in the fingerprint: a new version writes the shards anew and encodes
-    # nothing.
+    # The version of pyarrow and the words about the columns are here and not in the fingerprint: new ones write the
+    # shards anew and encode nothing.
     digest = hashlib.blake2b(digest_size=16)
-    for part in (kind.name, str(shards.FORMAT), pa.__version__, shards.canonical(fingerprint)):
+    texts = shards.canonical(fingerprint), shards.explanation(kind, fingerprint)
+    for part in (kind.name, str(shards.FORMAT), pa.__version__, *texts):
         digest.update(struct.pack("<q", len(part)) + part.encode())
     digest.update(np.ascontiguousarray(rows))
     digest.update(np.ascontiguousarray(groups, dtype="<i4"))
