@@ -50,7 +50,7 @@ def measure(folder: Path, pictures: int, channels: int) -> None:
     write_vae(folder / "vae.ckpt", config)
     write_pictures(folder / "images", pictures)
     source = open_source(str(folder / "images"))
-    index(source, folder / "index", [(SIDE, SIDE)], 32, 10**9, 0.0, 1)
+    index(source, folder / "index", [(SIDE, SIDE)], 32, None, 10**9, 0.0, 1)
     encode = vae_encoder(config, folder / "vae.ckpt", device.setup(), "float32")
     encode(np.zeros((BATCH, 3, SIDE, SIDE), np.float32))
     alone, build = [], []

@@ -70,7 +70,7 @@ def main() -> None:
         os.environ["PIPELINE_STORE"] = f"{folder}/store"
         out = Path(folder, "index")
         start = time.perf_counter()
-        summary = tabulate(parts(rows), out, buckets(1024, 64), 64, 0.05)
+        summary = tabulate(parts(rows), out, buckets(1024, 64), 64, None, 0.05)
         written = time.perf_counter() - start
         start = time.perf_counter()
         assert read(out) == summary.used

@@ -82,6 +82,7 @@ class Index(Section):
     bucket_step: PositiveInt
     buckets: bool
     min_side: PositiveInt
+    max_enlargement: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None
     max_pixels: PositiveInt
     max_rejected: Share
     workers: PositiveInt

@@ -17,6 +17,7 @@ def main(params: Params) -> None:
         Path("outs/index"),
         buckets(resolution, params.index.bucket_step) if params.index.buckets else square,
         params.index.min_side,
+        params.index.max_enlargement,
         params.index.max_pixels,
         params.index.max_rejected,
         params.index.workers,

@@ -1,4 +1,5 @@
 import csv
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -39,9 +40,16 @@ def own_store(tmp_path, monkeypatch):
 
 
 def run(
-    data: Path, out: Path, sizes=SIZES, min_side=16, max_pixels=odd_pictures.MAX_PIXELS, max_rejected=1.0, workers=1
+    data: Path,
+    out: Path,
+    sizes=SIZES,
+    min_side=16,
+    max_enlargement=None,
+    max_pixels=odd_pictures.MAX_PIXELS,
+    max_rejected=1.0,
+    workers=1,
 ):
-    return index(open_source(str(data)), out, sizes, min_side, max_pixels, max_rejected, workers)
+    return index(open_source(str(data)), out, sizes, min_side, max_enlargement, max_pixels, max_rejected, workers)
 
 
 def texts(out: Path) -> list[tuple]:
@@ -226,22 +234,65 @@ def test_none_left(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "bound, used", [(None, 4), (3, 4), (1.61, 4), (1.6, 4), (1.59, 3), (1.25, 3), (1.2, 2), (1, 2)]
+)
+def test_pictures_that_would_be_enlarged_too_much_are_rejected(tmp_path, bound, used):
+    sizes = {"a.png": (40, 40), "b.png": (52, 60), "c.png": (64, 64), "d.png": (4000, 900)}
+    data = write_folder(tmp_path / "data", {path: picture(1, *size) for path, size in sizes.items()})
+    summary = run(data, tmp_path / "out", max_enlargement=bound, max_pixels=10**7)
+    found = {row["path"]: row for row in rows(tmp_path / "out/images.parquet")}
+    assert summary.used == used == sum(row["rejected"] is None for row in found.values())
+    assert summary.enlarged == used - 2
+    assert summary.most_enlarged == {4: 1.6, 3: 64 / 52, 2: 1}[used]
+    assert f"{used - 2} of the used pictures are enlarged, {1.24 if used == 3 else 1.6} times at most" in str(
+        summary
+    ) or (used == 2 and "enlarged" not in str(summary))
+    if used < 4:
+        assert found["a.png"]["rejected"] == (f"too small: 40×40 would be enlarged 1.6 times to 64×64, above {bound}")
+        assert (found["a.png"]["width"], found["a.png"]["bucket_width"]) == (40, None)
+        with open(tmp_path / "out/rejected.csv", newline="", encoding="utf-8") as file:
+            assert list(csv.reader(file))[1] == ["a.png", found["a.png"]["rejected"]]
+    if used < 3:  # 64/52 is 1.2308
+        assert found["b.png"]["rejected"] == f"too small: 52×60 would be enlarged 1.24 times to 64×64, above {bound}"
+
+
 @dataclass(frozen=True)
 class Deadly:
-    """A source whose pictures end the process that reads them, as a crash in a decoder does."""
+    """A source some of whose pictures end the worker process that reads them, as a crash in a decoder does."""
 
-    root: str = ""
+    deadly: tuple[str, ...]
+    how: str = "crash"
 
     def read(self, path: str) -> bytes:
-        os._exit(11)
+        if path in self.deadly and multiprocessing.parent_process() is not None:
+            if self.how == "memory":
+                raise MemoryError
+            os._exit(11)
+        return picture(len(path))
 
 
-def test_a_worker_that_crashes_is_reported(tmp_path):
+@pytest.mark.parametrize("how", ["crash", "memory"])
+def test_a_picture_that_ends_its_worker_is_rejected_alone(tmp_path, how):
     part = next(open_source(str(many(tmp_path / "data"))).parts())
-    with (
-        Examiner(Deadly(), 1000, 2) as examiner,
-        pytest.raises(SourceError, match=r"worker process ended .*: 0/0.png, 0/14.png"),
-    ):
+    deadly = ("2/23.png", "x.png")
+    for read in (61, 2):  # in the second run all but the deadly ones are known
+        with Examiner(Deadly(deadly, how), 10_000, 2) as examiner:
+            if read == 2:
+                examiner.source = Deadly((), how)
+            found, number = examiner.examine(part)
+        assert number == read
+        reasons = dict(zip(part.paths.to_pylist(), found["rejected"].to_pylist()))
+        wanted = deadly if read == 61 else ()
+        assert {path for path, reason in reasons.items() if reason} == set(wanted)
+        assert all(reasons[path].startswith("broken: the decoder crashed") for path in wanted)
+        assert found["image"].to_pylist() == [name(picture(len(path))) for path in part.paths.to_pylist()]
+
+
+def test_no_picture_is_rejected_when_no_worker_can_start(tmp_path, monkeypatch):
+    part = next(open_source(str(many(tmp_path / "data"))).parts())
+    monkeypatch.setattr("pipeline.data.examine._start", os._exit)
+    with Examiner(3, 10_000, 2) as examiner, pytest.raises(SourceError, match="no worker process can be started"):
         examiner.examine(part)
 
 
@@ -251,7 +302,7 @@ def test_a_worker_that_crashes_is_reported(tmp_path):
 def start_stage(folder: Path, data: Path | str, **changes) -> subprocess.Popen:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"]["images"] = str(data)
-    params["index"] |= changes
+    params["index"] |= {"max_enlargement": None} | changes
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -22,7 +22,7 @@ def own_store(tmp_path, monkeypatch):
 
 
 def run(data, out, sizes=SIZES, min_side=16, max_pixels=10_000) -> Summary:
-    return index(open_source(str(data)), out, sizes, min_side, max_pixels, max_rejected=1.0, workers=1)
+    return index(open_source(str(data)), out, sizes, min_side, None, max_pixels, max_rejected=1.0, workers=1)
 
 
 def test_only_new_and_changed_files_are_read(tmp_path):

@@ -1,5 +1,6 @@
 """Look at every picture of a part once: hash its bytes and decode it, in worker processes, unless the memo knows it."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -12,15 +13,17 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from pipeline.data import images, memo
-from pipeline.data.part import Part, SourceError, some
+from pipeline.data.part import Part, SourceError
 from pipeline.data.sources import Source
 
 _CHUNK = 16  # pictures that a worker takes at once
 _WINDOW = 4  # chunks waiting per worker
 _FEW = 32  # so few pictures are looked at in this process: starting workers takes longer
+_CRASHED = "broken: the decoder crashed or wanted more memory than there is"
 _SAVE_EVERY = 30  # seconds: so much work a kill may cost
 
 
@@ -69,34 +72,67 @@ class Examiner:
 
     def _save(self, part: Part, rows: list[np.ndarray], tables: list[pa.Table], now: int) -> None:
         order, found = _in_order(rows, tables)
+        # With more memory, or after an update of the system, the same picture may be read.
+        lasting = np.flatnonzero(pc.fill_null(pc.not_equal(found["rejected"], _CRASHED), True).to_numpy())
+        order, found = order[lasting], found.take(pa.array(lasting))
         memo.save(part.place, self.rules, part.paths.take(pa.array(order)), part.stamps[order], found, now)
 
     def _look(self, paths: list[str], rows: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
         chunks = [(paths[i : i + _CHUNK], rows[i : i + _CHUNK]) for i in range(0, len(paths), _CHUNK)]
         if len(paths) <= _FEW:
             for names, chunk in chunks:
-                yield chunk, look(self.source, names, self.max_pixels)
+                try:
+                    yield chunk, look(self.source, names, self.max_pixels)
+                except MemoryError:
+                    yield chunk, self._one_by_one(names)
             return
-        if self._pool is None:
-            # Not forked: a fork of a process with threads (Arrow's) can hang.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, _start, (self.source, self.max_pixels))
         waiting: deque[tuple[list[str], np.ndarray, Future]] = deque()
         for names, chunk in chunks:
-            waiting.append((names, chunk, self._pool.submit(_work, names)))
+            waiting.append((names, chunk, self._submit(names)))
             if len(waiting) > _WINDOW * self.workers:
                 yield self._result(*waiting.popleft())
         while waiting:
             yield self._result(*waiting.popleft())
 
+    def _submit(self, names: list[str]) -> Future:
+        if self._pool is not None:
+            with contextlib.suppress(BrokenProcessPool):
+                return self._pool.submit(_work, names)
+        self._pool = self._workers(self.workers)
+        return self._pool.submit(_work, names)
+
     def _result(self, names: list[str], chunk: np.ndarray, future: Future) -> tuple[np.ndarray, pa.Table]:
         try:
             return chunk, future.result()
-        except BrokenProcessPool:
-            raise SourceError(
-                f"a worker process ended at one of these pictures or soon after: {some(names)}; it crashed or ran out "
-                f"of memory. Remove the picture, or lower index.workers or index.max_pixels"
-            ) from None
+        except (BrokenProcessPool, MemoryError):  # one of these pictures, or of those that other workers had
+            return chunk, self._one_by_one(names)
+
+    def _one_by_one(self, names: list[str]) -> pa.Table:
+        """Look at pictures in a process that has nothing else to do, and reject those that end it."""
+        tables, process = [], None
+        for name in names:
+            if process is None:
+                process = self._workers(1)
+                try:
+                    process.submit(os.getpid).result()
+                except BrokenProcessPool:
+                    raise SourceError("no worker process can be started; lower index.workers or free memory") from None
+            try:
+                tables.append(process.submit(_work, [name]).result())
+            except (BrokenProcessPool, MemoryError):
+                digest = hashlib.blake2b(self.source.read(name), digest_size=16).digest()
+                row = {"image": digest, "rejected": _CRASHED, "profile_ignored": False}
+                tables.append(pa.Table.from_pylist([row], schema=memo.FOUND))
+                process.shutdown()
+                process = None
+        if process is not None:
+            process.shutdown()
+        return pa.concat_tables(tables)
+
+    def _workers(self, number: int) -> ProcessPoolExecutor:
+        # Not forked: a fork of a process with threads (Arrow's) can hang.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(number, context, _start, (self.source, self.max_pixels))
 
 
 def look(source: Source, paths: list[str], max_pixels: int) -> pa.Table:

@@ -88,6 +88,14 @@ def cover(height: int, width: int, bucket: tuple[int, int]) -> tuple[int, int]:
     return max(bucket_height, round(height * bucket_width / width)), bucket_width
 
 
+def enlargement(
+    width: np.ndarray, height: np.ndarray, bucket_width: np.ndarray, bucket_height: np.ndarray
+) -> np.ndarray:
+    """(n,) float64: how many times larger pictures become on the way to their buckets, which they have to cover; below 1
+    they shrink."""
+    return np.maximum(bucket_width / width, bucket_height / height)
+
+
 def mirror(prepared: Prepared) -> Prepared:
     """The picture mirrored left to right. It is what the mirrored original would have been cropped to, so the left edge
     of the crop is counted from the other side."""

@@ -4,19 +4,26 @@ Everything that a file can do wrong ends in `Rejected` with a reason that holds 
 the report of rejected pictures is a function of the pictures alone."""
 
 import io
+import logging
 import re
+import threading
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-# Pillow has 40 more, each a further parser for hostile bytes.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+from pipeline.data import png, tiff
 
 # Pillow warns of broken metadata beside whole pixels, and between once and twice its bound of pixels, where `_open`
 # rejects.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112: how the stored picture has to be turned
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,18 +58,25 @@ def decode(data: bytes, background: tuple[int, int, int], max_pixels: int | None
 def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None = None) -> Picture:
     """Decode one picture to upright sRGB pixels.
 
-    Transparent pixels show `background` (red, green, blue in 0..255); of 16 bits the high byte is kept; of an animation
-    or a file of several pages the first picture; CMYK and colour profiles become sRGB. A file that claims more than
-    `max_pixels` is rejected from its header, before memory is taken; None is for bytes that were let through before.
+    Transparent pixels show `background` (red, green, blue in 0..255), as do those of a GIF's canvas that its first
+    frame does not cover; of 16 bits the high byte is kept; of an animation or a file of several pages the first
+    picture; CMYK and colour profiles become sRGB. A file that claims more than `max_pixels` is rejected from its
+    header, before memory is taken; None is for bytes that were let through before.
 
-    Raises Rejected: empty, not an image, too many pixels, broken, unsupported pixels."""
-    image = _open(data, max_pixels)
+    Raises Rejected: empty, not an image, too many pixels, broken, unsupported pixels. MemoryError: it may be the
+    picture's fault or not."""
+    if not data:
+        raise Rejected("empty")
+    form = next((name for name, (begins, _) in _READERS.items() if begins(data)), None)
+    if form is None:
+        raise Rejected(f"not an image: none of {', '.join(FORMATS)}")
     try:
+        image = _open(data, form, max_pixels)
+        covered = image.tile[0].extents if form == "GIF" else None
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
-        profile = image.info.get("icc_profile")
-        colour, alpha = _split(image)
-        rgb, profile_ignored = _to_srgb(colour, profile)
+        colour, alpha = _split(image, data, covered)
+        rgb, profile_ignored = _to_srgb(colour, image.info)
         if alpha is not None:
             canvas = Image.new("RGB", rgb.size, tuple(background))
             canvas.paste(rgb, mask=alpha)
@@ -70,29 +84,59 @@ def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None =
         return Picture(np.array(rgb if turn is None else rgb.transpose(turn)), profile_ignored)
     except (Rejected, MemoryError):
         raise
+    except NotImplementedError as error:
+        raise Rejected(f"unsupported pixels: {form} {error}") from None
     except Exception as error:  # Pillow's readers raise nearly anything on broken data
-        raise Rejected(f"broken: {image.format} {_plain(error)}") from None
+        raise Rejected(f"broken: {form} {_plain(error)}") from None
 
 
-def _open(data: bytes, max_pixels: int | None) -> Image.Image:
-    """Read the header. Raises Rejected."""
-    if not data:
-        raise Rejected("empty")
-    Image.MAX_IMAGE_PIXELS = max_pixels  # some readers take memory while opening, and ask Pillow's guard before
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise Rejected(f"too many pixels: above {max_pixels}") from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        known = [name for name in FORMATS if Image.OPEN[name][1](data[:16]) is True]
-        if known:
-            raise Rejected(f"broken: {known[0]} {_plain(error)}") from None
-        raise Rejected(f"not an image: none of {', '.join(FORMATS)}") from None
+def _begins_avif(data: bytes) -> bool:
+    """ISO 14496-12: the box of the file's type names AVIF among its brands. HEIC has the same form and others."""
+    size = int.from_bytes(data[:4])
+    brands = [data[8:12]] + [data[at : at + 4] for at in range(16, min(size, 256), 4)]
+    return data[4:8] == b"ftyp" and bool({b"avif", b"avis"} & set(brands))
+
+
+# How a file of each format begins, and what reads its header. Other than Image.open, which imports its 40 readers when
+# it first needs them and tries one after the other, this is the same in every thread, process and order of pictures.
+_READERS = {
+    "PNG": (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), png.open_png),
+    "JPEG": (lambda data: data.startswith(b"\xff\xd8\xff"), lambda data: JpegImageFile(io.BytesIO(data))),
+    "WEBP": (lambda data: data[:4] + data[8:12] == b"RIFFWEBP", lambda data: WebPImageFile(io.BytesIO(data))),
+    "GIF": (lambda data: data.startswith((b"GIF87a", b"GIF89a")), lambda data: GifImageFile(io.BytesIO(data))),
+    "BMP": (lambda data: data.startswith(b"BM"), lambda data: BmpImageFile(io.BytesIO(data))),
+    "TIFF": (lambda data: data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), tiff.open_tiff),
+    "AVIF": (_begins_avif, lambda data: AvifImageFile(io.BytesIO(data))),
+}
+FORMATS = tuple(_READERS)
+_guard = threading.Lock()
+
+
+def _open(data: bytes, form: str, max_pixels: int | None) -> Image.Image:
+    """Read the header. Raises Rejected, and whatever Pillow does."""
+    with _guard:  # Pillow's bound is the whole process's, and some readers take memory while they open
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            image = _READERS[form][1](data)
+        except Image.DecompressionBombError:
+            raise Rejected(f"too many pixels: above {max_pixels}") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = None
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise Rejected(f"too many pixels: {image.width}×{image.height}, above {max_pixels}")
+    if form == "BMP":
+        _check_bmp(data)
     return image
+
+
+def _check_bmp(data: bytes) -> None:
+    """Raises NotImplementedError for 16 bits with alpha, which Pillow reads as opaque."""
+    header, bits, compression = (int.from_bytes(data[at : at + size], "little") for at, size in _BMP)
+    if header >= 56 and bits == 16 and compression == 3 and any(data[66:70]):
+        raise NotImplementedError("of 16 bits with alpha")
+
+
+_BMP = ((14, 4), (28, 2), (30, 4))  # where the header's size, a pixel's bits and the compression stand
 
 
 def _orientation(image: Image.Image) -> int:
@@ -102,30 +146,47 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colour in mode L, RGB or CMYK, and alpha in mode L or None. Raises Rejected for modes with no fixed range."""
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        key = image.info.get("transparency")
-        alpha = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
-        return Image.fromarray((values >> 8).astype(np.uint8)), alpha  # the high byte, as Pillow reads 16-bit RGB
-    if image.mode == "LA":
-        return image.getchannel("L"), image.getchannel("A")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return rgba.convert("RGB"), rgba.getchannel("A")
-    if image.mode in ("L", "RGB", "CMYK"):
-        return image, None
-    if image.mode == "1":
-        return image.convert("L"), None
-    if image.mode in ("P", "RGBX", "YCbCr"):
-        return image.convert("RGB"), None
-    raise Rejected(f"unsupported pixels: {image.format} of mode {image.mode}")
+def _split(
+    image: Image.Image, data: bytes, covered: tuple[int, int, int, int] | None
+) -> tuple[Image.Image, Image.Image | None]:
+    """Colour in mode L, RGB or CMYK, and alpha in mode L or None. `covered` is the part of a GIF's canvas that holds
+    pixels. Raises NotImplementedError for modes with no fixed range."""
+    alpha = png.transparent_colour(image, data) if image.format == "PNG" else None
+    if alpha is None and image.has_transparency_data:
+        rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        colour, alpha = rgba.convert("RGB"), rgba.getchannel("A")
+        if image.mode in ("LA", "La"):
+            colour = rgba.getchannel("R")
+    elif image.mode.startswith("I;16"):
+        colour = Image.fromarray(_high_bytes(image))
+    elif image.mode in ("1", "L"):
+        colour = image.convert("L")
+    elif image.mode in ("P", "RGB", "RGBX", "YCbCr"):
+        colour = image.convert("RGB")
+    elif image.mode == "CMYK":
+        colour = image
+    else:
+        raise NotImplementedError(f"of mode {image.mode}")
+    if covered not in (None, (0, 0, *image.size)):
+        shown = Image.new("L", image.size, 0)
+        shown.paste(255 if alpha is None else alpha.crop(covered), covered)
+        alpha = shown
+    return colour, alpha
 
 
-def _to_srgb(colour: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:
-    """The picture in sRGB, and whether `profile` had to be ignored."""
-    if not profile:
+def _high_bytes(image: Image.Image) -> np.ndarray:
+    """(height, width) uint8 of 12 or 16 bits, as Pillow reads 16-bit RGB."""
+    values = np.asarray(image)
+    if image.format != "TIFF":
+        return (values >> 8).astype(np.uint8)
+    high = (values >> (tiff.depth(image) - 8)).astype(np.uint8)
+    return ~high if tiff.is_white_zero(image) else high
+
+
+def _to_srgb(colour: Image.Image, info: dict) -> tuple[Image.Image, bool]:
+    """The picture in sRGB, and whether its colour profile had to be ignored."""
+    profile = info.get("icc_profile", b"")
+    if profile == b"":
         return colour.convert("RGB"), False
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -134,7 +195,9 @@ def _to_srgb(colour: Image.Image, profile: bytes | None) -> tuple[Image.Image, b
             colour = colour.convert("RGB")
         if mode == colour.mode:
             return ImageCms.profileToProfile(colour, source, ImageCms.createProfile("sRGB"), outputMode="RGB"), False
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+    except MemoryError:
+        raise
+    except Exception:  # a broken profile beside whole pixels
         pass
     return colour.convert("RGB"), True
 

@@ -19,6 +19,7 @@ from pipeline import store
 from pipeline.data import tables
 from pipeline.data.buckets import choose
 from pipeline.data.examine import Examiner
+from pipeline.data.geometry import enlargement
 from pipeline.data.part import Part, some
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
@@ -34,6 +35,8 @@ class Summary:
     captions: int = 0  # caption of a file, before equal ones are joined
     without_caption: int = 0  # distinct pictures
     profiles_ignored: int = 0
+    enlarged: int = 0  # files that are smaller than their bucket
+    most_enlarged: float = 1.0  # times, of those
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
 
     def __str__(self) -> str:
@@ -46,6 +49,10 @@ class Summary:
         lines += [
             f"index: {self.captions:,} captions; {self.without_caption:,} pictures have none and get the empty one"
         ]
+        if self.enlarged:
+            lines.append(
+                f"index: {self.enlarged:,} of the used pictures are enlarged, {_times(self.most_enlarged)} times at most"
+            )
         if self.profiles_ignored:
             lines.append(
                 f"index: {self.profiles_ignored:,} pictures have a broken colour profile and are taken as sRGB"
@@ -60,18 +67,20 @@ def index(
     out: Path,
     sizes: list[tuple[int, int]],
     min_side: int,
+    max_enlargement: float | None,
     max_pixels: int,
     max_rejected: float,
     workers: int,
 ) -> Summary:
     """Write the three files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
-    them.
+    them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
+    bound.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left; SourceError, CaptionError, OSError."""
     with Examiner(source, max_pixels, workers) as examiner:
         parts = ((part, *examiner.examine(part)) for part in source.parts())
-        return tabulate(parts, out, sizes, min_side, max_rejected)
+        return tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected)
 
 
 def tabulate(
@@ -79,6 +88,7 @@ def tabulate(
     out: Path,
     sizes: list[tuple[int, int]],
     min_side: int,
+    max_enlargement: float | None,
     max_rejected: float,
 ) -> Summary:
     """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures
@@ -88,7 +98,7 @@ def tabulate(
         images = tables.Rows(folder / "images", tables.IMAGES)
         texts = tables.Rows(folder / "texts", tables.TEXTS)
         for part, found, read in parts:
-            rows = _rows(part, found, sizes, min_side)
+            rows = _rows(part, found, sizes, min_side, max_enlargement)
             images.add(rows)
             texts.add(_texts(part, rows))
             _count(summary, part, found, rows, read)
@@ -122,14 +132,26 @@ def _folder_for_rows(out: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def _rows(part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: int) -> pa.Table:
+def _rows(
+    part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: int, max_enlargement: float | None
+) -> pa.Table:
     """The rows of tables.IMAGES of a part."""
-    shorter = pc.min_element_wise(found["width"], found["height"])
-    too_small = pc.fill_null(pc.less(shorter, min_side), False)
-    reasons = pc.if_else(too_small, _size_reasons(found, min_side), found["rejected"])
-    is_used = pc.is_null(reasons)
     width, height = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
     chosen = np.array(sizes, np.int32)[choose(width, height, sizes)]
+    reasons = found["rejected"].to_numpy(zero_copy_only=False)
+    is_decoded = found["width"].is_valid().to_numpy()
+    is_small = is_decoded & (np.minimum(width, height) < min_side)
+    times = enlargement(width, height, *chosen.T)
+    is_blown_up = is_decoded & ~is_small & (times > (np.inf if max_enlargement is None else max_enlargement))
+    for row in np.flatnonzero(is_small):
+        reasons[row] = f"too small: {width[row]}×{height[row]}, a side is under {min_side}"
+    for row in np.flatnonzero(is_blown_up):
+        reasons[row] = (
+            f"too small: {width[row]}×{height[row]} would be enlarged {_times(times[row])} times to "
+            f"{chosen[row][0]}×{chosen[row][1]}, above {max_enlargement:g}"
+        )
+    reasons = pa.array(reasons, pa.string())
+    is_used = pc.is_null(reasons)
     null = pa.scalar(None, pa.int32())
     bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
     columns = [found["image"], part.paths, found["width"], found["height"], bucket_width, bucket_height, reasons]
@@ -138,10 +160,9 @@ def _rows(part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: i
     )
 
 
-def _size_reasons(found: pa.Table, min_side: int) -> pa.Array:
-    width, height = (pc.cast(found[name], pa.string()) for name in ("width", "height"))
-    size = pc.binary_join_element_wise(width, height, "×")
-    return pc.binary_join_element_wise("too small: ", size, f", a side is under {min_side}", "")
+def _times(enlargement: float) -> str:
+    """Two places, rounded up, so that what is above a bound is not shown as the bound."""
+    return f"{np.ceil(enlargement * 100 - 1e-6) / 100:g}"
 
 
 def _texts(part: Part, rows: pa.Table) -> pa.Table:
@@ -159,6 +180,10 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     summary.captions += len(part.texts)
     summary.profiles_ignored += pc.sum(found["profile_ignored"]).as_py() or 0
     summary.others += part.others
+    used = rows.filter(pc.is_null(rows["rejected"]))
+    times = enlargement(*(used[name].to_numpy() for name in ("width", "height", "bucket_width", "bucket_height")))
+    summary.enlarged += int((times > 1).sum())
+    summary.most_enlarged = max(summary.most_enlarged, times.max(initial=1.0))
     kinds = pc.list_element(pc.split_pattern(pc.drop_null(rows["rejected"]), ":", max_splits=1), 0)
     for item in pc.value_counts(kinds).to_pylist():
         summary.reasons[item["values"]] += item["counts"]

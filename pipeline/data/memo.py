@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import store
-from pipeline.data import images
+from pipeline.data import images, png, tiff
 
 FOUND = pa.schema(  # about one picture, from its bytes alone
     [
@@ -67,7 +67,7 @@ def save(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray, foun
 def rules(max_pixels: int) -> str:
     """What else than its bytes decides what is found about a picture. Another decoder may read what this one
     rejects."""
-    code = b"".join(Path(file).read_bytes() for file in (images.__file__, __file__))
+    code = b"".join(Path(file).read_bytes() for file in (images.__file__, png.__file__, tiff.__file__, __file__))
     return f"{max_pixels} {metadata.version('pillow')} {hashlib.blake2b(code, digest_size=16).hexdigest()}"
 
 
