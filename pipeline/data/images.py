@@ -85,9 +85,11 @@ def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None =
     except (Rejected, MemoryError):
         raise
     except NotImplementedError as error:
-        raise Rejected(f"unsupported pixels: {form} {error}") from None
+        raise Rejected(f"unsupported pixels: {form} {_plain(error)}") from None
     except Exception as error:  # Pillow's readers raise nearly anything on broken data
-        raise Rejected(f"broken: {form} {_plain(error)}") from None
+        text = _plain(error)
+        kind = "unsupported pixels" if re.match("Unsupported BMP|cannot handle", text) else "broken"
+        raise Rejected(f"{kind}: {form} {text}") from None
 
 
 def _begins_avif(data: bytes) -> bool:
@@ -205,4 +207,4 @@ def _to_srgb(colour: Image.Image, info: dict) -> tuple[Image.Image, bool]:
 def _plain(error: Exception) -> str:
     """The error's text in one line, without the addresses that change from run to run."""
     text = " ".join(re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", str(error)).split())
-    return text or type(error).__name__
+    return text[:200] or type(error).__name__

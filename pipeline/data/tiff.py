@@ -105,7 +105,7 @@ def _named(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
     sign = _SAMPLE_FORMAT.get(max(tags.get(SAMPLEFORMAT, (1,))), "unknown ")
     name = f"of {len(bits)} × {sign}{max(bits)} bits, {_PHOTOMETRIC.get(photometric, f'photometric {photometric}')}"
     if extra:
-        name += " with " + ", ".join(_EXTRA.get(kind, f"kind {kind}") for kind in extra)
+        name += " with " + ", ".join(_EXTRA.get(kind, "unknown") for kind in extra[:3])
     if tags.get(PLANAR_CONFIGURATION, 1) == 2:
         name += ", in planes"
     if tags.get(COMPRESSION) == _OLD_JPEG:
