@@ -50,7 +50,9 @@ def fuzz(seconds: float, seed: int) -> int:
 def whole() -> list[bytes]:
     """A small picture of every mode, depth and compression of every format, and the metadata they can carry."""
     pictures = [data for data, _ in make_pictures.read().values()]
-    pictures += [odd.data for odd in odd_pictures.corpus() if not odd.name.startswith("bomb") and len(odd.data) < 20_000]
+    pictures += [
+        odd.data for odd in odd_pictures.corpus() if not odd.name.startswith("bomb") and len(odd.data) < 20_000
+    ]
     pixels = make_pictures.smooth(3)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "x" * 300

@@ -86,8 +86,8 @@ def png_header(width: int, height: int, scanlines: bytes, bits: int = 8) -> byte
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", scanlines) + chunk(b"IEND", b"")
 
 
-def icc_profile(space: bytes = b"RGB ", gamma: float = 1.0, columns: str = "rgb") -> bytes:
-    """A small ICC version 2 profile with sRGB's primaries (in the order `columns`) and one gamma.
+def icc_profile(space: bytes = b"RGB ", gamma: float = 1.0, columns: str = "rgb", more: bytes = b"") -> bytes:
+    """An ICC version 2 profile with sRGB's primaries (in the order `columns`), one gamma, and `more` in a private tag.
 
     ICC.1:2001-04: 128 bytes header, tag table, tags; numbers are s15Fixed16, the curve is u8Fixed8."""
     primaries = {  # sRGB (IEC 61966-2-1), adapted to the profile connection space's D50 by Bradford
@@ -108,6 +108,8 @@ def icc_profile(space: bytes = b"RGB ", gamma: float = 1.0, columns: str = "rgb"
         for name, column in zip("rgb", columns):
             tags[name.encode() + b"XYZ"] = xyz(primaries[column])
             tags[name.encode() + b"TRC"] = curve
+    if more:
+        tags[b"priv"] = b"data\0\0\0\0\0\0\0\1" + more
     table, body, offset = b"", b"", 128 + 4 + 12 * len(tags)
     for name, data in tags.items():
         data += bytes(-len(data) % 4)
@@ -132,6 +134,7 @@ def corpus() -> list[Odd]:
         *_depths(),
         *_colour_models(),
         *_profiles(),
+        *_metadata(),
         *_several(),
         *_bad(),
     ]
@@ -259,6 +262,76 @@ def _profiles():
     yield Odd("cut profile.png", encode(plain, "PNG", icc_profile=cut), QUADRANTS, profile_ignored=True)
     data = encode(plain, "PNG", icc_profile=icc_profile(b"GRAY"))
     yield Odd("grey profile, colour pixels.png", data, QUADRANTS, profile_ignored=True)
+
+
+def _metadata():
+    """Whole pixels beside metadata that is large or broken."""
+    plain = quadrants()
+    noise = np.random.default_rng(5).integers(0, 256, 1_500_000, np.uint8).tobytes()
+    text = noise.replace(b"\0", b"x")
+    linear = tuple(tuple(srgb(value / 255) for value in colour) for colour in QUADRANTS)
+    large = icc_profile(more=noise)
+    exif_body = exif(6).removeprefix(b"Exif\0\0")
+    turned = STORED[6](plain)
+    xmp = b"XML:com.adobe.xmp\0"
+    upright = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    zeros = zlib.compress(bytes(100_000_000))
+    for name, more in {
+        "large text": chunk(b"tEXt", b"workflow\0" + text),
+        "large zTXt": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(text)),
+        "large iTXt": chunk(b"iTXt", b"workflow\0\0\0\0\0" + text),
+        "large XMP": chunk(b"iTXt", xmp + b"\1\0\0\0" + zlib.compress(text)),
+        "100,000 texts": chunk(b"tEXt", b"a\0b" * 9) * 100_000,
+        "text without end": chunk(b"tEXt", b"") + chunk(b"zTXt", b"a") + chunk(b"iTXt", b"XML:com.adobe.xmp"),
+        "zTXt of another method": chunk(b"zTXt", b"a\0\7" + text[:99]),
+        "bad checksum of text": chunk(b"tEXt", b"a\0b")[:-1] + b"!",
+        "short pHYs, gAMA, cHRM, sRGB": b"".join(chunk(n, b"") for n in (b"pHYs", b"gAMA", b"cHRM", b"sRGB")),
+        "broken animation": chunk(b"acTL", b"\0") + chunk(b"fcTL", bytes(9)),
+        "bomb of XMP": chunk(b"iTXt", xmp + b"\1\0\0\0" + zeros),
+        "bomb of texts": chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000))) * 500,
+        "broken eXIf": chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff"),
+        "large eXIf": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + noise),
+    }.items():
+        yield Odd(f"{name}.png", raw_png(plain, 2, 8, before=more), QUADRANTS)
+    for name, more in {
+        "broken iCCP": chunk(b"iCCP", b"P\0\0" + text[:3000]),
+        "iCCP without end": chunk(b"iCCP", b"P"),
+        "iCCP of large noise": chunk(b"iCCP", b"P\0\0" + zlib.compress(text)),
+        "bomb of iCCP": chunk(b"iCCP", b"P\0\0" + zeros),
+    }.items():
+        yield Odd(f"{name}.png", raw_png(plain, 2, 8, before=more), QUADRANTS, profile_ignored=True)
+    packed = chunk(b"iCCP", b"P\0\0" + zlib.compress(large))
+    yield Odd("large profile.png", raw_png(plain, 2, 8, before=packed), linear, tolerance=1)
+    yield Odd(
+        "exif behind text.png", raw_png(turned, 2, 8, chunk(b"tEXt", text) + chunk(b"eXIf", exif_body)), QUADRANTS
+    )
+    raw = b"\nexif\n%8d\n%s\n" % (len(exif(6)), exif(6).hex().encode())
+    more = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw))
+    yield Odd("exif of ImageMagick.png", raw_png(turned, 2, 8, more), QUADRANTS)
+    yield Odd("turned by XMP.png", raw_png(turned, 2, 8, chunk(b"iTXt", xmp + b"\0\0\0\0" + upright)), QUADRANTS)
+    yield Odd(
+        "large profile.webp", encode(plain, "WEBP", lossless=True, icc_profile=large, xmp=text), linear, tolerance=1
+    )
+    yield Odd("large profile.tif", encode(plain, "TIFF", icc_profile=large), linear, tolerance=1)
+    data = encode(plain, "JPEG", quality=95, subsampling=0, icc_profile=large, comment=text[:60_000], xmp=text[:60_000])
+    yield Odd("large profile.jpg", data, linear, tolerance=6)
+    cut = data.replace(b"ICC_PROFILE\0\2", b"ICC_PROFILE\0\0", 1)  # a part of the profile too few
+    cut = cut[: cut.index(b"ICC_PROFILE\0\3") - 4] + cut[cut.index(b"ICC_PROFILE\0\4") - 4 :]
+    yield Odd("profile with a hole.jpg", cut, QUADRANTS, tolerance=3, profile_ignored=True)
+    data = encode(plain, "AVIF", quality=95, subsampling="4:4:4", icc_profile=large, xmp=text)
+    yield Odd("large profile.avif", data, linear, tolerance=8)
+    broken = b"Exif\0\0MM\0*\xff\xff\xff\xff\0\0\0\0"
+    yield Odd("broken exif.webp", encode(plain, "WEBP", lossless=True, exif=broken), QUADRANTS)
+    data = encode(plain, "AVIF", quality=95, subsampling="4:4:4", exif=broken)
+    yield Odd("broken exif.avif", data, QUADRANTS, tolerance=4)
+    tags = Image.Exif()
+    tags.get_ifd(0x8769)[0x9286] = "a comment"
+    data = encode(plain, "TIFF", exif=tags.tobytes())
+    at = data.index(struct.pack("<H", 0x8769)) + 8  # the offset of EXIF's own tags
+    yield Odd("broken exif.tif", data[:at] + b"\xff\xff\0\0" + data[at + 4 :], QUADRANTS)
+    many = Image.Exif()
+    many.update({54_000 + number: "x" * 100 for number in range(3000)})
+    yield Odd("3,000 tags.tif", encode(plain, "TIFF", exif=many), QUADRANTS)
 
 
 def _several():

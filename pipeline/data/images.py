@@ -99,6 +99,14 @@ def _begins_avif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and bool({b"avif", b"avis"} & set(brands))
 
 
+def _open_avif(data: bytes) -> AvifImageFile:
+    """Raises NotImplementedError for HDR."""
+    at = data.find(b"colrnclx", 0, data.find(b"mdat")) + 8  # ISO 14496-12, 12.1.5: primaries, transfer, matrix
+    if at >= 8 and (hdr := png.HDR.get(int.from_bytes(data[at + 2 : at + 4]))):
+        raise NotImplementedError(f"with {hdr} brightness (HDR)")
+    return AvifImageFile(io.BytesIO(data))
+
+
 # How a file of each format begins, and what reads its header. Other than Image.open, which imports its 40 readers when
 # it first needs them and tries one after the other, this is the same in every thread, process and order of pictures.
 _READERS = {
@@ -108,7 +116,7 @@ _READERS = {
     "GIF": (lambda data: data.startswith((b"GIF87a", b"GIF89a")), lambda data: GifImageFile(io.BytesIO(data))),
     "BMP": (lambda data: data.startswith(b"BM"), lambda data: BmpImageFile(io.BytesIO(data))),
     "TIFF": (lambda data: data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), tiff.open_tiff),
-    "AVIF": (_begins_avif, lambda data: AvifImageFile(io.BytesIO(data))),
+    "AVIF": (_begins_avif, _open_avif),
 }
 FORMATS = tuple(_READERS)
 _guard = threading.Lock()

@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 _NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
 _LARGEST = 16 << 20  # bytes of a decompressed colour profile or XMP; the largest profiles in use have some 5 MB
-_HDR = {16: "PQ", 18: "HLG"}  # transfer functions of ITU-T H.273 that sRGB's range cannot hold
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions of ITU-T H.273 that sRGB's range cannot hold
 
 
 def open_png(data: bytes) -> PngImagePlugin.PngImageFile:
@@ -32,8 +32,8 @@ def open_png(data: bytes) -> PngImagePlugin.PngImageFile:
             kept.append(data[position:end])
         elif name[:1].isupper():  # a critical chunk: without it the pixels cannot be understood (section 5.4)
             raise NotImplementedError(f"with the chunk {name.decode()}")
-        elif name == b"cICP" and body[1:2] and body[1] in _HDR:
-            raise NotImplementedError(f"with {_HDR[body[1]]} brightness (HDR)")
+        elif name == b"cICP" and body[1:2] and body[1] in HDR:
+            raise NotImplementedError(f"with {HDR[body[1]]} brightness (HDR)")
         else:
             info |= _metadata(name, body)
         position = end
