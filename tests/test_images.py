@@ -214,7 +214,8 @@ def test_cover_is_the_smallest_size_that_covers():
         resized_height, resized_width = geometry.cover(height, width, (bucket_width, bucket_height))
         assert resized_height >= bucket_height and resized_width >= bucket_width
         assert resized_height == bucket_height or resized_width == bucket_width
-        scale = max(bucket_height / height, bucket_width / width)
+        scale = geometry.enlargement(width, height, bucket_width, bucket_height)
+        assert scale == max(bucket_height / height, bucket_width / width)
         assert abs(resized_height - height * scale) <= 0.5 + 1e-9 or resized_height == bucket_height
         assert abs(resized_width - width * scale) <= 0.5 + 1e-9 or resized_width == bucket_width
 

@@ -99,6 +99,17 @@ def _begins_avif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and bool({b"avif", b"avis"} & set(brands))
 
 
+def _open_bmp(data: bytes) -> BmpImageFile:
+    """Raises NotImplementedError for 16 bits with alpha, which Pillow reads as opaque."""
+    header, bits, compression = (int.from_bytes(data[at : at + size], "little") for at, size in _BMP)
+    if header >= 56 and bits == 16 and compression == 3 and any(data[66:70]):
+        raise NotImplementedError("of 16 bits with alpha")
+    return BmpImageFile(io.BytesIO(data))
+
+
+_BMP = ((14, 4), (28, 2), (30, 4))  # where the header's size, a pixel's bits and the compression stand
+
+
 def _open_avif(data: bytes) -> AvifImageFile:
     """Raises NotImplementedError for HDR."""
     at = data.find(b"colrnclx", 0, data.find(b"mdat")) + 8  # ISO 14496-12, 12.1.5: primaries, transfer, matrix
@@ -114,7 +125,7 @@ _READERS = {
     "JPEG": (lambda data: data.startswith(b"\xff\xd8\xff"), lambda data: JpegImageFile(io.BytesIO(data))),
     "WEBP": (lambda data: data[:4] + data[8:12] == b"RIFFWEBP", lambda data: WebPImageFile(io.BytesIO(data))),
     "GIF": (lambda data: data.startswith((b"GIF87a", b"GIF89a")), lambda data: GifImageFile(io.BytesIO(data))),
-    "BMP": (lambda data: data.startswith(b"BM"), lambda data: BmpImageFile(io.BytesIO(data))),
+    "BMP": (lambda data: data.startswith(b"BM"), _open_bmp),
     "TIFF": (lambda data: data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), tiff.open_tiff),
     "AVIF": (_begins_avif, _open_avif),
 }
@@ -134,19 +145,7 @@ def _open(data: bytes, form: str, max_pixels: int | None) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = None
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise Rejected(f"too many pixels: {image.width}×{image.height}, above {max_pixels}")
-    if form == "BMP":
-        _check_bmp(data)
     return image
-
-
-def _check_bmp(data: bytes) -> None:
-    """Raises NotImplementedError for 16 bits with alpha, which Pillow reads as opaque."""
-    header, bits, compression = (int.from_bytes(data[at : at + size], "little") for at, size in _BMP)
-    if header >= 56 and bits == 16 and compression == 3 and any(data[66:70]):
-        raise NotImplementedError("of 16 bits with alpha")
-
-
-_BMP = ((14, 4), (28, 2), (30, 4))  # where the header's size, a pixel's bits and the compression stand
 
 
 def _orientation(image: Image.Image) -> int:
