@@ -129,7 +129,7 @@ class Train(Section):
     batch_size: BatchSize
     gradient_accumulation_steps: BatchSize
 
-    learning_rate: Annotated[Float, Field(gt=0, le=1)]
+    learning_rate: Annotated[Float, Field(gt=0)]
     scale_lr: bool
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"]
     lr_warmup_steps: Interval

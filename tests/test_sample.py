@@ -133,7 +133,7 @@ def test_an_impossible_size_is_refused_and_nothing_is_written(project, tmp_path)
     (tmp_path / "params.yaml").write_text(text.replace("width: 64", "width: 40"), encoding="utf-8")
     done = stage(tmp_path)
     assert done.returncode != 0
-    assert "sample.width and sample.height must be multiples of 32, found 40 and 32" in done.stderr
+    assert "sample.width: must be a multiple of 32, found 40" in done.stderr
     assert not (tmp_path / "outs").exists()
 
 
