@@ -22,7 +22,8 @@ def steps(alphas: np.ndarray, count: int, zero_terminal_snr: bool) -> tuple[np.n
     if not 1 <= count <= most:
         raise ValueError(f"1 to {most} sampling steps are possible, found {count}")
     if zero_terminal_snr:
-        timesteps = np.round(np.arange(total, 0, -total / count)) - 1
+        # diffusers' own formula, to the bit; for 61 and others it gives one more, below the first timestep
+        timesteps = np.round(np.arange(total, 0, -total / count)[:count]) - 1
     else:
         timesteps = np.arange(count)[::-1] * (total // count) + 1
     timesteps = timesteps.astype(np.int32)
