@@ -76,7 +76,7 @@ def _paths(params: "Params") -> Iterator[tuple[str, str]]:
         if path.is_relative_to(outs):
             yield key, f"{value} is an out of the stages, which would depend on themselves; copy it out of {OUTS}/"
         elif outs.is_relative_to(path):
-            yield key, f"{value} holds the stages' {OUTS}/, so they would depend on themselves; wanted a folder of its own"
+            yield key, f"{value} holds {OUTS}/, so the stages would depend on themselves; wanted a folder of its own"
 
 
 def _device(params: "Params") -> Iterator[tuple[str, str]]:

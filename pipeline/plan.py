@@ -152,8 +152,7 @@ def fits(run: Run) -> bool:
 
 
 def count_index(folder: Path) -> tuple[int, int]:
-    """(pictures that are used, captions), each content once, that the index lists. Raises OSError, pa.ArrowException.
-    """
+    """(pictures that are used, captions) that the index lists, each content once. Raises OSError, pa.ArrowException."""
     images = pq.read_table(folder / "images.parquet", columns=["image", "rejected"])
     captions = pq.read_table(folder / "captions.parquet", columns=["caption"])
     used = images.filter(pc.is_null(images["rejected"]))

@@ -24,16 +24,19 @@ from pipeline.training.rates import ema_decay, learning_rate
 TEXT = (Path(__file__).resolve().parent.parent / "params.yaml").read_text(encoding="utf-8")
 LIMIT = 20  # seconds for one file, on a busy machine
 SCALARS = """
-    0 1 2 3 -1 7 32 64 96 100 256 500 999 1000 1001 1024 4096 99999999 100000000 2147483647 2147483648 18446744073709551616
-    0x10 0o17 010 1_000 +1 1. .5 -0.0 0.0 1.0 1.5 1e-5 1e400 -1e400 1e-300 1e-40 1e38 1e39 .inf -.inf .nan 12:30:45 ~ null
-    true false True yes no on off y n 2026-01-01 2026-13-45 2026-01-01T10:00:00Z '' "" 'a' "\\0" "\\ud83d" "\\u2028" text
-    auto CPU Ascend plain flash flash_padded O0 O1 8GB 0GB 59GB 0.0GB a:1 a:0 a:65536 [::1]:80 tiny sdxl-base outs outs/x .
-    / .. ~/pictures data/images float32 float16 bfloat16 raw ema epsilon v center random moments mean constant linear
-    cosine adamw adafactor earlier later range l2 huber zeros empty [] {} [1] [0,0,0] [255,255,256] [500,500] [a,b] {a: 1}
-    [[[[]]]] &a [*a] *a !!int '5' !!python/object:os.system !!binary aGk= !!float 5 = << - ? : | > % @ ` # [ { } ] " '
-""".split() + ["9" * 400, "9" * 5000, "0x" + "f" * 5000, "!!set {a, b}", "[" * 200, "{a: " * 200, "a" * 3000, "😀 日本", ""]
-PIECES = ["\t", "  ", "\n", "\r", "\x00", "\x85", "\ufeff", "\u2028", "---\n", "...\n", "%YAML 1.1\n", "? ", ": ", "- ",
-          "&x ", "*x ", "<<: *x\n", "!!x ", "|\n", ">-\n", "#", "'", '"', "[", "]", "{", "}", ",", "train:\n", "\x80", "é"]  # fmt: skip
+    0 1 2 3 -1 7 32 64 96 100 256 500 999 1000 1001 1024 4096 99999999 100000000 2147483647 2147483648
+    18446744073709551616 0x10 0o17 010 1_000 +1 1. .5 -0.0 0.0 1.0 1.5 1e-5 1e400 -1e400 1e-300 1e-40 1e38 1e39
+    .inf -.inf .nan 12:30:45 ~ null true false True yes no on off y n 2026-01-01 2026-13-45 2026-01-01T10:00:00Z
+    '' "" 'a' "\\0" "\\ud83d" "\\u2028" text auto CPU Ascend plain flash flash_padded O0 O1 8GB 0GB 59GB 0.0GB a:1
+    a:0 a:65536 [::1]:80 tiny sdxl-base outs outs/x . / .. ~/pictures data/images float32 float16 bfloat16 raw ema
+    epsilon v center random moments mean constant linear cosine adamw adafactor earlier later range l2 huber zeros
+    empty [] {} [1] [0,0,0] [255,255,256] [500,500] [a,b] {a: 1} [[[[]]]] &a [*a] *a !!int '5'
+    !!python/object:os.system !!binary aGk= !!float 5 = << - ? : | > % @ ` # [ { } ] " '
+""".split()
+SCALARS += ["9" * 400, "9" * 5000, "0x" + "f" * 5000, "[" * 200, "{a: " * 200, "a" * 3000]
+SCALARS += ["{a: 1}", "!!set {a, b}", "!!int '5'", "!!float 5", "&a [*a]", "😀 日本", ""]
+PIECES = ["\t", "  ", "\n", "\r", "\x00", "\x80", "\x85", "\ufeff", "\u2028", "---\n", "...\n", "%YAML 1.1\n", "#", "'", '"']
+PIECES += ["[", "]", "{", "}", ",", "? ", ": ", "- ", "&x ", "*x ", "<<: *x\n", "!!x ", "|\n", ">-\n", "train:\n", "é"]
 
 
 def fuzz(seconds: float, seed: int) -> int:

@@ -49,8 +49,8 @@ def test_every_key_has_a_comment_or_says_itself():
 
 # As YAML 1.2 has them; dates and digits with _ are the parser's own additions, which DVC reads so as well.
 SCALARS = {
-    "1e-5": 1e-5, "1e-05": 1e-5, "1E5": 1e5, "+.5": 0.5, "-.5": -0.5, ".5": 0.5, "1.": 1.0, "+1": 1, "1e400": float("inf"),
-    "0x10": 16, "0o17": 15, "010": 10, "089": 89, "1_000": 1000, "0o8": "0o8", "1e": "1e",
+    "1e-5": 1e-5, "1e-05": 1e-5, "1E5": 1e5, "+.5": 0.5, "-.5": -0.5, ".5": 0.5, "1.": 1.0, "+1": 1,
+    "1e400": float("inf"), "0x10": 16, "0o17": 15, "010": 10, "089": 89, "1_000": 1000, "0o8": "0o8", "1e": "1e",
     "no": "no", "No": "No", "yes": "yes", "on": "on", "off": "off", "y": "y", "True": True, "tRUE": "tRUE",
     "12:30:45": "12:30:45", "1:30": "1:30", "-1:30": "-1:30", "~": None, "Null": None, "": None, "'~'": "~",
 }  # fmt: skip
@@ -81,7 +81,7 @@ def bomb(first: str, item: str) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda text: text.replace("  seed: 0 #", "  seed: 0\n  seed: 1 #", 1), r'line \d+ is not YAML.*duplicate key "seed"'),
+        (lambda text: text.replace("  seed: 0", "  seed: 0\n  seed: 1", 1), r'line \d+ .*duplicate key "seed"'),
         (lambda text: text.replace("  seed: 0", "\tseed: 0", 1), r"line \d+ is not YAML"),
         (lambda text: text + "---\n" + text, "another document"),
         (lambda text: "", "the whole file: wanted a mapping of the sections data, model"),
@@ -92,8 +92,8 @@ def bomb(first: str, item: str) -> str:
         (lambda text: text + bomb("a0: &a0 [x]\n", "[*a{0}, *a{0}]"), "a39: Extra inputs|and 20 more"),
         (lambda text: text + bomb("a0: &a0 {x: 1}\n", "{{<<: [*a{0}, *a{0}]}}"), "merge keys"),
         (lambda text: text.replace("  width: 64", "  width: " + "9" * 5000), "is not YAML.*digits"),
-        (lambda text: text.replace("  width: 64", "  width: 0x" + "f" * 5000), "sample.width: .*found a very large number"),
-        (lambda text: text.replace("- a yellow star", "- 2026-01-01 #"), r"prompts\.1: .*the date 2026-01-01.*put it in quotes"),
+        (lambda text: text.replace("width: 64", "width: 0x" + "f" * 5000), "width: .*found a very large number"),
+        (lambda text: text.replace("- a yellow star", "- 2026-01-01 #"), r"prompts\.1: .*date 2026-01-01.*put it in quotes"),
         (lambda text: text.replace("- a yellow star", "- 1_000 #"), r"prompts\.1: .*found 1000.*put it in quotes"),
         (lambda text: text.replace("- a yellow star", "- ~ #"), r"prompts\.1: .*found None"),
         (lambda text: text.replace("- a yellow star", "- 2026-13-45 #"), "is not YAML 1.2: ValueError: month"),
@@ -228,7 +228,7 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"device.master": "a:0"}, r"device\.master: wanted a port of 1 to 65535"),
         ({"train.validation_timesteps": [500, 500]}, r"train\.validation_timesteps: wanted each once"),
         ({"data.images": "outs/sample"}, r"data\.images: outs/sample is an out of the stages"),
-        ({"data.images": "."}, r"data\.images: \. holds the stages' outs/"),
+        ({"data.images": "."}, r"data\.images: \. holds outs/"),
         ({"model.base": "data/../outs/merge/merged.safetensors"}, r"model\.base: .*is an out of the stages"),
         # one key
         ({"data.images": ""}, r"data\.images: Input should be the path"),

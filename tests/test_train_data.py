@@ -85,7 +85,7 @@ def test_caches_of_the_encoders_that_are_here_are_taken(paths, tmp_path, caplog)
 )
 def test_caches_of_other_settings_are_refused(paths, kind, key, value):
     other = MADE_WITH | {kind: MADE_WITH[kind] | {key: value}}
-    with pytest.raises(StageError, match=rf"{kind} was encoded with {key} .*params\.yaml says .*dvc repro cache_{kind}"):
+    with pytest.raises(StageError, match=rf"{kind} was encoded with {key} .*yaml says .*dvc repro cache_{kind}"):
         open_data(paths, other)
 
 

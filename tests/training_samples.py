@@ -1,9 +1,10 @@
 """A workspace to train in, seconds small: a UNet of SDXL's parts and random caches, as the stages before leave them.
 
 Run as a script in the workspace it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]`,
-with params.yaml's settings replaced by the given ones, and with `1:key=value` on rank 1 only. With `stub` as first argument the UNet is tests/stub_unet.py,
-and with `kill=step:4` the process kills itself after the update of step 4 (from 0), with `kill=save:1` while it writes
-its second state, with `kill=outs` after it has written its outs and before it clears its state."""
+with params.yaml's settings replaced by the given ones, by `1:key=value` on rank 1 only. With `stub` as first argument
+the UNet is tests/stub_unet.py, and with `kill=step:4` the process kills itself after the update of step 4 (from 0),
+with `kill=save:1` while it writes its second state, with `kill=outs` after it has written its outs and before it clears
+its state."""
 
 import functools
 import os

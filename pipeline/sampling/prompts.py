@@ -41,5 +41,7 @@ def cut_of(prompt: str, count: int, chunks: int) -> str | None:
         return None
     shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}…"
     needed = -(-(count - 2) // tokens.CHUNK)
-    way = f"{needed} would hold it, after encoding and training anew" if needed <= 3 else "3, the most, would not hold it"
+    way = (
+        f"{needed} would hold it, after encoding and training anew" if needed <= 3 else "3, the most, would not hold it"
+    )
     return f"{shown!r}, has {count} tokens and was cut at {most} (cache_text.chunks is {chunks}; {way})"

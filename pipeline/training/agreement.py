@@ -1,4 +1,5 @@
-"""That all ranks train the same. A node with other params, code or caches would train on in silence, or wait for ever."""
+"""That all ranks train the same: a node with other params, code or caches would train on in silence, or let the others
+wait for ever."""
 
 import json
 import socket
@@ -25,4 +26,6 @@ def check(device: Device, found: dict, advice: str) -> None:
     if kinds:
         lines = [f"  rank {', '.join(map(str, ranks))} {text}" for text, ranks in kinds.items()]
         text = "\n".join(lines)
-        raise StageError(f"the processes of this run differ from rank 0 on {first[0]} (its value -> theirs):\n{text}\n{advice}")
+        raise StageError(
+            f"the processes of this run differ from rank 0 on {first[0]} (its value -> theirs):\n{text}\n{advice}"
+        )

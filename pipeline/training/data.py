@@ -74,7 +74,9 @@ def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
     per_epoch = steps_per_epoch(data.reader.buckets, data.subset, global_batch)
     end = train.steps or train.epochs * per_epoch
-    made_of = f"train.epochs {train.epochs} of {per_epoch} steps, {len(data.subset)} pictures in batches of {global_batch}"
+    made_of = (
+        f"train.epochs {train.epochs} of {per_epoch} steps, {len(data.subset)} pictures in batches of {global_batch}"
+    )
     if end > _MOST_STEPS:
         raise StageError(f"{made_of}, are {end} steps; wanted at most {_MOST_STEPS}")
     if fault := warm_up_fault(train, end):
