@@ -63,6 +63,19 @@ class Device:
         """Wait until every rank has come here."""
         self.all_reduce(np.zeros(1))
 
+    def gather(self, text: str) -> list[str]:
+        """The `text` of every rank, in their order. Every rank must call it."""
+        if self.world_size == 1:
+            return [text]
+        mine = np.frombuffer(text.encode(), np.uint8)
+        lengths = np.zeros(self.world_size, np.int64)
+        lengths[self.rank] = len(mine)
+        lengths = self.all_reduce(lengths)
+        table = np.zeros((self.world_size, lengths.max()), np.uint8)  # bytes are whole numbers in float32 as well
+        table[self.rank, : len(mine)] = mine
+        table = self.all_reduce(table)
+        return [row[:length].tobytes().decode() for row, length in zip(table, lengths, strict=True)]
+
 
 class _AllReduce(ms.nn.Cell):
     def __init__(self):

@@ -1,194 +1,174 @@
 """The schema of params.yaml: one class per section, no defaults (what is not in params.yaml is not in the run).
 
-Reading needs no MindSpore, so a wrong key stops a stage at once. Errors name the key's path and the allowed values."""
+Reading needs no MindSpore, so a wrong key stops a stage at once. Errors name the key's path and the allowed values.
+What keys demand of each other is in pipeline/contradictions.py."""
 
-import re
+import datetime
+import reprlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NotNegativeInt = Annotated[int, Field(ge=0)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Timestep = Annotated[int, Field(ge=0, le=999)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Byte = Annotated[int, Field(ge=0, le=255)]
+from pipeline.contradictions import contradictions
+
+_SHOWN, _WIDTH = 20, 100  # faults of one file that an error lists, and letters of a value
+_FLOAT32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the smallest and the largest that devices compute with
 
 
 class ParamsError(ValueError):
     """params.yaml does not fit the schema; the message lists each key with what was found and what is wanted."""
 
 
-def key_error(key: str, message: str) -> PydanticCustomError:
-    """What a check across keys raises: the message, with the key at which it shall be reported (from the model's own
-    path)."""
-    return PydanticCustomError("combination", "{message}", {"key": key, "message": message})
+def _in_float32(value: float) -> float:
+    smallest, largest = _FLOAT32
+    if value and not smallest <= abs(value) <= largest:
+        raise PydanticCustomError("float32", "Input is outside of float32: wanted 0 or a size of 1.2e-38 to 3.4e38")
+    return value
+
+
+def _text(text: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # from an escape such as "\ud83d"
+        raise PydanticCustomError("text", "Input should be Unicode text without halves of surrogate pairs")
+    return text
+
+
+def _file_name(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise PydanticCustomError("path", "Input should be the path of a file or folder")
+    if text.startswith("~"):
+        raise PydanticCustomError("path", "~ is not replaced by your home folder here: write the whole path")
+    return text
+
+
+Count = Annotated[int, Field(gt=0, le=99_999_999)]  # a state's name has its step in eight digits
+Interval = Annotated[int, Field(ge=0, le=99_999_999)]
+BatchSize = Annotated[int, Field(gt=0, le=4096)]
+Workers = Annotated[int, Field(gt=0, le=1024)]
+Side = Annotated[int, Field(gt=0, le=16384)]  # pixels
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Timestep = Annotated[int, Field(ge=0, le=999)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Float = Annotated[float, AfterValidator(_in_float32)]
+NotNegative = Annotated[Float, Field(ge=0)]
+Share = Annotated[Float, Field(ge=0, le=1)]
+Decay = Annotated[Float, Field(ge=0, le=0.999999)]  # 1 minus it is still a number in float32
+Text = Annotated[str, AfterValidator(_text)]
+FileName = Annotated[Text, AfterValidator(_file_name)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
-    images: str
+    images: FileName
 
 
 class Model(Section):
     config: Literal["tiny", "sdxl-base"]
-    base: str
-    vae: str
-    tokenizer: str
+    base: FileName
+    vae: FileName
+    tokenizer: FileName
 
 
 class Device(Section):
     target: Literal["auto", "CPU", "Ascend"]
-    workers: PositiveInt
-    nodes: PositiveInt
-    node_rank: NotNegativeInt
-    master: Annotated[str, Field(pattern=r"^[^\s:]+:\d+$")]
+    workers: Workers
+    nodes: Annotated[int, Field(gt=0, le=65536)]
+    node_rank: Annotated[int, Field(ge=0)]
+    master: Annotated[Text, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
     attention: Literal["auto", "plain", "tiled", "flash", "flash_padded"]
-    sink_size: NotNegativeInt
+    sink_size: Interval
     jit_level: Literal["O0", "O1"]
-    max_device_memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?GB$")] | None
+    max_device_memory: Annotated[Text, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?GB$")] | None
     compile_cache: bool
-
-    @model_validator(mode="after")
-    def _possible(self):
-        if self.node_rank >= self.nodes:
-            raise key_error("node_rank", f"must be below nodes ({self.nodes}), found {self.node_rank}")
-        if self.target == "CPU":
-            if self.attention.startswith("flash"):
-                raise key_error(
-                    "attention", f"{self.attention} runs on Ascend only and target is CPU; wanted auto, plain or tiled"
-                )
-            if self.sink_size > 0:
-                raise key_error(
-                    "sink_size",
-                    f"the data sink runs on Ascend only and target is CPU; wanted 0, found {self.sink_size}",
-                )
-            if self.max_device_memory is not None:
-                raise key_error(
-                    "max_device_memory",
-                    f"limits an NPU's memory and target is CPU; wanted null, found {self.max_device_memory}",
-                )
-        return self
 
 
 class Index(Section):
-    resolution: PositiveInt
-    bucket_step: PositiveInt
+    resolution: Side
+    bucket_step: Side
     buckets: bool
-    min_side: PositiveInt
-    max_enlargement: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None
-    max_pixels: PositiveInt
+    min_side: Annotated[int, Field(gt=0, lt=2**31)]
+    max_enlargement: Annotated[Float, Field(ge=1)] | None
+    max_pixels: Annotated[int, Field(gt=0, lt=2**31)]
     max_rejected: Share
-    workers: PositiveInt
+    workers: Workers
 
 
 class CacheLatents(Section):
     store: Literal["moments", "sample", "mean"]
     crop: Literal["center", "random"]
-    crops: PositiveInt
+    crops: Annotated[int, Field(gt=0, le=1000)]
     flip: bool
     interpolation: Literal["lanczos", "bicubic", "bilinear", "area"]
     background: Annotated[list[Byte], Field(min_length=3, max_length=3)]
     precision: Literal["float32", "bfloat16"]
-    batch_size: PositiveInt
-    workers: PositiveInt
+    batch_size: BatchSize
+    workers: Workers
 
 
 class CacheText(Section):
     chunks: Annotated[int, Field(ge=1, le=3)]
     precision: Literal["float32", "bfloat16"]
-    batch_size: PositiveInt
+    batch_size: BatchSize
 
 
 class Diffusion(Section):
     prediction: Literal["epsilon", "v"]
     zero_terminal_snr: bool
 
-    @model_validator(mode="after")
-    def _possible(self):
-        if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise key_error(
-                "zero_terminal_snr",
-                "true needs diffusion.prediction v: without signal the noise is the input (arXiv 2305.08891, 3.2)",
-            )
-        return self
-
 
 class Train(Section):
-    seed: NotNegativeInt
-    steps: PositiveInt | None
-    epochs: PositiveInt | None
-    batch_size: PositiveInt
-    gradient_accumulation_steps: PositiveInt
+    seed: Seed
+    steps: Count | None
+    epochs: Count | None
+    batch_size: BatchSize
+    gradient_accumulation_steps: BatchSize
 
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learning_rate: Annotated[Float, Field(gt=0)]
     scale_lr: bool
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"]
-    lr_warmup_steps: NotNegativeInt
+    lr_warmup_steps: Interval
     optimizer: Literal["adamw", "adafactor"]
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
-    adam_epsilon: Annotated[float, Field(gt=0)]
+    adam_beta1: Decay
+    adam_beta2: Decay
+    adam_epsilon: Annotated[Float, Field(ge=1e-30, le=1)]
     weight_decay: NotNegative
     max_grad_norm: NotNegative
     shard_optimizer: bool
     ema: bool
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Decay
 
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"]
-    timestep_bias_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    timestep_bias_multiplier: Annotated[Float, Field(gt=0, le=1e6)]
     timestep_bias_begin: Timestep
     timestep_bias_end: Annotated[int, Field(ge=0, le=1000)]
     timestep_bias_portion: Share
-    snr_gamma: Annotated[float, Field(gt=0)] | None
+    snr_gamma: Annotated[Float, Field(gt=0, le=1e6)] | None
     debiased_estimation: bool
     loss_type: Literal["l2", "huber"]
-    huber_c: Annotated[float, Field(gt=0)]
-    noise_offset: NotNegative
+    huber_c: Annotated[Float, Field(ge=1e-6, le=1e6)]
+    noise_offset: Annotated[Float, Field(ge=0, le=10)]
     caption_dropout: Share
     caption_dropout_with: Literal["empty", "zeros"]
 
     precision: Literal["float32", "float16", "bfloat16"]
     param_fp16: bool
-    loss_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    loss_scale: Annotated[Float, Field(ge=1, le=2.0**40)]
     gradient_checkpointing: bool
 
-    validation_share: Annotated[float, Field(ge=0, lt=1)]
-    validation_interval: PositiveInt
+    validation_share: Annotated[Float, Field(ge=0, lt=1)]
+    validation_interval: Count
     validation_timesteps: Annotated[list[Timestep], Field(min_length=1)]
-    sample_interval: NotNegativeInt
-    log_interval: PositiveInt
-    checkpointing_steps: PositiveInt
-    checkpoints_total_limit: PositiveInt
-
-    @model_validator(mode="after")
-    def _possible(self):
-        if (self.steps is None) == (self.epochs is None):
-            raise key_error(
-                "steps", f"give one of steps and epochs and set the other to null, found {self.steps} and {self.epochs}"
-            )
-        if self.snr_gamma is not None and self.debiased_estimation:
-            raise key_error(
-                "debiased_estimation", "true needs snr_gamma null: both weight the loss by the signal-to-noise ratio"
-            )
-        if self.timestep_bias_strategy == "range" and self.timestep_bias_begin >= self.timestep_bias_end:
-            raise key_error(
-                "timestep_bias_begin",
-                f"must be below timestep_bias_end ({self.timestep_bias_end}), found {self.timestep_bias_begin}",
-            )
-        if self.param_fp16 and self.precision != "float16":
-            raise key_error("param_fp16", f"true needs precision float16, found {self.precision}")
-        if self.shard_optimizer and self.optimizer != "adamw":
-            raise key_error("shard_optimizer", "true needs optimizer adamw: Adafactor's state is small already")
-        if self.steps is not None and self.lr_warmup_steps > self.steps:
-            raise key_error("lr_warmup_steps", f"must not be above steps ({self.steps}), found {self.lr_warmup_steps}")
-        return self
+    sample_interval: Interval
+    log_interval: Count
+    checkpointing_steps: Count
+    checkpoints_total_limit: Count
 
 
 class Merge(Section):
@@ -197,14 +177,14 @@ class Merge(Section):
 
 
 class Sample(Section):
-    prompts: Annotated[list[str], Field(min_length=1)]
-    steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=0)]
-    width: PositiveInt
-    height: PositiveInt
-    seed: int
+    prompts: Annotated[list[Text], Field(min_length=1)]
+    steps: Annotated[int, Field(gt=0, le=1000)]
+    guidance_scale: Annotated[Float, Field(ge=0, le=1000)]
+    width: Side
+    height: Side
+    seed: Seed
     precision: Literal["float32", "float16", "bfloat16"]
-    batch_size: PositiveInt
+    batch_size: BatchSize
 
 
 class Params(Section):
@@ -221,58 +201,78 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _possible(self):
-        if self.train.precision == "bfloat16" and self.device.target == "CPU":
-            raise key_error(
-                "train.precision", "bfloat16 runs on Ascend only and device.target is CPU; wanted float32 or float16"
-            )
-        if self.device.attention.startswith("flash") and self.train.precision == "float32":
-            raise key_error(
-                "device.attention",
-                "flash computes in float16 or bfloat16 and train.precision is float32; wanted auto, plain or tiled",
-            )
-        if self.device.sink_size > 0 and self.index.buckets:
-            raise key_error(
-                "device.sink_size",
-                f"above 0 needs index.buckets false: a sink has one shape; found {self.device.sink_size}",
-            )
-        if self.device.sink_size > 0 and self.train.gradient_accumulation_steps > 1:
-            raise key_error(
-                "device.sink_size",
-                f"above 0 needs train.gradient_accumulation_steps 1, found {self.train.gradient_accumulation_steps}",
-            )
+        lines = [f"{key}: {message}" for key, message in contradictions(self)]
+        if lines:
+            raise PydanticCustomError("contradictions", "{lines}", {"lines": "\n".join(lines)})
         return self
-
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """`dvc exp run -S train.learning_rate=1e-5` writes `1e-05`: a number in YAML 1.2, a string in PyYAML's YAML 1.1."""
-
-
-_Yaml12Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml. Raises ParamsError."""
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Yaml12Loader)
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not YAML: {error}") from None
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ParamsError(f"{error}; stages are started in the project's folder") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
+    tree = _parse(text, path)
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {_line(e)}" for e in error.errors()]
-        raise ParamsError(f"{path} does not fit the schema in pipeline/params.py:\n" + "\n".join(lines)) from None
+        lines = [line for e in error.errors(include_url=False) for line in _lines(e)]
+    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    text = "\n".join(f"  {line}" for line in lines[:_SHOWN] + more)
+    raise ParamsError(f"{path} does not fit the schema in pipeline/params.py:\n{text}") from None
 
 
-def _line(error: dict) -> str:
-    if error["type"] == "combination":
-        return f"{'.'.join([*map(str, error['loc']), error['ctx']['key']])}: {error['msg']}"
-    found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
-    return f"{'.'.join(map(str, error['loc'])) or 'the whole file'}: {error['msg']}{found}"
+class _Constructor(SafeConstructor):
+    def flatten_mapping(self, node: Any) -> Any:
+        """Merges of merges, which no file of settings needs, take a time that doubles with each."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "merge keys (<<) are not taken here", key.start_mark)
+        return super().flatten_mapping(node)
+
+
+def _parse(text: str, path: str | Path) -> Any:
+    """The values of a YAML text as DVC itself reads them (its dvc/utils/serialize/_yaml.py): YAML 1.2, where `1e-05` is
+    a number and `no` is text. Keys given twice are refused."""
+    yaml = YAML(typ="safe")
+    yaml.Constructor = _Constructor
+    try:
+        return yaml.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ParamsError(f"{path}{where} is not YAML 1.2: {error.problem or error.context}") from None
+    except Exception as error:  # the parser lets ValueError, RecursionError and others of Python's out
+        raise ParamsError(f"{path} is not YAML 1.2: {type(error).__name__}: {error}") from None
+
+
+def _lines(error: dict) -> list[str]:
+    if error["type"] == "contradictions":
+        return error["msg"].split("\n")
+    key, message, found = ".".join(map(str, error["loc"])), error["msg"], error["input"]
+    if not key:
+        message = f"wanted a mapping of the sections {', '.join(Params.model_fields)}"
+    if error["type"] == "missing":
+        return [f"{key}: {message}"]
+    unquoted = error["type"] == "string_type" and isinstance(found, (bool, int, float, datetime.date))
+    hint = "; put it in quotes, if it is meant as text" if unquoted else ""
+    return [f"{_clip(key) or 'the whole file'}: {message} (found {_short(found)}){hint}"]
+
+
+def _short(value: Any) -> str:
+    """A value as an error shows it. Aliases of aliases in YAML make values of a few bytes whose text fills memory."""
+    if isinstance(value, datetime.date):
+        return f"the date {value}"
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 2, _WIDTH, _WIDTH
+    try:
+        return _clip(shown.repr(value))
+    except ValueError:  # an int of more digits than Python writes out
+        return "a very large number"
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[:_WIDTH]}..."

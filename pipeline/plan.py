@@ -1,19 +1,29 @@
 """`python -m pipeline.plan`: what a training run will take, before it is started: memory per device, cache, steps,
 hours.
 
-Takes params.yaml as it stands; the options replace single settings. Bytes of parameters, gradients and optimizer are
+Takes params.yaml as it stands, and the pictures and captions that outs/index lists; the options replace single numbers
+of them. Bytes of parameters, gradients and optimizer are
 exact, activations are estimated, and hours come from published step times of SDXL on Ascend 910B."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.contradictions import side_multiple
 from pipeline.models.config import CONFIGS
-from pipeline.params import Params, load
+from pipeline.params import Params, ParamsError, load
 from pipeline.training import memory
 from pipeline.weights import layout
 from pipeline.weights.names import PREFIX, to_mindspore
 
+INDEX = Path("outs/index")
 GB = 10**9
 CARD = 64 * GB
 # Part of a card that the system, the collectives' buffers and fragmentation take.
@@ -42,6 +52,9 @@ class Run:
     attention: str
     latent_channels: int
     chunks: int
+    captions: int | None = None  # distinct ones; None: as many as pictures
+    rows_per_picture: int = 1  # of the latents' cache: mirrored, cropped
+    validation_share: float = 0.0
 
 
 def unet_shapes(config: str) -> memory.Shapes:
@@ -79,16 +92,19 @@ def device_bytes(run: Run) -> dict[str, int]:
 
 
 def cache_bytes(run: Run) -> int:
-    """Both caches, for one row and one caption per picture of a square bucket."""
+    """Both caches, all pictures in a square bucket."""
     config = CONFIGS[run.config]
     side = run.resolution // config.vae.factor
     latent = run.latent_channels * side * side * 2
     text = 77 * run.chunks * config.unet.context_dim * 2 + config.clip_g.projection_dim * 4
-    return run.images * (latent + text)
+    captions = run.images if run.captions is None else run.captions
+    return run.images * run.rows_per_picture * latent + captions * text
 
 
 def steps(run: Run) -> int:
-    return run.steps or run.epochs * ceil(run.images / (run.batch_size * run.accumulation * run.devices))
+    """Of an epoch all pictures but those held out, as if they were all of one bucket."""
+    pictures = max(1, round(run.images * (1 - run.validation_share)))
+    return run.steps or run.epochs * ceil(pictures / (run.batch_size * run.accumulation * run.devices))
 
 
 def hours(run: Run) -> tuple[float, float] | None:
@@ -135,8 +151,16 @@ def fits(run: Run) -> bool:
     return sum(device_bytes(run).values()) <= CARD - RESERVED
 
 
-def from_params(params: Params, images: int) -> Run:
-    train, device = params.train, params.device
+def count_index(folder: Path) -> tuple[int, int]:
+    """(pictures that are used, captions) that the index lists, each content once. Raises OSError, pa.ArrowException."""
+    images = pq.read_table(folder / "images.parquet", columns=["image", "rejected"])
+    captions = pq.read_table(folder / "captions.parquet", columns=["caption"])
+    used = images.filter(pc.is_null(images["rejected"]))
+    return pc.count_distinct(used["image"]).as_py(), pc.count_distinct(captions["caption"]).as_py() + 1  # the empty one
+
+
+def from_params(params: Params, images: int, captions: int | None = None) -> Run:
+    train, device, latents = params.train, params.device, params.cache_latents
     return Run(
         config=params.model.config,
         images=images,
@@ -153,8 +177,11 @@ def from_params(params: Params, images: int) -> Run:
         ema=train.ema,
         gradient_checkpointing=train.gradient_checkpointing,
         attention="plain" if device.attention == "plain" else "tiled",
-        latent_channels=8 if params.cache_latents.store == "moments" else 4,
+        latent_channels=8 if latents.store == "moments" else 4,
         chunks=params.cache_text.chunks,
+        captions=captions,
+        rows_per_picture=(latents.crops if latents.crop == "random" else 1) * (2 if latents.flip else 1),
+        validation_share=train.validation_share,
     )
 
 
@@ -169,7 +196,8 @@ def report(run: Run) -> str:
     lines += [f"  {name:40} {value / GB:10.3f} GB  ({value:,} bytes)" for name, value in parts.items()]
     lines += [f"  {'together':40} {total / GB:10.3f} GB"]
     lines += ["  (activations are counted from below, not measured on an NPU: leave room, try a few steps first)", ""]
-    lines += [f"Caches of {run.images:,} pictures: {cache_bytes(run) / GB:.2f} GB", f"Steps: {steps(run):,}"]
+    of = f"{run.images:,} pictures" + ("" if run.captions is None else f" and {run.captions:,} captions")
+    lines += [f"Caches of {of}: {cache_bytes(run) / GB:.2f} GB", f"Steps: {steps(run):,}"]
     spread = hours(run)
     if spread:
         lines.append(f"Hours on Ascend 910B, by published step times: {spread[0]:.1f} to {spread[1]:.1f}")
@@ -190,16 +218,47 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, required=True, help="pictures to train on")
-    parser.add_argument("--config", choices=sorted(CONFIGS))
-    for name in ("devices", "batch-size", "resolution", "steps"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument(
+        "--images", type=_positive, help=f"pictures, one caption each; default: what {INDEX} has (`dvc repro index`)"
+    )
+    parser.add_argument("--config", choices=sorted(CONFIGS), help="model.config")
+    parser.add_argument("--devices", type=_positive, help="device.workers times device.nodes")
+    parser.add_argument("--batch-size", type=_positive, help="train.batch_size, of each device")
+    parser.add_argument("--resolution", type=_positive, help="index.resolution")
+    parser.add_argument("--steps", type=_positive, help="train.steps, in place of train.epochs")
+    parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
     given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    run = from_params(load(), given.pop("images"))
+    try:
+        params = load()
+        images, captions = (given.pop("images"), None) if "images" in given else _counted(parser.error)
+    except (ParamsError, OSError, pa.ArrowException) as error:
+        sys.exit(f"{parser.prog}: {error}")
     if "steps" in given:
         given["epochs"] = None
-    print(report(replace(run, **given)))
+    run = replace(from_params(params, images, captions), **given)
+    multiple = side_multiple(CONFIGS[run.config])
+    if run.resolution % multiple:
+        parser.error(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
+    if run.param_fp16 and run.precision != "float16":
+        parser.error(f"--precision {run.precision} contradicts train.param_fp16 true in params.yaml")
+    print(report(run))
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**12):
+        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def _counted(refuse: Callable[[str], None]) -> tuple[int, int]:
+    """What outs/index lists, or an error."""
+    for name in ("images.parquet", "captions.parquet"):
+        if not (INDEX / name).exists():
+            refuse(f"{INDEX / name} is not there: run `dvc repro index`, or say how many pictures with --images")
+    images, captions = count_index(INDEX)
+    if not images:
+        refuse(f"{INDEX} lists no picture that is used: say how many with --images")
+    return images, captions
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Encode every picture once with the VAE: outs/index/images.parquet, outs/convert/vae.ckpt → outs/latents."""
 
+from pipeline import hardware
 from pipeline.cache import engine, fingerprint, ranks
 from pipeline.cache.latents import Preparation, make_job
 from pipeline.data.sources import open_source
@@ -20,6 +21,7 @@ def main(params: Params) -> None:
     )
 
     def make_encoder():
+        hardware.check(params, "cache_latents")
         from pipeline import device  # MindSpore takes seconds to import, and most runs encode nothing
         from pipeline.models.encode import vae_encoder
 

@@ -1,6 +1,7 @@
 """Encode every caption once with both text encoders: outs/index/captions.parquet, clip_l.ckpt, clip_g.ckpt →
 outs/text."""
 
+from pipeline import hardware
 from pipeline.cache import engine, fingerprint, ranks
 from pipeline.cache.text import count_long, make_job
 from pipeline.cache.tokens import Tokenizer
@@ -21,6 +22,7 @@ def main(params: Params) -> None:
     )
 
     def make_encoder():
+        hardware.check(params, "cache_text")
         from pipeline import device  # MindSpore takes seconds to import, and most runs encode nothing
         from pipeline.models.encode import text_encoder
 

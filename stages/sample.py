@@ -6,7 +6,7 @@ the base model above and the fine-tuned one below. VAE and text encoders are tho
 import logging
 import sys
 
-from pipeline import store
+from pipeline import hardware, store
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError, run
@@ -19,10 +19,7 @@ OUT = "outs/sample"
 def main(params: Params) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     p, config, diffusion = params.sample, CONFIGS[params.model.config], params.diffusion
-    multiple = config.vae.factor * 2 ** (len(config.unet.channel_mult) - 1)
-    if p.width % multiple or p.height % multiple:
-        found = f"{p.width} and {p.height}"
-        raise StageError(f"sample.width and sample.height must be multiples of {multiple}, found {found}")
+    hardware.check(params, "sample")
 
     # Only now: importing MindSpore takes seconds.
     import numpy as np

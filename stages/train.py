@@ -9,15 +9,35 @@ import os
 import sys
 from pathlib import Path
 
+from pipeline import hardware
 from pipeline.params import Params
-from pipeline.stage import run
+from pipeline.stage import StageError, run
 from pipeline.training import launch
+from pipeline.training.data import Paths, count_steps, open_data
+
+PATHS = Paths(
+    unet=Path("outs/convert/unet.ckpt"),
+    latents=Path("outs/latents"),
+    text=Path("outs/text"),
+    captions=Path("outs/index/captions.parquet"),
+    vae=Path("outs/convert/vae.ckpt"),
+    clip_l=Path("outs/convert/clip_l.ckpt"),
+    clip_g=Path("outs/convert/clip_g.ckpt"),
+    out=Path("outs/train"),
+)
 
 
 def main(params: Params) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    launch.check(params.device, params.train)
-    if params.device.workers * params.device.nodes > 1 and not launch.inside():
+    hardware.check(params, "device", "train")
+    data = open_data(PATHS, made_with(params), params.train)
+    if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
+        raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
+    ranks = params.device.workers * params.device.nodes
+    if not launch.inside():
+        count_steps(data, params.train, ranks)
+    if ranks > 1 and not launch.inside():
+        data.reader.close()
         launch.start(params.device, [__file__], Path("outs/train-logs"))
         return
 
@@ -25,21 +45,32 @@ def main(params: Params) -> None:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
     # Only now: importing MindSpore takes seconds.
     from pipeline.device import setup
-    from pipeline.training.run import Paths, fine_tune
+    from pipeline.training.run import fine_tune
 
     d = params.device
     device = setup(
         d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache
     )  # fmt: skip
-    paths = Paths(
-        unet=Path("outs/convert/unet.ckpt"),
-        latents=Path("outs/latents"),
-        text=Path("outs/text"),
-        captions=Path("outs/index/captions.parquet"),
-        vae=Path("outs/convert/vae.ckpt"),
-        out=Path("outs/train"),
-    )
-    fine_tune(paths, params.model.config, device, params.diffusion, params.train)
+    fine_tune(data, PATHS, params.model.config, device, params.diffusion, params.train)
+
+
+def made_with(params: Params) -> dict[str, dict]:
+    """What the caches' rows must say that they were made with, beside the encoders themselves. DVC sees to that; a
+    train stage that is started by hand might find those of other settings."""
+    latents = {
+        "config": params.model.config,
+        "precision": params.cache_latents.precision,
+        "store": params.cache_latents.store,
+        "crop": params.cache_latents.crop,
+        "interpolation": params.cache_latents.interpolation,
+        "background": params.cache_latents.background,
+    }
+    text = {
+        "config": params.model.config,
+        "precision": params.cache_text.precision,
+        "chunks": params.cache_text.chunks,
+    }
+    return {"latents": latents, "text": text}
 
 
 if __name__ == "__main__":

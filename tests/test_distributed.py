@@ -101,8 +101,32 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, tmp_
 
 
 def test_a_failing_rank_ends_the_stage_with_its_message(workspace, tmp_path):
+    base = workspace / "outs/convert/unet.ckpt"
+    before = base.read_bytes()
+    try:
+        base.write_bytes(before[: len(before) // 2])
+        said = train(workspace, tmp_path, "device.workers=2", port(), code=1)
+    finally:
+        base.write_bytes(before)
+    assert str(base.relative_to(workspace)) in said and "outs/train-logs" in said and "Traceback" not in said
+
+
+def test_a_fault_of_the_data_is_found_before_ranks_are_started(workspace, tmp_path):
+    shutil.rmtree(workspace / "outs/train-logs", ignore_errors=True)
     said = train(workspace, tmp_path, "train.validation_share=0.999", "device.workers=2", port(), code=1)
-    assert "leaves none to train on" in said and "outs/train-logs" in said
+    assert "leaves none to train on" in said and not (workspace / "outs/train-logs").exists()
+
+
+def test_a_rank_with_other_params_stops_all_and_is_named(workspace, tmp_path):
+    """As on a node whose params.yaml was not edited along: rank 1 alone has another rate and saves at other steps."""
+    others = ["1:train.learning_rate=0.0005", "1:train.checkpointing_steps=3"]
+    said = train(workspace, tmp_path, *SETTINGS, "device.workers=2", port(), *others, code=1)
+    assert "differ from rank 0" in said and "Traceback" not in said
+    assert "train.checkpointing_steps 2 -> 3, train.learning_rate 0.001 -> 0.0005\n" in said
+    for rank in range(2):  # each says it
+        log = (workspace / f"outs/train-logs/worker_{rank}.log").read_text()
+        assert "  rank 1 on " in log and "the same params.yaml" in log
+    assert not (tmp_path / "train").exists() and not (workspace / "outs/train/weights").exists()
 
 
 def test_the_stage_accepts_being_started_by_msrun(workspace, tmp_path, alone):
@@ -138,5 +162,6 @@ def test_a_rank_of_msrun_mpirun_or_a_rank_table_joins_and_starts_no_others(monke
     monkeypatch.setattr(launch, "start", lambda *_: pytest.fail("started ranks of its own"))
     monkeypatch.setattr(pipeline.device, "setup", lambda target, distributed, *rest: joined.append(distributed))
     monkeypatch.setattr(run, "fine_tune", lambda *_: None)
+    monkeypatch.setattr(stage, "open_data", lambda *_: None)
     stage.main(params(**{"device.workers": 2}))
     assert joined == [True]

@@ -70,6 +70,18 @@ def test_denoised_undoes_what_training_adds(prediction):
         np.testing.assert_allclose(euler.denoised(x, sigma, target[index], prediction), x_0[index], atol=2e-5)
 
 
+def test_trailing_steps_may_be_all_timesteps():
+    """And whatever their number, so many there are, from the last timestep downwards."""
+    alphas = schedule.alphas_cumprod(True)
+    for count in range(1, 1001):
+        timesteps, sigmas = euler.steps(alphas, count, True)
+        assert len(timesteps) == count and timesteps[0] == 999 and timesteps[-1] >= 0
+        assert np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all()
+    assert timesteps.tolist() == list(range(999, -1, -1))
+    with pytest.raises(ValueError, match="1 to 1000 sampling steps are possible, found 1001"):
+        euler.steps(alphas, 1001, True)
+
+
 @pytest.mark.parametrize("count", [0, -1, 1000])
 def test_impossible_numbers_of_steps_are_refused(count):
     with pytest.raises(ValueError, match=f"1 to 999 sampling steps are possible, found {count}"):

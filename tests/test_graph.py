@@ -12,7 +12,7 @@ from pipeline.params import Params
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Plumbing that shapes no out. Were it a dependency, every edit of the schema would re-run all stages.
-PLUMBING = {"pipeline/__init__.py", "pipeline/params.py", "pipeline/stage.py", "pipeline/store.py"}
+PLUMBING = {f"pipeline/{name}.py" for name in ("__init__", "params", "contradictions", "hardware", "stage", "store")}
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the
 # batch size of each it makes the batch of a training step.
 HOW = {"index.workers", "cache_latents.workers"} | {
@@ -47,7 +47,8 @@ def closure(file: Path) -> set[str]:
         current = todo.pop()
         if current not in seen:
             seen.add(current)
-            todo += imports(current)
+            if current.relative_to(ROOT).as_posix() not in PLUMBING:
+                todo += imports(current)
     return {p.relative_to(ROOT).as_posix() for p in seen}
 
 

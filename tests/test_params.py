@@ -1,14 +1,21 @@
 """params.yaml: what is refused, how it is said, and that a stage says it before MindSpore is imported."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.serialize import modify_yaml, parse_yaml
 
+from pipeline import contradictions, hardware, params
+from pipeline.data import buckets
+from pipeline.models.config import CONFIGS
 from pipeline.params import Params, ParamsError, load
+from pipeline.stage import StageError
+from tests import training_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,7 +26,7 @@ def with_changes(path, changes):
         section, name = key.split(".")
         tree[section][name] = value
     file = path / "params.yaml"
-    file.write_text(yaml.safe_dump(tree))
+    file.write_text(yaml.safe_dump(tree, allow_unicode=True))
     return file
 
 
@@ -38,6 +45,84 @@ def test_every_key_has_a_comment_or_says_itself():
         "adam_epsilon",
         "timestep_bias_multiplier",
     }
+
+
+# As YAML 1.2 has them; dates and digits with _ are the parser's own additions, which DVC reads so as well.
+SCALARS = {
+    "1e-5": 1e-5, "1e-05": 1e-5, "1E5": 1e5, "+.5": 0.5, "-.5": -0.5, ".5": 0.5, "1.": 1.0, "+1": 1,
+    "1e400": float("inf"), "0x10": 16, "0o17": 15, "010": 10, "089": 89, "1_000": 1000, "0o8": "0o8", "1e": "1e",
+    "no": "no", "No": "No", "yes": "yes", "on": "on", "off": "off", "y": "y", "True": True, "tRUE": "tRUE",
+    "12:30:45": "12:30:45", "1:30": "1:30", "-1:30": "-1:30", "~": None, "Null": None, "": None, "'~'": "~",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SCALARS)
+def test_a_scalar_is_read_as_yaml_1_2_has_it_and_as_dvc_does(text):
+    found = params._parse(f"a: {text}\n", "params.yaml")
+    assert found == {"a": SCALARS[text]} == parse_yaml(f"a: {text}\n", "params.yaml")
+    assert type(found["a"]) is type(SCALARS[text])
+
+
+def test_prompts_are_the_text_that_was_given_to_dvc(tmp_path):
+    """`dvc exp run -S` writes with the same function, and puts what needs none into no quotes."""
+    texts = [text for text in [*SCALARS, "2026-01-01", "=", "<<", " a ", "é\u2028", "a: b", "- a", "#", '"'] if text]
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with modify_yaml(tmp_path / "params.yaml") as tree:
+        tree["sample"]["prompts"] = texts
+    assert "- no\n" in (tmp_path / "params.yaml").read_text()
+    assert load(tmp_path / "params.yaml").sample.prompts == texts
+
+
+def bomb(first: str, item: str) -> str:
+    """Each of 40 lines names the one before it twice."""
+    return first + "".join(f"a{n}: &a{n} {item.format(n - 1)}\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("  seed: 0", "  seed: 0\n  seed: 1", 1), r'line \d+ .*duplicate key "seed"'),
+        (lambda text: text.replace("  seed: 0", "\tseed: 0", 1), r"line \d+ is not YAML"),
+        (lambda text: text + "---\n" + text, "another document"),
+        (lambda text: "", "the whole file: wanted a mapping of the sections data, model"),
+        (lambda text: "- a", "the whole file: wanted a mapping"),
+        (lambda text: text + "5: 1\n", "5: Keys should be strings"),
+        (lambda text: text + "? {a: b}\n: 1\n", "unhashable key"),
+        (lambda text: text + "z: " + "[" * 2000, "is not YAML"),
+        (lambda text: text + bomb("a0: &a0 [x]\n", "[*a{0}, *a{0}]"), "a39: Extra inputs|and 20 more"),
+        (lambda text: text + bomb("a0: &a0 {x: 1}\n", "{{<<: [*a{0}, *a{0}]}}"), "merge keys"),
+        (lambda text: text.replace("  width: 64", "  width: " + "9" * 5000), "is not YAML.*digits"),
+        (lambda text: text.replace("width: 64", "width: 0x" + "f" * 5000), "width: .*found a very large number"),
+        (lambda text: text.replace("- a yellow star", "- 2026-01-01 #"), r"prompts\.1: .*date 2026-01-01.*put it in quotes"),
+        (lambda text: text.replace("- a yellow star", "- 1_000 #"), r"prompts\.1: .*found 1000.*put it in quotes"),
+        (lambda text: text.replace("- a yellow star", "- ~ #"), r"prompts\.1: .*found None"),
+        (lambda text: text.replace("- a yellow star", "- 2026-13-45 #"), "is not YAML 1.2: ValueError: month"),
+        (lambda text: text.replace("- a yellow star", '- "\\ud83d" #'), r"prompts\.1: .*surrogate"),
+        (lambda text: text.replace("- a yellow star", "- *a #"), "undefined alias"),
+        (lambda text: text.replace("- a yellow star", "- !!python/object:os.system #"), "is not YAML"),
+    ],
+)  # fmt: skip
+def test_what_is_no_settings_file_is_said_in_a_line(tmp_path, change, said):
+    text = (ROOT / "params.yaml").read_text()
+    assert change(text) != text
+    (tmp_path / "params.yaml").write_text(change(text))
+    with pytest.raises(ParamsError, match=said) as error:
+        load(tmp_path / "params.yaml")
+    assert str(tmp_path / "params.yaml") in str(error.value) and len(str(error.value)) < 6000
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load(tmp_path / "params.yaml") == load(ROOT / "params.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ParamsError, match="No such file.*params.yaml.*project's folder"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"data: \xff")
+    with pytest.raises(ParamsError, match="params.yaml is not UTF-8"):
+        load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1e-05", "0.00001", "1.0e-5"])
@@ -113,6 +198,132 @@ def test_what_is_refused_names_the_key_and_what_is_wanted(tmp_path, changes, sai
         load(with_changes(tmp_path, changes))
 
 
+CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        # two keys
+        ({"merge.weights": "ema"}, r"merge\.weights: ema needs train\.ema true"),
+        ({"cache_latents.crops": 2}, r"cache_latents\.crops: above 1 needs crop random"),
+        ({"index.resolution": 96, "index.bucket_step": 64}, r"index\.bucket_step: must divide resolution \(96"),
+        ({"index.bucket_step": 16}, r"index\.bucket_step: must be a multiple of 32"),
+        ({"index.buckets": False, "index.resolution": 80}, r"index\.resolution: must be a multiple of 32"),
+        ({"index.min_side": 20000}, r"index\.min_side: every picture is rejected.*max_pixels"),
+        ({"sample.width": 40}, r"sample\.width: must be a multiple of 32, found 40"),
+        ({"sample.height": 48}, r"sample\.height: must be a multiple of 32, found 48"),
+        ({"sample.steps": 1000}, r"sample\.steps: must be below 1000"),
+        ({"train.steps": 1, "train.lr_warmup_steps": 1}, r"train\.lr_warmup_steps: must be 0 for a single step"),
+        ({"train.steps": 17}, r"train\.lr_warmup_steps: must not be above steps \(17\), found 30"),
+        ({"train.weight_decay": 1e4}, r"train\.weight_decay: must be below 1 / the learning rate \(0\.001\)"),
+        ({"train.weight_decay": 100, "train.scale_lr": True}, r"train\.weight_decay: .*learning rate \(0\.016\)"),
+        (CPU | {"device.jit_level": "O1"}, r"device\.jit_level: O1 runs on Ascend only.*wanted O0"),
+        (CPU | {"device.attention": "flash_padded"}, r"device\.attention: flash_padded runs on Ascend only"),
+        *[(CPU | {f"{section}.precision": "bfloat16"}, rf"{section}\.precision: bfloat16 runs on Ascend only")
+          for section in ("cache_latents", "cache_text", "train", "sample")],
+        ({"device.attention": "flash_padded"}, r"device\.attention: flash_padded computes in float16 or bfloat16"),
+        ({"device.max_device_memory": "0.0GB"}, r"device\.max_device_memory: wanted more than none"),
+        ({"device.master": "a:65536"}, r"device\.master: wanted a port of 1 to 65535"),
+        ({"device.master": "a:0"}, r"device\.master: wanted a port of 1 to 65535"),
+        ({"train.validation_timesteps": [500, 500]}, r"train\.validation_timesteps: wanted each once"),
+        ({"data.images": "outs/sample"}, r"data\.images: outs/sample is an out of the stages"),
+        ({"data.images": "."}, r"data\.images: \. holds outs/"),
+        ({"model.base": "data/../outs/merge/merged.safetensors"}, r"model\.base: .*is an out of the stages"),
+        # one key
+        ({"data.images": ""}, r"data\.images: Input should be the path"),
+        ({"data.images": "a\0b"}, r"data\.images: Input should be the path"),
+        ({"data.images": "~/pictures"}, r"data\.images: ~ is not replaced"),
+        ({"train.learning_rate": float("nan")}, r"train\.learning_rate: .*finite number"),
+        ({"train.max_grad_norm": float("inf")}, r"train\.max_grad_norm: .*finite number"),
+        ({"train.snr_gamma": float("inf")}, r"train\.snr_gamma: .*finite number"),
+        ({"index.max_rejected": float("nan")}, r"index\.max_rejected: .*finite number"),
+        ({"sample.guidance_scale": float("inf")}, r"sample\.guidance_scale: .*finite number"),
+        ({"train.learning_rate": 1e-60}, r"train\.learning_rate: Input is outside of float32"),
+        ({"train.max_grad_norm": 1e39}, r"train\.max_grad_norm: Input is outside of float32"),
+        ({"train.ema_decay": 0.99999999}, r"train\.ema_decay: .*less than or equal to 0\.999999"),
+        ({"train.loss_scale": 1e300}, r"train\.loss_scale: "),
+        ({"train.seed": -1}, r"train\.seed: .*greater than or equal to 0"),
+        ({"sample.seed": -1}, r"sample\.seed: .*greater than or equal to 0"),
+        ({"train.seed": 2**64}, r"train\.seed: .*less than"),
+        ({"train.batch_size": True}, r"train\.batch_size: .*integer \(found True\)"),
+        ({"train.ema": 1}, r"train\.ema: .*boolean \(found 1\)"),
+        ({"train.steps": 10**8}, r"train\.steps: .*less than or equal to 99999999"),
+        ({"index.workers": 10**9}, r"index\.workers: "),
+        ({"cache_latents.batch_size": 10**9}, r"cache_latents\.batch_size: "),
+        ({"cache_latents.background": [0, 0, 256]}, r"cache_latents\.background\.2: "),
+        ({"sample.prompts": []}, r"sample\.prompts: .*at least 1"),
+        ({"sample.prompts": [False]}, r"sample\.prompts\.0: .*in quotes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(tmp_path, changes, said):
+    with pytest.raises(ParamsError, match=said):
+        load(with_changes(tmp_path, changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"merge.weights": "ema", "train.ema": True},
+        {"cache_latents.crops": 2, "cache_latents.crop": "random"},
+        {"sample.steps": 999},
+        {"sample.steps": 1000, "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True},
+        {"train.steps": 17, "train.lr_scheduler": "constant"},
+        {"train.steps": None, "train.epochs": 1},  # how many steps that makes is the data's to say
+        {"index.buckets": False, "index.bucket_step": 7},
+        {"train.shard_optimizer": True},  # msrun and mpirun may start more ranks than params.yaml says
+        {"sample.prompts": ["", " ", "a" * 5000]},
+        {"train.precision": "bfloat16", "device.attention": "flash", "device.jit_level": "O1"},  # auto may find an NPU
+        ASCEND | {"cache_text.precision": "bfloat16"},
+        {"data.images": "/elsewhere/outs/pictures"},
+    ],
+)
+def test_what_can_work_is_taken(tmp_path, changes):
+    load(with_changes(tmp_path, changes))
+
+
+def test_all_faults_are_listed_at_once(tmp_path):
+    changes = {"merge.weights": "ema", "sample.steps": 1000, "train.param_fp16": True}
+    with pytest.raises(ParamsError) as error:
+        load(with_changes(tmp_path, changes))
+    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
+        "train.param_fp16", "merge.weights", "sample.steps",
+    ]  # fmt: skip
+
+
+def test_every_model_has_sides_of_which_buckets_are_made():
+    assert {contradictions.side_multiple(config) for config in CONFIGS.values()} == {buckets.SIDE_MULTIPLE}
+
+
+NPU_ONLY = {
+    "device.attention": ["flash", "flash_padded"],
+    "device.sink_size": [4],
+    "device.jit_level": ["O1"],
+    "device.max_device_memory": ["59GB"],
+    **{f"{section}.precision": ["bfloat16"] for section in ("cache_latents", "cache_text", "train", "sample")},
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in NPU_ONLY.items() for value in values])
+def test_a_cpu_that_auto_finds_refuses_what_only_an_npu_can(monkeypatch, key, value):
+    beside = {"train.precision": "float16"} if key == "device.attention" else {}
+    beside |= {"index.buckets": False} if key == "device.sink_size" else {}
+    found = training_samples.params(**{"device.target": "auto", key: value} | beside)
+    section = key.split(".")[0]
+    monkeypatch.setattr(hardware, "has_npu", lambda: False)
+    with pytest.raises(StageError, match=rf"{key}: {value} needs an Ascend NPU and this machine has none; wanted "):
+        hardware.check(found, section)
+    hardware.check(found, *({"device", "cache_latents", "cache_text", "train", "sample"} - {section}))
+    monkeypatch.setattr(hardware, "has_npu", lambda: True)
+    hardware.check(found, section)
+
+
+def test_an_npu_that_is_wished_for_must_be_there(monkeypatch):
+    monkeypatch.setattr(hardware, "has_npu", lambda: False)
+    with pytest.raises(StageError, match="device.target: Ascend is wanted and this machine has no NPU"):
+        hardware.check(training_samples.params(**ASCEND), "sample")
+
+
 @pytest.mark.parametrize(
     ("section", "key"),
     [(s, k) for s in ("device", "diffusion", "train") for k in Params.model_fields[s].annotation.model_fields],
@@ -137,13 +348,32 @@ def test_a_missing_key_is_named(tmp_path, section, key):
     ],
 )
 def test_the_train_stage_refuses_before_mindspore_is_imported(tmp_path, changes, said):
+    refuses_before_mindspore("train", tmp_path, changes, said)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("index", {"merge.weights": "ema"}, "merge.weights"),
+        ("index", {"sample.steps": 1000}, "sample.steps"),
+        ("convert", {"merge.weights": "ema"}, "merge.weights"),
+        ("sample", {"sample.precision": "bfloat16"}, "sample.precision: bfloat16 needs an Ascend NPU"),
+        ("sample", {"sample.width": 40}, "sample.width"),
+    ],
+)
+def test_every_stage_refuses_before_mindspore_is_imported(tmp_path, stage, changes, said):
+    refuses_before_mindspore(stage, tmp_path, changes, said)
+
+
+def refuses_before_mindspore(stage, tmp_path, changes, said):
     for name in ("pipeline", "stages"):
         (tmp_path / name).symlink_to(ROOT / name)
     # a MindSpore that cannot be imported: whoever tries fails with another message
     (tmp_path / "mindspore.py").write_text("raise SystemExit('MindSpore was imported')")
     with_changes(tmp_path, changes)
     found = subprocess.run(
-        [sys.executable, "-m", "stages.train"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"stages.{stage}"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert found.returncode != 0 and said in found.stderr and "MindSpore was imported" not in found.stderr
+    assert "Traceback" not in found.stderr
     assert not (tmp_path / "outs").exists()

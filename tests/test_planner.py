@@ -1,9 +1,14 @@
 """The planner's bytes against what MindSpore allocates for the tiny UNet, and its advice."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
@@ -15,7 +20,7 @@ from pipeline.models.config import TINY
 from pipeline.training import memory
 from pipeline.weights import ckpt
 from pipeline.weights.names import PREFIX
-from tests.training_samples import params
+from tests.training_samples import ROOT, params
 
 SHAPES = plan.unet_shapes("tiny")
 FULL = plan.Run(
@@ -115,22 +120,102 @@ def test_it_takes_params_as_they_stand():
     assert "Fits a card" in plan.report(run)
 
 
-def test_the_command(capsys):
-    plan.main(
-        [
-            "--images",
-            "1000",
-            "--config",
-            "sdxl-base",
-            "--resolution",
-            "1024",
-            "--devices",
-            "8",
-            "--batch-size",
-            "4",
-            "--steps",
-            "10",
-        ]
+def said(capsys, *arguments: str) -> tuple[int, str]:
+    """(exit code, what the command printed)"""
+    try:
+        plan.main(list(arguments))
+        code = 0
+    except SystemExit as ended:  # with a message, argparse with 2
+        code = ended.code if isinstance(ended.code, int) else print(ended.code) or 1
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with params.yaml and nothing else, to run the command in."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+FULL_SIZE = ["--config", "sdxl-base", "--resolution", "1024", "--devices", "8", "--batch-size", "4", "--steps", "10"]
+
+
+def test_the_command(capsys, project):
+    code, text = said(capsys, "--images", "1000", *FULL_SIZE)
+    assert code == 0 and "10,269,854,736 bytes" in text and "Steps: 10" in text and "Hours on Ascend 910B" in text
+
+
+def write_index(project, pictures: int, captions: int) -> None:
+    """An index of so many used pictures, each of them twice, and one more that is rejected."""
+    (project / "outs/index").mkdir(parents=True)
+    images = [n.to_bytes(16, "big") for n in range(pictures)]
+    rows = [(image, f"{copy}.png", None) for image in images for copy in "ab"] + [(b"x" * 16, "x.png", "too small")]
+    pq.write_table(
+        pa.table(
+            [pa.array(column, kind) for column, kind in zip(zip(*rows), (pa.binary(16), pa.string(), pa.string()))],
+            ["image", "path", "rejected"],
+        ),
+        project / "outs/index/images.parquet",
     )
-    said = capsys.readouterr().out
-    assert "10,269,854,736 bytes" in said and "Steps: 10" in said and "Hours on Ascend 910B" in said
+    names = [(n % captions).to_bytes(16, "big") for n in range(pictures)]
+    columns = {"image": pa.array(images, pa.binary(16)), "caption": pa.array(names, pa.binary(16))}
+    pq.write_table(pa.table(columns), project / "outs/index/captions.parquet")
+
+
+def test_the_command_counts_the_index(capsys, project):
+    """As the README has it: without options."""
+    write_index(project, 40, 7)
+    code, text = said(capsys)
+    latent, caption = 8 * 8 * 8 * 2, 77 * 160 * 2 + 96 * 4
+    assert code == 0 and "Caches of 40 pictures and 8 captions:" in text  # the empty one is the eighth
+    counted = plan.from_params(params(), *plan.count_index(project / "outs/index"))
+    assert plan.cache_bytes(counted) == 40 * latent + 8 * caption
+    assert "Caches of 77 pictures:" in said(capsys, "--images", "77")[1]
+
+
+def test_rows_and_held_out_pictures_count():
+    changes = {"cache_latents.crop": "random", "cache_latents.crops": 3, "cache_latents.flip": True}
+    epochs = {"train.steps": None, "train.epochs": 2, "train.validation_share": 0.25, "train.batch_size": 10}
+    latent, caption = 8 * 8 * 8 * 2, 77 * 160 * 2 + 96 * 4
+    run = plan.from_params(params(**changes | epochs), 100)
+    assert plan.cache_bytes(run) == 100 * (6 * latent + caption)
+    assert plan.steps(run) == 2 * 8  # of 75 pictures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "outs/index/images.parquet is not there: run `dvc repro index`, or say how many pictures with --images"),
+        (["--images", "0"], "wanted a whole number above 0, found '0'"),
+        (["--images", "-5"], "--images"),
+        (["--images", "many"], "found 'many'"),
+        (["--images", "10", "--resolution", "1000"], "--resolution must be a multiple of 32, found 1000"),
+        (["--images", "10", "--steps", "0"], "--steps"),
+        (["--images", "10", "--config", "sd15"], "--config"),
+    ],
+)
+def test_a_fault_is_said_without_a_traceback(capsys, project, arguments, wanted):
+    code, text = said(capsys, *arguments)
+    assert code == 2 and wanted in text
+
+
+def test_a_broken_index_and_broken_params_are_named(capsys, project):
+    write_index(project, 3, 3)
+    (project / "outs/index/images.parquet").write_bytes(b"PAR1 and no more")
+    code, text = said(capsys)
+    assert code == 1 and "python -m pipeline.plan: " in text and "arquet" in text
+    (project / "params.yaml").write_text("data: 5")
+    code, text = said(capsys)
+    assert code == 1 and "params.yaml does not fit the schema" in text
+
+
+def test_the_help_explains_each_option(capsys, project):
+    code, text = said(capsys, "--help")
+    assert code == 0 and "outs/index" in text and all(option in text for option in FULL_SIZE[::2])
+
+
+def test_the_command_needs_no_mindspore():
+    script = "import sys, pipeline.plan; sys.exit('mindspore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

@@ -14,6 +14,7 @@ from pipeline.diffusion import conditioning, schedule
 from pipeline.models.config import TINY
 from pipeline.sampling import draw, euler
 from pipeline.sampling.grid import grid
+from pipeline.sampling.prompts import encode
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from tests import synthetic
@@ -92,6 +93,44 @@ def test_large_pictures_are_reduced():
     assert max(sheet.size) < 500
 
 
+class Words:
+    """A tokenizer of one token a word."""
+
+    begin, end = 1000, 1001
+
+    def __call__(self, text: str) -> list[int]:
+        return list(range(len(text.split())))
+
+
+@pytest.mark.parametrize(
+    ("words", "chunks", "said"),
+    [
+        (75, 1, None),
+        (76, 1, "has 78 tokens and was cut at 77 (cache_text.chunks is 1; 2 would hold it"),
+        (150, 2, None),
+        (151, 2, "has 153 tokens and was cut at 152 (cache_text.chunks is 2; 3 would hold it"),
+        (226, 1, "has 228 tokens and was cut at 77 (cache_text.chunks is 1; 3, the most, would not hold it"),
+        (226, 3, "has 228 tokens and was cut at 227 (cache_text.chunks is 3; 3, the most, would not hold it"),
+    ],
+)
+def test_a_prompt_that_is_cut_is_named(caplog, words, chunks, said):
+    seen = []
+
+    def encoder(ids, ids_2):
+        seen.append((ids, ids_2))
+        return np.zeros((len(ids), 77, 4), np.float32), np.zeros((len(ids), 3), np.float32)
+
+    context, pooled = encode(["short", "word " * words], Words(), encoder, chunks)
+    assert context.shape == (2, 75 * chunks + 2, 4) and pooled.shape == (2, 3)
+    kept = seen[1][0][:, 1:-1].reshape(-1)[:words].tolist()
+    assert kept == list(range(min(words, 75 * chunks)))
+    if said is None:
+        assert not caplog.text
+    else:
+        assert "prompt 1, 'word word" in caplog.text and said in caplog.text and "prompt 0" not in caplog.text
+        assert len(caplog.text) < 300
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A folder that the stage can run in: two models of random weights."""
@@ -104,7 +143,7 @@ def project(tmp_path_factory):
     merge({"unet": root / "other/unet.ckpt", **parts}, TINY, "float16", root / "outs/merge")
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["model"]["tokenizer"] = str(ROOT / "data/tokenizer")
-    settings["sample"] |= {"prompts": ["a red circle", "", "a blue star"], "steps": 2, "batch_size": 2}
+    settings["sample"] |= {"prompts": ["a red circle " * 40, "", "a blue star"], "steps": 2, "batch_size": 2}
     settings["sample"] |= {"width": 64, "height": 32}
     (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return root
@@ -119,6 +158,7 @@ def stage(root: Path) -> subprocess.CompletedProcess:
 def test_the_stage_draws_both_models_from_the_same_noise(project):
     done = stage(project)
     assert done.returncode == 0, done.stderr
+    assert "prompt 0, 'a red circle a red" in done.stderr and "was cut at 77 (cache_text.chunks is 1" in done.stderr
     out = project / "outs/sample"
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"0{number}_{model}.png" for number in range(3) for model in ("base", "tuned")] + ["grid.png"]
@@ -133,7 +173,7 @@ def test_an_impossible_size_is_refused_and_nothing_is_written(project, tmp_path)
     (tmp_path / "params.yaml").write_text(text.replace("width: 64", "width: 40"), encoding="utf-8")
     done = stage(tmp_path)
     assert done.returncode != 0
-    assert "sample.width and sample.height must be multiples of 32, found 40 and 32" in done.stderr
+    assert "sample.width: must be a multiple of 32, found 40" in done.stderr
     assert not (tmp_path / "outs").exists()
 
 

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def project(tmp_path):
     """A copy of the plumbing with a stage of one's own: `write(body)` gives stages/it.py this main."""
-    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline/models").mkdir(parents=True)
     (tmp_path / "stages").mkdir()
-    for name in ("__init__", "stage", "params", "store"):
-        shutil.copy2(ROOT / f"pipeline/{name}.py", tmp_path / "pipeline")
+    for name in ("__init__", "stage", "params", "contradictions", "store", "models/__init__", "models/config"):
+        shutil.copy2(ROOT / f"pipeline/{name}.py", tmp_path / f"pipeline/{name}.py")
     shutil.copy2(ROOT / "params.yaml", tmp_path)
 
     def write(body: str) -> None:

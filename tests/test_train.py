@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pipeline.models import config
-from pipeline.training import build, preview, run, state
+from pipeline.training import build, data, preview, run, state
 
 from pipeline.params import Train
 from pipeline.stage import StageError
@@ -82,15 +82,12 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
     with monkeypatch.context() as patch:
         patch.setattr(state.States, "save", spy)
         outs = (root or workspace) / "outs"
-        paths = run.Paths(
-            outs / "convert/unet.ckpt",
-            outs / "latents",
-            outs / "text",
-            outs / "index/captions.parquet",
-            outs / "convert/vae.ckpt",
+        paths = data.Paths(
+            *(outs / name for name in ("convert/unet.ckpt", "latents", "text", "index/captions.parquet")),
+            *(outs / f"convert/{part}.ckpt" for part in ("vae", "clip_l", "clip_g")),
             out,
         )
-        run.fine_tune(paths, "tiny", device, p.diffusion, p.train)
+        run.fine_tune(data.open_data(paths, {}, p.train), paths, "tiny", device, p.diffusion, p.train)
     rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
     ema = out / "weights/unet_ema.ckpt"
@@ -272,7 +269,8 @@ def test_a_value_that_is_not_finite_in_the_cache_stops_the_run(tmp_path, device,
 
 def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
     with pytest.raises(StageError) as error:
-        train(**{"train.learning_rate": 1e38, "train.checkpointing_steps": 1, "train.max_grad_norm": 0.0})
+        absurd = {"train.learning_rate": 1e38, "train.weight_decay": 0.0, "train.max_grad_norm": 0.0}
+        train(**absurd, **{"train.checkpointing_steps": 1})
     message = str(error.value)
     assert "the loss is" in message and "step-0000000" in message and "learning_rate" in message
     assert len([word for word in message.replace(",", " ").split() if len(word.rstrip(".")) == 32]) == 3  # its samples

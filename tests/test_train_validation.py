@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.cache.reader import Reader
 from pipeline.diffusion import draws, schedule
-from pipeline.training import feed, validation
+from pipeline.training import data, feed, validation
 from tests.training_samples import images, write_workspace
 
 ALPHAS = schedule.alphas_cumprod(False)
@@ -17,16 +17,16 @@ def names(count):
 
 def test_a_share_is_held_out_and_nothing_is_in_both():
     found = names(4000)
-    train, held_out = validation.split(found, 0.1)
+    train, held_out = data.split(found, 0.1)
     assert sorted([*train, *held_out]) == list(range(4000))
     assert len(held_out) == pytest.approx(400, abs=60)
-    assert len(validation.split(found, 0.0)[1]) == 0
+    assert len(data.split(found, 0.0)[1]) == 0
 
 
 def test_more_pictures_move_none_of_the_others():
     few, many = names(300), names(900)
-    chosen = {row.tobytes() for row in many[validation.split(many, 0.2)[1]]}
-    assert {row.tobytes() for row in few[validation.split(few, 0.2)[1]]} == {row.tobytes() for row in few} & chosen
+    chosen = {row.tobytes() for row in many[data.split(many, 0.2)[1]]}
+    assert {row.tobytes() for row in few[data.split(few, 0.2)[1]]} == {row.tobytes() for row in few} & chosen
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
 """A workspace to train in, seconds small: a UNet of SDXL's parts and random caches, as the stages before leave them.
 
 Run as a script in the workspace it is the train stage on that UNet: `python -m tests.training_samples [key=value ...]`,
-with params.yaml's settings replaced by the given ones. With `stub` as first argument the UNet is tests/stub_unet.py,
-and with `kill=step:4` the process kills itself after the update of step 4 (from 0), with `kill=save:1` while it writes
-its second state, with `kill=outs` after it has written its outs and before it clears its state."""
+with params.yaml's settings replaced by the given ones, by `1:key=value` on rank 1 only. With `stub` as first argument
+the UNet is tests/stub_unet.py, and with `kill=step:4` the process kills itself after the update of step 4 (from 0),
+with `kill=save:1` while it writes its second state, with `kill=outs` after it has written its outs and before it clears
+its state."""
 
 import functools
 import os
@@ -37,6 +38,14 @@ UNET = config.UNetConfig(
     norm_groups=8,
 )
 CONFIG = config.SDXLConfig(UNET, config.TINY.vae, config.TINY.clip_l, config.TINY.clip_g)
+# Of the caches, as params.yaml has it.
+MADE_WITH = {
+    "latents": {
+        "config": "tiny", "precision": "float32", "store": "moments", "crop": "center", "interpolation": "lanczos",
+        "background": [255, 255, 255],
+    },
+    "text": {"config": "tiny", "precision": "float32", "chunks": 1},
+}  # fmt: skip
 # Every key of the train section, so that the demo's values in params.yaml may change freely.
 SETTINGS = {
     "device.target": "CPU",
@@ -125,10 +134,11 @@ def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=laten
         root / "outs/latents",
         shards.LATENTS,
         [rows(image, buckets[n % len(buckets)]) for n, image in enumerate(names)],
-        FINGERPRINT,
+        FINGERPRINT | MADE_WITH["latents"],
     )
     texts = [f"picture {n}" for n in range(count)]
-    write_cache(root / "outs/text", shards.TEXT, [caption(text) for text in ["", *texts]], TEXT_FINGERPRINT)
+    fingerprint = TEXT_FINGERPRINT | MADE_WITH["text"]
+    write_cache(root / "outs/text", shards.TEXT, [caption(text) for text in ["", *texts]], fingerprint)
     (root / "outs/index").mkdir()
     write_captions(root / "outs/index/captions.parquet", list(zip(names, texts, strict=True)))
     return root
@@ -180,7 +190,10 @@ def main() -> None:
         pipeline.training.build.UNet = StubUNet
     if arguments[:1] and arguments[0].startswith("kill="):
         _kill_at(*arguments.pop(0).removeprefix("kill=").partition(":")[::2])
-    changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments)}
+    pairs = [pair.split("=", 1) for pair in arguments]
+    rank = os.environ.get("RANK_ID")
+    changes = {key: yaml.safe_load(value) for key, value in pairs if ":" not in key}
+    changes |= {key[2:]: yaml.safe_load(value) for key, value in pairs if key.startswith(f"{rank}:")}
     stage.load = lambda: params(**changes)
     stage.run(train.main)
 

@@ -2,9 +2,10 @@
 
     python -m tests.two_nodes
 
-Each has a folder of its own and they share a store, as the README says. Their two ranks each are killed after step 3, go
-on when both nodes are started again, and end as one rank with the whole batch does. It wants root and iproute2 (`ip`),
-so pytest does not run it."""
+Each has a folder of its own and they share a store, as the README says. Their two ranks each are killed after step
+3, go on when both nodes are started again, and end as one rank with the whole batch does. With another learning
+rate on node 1, or a store of its own, both stop and say so. It wants root and iproute2 (`ip`), so pytest does not
+run it."""
 
 import contextlib
 import subprocess
@@ -48,14 +49,16 @@ def workspace_in(folder: Path) -> Path:
     return workspace
 
 
-def train_on_both(workspaces: list[Path], store: Path, *arguments: str) -> list[tuple[int, str]]:
+def train_on_both(
+    workspaces: list[Path], stores: list[Path], *arguments: str, on_node_1: tuple[str, ...] = ()
+) -> list[tuple[int, str]]:
     """(exit code, what was said) of each node"""
     runs = [
         subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-m", "tests.training_samples", "stub", *arguments]
             + ["device.workers=2", "device.nodes=2", f"device.node_rank={number}"]
-            + [f"device.master={NODES['train-node-0']}:8118"],
-            cwd=workspaces[number], env=environment(store), stderr=subprocess.PIPE, text=True,
+            + [f"device.master={NODES['train-node-0']}:8118", *(on_node_1 if number else ())],
+            cwd=workspaces[number], env=environment(stores[number]), stderr=subprocess.PIPE, text=True,
         )
         for number, name in enumerate(NODES)
     ]  # fmt: skip
@@ -65,14 +68,18 @@ def train_on_both(workspaces: list[Path], store: Path, *arguments: str) -> list[
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, network():
-        workspaces, store = [workspace_in(Path(folder) / name) for name in NODES], Path(folder) / "store"
+        workspaces, shared = [workspace_in(Path(folder) / name) for name in NODES], [Path(folder) / "store"] * 2
         train(workspaces[0], Path(folder) / "alone", *SETTINGS, "train.batch_size=8")
         alone = outcome(workspaces[0])
 
         settings = [*SETTINGS, "train.batch_size=2", "train.shard_optimizer=true", "train.checkpointing_steps=3"]
-        for code, said in train_on_both(workspaces, store, "kill=step:3", *settings):
+        for code, said in train_on_both(workspaces, shared, "kill=step:3", *settings):
             assert code == 1 and "a training process failed" in said, (code, said)
-        for code, said in train_on_both(workspaces, store, *settings):
+        for code, said in train_on_both(workspaces, shared, *settings, on_node_1=("train.learning_rate=0.002",)):
+            assert code == 1 and "rank 2, 3 on" in said and "train.learning_rate 0.001 -> 0.002" in said, (code, said)
+        for code, said in train_on_both(workspaces, [shared[0], Path(folder) / "own"], *settings):
+            assert code == 1 and "state in the store step-00000003 -> None" in said, (code, said)
+        for code, said in train_on_both(workspaces, shared, *settings):
             assert code == 0 and "goes on after step 3" in said, (code, said)
         assert_close(outcome(workspaces[0]), alone)
         assert not (workspaces[1] / "outs/train").exists()

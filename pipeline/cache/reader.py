@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.cache import checksum, draws, fingerprint, shards
 from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.cache.table import open_all
+from pipeline.stage import StageError
 
 _OPEN_FILES = 256
 _KEPT = 12  # arrays; a batch has three
@@ -26,7 +27,7 @@ _SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_
 _TEXT_SHAPE = ("tokens", "width", "pooled_width")
 
 
-class CacheError(ValueError):
+class CacheError(StageError, ValueError):
     """The caches do not fit each other or the wanted encoders, or a row is damaged."""
 
 
@@ -55,12 +56,15 @@ class Reader:
         vae: str | Path | None = None,
         clip_l: str | Path | None = None,
         clip_g: str | Path | None = None,
+        made_with: dict[str, dict] | None = None,
     ):
-        """latents, text: folders of shards; captions: captions.parquet. vae, clip_l, clip_g: the checkpoints that the
-        rows must have been made with, where given. Raises CacheError."""
+        """latents, text: folders of shards; captions: captions.parquet. What the rows must have been made with, where
+        given: the checkpoints vae, clip_l, clip_g, and in made_with further entries of the fingerprints of "latents"
+        and "text". Raises CacheError."""
+        made_with = made_with or {}
         try:
-            self._open_latents(Path(latents), vae)
-            self._open_text(Path(text), clip_l, clip_g)
+            self._open_latents(Path(latents), _Origin({"vae": vae}, made_with.get("latents", {})))
+            self._open_text(Path(text), _Origin({"clip_l": clip_l, "clip_g": clip_g}, made_with.get("text", {})))
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
         names = self._group_rows()
@@ -72,9 +76,9 @@ class Reader:
         self._thread = ThreadPoolExecutor(1, "cache-reader")
         self._buffers = _Buffers()
 
-    def _open_latents(self, folder: Path, vae: str | Path | None) -> None:
+    def _open_latents(self, folder: Path, origin: "_Origin") -> None:
         self._latents = _Rows(
-            shards.LATENTS, folder, {"vae": vae}, "image", ("target_width", "target_height", *_PLACE), _SHAPE
+            shards.LATENTS, folder, origin, "image", ("target_width", "target_height", *_PLACE), _SHAPE
         )
         self._shapes = {}  # bucket (width, height) -> shape of a latent
         for width, height, *shape in self._latents.shapes:
@@ -84,8 +88,8 @@ class Reader:
                     f"and {tuple(shape)}"
                 )
 
-    def _open_text(self, folder: Path, clip_l: str | Path | None, clip_g: str | Path | None) -> None:
-        self._text = _Rows(shards.TEXT, folder, {"clip_l": clip_l, "clip_g": clip_g}, "row", (), _TEXT_SHAPE)
+    def _open_text(self, folder: Path, origin: "_Origin") -> None:
+        self._text = _Rows(shards.TEXT, folder, origin, "row", (), _TEXT_SHAPE)
         if len(self._text.shapes) != 1:
             raise CacheError(
                 f"{folder}: {', '.join(_TEXT_SHAPE)} have the values {sorted(self._text.shapes)}, wanted one of each"
@@ -240,13 +244,13 @@ class _Rows:
         self,
         kind: shards.Kind,
         folder: Path,
-        encoders: dict[str, str | Path | None],
+        origin: "_Origin",
         names: str,
         columns: tuple[str, ...],
         shape: tuple[str, ...],
     ):
-        """encoders: component -> checkpoint that the rows must have been made with, or None. names: the column whose
-        halves are kept; shapes: the distinct values of the `shape` columns. Raises CacheError, shards.ShardError."""
+        """names: the column whose halves are kept; shapes: the distinct values of the `shape` columns. Raises
+        CacheError, shards.ShardError."""
         self.kind = kind
         self.paths: list[Path] = []
         self.shapes: set[tuple[int, ...]] = set()
@@ -257,7 +261,7 @@ class _Rows:
         counts = [0]
         for shard in open_all(folder, kind):
             if not self.paths:
-                _refuse_foreign(shard, encoders)
+                _refuse_foreign(shard, origin)
             self.paths.append(shard.path)
             counts.append(len(shard))
             self.shapes.update(zip(*(shard.columns[name].tolist() for name in shape), strict=True))
@@ -313,15 +317,30 @@ class _Growing:
         return self._array
 
 
-def _refuse_foreign(shard: shards.Shard, encoders: dict[str, str | Path | None]) -> None:
-    for component, path in encoders.items():
+@dataclass(frozen=True)
+class _Origin:
+    """What the rows of a cache must have been made with."""
+
+    encoders: dict[str, str | Path | None]  # component -> its checkpoint, or None for any
+    settings: dict  # of the fingerprint
+
+
+def _refuse_foreign(shard: shards.Shard, origin: _Origin) -> None:
+    folder, kind = shard.path.parent, shard.kind.name
+    for component, path in origin.encoders.items():
         if path is None:
             continue
         found, wanted = shard.fingerprint.get(component, "unknown"), fingerprint.file_hash(path)
         if found != wanted:
             raise CacheError(
-                f"{shard.path.parent} was encoded by another {component} ({found}) than {path} ({wanted}); "
-                f"run `dvc repro cache_{shard.kind.name}`"
+                f"{folder} was encoded by another {component} ({found}) than {path} ({wanted}); "
+                f"run `dvc repro cache_{kind}`"
+            )
+    for name, wanted in origin.settings.items():
+        found = shard.fingerprint.get(name, "unknown")
+        if found != wanted:
+            raise CacheError(
+                f"{folder} was encoded with {name} {found}, params.yaml says {wanted}; run `dvc repro cache_{kind}`"
             )
 
 

@@ -16,12 +16,14 @@ def steps(alphas: np.ndarray, count: int, zero_terminal_snr: bool) -> tuple[np.n
 
     `alphas` (1000,) are alphas_cumprod. SDXL's own steps lead: every 1000 // count-th timestep, plus one. With
     `zero_terminal_snr` they trail, so that the first is the last timestep, pure noise (arXiv 2305.08891, section 3.3).
-    Raises ValueError when count is not in 1..999."""
+    Raises ValueError when count is not in 1..999, or 1..1000 for steps that trail."""
     total = len(alphas)
-    if not 1 <= count < total:
-        raise ValueError(f"1 to {total - 1} sampling steps are possible, found {count}")
+    most = total if zero_terminal_snr else total - 1
+    if not 1 <= count <= most:
+        raise ValueError(f"1 to {most} sampling steps are possible, found {count}")
     if zero_terminal_snr:
-        timesteps = np.round(np.arange(total, 0, -total / count)) - 1
+        # diffusers' own formula, to the bit; for 61 and others it gives one more, below the first timestep
+        timesteps = np.round(np.arange(total, 0, -total / count)[:count]) - 1
     else:
         timesteps = np.arange(count)[::-1] * (total // count) + 1
     timesteps = timesteps.astype(np.int32)

@@ -1,10 +1,15 @@
 """Prompts to what the UNet is given of them, encoded exactly as captions are for training."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 
 from pipeline.cache import tokens
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 60  # letters of a prompt that a message shows
 
 
 def encode(
@@ -13,13 +18,30 @@ def encode(
     encoder: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     chunks: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """context (n, 75 * chunks + 2, context_dim) and pooled (n, p), float32; `encoder` as models.encode.text_encoder."""
+    """context (n, 75 * chunks + 2, context_dim) and pooled (n, p), float32; `encoder` as models.encode.text_encoder.
+    Logs which prompts are cut."""
     contexts, pooleds = [], []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
         ids = tokenizer(prompt)
+        if cut := cut_of(prompt, tokens.length(ids), chunks):
+            log.warning("prompt %d, %s", number, cut)
         ids_l = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=tokenizer.end)
         ids_g = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=0)
         hidden, pooled = encoder(ids_l, ids_g)
         contexts.append(tokens.join_chunks(hidden))
         pooleds.append(pooled[0])
     return np.stack(contexts), np.stack(pooleds)
+
+
+def cut_of(prompt: str, count: int, chunks: int) -> str | None:
+    """What is said of a prompt of `count` tokens (begin and end among them) that so many chunks don't hold, else
+    None."""
+    most = chunks * tokens.CHUNK + 2
+    if count <= most:
+        return None
+    shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}…"
+    needed = -(-(count - 2) // tokens.CHUNK)
+    way = (
+        f"{needed} would hold it, after encoding and training anew" if needed <= 3 else "3, the most, would not hold it"
+    )
+    return f"{shown!r}, has {count} tokens and was cut at {most} (cache_text.chunks is {chunks}; {way})"

@@ -1,4 +1,4 @@
-"""Starting the ranks of a run, and the checks that need no MindSpore and come before it is imported."""
+"""Starting the ranks of a run. Imports no MindSpore."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from pipeline.params import Device, Train
+from pipeline.params import Device
 from pipeline.stage import PROJECT, StageError
 
 _PR_SET_PDEATHSIG = 1
@@ -20,28 +20,6 @@ _MASTER_WAIT = 600  # seconds that the processes of a run wait for each other
 def inside() -> bool:
     """Whether this process was started as a rank: by msrun, by mpirun, or with a rank table."""
     return any(os.environ.get(name) for name in ("MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"))
-
-
-def target(device: Device) -> str:
-    """The device that will be used, "CPU" or "Ascend"."""
-    found = device.target
-    if found == "auto":
-        found = "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else "CPU"
-    return found
-
-
-def check(device: Device, train: Train) -> None:
-    """Raises StageError when the device that `auto` finds here cannot do what is demanded."""
-    if target(device) == "Ascend":
-        return
-    for key, demanded, allowed in (
-        ("device.attention", device.attention == "flash" and "flash", "auto, plain or tiled"),
-        ("device.sink_size", device.sink_size, "0"),
-        ("device.max_device_memory", device.max_device_memory, "null"),
-        ("train.precision", train.precision == "bfloat16" and "bfloat16", "float32 or float16"),
-    ):
-        if demanded:
-            raise StageError(f"{key}: {demanded} needs an Ascend NPU and this machine has none; wanted {allowed}")
 
 
 def command(device: Device, script: list[str], logs: Path) -> list[str]:
@@ -92,7 +70,7 @@ def start(device: Device, script: list[str], logs: Path) -> None:
         ended.set()
         follower.join()
     if run.returncode:
-        raise StageError(f"a training process failed; its log is in {logs}\n{_failure(logs)}")
+        raise StageError(f"a training process failed; its log is in {logs}\n{_failure(logs, script[0])}")
 
 
 def _die_with_parent() -> None:
@@ -116,10 +94,10 @@ def _follow(path: Path, ended: threading.Event) -> None:
         time.sleep(0.2)
 
 
-def _failure(logs: Path) -> str:
-    """The end of the log of the rank that says most about the failure: a stage's own message, else a traceback."""
+def _failure(logs: Path, script: str) -> str:
+    """The end of the log of the rank that says most about the failure: the script's own message, else a traceback."""
     texts = {path.name: path.read_text(errors="replace").splitlines() for path in sorted(logs.glob("worker_*.log"))}
-    for mark in ("train.py: ", "Traceback (most recent call last)"):
+    for mark in (f"{Path(script).name}: ", "Traceback (most recent call last)"):
         for name, lines in texts.items():
             if any(mark in line for line in lines):
                 return "\n".join([f"{name}:", *lines[-_SHOWN:]])

@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import pipeline.device
@@ -14,11 +13,12 @@ import numpy as np
 from pipeline import params, store
 from pipeline.cache import shards
 from pipeline.cache.fingerprint import file_hash
-from pipeline.cache.reader import CacheError, Reader
+from pipeline.cache.reader import Reader
 from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError
-from pipeline.training import build, drive, feed, preview, rates, state, validation
+from pipeline.training import agreement, build, drive, feed, preview, rates, state, validation
+from pipeline.training.data import Data, Paths, count_steps
 from pipeline.training.log import PICTURES, Log
 from pipeline.training.step import Settings, Update, average_of
 from pipeline.weights import ckpt
@@ -36,47 +36,40 @@ SPEED_KEYS = {
 }
 
 
-@dataclass(frozen=True)
-class Paths:
-    unet: Path  # the base model's UNet
-    latents: Path
-    text: Path
-    captions: Path
-    vae: Path  # read only for pictures (train.sample_interval)
-    out: Path  # folder of weights/ (unet.ckpt, unet_ema.ckpt) and live/ (the curves)
-
-
-def fine_tune(paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train) -> None:
+def fine_tune(
+    data: Data, paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train
+) -> None:
     """Fine-tune the UNet of configuration `model` on the cache. Raises StageError; no weights are written then."""
     config = CONFIGS[model]
     rank, ranks = device.rank, device.world_size
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
 
     # Data
-    try:
-        reader = Reader(paths.latents, paths.text, paths.captions)
-    except CacheError as error:
-        raise StageError(str(error)) from error
-    subset, held_out = validation.split(reader.names, train.validation_share)
-    if not len(subset):
-        raise StageError(
-            f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none "
-            "to train on"
-        )
-    per_epoch = feed.steps_per_epoch(reader.buckets, subset, global_batch)
-    end = train.steps or train.epochs * per_epoch
+    reader, subset, held_out = data.reader, data.subset, data.held_out
+    end, per_epoch = count_steps(data, train, ranks)
     objective = build.objective(diffusion, train, config.vae.scaling_factor)
     log.info(
         "%d pictures to train on and %d held out; %d steps of %d samples, %d to an epoch",
         len(subset), len(held_out), end, global_batch, per_epoch,
     )  # fmt: skip
 
-    states = state.States(_description(paths, model, device, diffusion, train, global_batch))
+    description = _description(paths, model, device, diffusion, train, global_batch)
+    agreement.check(
+        device,
+        description | {"train": train.model_dump() | {"global_batch": global_batch}, "sink_size": device.sink_size},
+        "Give all nodes the same params.yaml (but device.node_rank), code (git commit), packages and outs/",
+    )
+    states = state.States(description)
     with store.lock(f"train-{states.name}") if rank == 0 else nullcontext():
         # State: this run's own half-done one in the store, or the base model
         others = states.open() if rank == 0 else []
         device.barrier()
         resumed = states.newest()
+        agreement.check(
+            device,
+            {"state in the store": resumed and resumed.name},
+            "All nodes need one store, on a disk that they share (PIPELINE_STORE)",
+        )
         unet = build.unet(config.unet, device, train, paths.unet)
         settings = build.settings(device, train)
         optimizer = build.optimizer(unet, device, train)

@@ -26,14 +26,6 @@ class Grid:
     alphas: np.ndarray  # (1000,) alphas_cumprod
 
 
-def split(names: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sample indices (int64) of the training and of the held-out part of `names` (n, 16) uint8. A picture is held out
-    when its content's hash, read as a number from 0 to 1, is below `share`: adding pictures moves none of the
-    others."""
-    place = np.ascontiguousarray(names[:, :8]).view(">u8")[:, 0] / 2.0**64
-    return np.flatnonzero(place >= share).astype(np.int64), np.flatnonzero(place < share).astype(np.int64)
-
-
 def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]:
     """Batches of held-out samples, each of one bucket, (size,) int64 with -1 for padding."""
     found = []

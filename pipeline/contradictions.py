@@ -1,0 +1,178 @@
+"""What the keys of params.yaml demand of each other and of the device. Imports no MindSpore: what can't work stops the
+first stage, and not the one that would fail hours later."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.models.config import CONFIGS, SDXLConfig
+
+if TYPE_CHECKING:
+    from pipeline.params import Device, Diffusion, Index, Params, Train
+
+OUTS = "outs"
+
+
+class Demand(NamedTuple):
+    """A setting that only an Ascend NPU can grant."""
+
+    key: str
+    found: str
+    what: str  # that runs on Ascend only
+    wanted: str  # on a CPU
+
+
+def of_ascend(params: "Params") -> list[Demand]:
+    """The settings that only an Ascend NPU can grant."""
+    device, sections = params.device, ("cache_latents", "cache_text", "train", "sample")
+    found = []
+    if device.attention.startswith("flash"):
+        found.append(Demand("device.attention", device.attention, device.attention, "auto, plain or tiled"))
+    if device.sink_size:
+        found.append(Demand("device.sink_size", str(device.sink_size), "the data sink", "0"))
+    if device.jit_level != "O0":
+        found.append(Demand("device.jit_level", device.jit_level, device.jit_level, "O0"))
+    if device.max_device_memory is not None:
+        found.append(Demand("device.max_device_memory", device.max_device_memory, "this limit of memory", "null"))
+    for section in sections:
+        if getattr(params, section).precision == "bfloat16":
+            wanted = "float32" if section.startswith("cache") else "float32 or float16"
+            found.append(Demand(f"{section}.precision", "bfloat16", "bfloat16", wanted))
+    return found
+
+
+def contradictions(params: "Params") -> Iterator[tuple[str, str]]:
+    """(key, why it can't be so beside the other keys) of each fault."""
+    config = CONFIGS[params.model.config]
+    if params.device.target == "CPU":
+        for key, found, what, wanted in of_ascend(params):
+            yield key, f"{what} runs on Ascend only and device.target is CPU; wanted {wanted}, found {found}"
+    yield from _paths(params)
+    yield from _device(params)
+    yield from _index(params.index, config)
+    if params.cache_latents.crops > 1 and params.cache_latents.crop == "center":
+        found = params.cache_latents.crops
+        yield "cache_latents.crops", f"above 1 needs crop random: a picture has one center; found {found}"
+    yield from _diffusion(params.diffusion)
+    yield from _train(params.train, params.device)
+    if params.merge.weights == "ema" and not params.train.ema:
+        yield "merge.weights", "ema needs train.ema true, or no average is kept; wanted raw"
+    yield from _sample(params, config)
+
+
+def side_multiple(config: SDXLConfig) -> int:
+    """What the sides of a picture must be multiples of: the VAE and then the UNet halve them, and the UNet's skip
+    connections have to meet again."""
+    return config.vae.factor * 2 ** (len(config.unet.channel_mult) - 1)
+
+
+def _paths(params: "Params") -> Iterator[tuple[str, str]]:
+    outs = Path(os.path.realpath(OUTS))
+    given = {"data.images": params.data.images}
+    given |= {f"model.{key}": getattr(params.model, key) for key in ("base", "vae", "tokenizer")}
+    for key, value in given.items():
+        path = Path(os.path.realpath(value))
+        if path.is_relative_to(outs):
+            yield key, f"{value} is an out of the stages, which would depend on themselves; copy it out of {OUTS}/"
+        elif outs.is_relative_to(path):
+            yield key, f"{value} holds {OUTS}/, so the stages would depend on themselves; wanted a folder of its own"
+
+
+def _device(params: "Params") -> Iterator[tuple[str, str]]:
+    device, train = params.device, params.train
+    if device.node_rank >= device.nodes:
+        yield "device.node_rank", f"must be below nodes ({device.nodes}), found {device.node_rank}"
+    if not 0 < int(device.master.rpartition(":")[2]) < 2**16:
+        yield "device.master", f"wanted a port of 1 to 65535, found {device.master}"
+    if device.max_device_memory is not None and float(device.max_device_memory.removesuffix("GB")) == 0:
+        yield "device.max_device_memory", f"wanted more than none, or null; found {device.max_device_memory}"
+    if device.attention.startswith("flash") and train.precision == "float32":
+        yield (
+            "device.attention",
+            f"{device.attention} computes in float16 or bfloat16 and train.precision is float32; "
+            "wanted auto, plain or tiled",
+        )
+    if device.sink_size and params.index.buckets:
+        yield "device.sink_size", f"above 0 needs index.buckets false: a sink has one shape; found {device.sink_size}"
+    if device.sink_size and train.gradient_accumulation_steps > 1:
+        found = train.gradient_accumulation_steps
+        yield "device.sink_size", f"above 0 needs train.gradient_accumulation_steps 1, found {found}"
+
+
+def _index(index: "Index", config: SDXLConfig) -> Iterator[tuple[str, str]]:
+    multiple = side_multiple(config)
+    if not index.buckets:
+        if index.resolution % multiple:
+            yield "index.resolution", f"must be a multiple of {multiple}, found {index.resolution}"
+    elif index.bucket_step % multiple:
+        yield "index.bucket_step", f"must be a multiple of {multiple} (SDXL: 64), found {index.bucket_step}"
+    elif index.resolution % index.bucket_step:
+        yield (
+            "index.bucket_step",
+            f"must divide resolution ({index.resolution}; SDXL: 64 and 1024), found {index.bucket_step}",
+        )
+    if index.min_side**2 > index.max_pixels:
+        yield (
+            "index.min_side",
+            f"every picture is rejected: a side of {index.min_side} makes more than max_pixels ({index.max_pixels})",
+        )
+
+
+def _diffusion(diffusion: "Diffusion") -> Iterator[tuple[str, str]]:
+    if diffusion.zero_terminal_snr and diffusion.prediction == "epsilon":
+        yield (
+            "diffusion.zero_terminal_snr",
+            "true needs diffusion.prediction v: without signal the noise is the input (arXiv 2305.08891, 3.2)",
+        )
+
+
+def _train(train: "Train", device: "Device") -> Iterator[tuple[str, str]]:
+    if (train.steps is None) == (train.epochs is None):
+        found = f"{train.steps} and {train.epochs}"
+        yield "train.steps", f"give one of steps and epochs and set the other to null, found {found}"
+    elif train.steps is not None and (fault := warm_up_fault(train, train.steps)):
+        yield "train.lr_warmup_steps", fault
+    samples = train.batch_size * train.gradient_accumulation_steps * device.workers * device.nodes
+    peak = train.learning_rate * (samples if train.scale_lr else 1)
+    if train.weight_decay * peak >= 1:
+        yield (
+            "train.weight_decay",
+            f"must be below 1 / the learning rate ({peak:g}): a step would take more than all of a weight; "
+            f"found {train.weight_decay:g}",
+        )
+    if train.snr_gamma is not None and train.debiased_estimation:
+        yield (
+            "train.debiased_estimation",
+            "true needs snr_gamma null: both weight the loss by the signal-to-noise ratio",
+        )
+    begin, end = train.timestep_bias_begin, train.timestep_bias_end
+    if train.timestep_bias_strategy == "range" and begin >= end:
+        yield "train.timestep_bias_begin", f"must be below timestep_bias_end ({end}), found {begin}"
+    if train.param_fp16 and train.precision != "float16":
+        yield "train.param_fp16", f"true needs precision float16, found {train.precision}"
+    if train.shard_optimizer and train.optimizer != "adamw":
+        yield "train.shard_optimizer", "true needs optimizer adamw: Adafactor's state is small already"
+    if len(set(train.validation_timesteps)) < len(train.validation_timesteps):
+        yield "train.validation_timesteps", f"wanted each once, found {train.validation_timesteps[:20]}"
+
+
+def warm_up_fault(train: "Train", steps: int) -> str | None:
+    """Why a run of so many steps can't have this warm-up, or None."""
+    warm_up = train.lr_warmup_steps
+    if train.lr_scheduler == "constant":  # which has none
+        return None
+    if warm_up > steps:
+        return f"must not be above steps ({steps}), found {warm_up}: the learning rate would never be reached"
+    if warm_up == steps == 1:
+        return "must be 0 for a single step, which would have the learning rate 0"
+    return None
+
+
+def _sample(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]:
+    sample, multiple = params.sample, side_multiple(config)
+    for key in ("width", "height"):
+        if getattr(sample, key) % multiple:
+            yield f"sample.{key}", f"must be a multiple of {multiple}, found {getattr(sample, key)}"
+    if sample.steps == 1000 and not params.diffusion.zero_terminal_snr:
+        yield "sample.steps", "must be below 1000: SDXL's own steps begin with timestep 1; found 1000"

@@ -1,0 +1,84 @@
+"""The data of a run, and the faults that only the data show. Needs no MindSpore, so they stop it at once."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import params
+from pipeline.cache.reader import CacheError, Reader
+from pipeline.contradictions import warm_up_fault
+from pipeline.stage import StageError
+from pipeline.training.feed import steps_per_epoch
+
+log = logging.getLogger(__name__)
+
+_MOST_STEPS = 99_999_999  # a state's name has its step in eight digits
+
+
+@dataclass(frozen=True)
+class Paths:
+    unet: Path  # the base model's UNet
+    latents: Path
+    text: Path
+    captions: Path
+    vae: Path  # the encoders that made the caches; the VAE is read for pictures as well (train.sample_interval)
+    clip_l: Path
+    clip_g: Path
+    out: Path  # folder of weights/ (unet.ckpt, unet_ema.ckpt) and live/ (the curves)
+
+
+@dataclass(frozen=True)
+class Data:
+    reader: Reader
+    subset: np.ndarray  # int64 sample indices of the training part
+    held_out: np.ndarray  # and of the held-out part
+
+
+def open_data(paths: Paths, made_with: dict[str, dict], train: params.Train) -> Data:
+    """Open the caches and hold out a share of their pictures. made_with: "latents" and "text" -> the settings that the
+    rows must have been made with. Where the encoders' checkpoints are on this computer, the rows must be theirs.
+
+    Raises StageError."""
+    encoders = {name: getattr(paths, name) for name in ("vae", "clip_l", "clip_g")}
+    absent = [str(path) for path in encoders.values() if not path.exists()]
+    if absent:
+        log.info("not compared with the caches, as they are not here: %s", ", ".join(absent))
+    present = {name: path for name, path in encoders.items() if path.exists()}
+    try:
+        reader = Reader(paths.latents, paths.text, paths.captions, **present, made_with=made_with)
+    except CacheError as error:
+        raise StageError(str(error)) from error
+    subset, held_out = split(reader.names, train.validation_share)
+    if not len(subset):
+        reader.close()
+        raise StageError(
+            f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none "
+            "to train on"
+        )
+    return Data(reader, subset, held_out)
+
+
+def split(names: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sample indices (int64) of the training and of the held-out part of `names` (n, 16) uint8. A picture is held out
+    when its content's hash, read as a number from 0 to 1, is below `share`: adding pictures moves none of the
+    others."""
+    place = np.ascontiguousarray(names[:, :8]).view(">u8")[:, 0] / 2.0**64
+    return np.flatnonzero(place >= share).astype(np.int64), np.flatnonzero(place < share).astype(np.int64)
+
+
+def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
+    """(optimizer steps of the run, of an epoch) on so many ranks. Raises StageError when train.epochs makes steps that
+    the other settings do not allow."""
+    global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
+    per_epoch = steps_per_epoch(data.reader.buckets, data.subset, global_batch)
+    end = train.steps or train.epochs * per_epoch
+    made_of = (
+        f"train.epochs {train.epochs} of {per_epoch} steps, {len(data.subset)} pictures in batches of {global_batch}"
+    )
+    if end > _MOST_STEPS:
+        raise StageError(f"{made_of}, are {end} steps; wanted at most {_MOST_STEPS}")
+    if fault := warm_up_fault(train, end):
+        raise StageError(f"train.lr_warmup_steps: {fault} ({made_of})")
+    return end, per_epoch
