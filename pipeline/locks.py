@@ -139,7 +139,7 @@ class _Kept:
     def _watch(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
             with contextlib.suppress(OSError):  # tried again at the next turn
-                if _is(self._handle, _path(self._name)) or (handle := _take(self._name)) is None:
+                if store.same(self._handle, _path(self._name)) or (handle := _take(self._name)) is None:
                     continue  # None: another process was quicker; both do the same work, which costs time only
                 with self._mutex:
                     os.close(self._handle)
@@ -185,16 +185,6 @@ def _take(name: str) -> int | None:
         except BlockingIOError:
             os.close(handle)
             return None
-        if _is(handle, path):
+        if store.same(handle, path):
             return handle
         os.close(handle)
-
-
-def _is(handle: int, path: Path) -> bool:
-    """Whether the open file is still the one at `path`."""
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    own = os.fstat(handle)
-    return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)

@@ -47,6 +47,28 @@ def keep(path: Path, write: Callable[[Path], object]) -> None:
                 raise
 
 
+@contextlib.contextmanager
+def watched(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Create `folder`. Gives a function of whether it is still that one: what deletes the store deletes or moves it."""
+    handle = None
+    while handle is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)  # as long as it is open, no other folder gets its number
+    try:
+        yield lambda: same(handle, folder)
+    finally:
+        os.close(handle)
+
+
+def same(handle: int, path: Path) -> bool:
+    """Whether what is open under `handle` is what now lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def scratch() -> BinaryIO:
     """A file of this process on the store's disk. It has no name, so it ends with the process and nobody deletes it."""
     for _ in range(_ATTEMPTS):
@@ -117,6 +139,21 @@ def size(path: Path) -> int:
     if not path.is_dir():
         return path.stat().st_size
     return sum(size(inner) for inner in found(path, "*"))
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the `count` entries of a folder that were changed last."""
+    for path in newest_first(folder)[count:]:
+        remove(path)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The entries of a folder by their times, temporary ones left out."""
+    times = {}
+    for path in found(folder, "[!.]*"):
+        with contextlib.suppress(FileNotFoundError):
+            times[path] = path.stat().st_mtime_ns
+    return sorted(times, key=times.__getitem__, reverse=True)
 
 
 def sync(path: Path) -> None:

@@ -10,7 +10,7 @@ import pipeline.device
 import mindspore as ms
 import numpy as np
 
-from pipeline import params, store
+from pipeline import locks, params, store
 from pipeline.cache import shards
 from pipeline.cache.fingerprint import file_hash
 from pipeline.cache.reader import Reader
@@ -60,7 +60,7 @@ def fine_tune(
         "Give all nodes the same params.yaml (but device.node_rank), code (git commit), packages and outs/",
     )
     states = state.States(description)
-    with store.lock(f"train-{states.name}") if rank == 0 else nullcontext():
+    with locks.lock(f"train-{states.name}", "trains the same") if rank == 0 else nullcontext():
         # State: this run's own half-done one in the store, or the base model
         others = states.open() if rank == 0 else []
         device.barrier()
