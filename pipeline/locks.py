@@ -175,8 +175,8 @@ def _take(name: str) -> int | None:
     """A handle that has the lock, or None."""
     while True:
         path = _path(name)
+        store.make(path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # the store is being deleted
             continue

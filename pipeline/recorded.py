@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from ruamel.yaml import YAML
 
 from pipeline import store
 from pipeline.params import Params
@@ -83,7 +83,7 @@ def _listed(stage: str) -> dict:
     """The stage's entry in dvc.yaml. Without one DVC records nothing."""
     if not os.path.exists("dvc.yaml"):
         return {}
-    return yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].get(stage, {})
+    return YAML(typ="safe").load(Path("dvc.yaml"))["stages"].get(stage, {})
 
 
 def _path(entry: str | dict) -> str:

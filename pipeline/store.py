@@ -29,8 +29,18 @@ def root() -> Path:
     """The store's folder, created when absent."""
     chosen = os.environ.get("PIPELINE_STORE")
     project = os.environ.get("DVC_ROOT") or Path(__file__).resolve().parent.parent
-    folder = Path(chosen) if chosen else Path(project) / ".store"
-    folder.mkdir(parents=True, exist_ok=True)
+    return make(Path(chosen) if chosen else Path(project) / ".store")
+
+
+def make(folder: Path) -> Path:
+    """Create a folder of the store with those above it; they may be going at the same time."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            break
+        except (FileNotFoundError, FileExistsError):
+            if attempt == _ATTEMPTS:
+                raise
     return folder
 
 
@@ -52,7 +62,7 @@ def watched(folder: Path) -> Iterator[Callable[[], bool]]:
     """Create `folder`. Gives a function of whether it is still that one: what deletes the store deletes or moves it."""
     handle = None
     while handle is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         with contextlib.suppress(FileNotFoundError):
             handle = os.open(folder, os.O_RDONLY)  # as long as it is open, no other folder gets its number
     try:
@@ -99,7 +109,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; make it `path` when the block ends without an
     error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path.parent)
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     try:
         yield temporary
@@ -171,6 +181,17 @@ def link(source: str | Path, target: str | Path) -> None:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder to `target` (absent). Unlike shutil.copytree it raises FileNotFoundError when a file of it, or the
+    folder that it copies into, is gone."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _reflink(source: str | Path, target: str | Path) -> bool:
