@@ -9,11 +9,11 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline import store
+from pipeline import locks, store
 
 # On CPUs with AVX-512 the wheel's oneDNN falls back to a reference convolution, up to 80 times slower. Only the train
 # stage lifts this, before it comes here: it has a convolution of its own.
@@ -166,16 +166,14 @@ def cached_graphs(key: dict, rank: int) -> Iterator[None]:
     the same."""
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = store.root() / "compile" / name
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(store.lock(f"compile-{name}-{rank}"))
-        except store.Busy:
+    with locks.attempt(f"compile-{name}-{rank}") as mine, store.watched(folder) as there:
+        if not mine:
             log.info("compile cache: another process compiles the same graphs, this one compiles its own")
             yield
             return
         whole = folder / f"rank-{rank}-is-whole"
         if not whole.exists():  # a killed process may have left parts of files
-            shutil.rmtree(folder / f"rank_{rank}", ignore_errors=True)
+            store.remove(folder / f"rank_{rank}")
         log.info("compile cache: %s %s", "reads" if whole.exists() else "writes", folder)
         os.environ.setdefault("RANK_ID", str(rank))
         os.environ.update(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=str(folder))
@@ -183,11 +181,9 @@ def cached_graphs(key: dict, rank: int) -> Iterator[None]:
             yield
         finally:
             os.environ["MS_COMPILER_CACHE_ENABLE"] = "0"
-        with store.atomic(whole) as path:
-            path.touch()
-        os.utime(folder)
-        for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT_CACHES]:
-            shutil.rmtree(old, ignore_errors=True)
+        if there():  # else the store was deleted, and the first of the graphs with it
+            store.keep(whole, Path.touch)
+            store.keep_newest(folder.parent, _KEPT_CACHES)
 
 
 def sink(step: Callable, source, names: list[str]) -> Callable[[], tuple]:

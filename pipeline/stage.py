@@ -1,16 +1,16 @@
-"""What every stage does around its work: fail clearly, die with DVC, and notice code that is edited under its feet."""
+"""What every stage does around its work: fail clearly, die with DVC, and notice what is edited under its feet."""
 
 import ctypes
-import hashlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import recorded
 from pipeline.params import Params, ParamsError, load
+from pipeline.recorded import PROJECT as PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1
 
 
@@ -19,19 +19,29 @@ class StageError(Exception):
 
 
 def run(main: Callable[[Params], None]) -> None:
-    """Run one stage's `main(params)`. A StageError, ParamsError or OSError ends in a message and exit code 1."""
+    """Run one stage's `main(params)`. A StageError, ParamsError or OSError ends in a message and exit code 1.
+
+    So does an edit of what DVC records of the stage (pipeline/recorded.py) while it ran; its outs are removed then."""
     _die_with_parent()
-    code = _code()
+    name = Path(sys.argv[0]).stem
     try:
-        main(load())
+        params = load()
+        before = recorded.take(name, params)
+        recorded.settle(before)
+        main(params)
     except (StageError, ParamsError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    loaded = {getattr(module, "__file__", None) for module in sys.modules.values()}
-    edited = [path for path, digest in _code().items() if code.get(path) != digest and str(path) in loaded]
+        sys.exit(f"{name}.py: {error}")
+    try:
+        edited = recorded.differences(before, recorded.take(name, load()))
+    except (ParamsError, OSError) as error:
+        edited = [str(error)]
     if edited:
-        # DVC hashes code after the stage ran (DVC issue 11058) and would record the new code with the old code's out.
-        names = ", ".join(path.relative_to(PROJECT).as_posix() for path in edited)
-        sys.exit(f"{Path(sys.argv[0]).name}: {names} changed while this stage ran; run `dvc repro` again")
+        recorded.remove_outs(name)
+        lines = "".join(f"\n  {line}" for line in edited)
+        sys.exit(
+            f"{name}.py: what follows changed while this stage ran, so its outs were removed: DVC would take them for "
+            f"made from what is there now. Run `dvc repro` again{lines}"
+        )
 
 
 def _die_with_parent() -> None:
@@ -41,9 +51,3 @@ def _die_with_parent() -> None:
         # It may have been killed before this process could ask for that. Only in a container dvc may itself be PID 1.
         if "DVC_STAGE" in os.environ and os.getppid() == 1 and b"dvc" not in Path("/proc/1/cmdline").read_bytes():
             sys.exit("the dvc that started this stage is gone")
-
-
-def _code() -> dict[Path, bytes]:
-    """Digest of each of the project's code files."""
-    files = [path for folder in ("stages", "pipeline") for path in (PROJECT / folder).rglob("*.py")]
-    return {path: hashlib.sha256(path.read_bytes()).digest() for path in files}

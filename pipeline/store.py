@@ -1,74 +1,107 @@
-"""Where work lives that outs must not hold: finished cache shards, file hashes, half-done training states.
+"""Where work lives that outs must not hold: finished cache shards, file hashes, trainings half-done and done.
 
 The store is `$PIPELINE_STORE`, or `.store/` in the DVC project (`$DVC_ROOT`, which is the main repository also in
 `dvc exp run --temp` and in queue tasks; without DVC the folder above this code). Deleting it costs time and nothing
-else.
+else, at every moment: so what is put into it is made again when its folder went meanwhile (`keep`), what is read from
+it may be gone, and scratch files have no name there (`scratch`).
 
 A file is either whole or absent: `atomic` writes under a temporary name, syncs and renames. Files that DVC has linked
 are shared between the store, DVC's cache and the workspace, so they are replaced and never written in place."""
 
 import contextlib
 import ctypes
-import fcntl
+import errno
 import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _FICLONE = 0x40049409
 _TEMPORARY = ".tmp-"
-
-
-class Busy(OSError):
-    """Another process holds the lock."""
+_ATTEMPTS = 5  # at one write, when the store is deleted again and again
 
 
 def root() -> Path:
     """The store's folder, created when absent."""
     chosen = os.environ.get("PIPELINE_STORE")
     project = os.environ.get("DVC_ROOT") or Path(__file__).resolve().parent.parent
-    folder = Path(chosen) if chosen else Path(project) / ".store"
-    folder.mkdir(parents=True, exist_ok=True)
+    return make(Path(chosen) if chosen else Path(project) / ".store")
+
+
+def make(folder: Path) -> Path:
+    """Create a folder of the store with those above it; they may be going at the same time."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            break
+        except (FileNotFoundError, FileExistsError):
+            if attempt == _ATTEMPTS:
+                raise
     return folder
 
 
-@contextlib.contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Hold the store's lock `name`, or raise Busy at once. The kernel frees it when the process ends, however it
-    ends."""
-    path = root() / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+def keep(path: Path, write: Callable[[Path], object]) -> None:
+    """`atomic` for what lies in the store: `write` makes a file or a folder under the path that it is given, again when
+    the store was deleted under it, or when another process put the same there at the same time."""
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown"
-            raise Busy(
-                f"another process (PID {owner}) works on the same {name}; wait for it or end it, then run again"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(handle)
+            with atomic(path) as temporary:
+                write(temporary)
+            return
+        except OSError as error:
+            if attempt == _ATTEMPTS or error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ESTALE):
+                raise
 
 
-def held(name: str) -> bool:
-    """Whether some process holds the lock `name` now."""
-    path = root() / "locks" / name
-    if not path.exists():
-        return False
-    handle = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def watched(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Create `folder`. Gives a function of whether it is still that one: what deletes the store deletes or moves it."""
+    handle = None
+    while handle is None:
+        make(folder)
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)  # as long as it is open, no other folder gets its number
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        yield lambda: same(handle, folder)
     finally:
         os.close(handle)
-    return False
+
+
+def same(handle: int, path: Path) -> bool:
+    """Whether what is open under `handle` is what now lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def scratch() -> BinaryIO:
+    """A file of this process on the store's disk. It has no name, so it ends with the process and nobody deletes it."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            return tempfile.TemporaryFile(dir=root())
+    return tempfile.TemporaryFile(dir=root())
+
+
+def found(folder: str | Path, pattern: str) -> list[Path]:
+    """What matches `pattern` in a folder, sorted; nothing where the folder is gone."""
+    try:
+        return sorted(Path(folder).glob(pattern))
+    except FileNotFoundError:
+        return []
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file or a folder that may be gone or be going."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -76,20 +109,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; make it `path` when the block ends without an
     error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path.parent)
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     try:
         yield temporary
         sync(temporary)
         if path.is_dir():  # rename cannot replace a folder that is not empty
-            shutil.rmtree(path)
+            remove(path)
         os.replace(temporary, path)
         _fsync(path.parent)
     except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise
 
 
@@ -106,16 +136,34 @@ def sweep(folder: str | Path, pattern: str = "*", seconds: float = 3600) -> int:
     """Remove the temporary files and folders that killed processes left in `folder`, untouched for `seconds`. Returns
     how many bytes they held."""
     freed = 0
-    for path in Path(folder).glob(f"{_TEMPORARY}{pattern}"):
+    for path in found(folder, f"{_TEMPORARY}{pattern}"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime < seconds:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                freed += path.stat().st_size
-                path.unlink()
+            if time.time() - path.stat().st_mtime >= seconds:
+                freed += size(path)
+                remove(path)
     return freed
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(size(inner) for inner in found(path, "*"))
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the `count` entries of a folder that were changed last."""
+    for path in newest_first(folder)[count:]:
+        remove(path)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The entries of a folder by their times, temporary ones left out."""
+    times = {}
+    for path in found(folder, "[!.]*"):
+        with contextlib.suppress(FileNotFoundError):
+            times[path] = path.stat().st_mtime_ns
+    return sorted(times, key=times.__getitem__, reverse=True)
 
 
 def sync(path: Path) -> None:
@@ -133,6 +181,17 @@ def link(source: str | Path, target: str | Path) -> None:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder to `target` (absent). Unlike shutil.copytree it raises FileNotFoundError when a file of it, or the
+    folder that it copies into, is gone."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _reflink(source: str | Path, target: str | Path) -> bool:

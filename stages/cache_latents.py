@@ -29,8 +29,8 @@ def main(params: Params) -> None:
 
     source = open_source(params.data.images)
     job = make_job(IMAGES, source, made_with, preparation, make_encoder, p.batch_size, p.workers)
-    with ranks.beside(params.device.workers) as failed:
-        report = engine.build(job, OUT, failed)
+    with ranks.beside(params.device.workers) as others:
+        report = engine.build(job, OUT, others)
     print(
         f"{report.rows} latents in {report.shards} shards: "
         f"{report.encoded} encoded, {report.shards_written} shards written"

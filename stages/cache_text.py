@@ -29,8 +29,8 @@ def main(params: Params) -> None:
         return text_encoder(CONFIGS[config], CLIP_L, CLIP_G, device.setup(params.device.target), p.precision)
 
     job = make_job(CAPTIONS, made_with, lambda: Tokenizer(tokenizer), make_encoder, p.chunks, p.batch_size)
-    with ranks.beside(params.device.workers) as failed:
-        report = engine.build(job, OUT, failed)
+    with ranks.beside(params.device.workers) as others:
+        report = engine.build(job, OUT, others)
     print(
         f"{report.rows} captions in {report.shards} shards: "
         f"{report.encoded} encoded, {report.shards_written} shards written"

@@ -1,8 +1,9 @@
 """Fine-tune the UNet on the caches; the VAE and the text encoders are not even loaded.
 
 outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, and the curves in outs/train/live/. A killed run goes on by
-itself from its last state in the store. With device.workers or device.nodes above 1 the stage starts its ranks under
-msrun; it may as well be started by msrun or mpirun, or with a rank table."""
+itself from its last state in the store. A run waits while another process trains the same, and takes the outs of a
+training that is done already. With device.workers or device.nodes above 1 the stage starts its ranks under msrun; it
+may as well be started by msrun or mpirun, or with a rank table."""
 
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from pipeline import hardware
 from pipeline.params import Params
 from pipeline.stage import StageError, run
-from pipeline.training import launch
+from pipeline.training import finished, key, launch
 from pipeline.training.data import Paths, count_steps, open_data
 
 PATHS = Paths(
@@ -33,25 +34,31 @@ def main(params: Params) -> None:
     data = open_data(PATHS, made_with(params), params.train)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
-    ranks = params.device.workers * params.device.nodes
+    ranks = launch.world_size(params.device)
     if not launch.inside():
         count_steps(data, params.train, ranks)
-    if ranks > 1 and not launch.inside():
-        data.reader.close()
-        launch.start(params.device, [__file__], Path("outs/train-logs"))
-        return
-
-    # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/convolution.py).
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
-    # Only now: importing MindSpore takes seconds.
-    from pipeline.device import setup
-    from pipeline.training.run import fine_tune
-
     d = params.device
-    device = setup(
-        d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache
-    )  # fmt: skip
-    fine_tune(data, PATHS, params.model.config, device, params.diffusion, params.train)
+    training = key.training(
+        PATHS, params.model.config, hardware.target(d.target), d.attention, params.diffusion, params.train, ranks
+    )
+    with launch.turn(training.name, d):
+        if finished.take(training, PATHS.out) if launch.first(d) else finished.there(training):
+            return
+        if ranks > 1 and not launch.inside():
+            data.reader.close()
+            launch.start(d, [__file__], Path("outs/train-logs"))
+            return
+
+        # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/convolution.py).
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
+        # Only now: importing MindSpore takes seconds.
+        from pipeline.device import setup
+        from pipeline.training.run import fine_tune
+
+        device = setup(
+            d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache
+        )  # fmt: skip
+        fine_tune(training, data, PATHS, params.model.config, device, params.diffusion, params.train)
 
 
 def made_with(params: Params) -> dict[str, dict]:

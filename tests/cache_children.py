@@ -5,9 +5,12 @@ threads."""
 
 import multiprocessing
 import os
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import locks
 from pipeline.cache import engine, ranks, shards
 from pipeline.stage import StageError
 from tests.cache_jobs import Encoder, job
@@ -23,6 +26,9 @@ def start(function, *args) -> multiprocessing.Process:
         (engine, "PART_SECONDS"): engine.PART_SECONDS,
         (ranks, "_POLL_SECONDS"): ranks._POLL_SECONDS,
         (ranks, "START_SECONDS"): ranks.START_SECONDS,
+        (ranks, "GONE_SECONDS"): ranks.GONE_SECONDS,
+        (ranks, "STUCK_SECONDS"): ranks.STUCK_SECONDS,
+        (locks, "_POLL_SECONDS"): locks._POLL_SECONDS,
     }
     values = [(module.__name__, name, value) for (module, name), value in patched.items()]
     child = _CONTEXT.Process(target=_run, args=(os.environ["PIPELINE_STORE"], values, function, args))
@@ -40,22 +46,26 @@ def finish(children: list[multiprocessing.Process]) -> list[int]:
 
 def _run(folder: str, values: list, function, args) -> None:
     os.environ["PIPELINE_STORE"] = folder
-    modules = {module.__name__: module for module in (shards, engine, ranks)}
+    modules = {module.__name__: module for module in (shards, engine, ranks, locks)}
     for module, name, value in values:
         setattr(modules[module], name, value)
     function(*args)
 
 
-def rank(folder: Path, number: int, world: int, count: int, dies: bool, delay: float) -> None:
-    """One rank of `world` that encodes `count` pictures. It notes what it encoded; exit code 0, 1 (StageError) or 9
-    (killed)."""
+def rank(
+    folder: Path, number: int, world: int, count: int, dies: bool, delay: float, stops: bool, pause: float
+) -> None:
+    """One rank of `world` that encodes `count` pictures, each batch in `pause` seconds. It notes what it encoded; exit
+    code 0, 1 (StageError) or 9 (killed)."""
     os.environ |= {"RANK_ID": str(number), "RANK_SIZE": str(world)}
     time.sleep(delay)
-    encoder = Encoder(0.002)
+    encoder = Encoder(pause)
 
     def encode(inputs):
         if dies and encoder.calls == 2:
             os._exit(9)
+        if stops and encoder.calls == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return encoder(inputs)
 
     try:
@@ -89,16 +99,28 @@ def killed(numbers: list[int], fingerprint: dict, out: Path, log: Path, dies_at:
     engine.build(job(numbers, Logging(log, dies_at, kill=True), fingerprint, batch_size=batch_size), out)
 
 
+def stopping(encoder: Encoder) -> Callable:
+    def encode(inputs):
+        print("rank 1 goes no further", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return encoder(inputs)
+
+    return encode
+
+
 def stage() -> None:
     """As a cache stage: fills the out with three ranks, or is started by msrun as one; rank 1 fails where $FAILS is
-    set. Each rank notes how much it encoded."""
+    set, and stops where $STOPS is. Each rank notes how much it encoded."""
     shards.ROWS_PER_SHARD = 16
+    ranks.STUCK_SECONDS = 5.0 if "STOPS" in os.environ else ranks.STUCK_SECONDS
     encoder = Encoder(0.002)
-    with ranks.beside(3) as failed:
+    with ranks.beside(3) as others:
         number, _ = ranks.from_environment()
         if number == 1 and "FAILS" in os.environ:
             raise StageError("rank 1 found a bad picture")
-        report = engine.build(job(range(100), encoder), Path("out"), failed)
+        if number == 1 and "STOPS" in os.environ:
+            encoder = stopping(encoder)
+        report = engine.build(job(range(100), encoder), Path("out"), others)
     Path(f"rank{number}").write_text(f"{report.encoded} {len(set(encoder.encoded))}")
 
 

@@ -1,10 +1,13 @@
 """The incremental build: what is encoded, written and linked."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from pipeline import store
-from pipeline.cache import engine, shards
+from pipeline import locks
+from pipeline.cache import engine, shards, shelf
 from pipeline.cache.names import latent_row
 from pipeline.stage import StageError
 from tests.cache_jobs import Encoder, content, folder_bytes, job
@@ -177,10 +180,17 @@ def rows_of(path):
         return [shards.read_row(shard, index, file.fileno())["row"] for index in range(len(shard))]
 
 
-def test_two_runs_on_one_key_exclude_each_other(tmp_path):
-    work = job(range(10), Encoder())
-    with store.lock(f"cache-{work.wanted.key}-rank0"), pytest.raises(store.Busy, match="another process"):
-        engine.build(work, tmp_path / "out")
+def test_a_second_run_on_one_key_waits_and_finds_the_work_done(tmp_path):
+    work, encoder = job(range(10), Encoder()), Encoder()
+    with ThreadPoolExecutor(1) as second:
+        with locks.lock(f"cache-{work.wanted.key}-rank0", "fills the same cache"):
+            waiting = second.submit(engine.build, job(range(10), encoder), tmp_path / "out")
+            time.sleep(1)
+            assert not waiting.done() and encoder.calls == 0
+            for path in work.wanted.paths:  # as the first run does
+                shelf.put(path, shards.LATENTS, [], work.wanted.fingerprint)
+        assert waiting.result(timeout=30).encoded == 0
+    assert len(list((tmp_path / "out").iterdir())) == len(work.wanted.paths)
 
 
 def test_parts_are_gone_when_their_shards_are_there(tmp_path, monkeypatch):

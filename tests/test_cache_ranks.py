@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import store
+from pipeline import locks
 from pipeline.cache import engine, ranks, shards
 from pipeline.stage import StageError
 from tests import cache_children
@@ -25,12 +25,14 @@ def _small(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "ROWS_PER_SHARD", 16)
     monkeypatch.setattr(ranks, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(ranks, "START_SECONDS", 2.0)
+    monkeypatch.setattr(ranks, "GONE_SECONDS", 0.5)
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.02)
     for name in ("RANK_ID", "RANK_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
-def start(tmp_path, rank: int, world: int, dies: bool = False, delay: float = 0.0):
-    return cache_children.start(cache_children.rank, tmp_path, rank, world, COUNT, dies, delay)
+def start(tmp_path, rank: int, world: int, dies=False, delay=0.0, stops=False, pause=0.002):
+    return cache_children.start(cache_children.rank, tmp_path, rank, world, COUNT, dies, delay, stops, pause)
 
 
 @pytest.fixture
@@ -70,12 +72,39 @@ def test_a_late_rank_is_waited_for(tmp_path, alone):
     assert folder_bytes(tmp_path / "out") == alone
 
 
-def test_the_same_rank_twice_is_refused(tmp_path, monkeypatch):
-    work = job(range(COUNT), Encoder())
-    monkeypatch.setenv("RANK_ID", "1")
-    monkeypatch.setenv("RANK_SIZE", "2")
-    with store.lock(f"cache-{work.wanted.key}-rank1"), pytest.raises(store.Busy):
-        engine.build(work, tmp_path / "out")
+def test_the_same_rank_twice_waits_and_finds_its_shards(tmp_path, alone):
+    """Two queue tasks, of two ranks each."""
+    first = [start(tmp_path, rank, 2, delay=0.2) for rank in range(2)]
+    (tmp_path / "second").mkdir()
+    second = [start(tmp_path / "second", rank, 2, delay=0.4) for rank in range(2)]
+    assert finish(first + second) == [0] * 4
+    for folder in (tmp_path, tmp_path / "second"):
+        assert folder_bytes(folder / "out") == alone
+    counts = [int((folder / f"rank{rank}").read_text().split()[0]) for folder in (tmp_path, tmp_path / "second") for rank in range(2)]
+    assert counts[0] and counts[1] and counts[2:] == [0, 0]
+
+
+def test_a_stopped_rank_is_named_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "STUCK_SECONDS", 3.0)
+    children = [start(tmp_path, 0, 2), start(tmp_path, 1, 2, stops=True)]
+    try:
+        assert finish(children[:1]) == [1]
+        said = (tmp_path / "error0").read_text()
+        assert f"rank 1 of 2 (PID {children[1].pid} on {socket.gethostname()}) is alive and has done nothing for" in said
+        assert not (tmp_path / "out").exists()
+    finally:
+        children[1].kill()
+        children[1].join()
+    report = engine.build(job(range(COUNT), Encoder()), tmp_path / "out")
+    assert 0 < report.encoded < COUNT and report.shards_written == 4  # what rank 0 did is kept
+
+
+def test_a_slow_rank_is_waited_for(tmp_path, monkeypatch, alone):
+    """Its batches together take longer than a rank may do nothing."""
+    monkeypatch.setattr(ranks, "STUCK_SECONDS", 3.0)
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.01)
+    assert finish([start(tmp_path, 0, 2), start(tmp_path, 1, 2, pause=0.4)]) == [0, 0]
+    assert folder_bytes(tmp_path / "out") == alone
 
 
 @pytest.mark.parametrize(
@@ -126,6 +155,14 @@ def test_a_rank_that_the_stage_started_and_that_fails_is_quoted(tmp_path):
     done = run([sys.executable, "-m", "tests.cache_children"], tmp_path, FAILS="1")
     assert done.returncode == 1
     assert "rank 1 of 3 failed with exit code 1:" in done.stderr and "rank 1 found a bad picture" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_the_stage_started_and_that_stops_is_quoted(tmp_path):
+    done = run([sys.executable, "-m", "tests.cache_children"], tmp_path, STOPS="1")
+    assert done.returncode == 1
+    assert "rank 1 of 3 (PID" in done.stderr and "has done nothing for" in done.stderr
+    assert "rank 1 goes no further" in done.stderr.split("The last that it said:")[1]
     assert not (tmp_path / "out").exists()
 
 

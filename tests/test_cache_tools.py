@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import store
+from pipeline import locks, store
 from pipeline.cache import __main__ as tools
 from pipeline.cache import engine, latents, shards, verify
 from pipeline.cache.collect import collect
@@ -131,7 +131,7 @@ def test_gc_keeps_the_parts_of_unfinished_states(tmp_path):
 def test_gc_leaves_what_a_running_stage_works_on():
     work = job(range(20), Encoder())
     engine.build(work, "elsewhere")
-    with store.lock(f"cache-{work.wanted.key}-rank0"):
+    with locks.lock(f"cache-{work.wanted.key}-rank0", "fills the same cache"):
         assert collect(tools.OUTS, keep=0).files == 0
     assert collect(tools.OUTS, keep=0).files == 2
 

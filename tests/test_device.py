@@ -184,6 +184,8 @@ sys.modules["pipeline.training.run"] = run
 from pipeline.params import load
 from stages import train
 train.open_data = train.count_steps = lambda *arguments: None
+train.key.training = lambda *arguments: train.key.Training({}, {})
+train.finished.take = lambda *arguments: False
 train.main(load())
 """
     clean = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}

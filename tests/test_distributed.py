@@ -163,5 +163,6 @@ def test_a_rank_of_msrun_mpirun_or_a_rank_table_joins_and_starts_no_others(monke
     monkeypatch.setattr(pipeline.device, "setup", lambda target, distributed, *rest: joined.append(distributed))
     monkeypatch.setattr(run, "fine_tune", lambda *_: None)
     monkeypatch.setattr(stage, "open_data", lambda *_: None)
+    monkeypatch.setattr(stage.key, "training", lambda *_: stage.key.Training({}, {}))
     stage.main(params(**{"device.workers": 2}))
     assert joined == [True]

@@ -12,7 +12,10 @@ from pipeline.params import Params
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Plumbing that shapes no out. Were it a dependency, every edit of the schema would re-run all stages.
-PLUMBING = {f"pipeline/{name}.py" for name in ("__init__", "params", "contradictions", "hardware", "stage", "store")}
+PLUMBING = {
+    f"pipeline/{name}.py"
+    for name in ("__init__", "params", "contradictions", "hardware", "locks", "recorded", "stage", "store")
+}
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the
 # batch size of each it makes the batch of a training step.
 HOW = {"index.workers", "cache_latents.workers"} | {

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,20 @@ def workspace(tmp_path_factory):
 
 
 def train(workspace, store, *arguments, code=0):
-    """The stage in a process of its own, on the stub, after its outs were removed as DVC does; returns what it says."""
+    """The stage in a process of its own, on the stub, after its outs were removed as DVC does; returns what it says. It
+    finds no finished training."""
+    shutil.rmtree(Path(store) / "trained", ignore_errors=True)
+    run = start(workspace, store, *arguments)
+    said = run.communicate()[1]
+    assert run.returncode == code, said[-2000:]
+    return said
+
+
+def start(workspace, store, *arguments) -> subprocess.Popen:
     shutil.rmtree(workspace / "outs/train", ignore_errors=True)
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.training_samples", "stub", *arguments],
-        cwd=workspace, env=environment(store), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == code, run.stderr[-2000:]
-    return run.stderr
+    command = [sys.executable, "-m", "tests.training_samples", "stub", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=workspace, env=environment(store), stdout=pipe, stderr=pipe, text=True)
 
 
 def environment(store):
@@ -111,3 +118,44 @@ def test_how_often_states_are_kept_does_not_matter_for_going_on(workspace, tmp_p
     other = [*SETTINGS[:-1], "train.checkpointing_steps=2", "train.checkpoints_total_limit=3"]
     assert "goes on after step 3" in train(workspace, tmp_path, *other)
     assert ends(workspace) == unbroken
+
+
+def copy_of(workspace: Path, folder: Path) -> Path:
+    """Another clone, whose earlier stages have the same outs."""
+    shutil.copytree(workspace / "outs", folder / "outs", ignore=shutil.ignore_patterns("train", "train-logs"))
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace, tmp_path, unbroken, dies):
+    """As a second task of the queue with another sampling does. When the first dies, the second goes on."""
+    second = copy_of(workspace, tmp_path / "second")
+    store = tmp_path / "store"
+    first = start(workspace, store, *(["kill=step:5"] if dies else []), *SETTINGS)
+    while not list(store.glob("locks/train-*")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    waiting = start(second, store, *SETTINGS)
+    said = waiting.communicate()[1]
+    assert f"waits for PID {first.pid}" in said and "which trains the same in" in said, said
+    assert f"goes on: PID {first.pid}" in said
+    first.communicate()
+    assert (first.returncode, waiting.returncode) == (-9 if dies else 0, 0)
+    if dies:
+        assert "goes on after step 3" in said
+    else:
+        assert "the same training is done" in said and "device: CPU" not in said  # MindSpore was not imported
+        assert files(second / "outs/train") == files(workspace / "outs/train")  # the clock's values too
+    assert ends(second) == unbroken
+    weights = next((second / "outs/train/weights").iterdir())
+    assert weights.stat().st_nlink == 2 + (not dies)  # the second's out, the store, the first's out
+
+
+def test_another_split_of_the_batch_takes_no_finished_outs(workspace, tmp_path):
+    train(workspace, tmp_path, *SETTINGS)
+    run = start(workspace, tmp_path, *SETTINGS, "train.batch_size=2", "train.gradient_accumulation_steps=2")
+    assert "is done" not in run.communicate()[1] and run.returncode == 0

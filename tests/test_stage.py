@@ -1,14 +1,19 @@
 """pipeline/stage.py: how a stage ends."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 
 import pytest
+import yaml
+
+from pipeline import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,7 +23,8 @@ def project(tmp_path):
     """A copy of the plumbing with a stage of one's own: `write(body)` gives stages/it.py this main."""
     (tmp_path / "pipeline/models").mkdir(parents=True)
     (tmp_path / "stages").mkdir()
-    for name in ("__init__", "stage", "params", "contradictions", "store", "models/__init__", "models/config"):
+    names = ("__init__", "stage", "recorded", "params", "contradictions", "store", "models/__init__", "models/config")
+    for name in names:
         shutil.copy2(ROOT / f"pipeline/{name}.py", tmp_path / f"pipeline/{name}.py")
     shutil.copy2(ROOT / "params.yaml", tmp_path)
 
@@ -67,6 +73,86 @@ def test_code_that_changed_meanwhile_fails_the_stage(project):
     assert done.returncode == 1 and "changed while this stage ran" in done.stderr
     write("Path('pipeline/unused.py').write_text('# edited')")
     assert start(folder).returncode == 0
+
+
+LISTED = {
+    "deps": ["stages/it.py", "pipeline", {"${data.images}": {"hash": "md5"}}, "${model.base}"],
+    "params": ["data.images", "train"],
+    "outs": ["outs/it/table"],
+    "metrics": [{"outs/it/metrics.json": {"cache": False}}],
+}
+EDITS = {  # what is done while the stage runs -> what it must say; None: it may not fail
+    "Path('data/images/c.png').write_text('c')": "data/images: 1 added (data/images/c.png)",
+    "os.remove('data/images/a.png')": "data/images: 1 removed (data/images/a.png)",
+    "Path('data/images/deep/b.txt').write_text('longer')": "data/images: 1 changed (data/images/deep/b.txt)",
+    "os.rename('data/images/deep', 'data/images/other')": "data/images: 1 added (data/images/other/b.txt), 1 removed (",
+    # size and time stay
+    "s = os.stat('data/images/a.png'); Path('data/images/a.png').write_text('z'); "
+    "os.utime('data/images/a.png', ns=(s.st_atime_ns, s.st_mtime_ns))": "data/images: 1 changed (data/images/a.png)",
+    "s = os.stat('data/images/a.png'); Path('n').write_text('z'); os.utime('n', ns=(s.st_atime_ns, s.st_mtime_ns)); "
+    "os.replace('n', 'data/images/a.png')": "data/images: 1 changed (data/images/a.png)",
+    "Path('blobs/1').write_text('other')": "data/images: 1 changed (data/images/linked.png)",
+    "Path('blobs/folder/d.png').write_text('d')": "data/images: 1 added (data/images/folder/d.png)",
+    "Path('base.safetensors').write_text('other')": "base.safetensors: 1 changed (base.safetensors)",
+    "os.remove('base.safetensors')": "base.safetensors: 1 removed (base.safetensors)",
+    "[Path(f'data/images/n{i}.png').touch() for i in range(9)]": "9 added (data/images/n0.png, data/images/n1.png, ",
+    "edit('learning_rate', '7.0e-4')": "params.yaml: train.learning_rate ",
+    "edit('learning_rate', 'many')": "train.learning_rate",
+    "edit('max_rejected', '0.5')": None,  # not a key of this stage
+    "Path('data/images/.DS_Store').touch()": None,
+    "Path('data/images/a.png').read_text()": None,
+    "os.link('data/images/twice.png', 'again.png')": None,  # as another task's checkout of the same file does
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_what_dvc_records_fails_the_stage_and_leaves_no_out(project, edit):
+    """DVC would record it with what was made before."""
+    folder, write = project
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"it": LISTED}}))
+    images = folder / "data/images"
+    (images / "deep").mkdir(parents=True)
+    (images / "a.png").write_text("a")
+    (images / "deep/b.txt").write_text("b")
+    (folder / "blobs/folder").mkdir(parents=True)
+    (folder / "blobs/1").write_text("c")
+    (images / "linked.png").symlink_to("../../blobs/1")
+    (images / "folder").symlink_to("../../blobs/folder")
+    (images / "deep/up").symlink_to("..")
+    (images / "twice.png").write_text("twice")
+    os.link(images / "twice.png", folder / "cached.png")
+    (folder / "base.safetensors").write_text("base")
+    params = (folder / "params.yaml").read_text()
+    params = re.sub(r"(?m)^  images: .*", "  images: data/images", params)
+    (folder / "params.yaml").write_text(re.sub(r"(?m)^  base: .*", "  base: base.safetensors", params))
+    write(
+        "import re\n"
+        "    Path('outs/it').mkdir(parents=True); Path('outs/it/table').mkdir(); Path('outs/it/table/1').touch()\n"
+        "    Path('outs/it/metrics.json').touch()\n"
+        "    def edit(key, value):\n"
+        "        text = Path('params.yaml').read_text()\n"
+        "        Path('params.yaml').write_text(re.sub(rf'(?m)^  {key}:.*', f'  {key}: {value}', text))\n"
+        f"    {edit}"
+    )
+    done = start(folder)
+    if EDITS[edit] is None:
+        assert done.returncode == 0 and (folder / "outs/it/table/1").exists(), done.stderr
+    else:
+        assert done.returncode == 1 and "changed while this stage ran" in done.stderr, done.stderr
+        assert EDITS[edit] in done.stderr and "Traceback" not in done.stderr
+        assert list((folder / "outs/it").iterdir()) == []
+
+
+def test_a_file_that_was_written_just_before_is_waited_for(monkeypatch):
+    """A second write within the clock's tick of the first would leave its times."""
+    waits = []
+    monkeypatch.setattr(recorded.time, "sleep", waits.append)
+    monkeypatch.setattr(recorded.time, "time_ns", lambda: 1_000_000_000_005_000_000)
+    for ctime in (1_000_000_000_000_000_000, 1_000_000_000_000_000_001, 999_999_999_000_000_001, 10**19 // 2):
+        files = {"": (["a"], array("q", [1, 2, 3, ctime]))}
+        recorded.settle(recorded.Recorded({}, {}, {"a": files}))
+    # coarse times, fine ones, an old file, and a clock that is years ahead
+    assert waits == [pytest.approx(1.995), pytest.approx(0.015), 0, pytest.approx(2)]
 
 
 def test_a_stage_ends_with_its_parent(project):

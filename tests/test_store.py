@@ -1,6 +1,6 @@
 """pipeline/store.py"""
 
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,18 +72,70 @@ def test_what_a_killed_run_left_of_an_out_goes(tmp_path):
     assert names(folder) == ["weights"]
 
 
-def test_a_lock_says_who_holds_it_and_ends_with_its_process(tmp_path):
-    script = (
-        "import sys, time\nfrom pipeline import store\n"
-        "with store.lock('k'):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ)
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(store.Busy, match=f"PID {holder.pid}"), store.lock("k"):
-        pass
-    with store.lock("another"):
-        pass
-    holder.kill()
-    holder.wait()
-    with store.lock("k"):
-        pass
+def test_what_is_kept_is_kept_though_the_store_is_deleted_meanwhile(tmp_path):
+    path, attempts = store.root() / "a/b", []
+
+    def write(temporary: Path) -> None:
+        attempts.append(temporary)
+        temporary.mkdir()
+        (temporary / "file").touch()
+        if len(attempts) < 3:
+            shutil.rmtree(store.root())
+
+    store.keep(path, write)
+    assert names(path) == ["file"] and len(attempts) == 3 and names(path.parent) == ["b"]
+
+
+def test_two_processes_may_keep_the_same_folder_at_once(tmp_path):
+    path, attempts = store.root() / "a", []
+
+    def write(temporary: Path) -> None:
+        attempts.append(temporary)
+        temporary.mkdir()
+        (temporary / "file").touch()
+
+    replace = store.os.replace
+
+    def late(source, target):
+        if len(attempts) == 1:  # another process is quicker, after this one has looked
+            path.mkdir()
+            (path / "file").touch()
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.os, "replace", late)
+        store.keep(path, write)
+    assert names(path) == ["file"] and len(attempts) == 2 and names(store.root()) == ["a"]
+
+
+def test_another_error_is_not_tried_again(tmp_path):
+    attempts = []
+
+    def write(temporary: Path) -> None:
+        attempts.append(temporary)
+        raise PermissionError("no")
+
+    with pytest.raises(PermissionError):
+        store.keep(store.root() / "a", write)
+    assert len(attempts) == 1
+
+
+def test_a_scratch_file_has_no_name_and_outlives_the_store(tmp_path):
+    with store.scratch() as file:
+        file.write(b"x")
+        assert names(store.root()) == []
+        shutil.rmtree(store.root())
+        file.seek(0)
+        assert file.read() == b"x"
+
+
+def test_a_watched_folder_that_is_moved_or_deleted_is_another(tmp_path):
+    folder = store.root() / "a"
+    for go in (lambda: shutil.rmtree(store.root()), lambda: store.root().rename(tmp_path / "elsewhere")):
+        with store.watched(folder) as there:
+            (folder / "file").touch()
+            assert there()
+            go()
+            assert not there()
+            folder.mkdir(parents=True)
+            assert not there()

@@ -39,7 +39,7 @@ def test_tables_against_plain_python(tmp_path, monkeypatch, count):
     for order in (1, -1):
         folder = tmp_path / f"run {order}"
         folder.mkdir()
-        image_rows, text_rows = tables.Rows(folder / "i", tables.IMAGES), tables.Rows(folder / "t", tables.TEXTS)
+        image_rows, text_rows = tables.Rows(tables.IMAGES), tables.Rows(tables.TEXTS)
         step = 100 if order == 1 else 7
         for start in range(0, count, step):
             image_rows.add(pa.Table.from_pylist(images[::order][start : start + step], schema=tables.IMAGES))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pipeline.models import config
-from pipeline.training import build, data, preview, run, state
+from pipeline.training import build, data, key, preview, run, state
 
 from pipeline.params import Train
 from pipeline.stage import StageError
@@ -87,7 +87,8 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
             *(outs / f"convert/{part}.ckpt" for part in ("vae", "clip_l", "clip_g")),
             out,
         )
-        run.fine_tune(data.open_data(paths, {}, p.train), paths, "tiny", device, p.diffusion, p.train)
+        training = key.training(paths, "tiny", device.target, device.attention, p.diffusion, p.train, 1)
+        run.fine_tune(training, data.open_data(paths, {}, p.train), paths, "tiny", device, p.diffusion, p.train)
     rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
     ema = out / "weights/unet_ema.ckpt"
@@ -100,10 +101,10 @@ _known: dict = {}
 
 
 def base_outcome(train, base):
-    key = json.dumps(base, sort_keys=True)
-    if key not in _known:
-        _known[key] = train(**base)
-    return _known[key]
+    name = json.dumps(base, sort_keys=True)
+    if name not in _known:
+        _known[name] = train(**base)
+    return _known[name]
 
 
 # key -> (its other value, what else is set before and after)

@@ -1,10 +1,11 @@
 """Which files of the store the workspace and the newest states still need, and the removal of the rest."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import store
+from pipeline import locks, store
 from pipeline.cache import shards, shelf
 
 
@@ -24,8 +25,11 @@ def collect(outs: dict[str, Path], keep: int) -> Freed:
     unfinished: set[Path] = set()  # folders
     dropped = 0
     newest: dict[str, int] = {}
-    for path in sorted(shelf.states().glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns):
-        state = json.loads(path.read_text())
+    for path in store.newest_first(shelf.states()):
+        try:
+            state = json.loads(path.read_text())
+        except FileNotFoundError:
+            continue
         folder = cache / state["kind"] / state["folder"]
         files = {folder / name for name in state["shards"]}
         newest[state["kind"]] = newest.get(state["kind"], 0) + 1
@@ -34,20 +38,24 @@ def collect(outs: dict[str, Path], keep: int) -> Freed:
             if not all(file.exists() for file in files):
                 unfinished.add(folder)
         else:
-            path.unlink()
+            store.remove(path)
             dropped += 1
     count = size = linked = 0
-    for path in sorted(cache.rglob("[!.]*.parquet")):
+    folders = [folder for kind in shards.KINDS for folder in store.found(cache / kind, "*")]
+    for path in [path for folder in folders for path in store.found(folder, "[!.]*.parquet")]:
         if path in needed or shelf.is_part(path) and path.parent in unfinished:
             continue
-        status = path.stat()
-        path.unlink()
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        store.remove(path)
         count += 1
         size += status.st_size
         linked += status.st_size if status.st_nlink > 1 else 0
-    for folder in [folder for kind in shards.KINDS for folder in (cache / kind).glob("*")]:
+    for folder in folders:
         size += store.sweep(folder)
-        if not any(folder.iterdir()):
+        with contextlib.suppress(OSError):  # it holds something, or is gone
             folder.rmdir()
     return Freed(count, size, linked, dropped)
 
@@ -59,7 +67,7 @@ def _of_out(kind: shards.Kind, out: Path) -> set[Path]:
     for index, path in enumerate(paths):
         try:
             shard = shards.open_shard(path, kind)
-        except shards.ShardError:
+        except (FileNotFoundError, shards.ShardError):
             continue
         name = shelf.shard_file(
             kind, shard.fingerprint, shard.columns["row"], shelf.groups_of(shard), index, len(paths)
@@ -69,4 +77,4 @@ def _of_out(kind: shards.Kind, out: Path) -> set[Path]:
 
 
 def _in_use(key: str) -> bool:
-    return any(store.held(lock.name) for lock in (store.root() / "locks").glob(f"cache-{key}-rank*"))
+    return any(locks.held(lock.name) for lock in store.found(store.root() / "locks", f"cache-{key}-rank*"))

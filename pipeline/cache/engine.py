@@ -80,31 +80,35 @@ class _Shard:
         return len(self.rows) == int((self.file < 0).sum())
 
 
-def build(job: Job, out: str | Path, failed: Callable[[], set[int]] = set) -> Report:
+def build(job: Job, out: str | Path, others: ranks.Others = ranks.UNKNOWN) -> Report:
     """Fill the store with every shard of `job.wanted` that is this rank's; rank 0 then makes the folder `out`.
-    `failed`: as ranks.beside gives it.
+    `others`: as ranks.beside gives them. Waits while another process is at the same work. What goes with the store when
+    it is deleted meanwhile is encoded again.
 
-    Raises StageError (also when a row cannot be encoded; what was encoded before stays in the store), store.Busy when
-    another process is at the same work."""
+    Raises StageError, also when a row cannot be encoded; what was encoded before stays in the store."""
     wanted = job.wanted
     if not len(wanted.rows):
         raise StageError(f"there are no rows to encode for {out}; wanted at least one accepted picture")
     rank, world = ranks.from_environment()
     report = Report(rows=len(wanted.rows), shards=wanted.count)
-    with ranks.claim(wanted.key, rank):
+    with ranks.claim(wanted.key, rank) as progressed, store.watched(wanted.folder) as there:
         store.sweep(wanted.folder)
-        shelf.record_state(wanted)
         damaged: set[tuple[Path, int]] = set()
         encode = None
-        while missing := _missing(wanted, rank, world, damaged):
-            if encode is None and any(not shard.complete for shard in missing):
-                encode = job.make_encoder()
-            _fill(job, encode, missing, damaged, report)
-        shelf.drop_finished_parts(wanted)
-        if rank == 0:
-            ranks.wait_for(wanted.paths, wanted.key, world, failed)
-            _assemble(wanted, Path(out))
-            report.assembled = True
+        mine = {rank}  # of rank 0 also the ranks that have ended and whose shards were deleted with the store
+        while not report.assembled:
+            shelf.record_state(wanted)
+            while missing := _missing(wanted, mine, world, damaged):
+                if encode is None and any(not shard.complete for shard in missing):
+                    encode = job.make_encoder()
+                _fill(job, encode, missing, damaged, report, progressed)
+            shelf.drop_finished_parts(wanted)
+            if rank != 0:
+                break
+            if lost := ranks.wait_for(wanted.paths, wanted.key, world, mine, lambda: not there(), others):
+                mine |= lost
+            else:
+                report.assembled = _assemble(wanted, Path(out))
     log.info(
         "%s: %d rows in %d shards; encoded %d, wrote %d shards",
         wanted.kind.name,
@@ -116,14 +120,14 @@ def build(job: Job, out: str | Path, failed: Callable[[], set[int]] = set) -> Re
     return report
 
 
-def _missing(wanted: Wanted, rank: int, world: int, damaged: set[tuple[Path, int]]) -> list[_Shard]:
-    """This rank's shards that the store lacks, and where their rows may lie already."""
+def _missing(wanted: Wanted, mine: set[int], world: int, damaged: set[tuple[Path, int]]) -> list[_Shard]:
+    """The shards of the ranks `mine` that the store lacks, and where their rows may lie already."""
     bounds = wanted.bounds
     found = []
     opened: dict[Path, shards.Shard] = {}
     present = shelf.Stored(wanted)
     for number, path in enumerate(wanted.paths):
-        if number % world != rank or path.exists():
+        if number % world not in mine or path.exists():
             continue
         first, last = int(bounds[number]), int(bounds[number + 1])
         shard = _Shard(path, first, last, [], np.full(last - first, -1, np.int32), np.zeros(last - first, np.int32))
@@ -171,10 +175,15 @@ def _batches(wanted: Wanted, missing: list[_Shard], batch_size: int) -> Iterator
 
 
 def _fill(
-    job: Job, encode: Callable | None, missing: list[_Shard], damaged: set[tuple[Path, int]], report: Report
+    job: Job,
+    encode: Callable | None,
+    missing: list[_Shard],
+    damaged: set[tuple[Path, int]],
+    report: Report,
+    progressed: Callable[[], None],
 ) -> None:
     """Encode and write `missing`. Rows of the store that turn out damaged are added to `damaged`, their shards left
-    out."""
+    out. `progressed` is called after each batch."""
     total = sum(len(shard.lacking) for shard in missing)
     writer = _Writer(job, missing, damaged, report)
     interactive = sys.stderr.isatty()
@@ -196,6 +205,7 @@ def _fill(
                 started = time.perf_counter()
                 outputs = encode(inputs)
                 report.seconds_encoding += time.perf_counter() - started
+                progressed()
                 results.append(behind.submit(writer.take, indices, numbers, outputs))
                 bar.update(len(indices))
                 while len(results) > _BATCHES_BEHIND or results and results[0].done():
@@ -306,12 +316,19 @@ def _read(path: Path, kind: shards.Kind, positions: list[int]) -> tuple[list[dic
         return [], positions
 
 
-def _assemble(wanted: Wanted, out: Path) -> None:
-    """Make `out` of links to the store's files. It appears whole."""
-    with store.out(out) as temporary:
-        temporary.mkdir()
-        for index, path in enumerate(wanted.paths):
-            store.link(path, temporary / shards.shard_name(index, wanted.count))
+def _assemble(wanted: Wanted, out: Path) -> bool:
+    """Make `out` of links to the store's files. It appears whole, or not at all when one of them is not there any
+    more."""
+    try:
+        with store.out(out) as temporary:
+            temporary.mkdir()
+            for index, path in enumerate(wanted.paths):
+                store.link(path, temporary / shards.shard_name(index, wanted.count))
+    except FileNotFoundError:
+        if all(path.exists() for path in wanted.paths):
+            raise
+        return False
+    return True
 
 
 def not_finite(array: np.ndarray) -> str | None:

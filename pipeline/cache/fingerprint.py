@@ -31,8 +31,7 @@ def file_hash(path: str | Path) -> str:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if time.time() - status.st_mtime > _SETTLED:
-        with store.atomic(memo) as temporary:
-            temporary.write_text(json.dumps({"state": state, "hash": found}))
+        store.keep(memo, lambda temporary: temporary.write_text(json.dumps({"state": state, "hash": found})))
     return found
 
 

@@ -9,18 +9,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import store
+from pipeline import locks
 from pipeline.stage import StageError
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 120.0  # how long a rank may take to start before rank 0 counts it as gone
+STUCK_SECONDS = 1800.0  # how long a rank may do nothing; a batch takes a second, the first one with compilation minutes
+GONE_SECONDS = 3.0  # a rank whose lock was free for this long has ended; one whose lock was deleted puts it back sooner
 _POLL_SECONDS = 0.5
 _LOG_SECONDS = 60.0
-_ATTEMPTS = 20
 _SHOWN = 25  # lines of a failed rank's output
+_SHOWN_BYTES = 1 << 14
 
 
 def from_environment() -> tuple[int, int]:
@@ -43,84 +46,139 @@ def from_environment() -> tuple[int, int]:
     return 0, 1
 
 
+@dataclass(frozen=True)
+class Others:
+    """What is known of the other ranks by who started them; by default nothing."""
+
+    failed: Callable[[], set[int]] = set  # those that have ended with an error
+    finished: Callable[[], set[int]] = set  # those that have ended well
+    said: Callable[[int], str] = lambda rank: ""  # the end of what a rank wrote
+
+
+UNKNOWN = Others()
+
+
 @contextlib.contextmanager
-def beside(workers: int) -> Iterator[Callable[[], set[int]]]:
+def beside(workers: int) -> Iterator[Others]:
     """Run this stage as rank 0 and `workers` - 1 further processes of it as the other ranks, unless something else has
-    started it as one of several. Gives a function of the ranks that have failed up to now.
+    started it as one of several.
 
     Raises StageError with the end of what a failed one wrote."""
     if workers == 1 or from_environment()[1] > 1:
-        yield set
+        yield UNKNOWN
         return
     command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name]
     os.environ |= {"RANK_ID": "0", "RANK_SIZE": str(workers)}
     with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, workers)]
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, workers)]
         children = [
-            subprocess.Popen(command, env={**os.environ, "RANK_ID": str(rank)}, stdout=log, stderr=log)
-            for rank, log in enumerate(logs, 1)
+            subprocess.Popen(command, env={**os.environ, "RANK_ID": str(rank)}, stdout=output, stderr=output)
+            for rank, output in enumerate(outputs, 1)
         ]
         for child in children:
+            stack.callback(child.wait)  # after its end, so that no zombie stays
             stack.callback(child.kill)
+
+        def said(rank: int) -> str:
+            output = outputs[rank - 1].fileno()
+            end = os.pread(output, _SHOWN_BYTES, max(0, os.fstat(output).st_size - _SHOWN_BYTES))
+            return "\n".join(end.decode(errors="replace").splitlines()[-_SHOWN:])
+
+        def ended(well: bool) -> set[int]:
+            codes = {rank: child.poll() for rank, child in enumerate(children, 1)}
+            return {rank for rank, code in codes.items() if code is not None and (code == 0) == well}
+
         failure = None
         try:
-            yield lambda: {rank for rank, child in enumerate(children, 1) if child.poll()}
+            yield Others(lambda: ended(well=False), lambda: ended(well=True), said)
+            for rank, child in enumerate(children, 1):
+                _wait_for_end(child, rank)
         except StageError as error:
             failure = error
-        else:
-            for child in children:
-                child.wait()
-        for rank, (child, log) in enumerate(zip(children, logs, strict=True), 1):
-            if child.poll():
-                log.seek(0)
-                said = log.read().decode(errors="replace").splitlines()[-_SHOWN:]
-                text = "\n".join([f"rank {rank} of {workers} failed with exit code {child.returncode}:", *said])
-                raise StageError(text) from failure
+        for rank in sorted(ended(well=False)):
+            code = children[rank - 1].returncode
+            raise StageError(f"rank {rank} of {workers} failed with exit code {code}:\n{said(rank)}") from failure
         if failure:
             raise failure
 
 
+def _wait_for_end(child: subprocess.Popen, rank: int) -> None:
+    """The out is there, so nothing is lost with a rank that does not end."""
+    try:
+        child.wait(STUCK_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("rank %d (PID %d) has done its work and does not end; it is killed", rank, child.pid)
+        child.kill()
+        child.wait()
+        child.returncode = 0
+
+
 @contextlib.contextmanager
-def claim(key: str, rank: int) -> Iterator[None]:
-    """Hold the part of the work on `key` that is this rank's. Raises store.Busy when another process has it."""
-    with contextlib.ExitStack() as stack:
-        for attempt in range(_ATTEMPTS):
-            try:
-                stack.enter_context(store.lock(_lock(key, rank)))
-                break
-            except store.Busy:  # perhaps only rank 0, looking whether this rank is alive
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(0.05)
-        yield
+def claim(key: str, rank: int) -> Iterator[Callable[[], None]]:
+    """Hold the part of the work on `key` that is this rank's; wait while another process has it. Gives a function to
+    call when the work got on."""
+    with locks.lock(_lock(key, rank), "fills the same cache") as progressed:
+        yield progressed
 
 
-def wait_for(paths: list[Path], key: str, world: int, failed: Callable[[], set[int]]) -> None:
-    """Return when all files are there. Raises StageError when one is missing and the rank that owes it is gone.
+def wait_for(
+    paths: list[Path], key: str, world: int, mine: set[int], deleted: Callable[[], bool], others: Others
+) -> set[int]:
+    """Return no ranks when all files are there; or those whose files went with a store that was deleted and which do
+    not make them again: the ranks `mine`, whose shards this process makes, and ranks that have ended.
 
-    paths: file of shard i, which rank i % world writes. failed: as `beside` gives it."""
+    Raises StageError when a file is missing and the rank that owes it is gone, or has done nothing for STUCK_SECONDS.
+
+    paths: file of shard i, which rank i % world writes. deleted: whether the store was deleted since the ranks
+    began."""
     started = logged = time.monotonic()
-    seen: set[int] = {0}
+    seen: dict[int, float] = {}  # when a rank was last seen to hold its lock
+    moved: dict[int, tuple[float | None, float]] = {}  # what its lock says of its progress, and since when
     while True:
-        alive = {rank for rank in range(1, world) if store.held(_lock(key, rank))}
-        seen |= alive
-        ended = seen | failed()
+        now = time.monotonic()
+        for rank in set(range(world)) - mine:
+            name = _lock(key, rank)
+            if locks.held(name):
+                seen[rank] = now
+                if (progress := locks.progress(name)) != moved.get(rank, (None, 0))[0] or rank not in moved:
+                    moved[rank] = progress, now
+        alive = {rank for rank, last in seen.items() if now - last < GONE_SECONDS}
+        failed, finished = others.failed(), others.finished()
         # After the locks: a rank that ended in between has left its files.
         missing = {index % world for index, path in enumerate(paths) if not path.exists()}
-        if not missing:
-            return
-        late = time.monotonic() - started > START_SECONDS
-        gone = sorted(rank for rank in missing - alive if rank in ended or late)
+        if not missing or missing & mine:
+            return missing & mine
+        late = now - started > START_SECONDS
+        gone = {rank for rank in missing - finished if rank in failed or rank not in alive and (rank in seen or late)}
+        lost = missing & finished | (gone - failed if deleted() else set())
+        if lost:
+            return lost
         if gone:
             count = sum(not path.exists() for path in paths)
             raise StageError(
-                f"{count} of {len(paths)} shards are missing and rank {', '.join(map(str, gone))} of {world} is gone; "
+                f"{count} of {len(paths)} shards are missing and rank {_listed(gone)} of {world} is gone; "
                 "the others' work is kept: run again, with any number of ranks"
             )
-        if time.monotonic() - logged > _LOG_SECONDS:
-            logged = time.monotonic()
-            log.info("waiting for rank %s", ", ".join(map(str, sorted(missing))))
+        for rank in missing & alive:
+            if now - moved[rank][1] > STUCK_SECONDS:
+                raise StageError(_stuck(key, rank, world, now - moved[rank][1], others))
+        if now - logged > _LOG_SECONDS:
+            logged = now
+            log.warning("waiting for rank %s", _listed(missing))
         time.sleep(_POLL_SECONDS)
+
+
+def _stuck(key: str, rank: int, world: int, seconds: float, others: Others) -> str:
+    words = others.said(rank)
+    return (
+        f"rank {rank} of {world} ({locks.holder(_lock(key, rank)) or 'PID unknown'}) is alive and has done nothing for "
+        f"{seconds / 60:.3g} minutes. What all ranks have encoded is kept: end that process where it still runs, and "
+        f"run again" + (f". The last that it said:\n{words}" if words else "")
+    )
+
+
+def _listed(found: set[int]) -> str:
+    return ", ".join(map(str, sorted(found)))
 
 
 def _lock(key: str, rank: int) -> str:

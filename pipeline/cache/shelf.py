@@ -100,7 +100,7 @@ class Stored:
         self._count = wanted.count
         self._parts: list[Path] = []
         self._shards: dict[int, dict[int, list[Path]]] = {}  # number of shards -> shard -> files
-        for path in sorted(wanted.folder.glob("[!.]*.parquet")):
+        for path in store.found(wanted.folder, "[!.]*.parquet"):
             if is_part(path):
                 self._parts.append(path)
             else:
@@ -119,9 +119,12 @@ class Stored:
 
 def put(path: Path, kind: shards.Kind, rows: list[dict], fingerprint: dict) -> None:
     """Write a shard or a part into the store, whole or not at all. It may become linked to outs, so it is read-only."""
-    with store.atomic(path) as temporary:
+
+    def write(temporary: Path) -> None:
         shards.write(temporary, kind, rows, fingerprint)
         os.chmod(temporary, 0o444)
+
+    store.keep(path, write)
 
 
 def put_part(wanted: Wanted, rows: list[dict]) -> Path:
@@ -134,7 +137,7 @@ def put_part(wanted: Wanted, rows: list[dict]) -> Path:
 def drop_finished_parts(wanted: Wanted) -> None:
     """Remove the parts whose rows all stand in finished shards of `wanted`."""
     bounds, finished = wanted.bounds, np.array([path.exists() for path in wanted.paths])
-    for path in wanted.folder.glob(f"{_PART}*.parquet"):
+    for path in store.found(wanted.folder, f"{_PART}*.parquet"):
         try:
             position = shards.locate(wanted.rows, shards.open_shard(path, wanted.kind).columns["row"])
         except FileNotFoundError:  # another rank was quicker
@@ -147,8 +150,7 @@ def drop_finished_parts(wanted: Wanted) -> None:
 def record_state(wanted: Wanted) -> None:
     """Note that this out was asked for now."""
     state = {"kind": wanted.kind.name, "folder": wanted.folder.name, "shards": [path.name for path in wanted.paths]}
-    with store.atomic(states() / f"{wanted.key}.json") as temporary:
-        temporary.write_text(json.dumps(state))
+    store.keep(states() / f"{wanted.key}.json", lambda temporary: temporary.write_text(json.dumps(state)))
 
 
 def states() -> Path:

@@ -1,13 +1,9 @@
 """A data set → images.parquet, captions.parquet and rejected.csv: what is there, what can be used, and in which
 bucket."""
 
-import contextlib
 import csv
-import hashlib
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,42 +90,26 @@ def tabulate(
     """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures
     read. Memory does not grow with the number of rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
-    with _folder_for_rows(out) as folder:
-        images = tables.Rows(folder / "images", tables.IMAGES)
-        texts = tables.Rows(folder / "texts", tables.TEXTS)
-        for part, found, read in parts:
-            rows = _rows(part, found, sizes, min_side, max_enlargement)
-            images.add(rows)
-            texts.add(_texts(part, rows))
-            _count(summary, part, found, rows, read)
-            bad = rows.filter(pc.is_valid(rows["rejected"]))
-            rejected += zip(bad["path"].to_pylist(), bad["rejected"].to_pylist())
-        _check(summary, rejected, max_rejected)
-        out.mkdir(parents=True, exist_ok=True)
-        with (
-            store.atomic(out / "images.parquet") as images_file,
-            store.atomic(out / "captions.parquet") as captions_file,
-            store.atomic(out / "rejected.csv") as rejected_file,
-        ):
-            tables.write_images(images, images_file)
-            summary.without_caption = tables.write_captions(images, texts, captions_file)
-            with open(rejected_file, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
+    images, texts = tables.Rows(tables.IMAGES), tables.Rows(tables.TEXTS)
+    for part, found, read in parts:
+        rows = _rows(part, found, sizes, min_side, max_enlargement)
+        images.add(rows)
+        texts.add(_texts(part, rows))
+        _count(summary, part, found, rows, read)
+        bad = rows.filter(pc.is_valid(rows["rejected"]))
+        rejected += zip(bad["path"].to_pylist(), bad["rejected"].to_pylist())
+    _check(summary, rejected, max_rejected)
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        store.atomic(out / "images.parquet") as images_file,
+        store.atomic(out / "captions.parquet") as captions_file,
+        store.atomic(out / "rejected.csv") as rejected_file,
+    ):
+        tables.write_images(images, images_file)
+        summary.without_caption = tables.write_captions(images, texts, captions_file)
+        with open(rejected_file, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
     return summary
-
-
-@contextlib.contextmanager
-def _folder_for_rows(out: Path) -> Iterator[Path]:
-    """A folder in the store for this run alone. What a killed run for the same `out` has left there goes away."""
-    name = f"rows-{hashlib.blake2b(os.fsencode(out.resolve()), digest_size=8).hexdigest()}"
-    folder = store.root() / "index" / name
-    with store.lock(f"index-{name}"):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder)
 
 
 def _rows(

@@ -58,9 +58,8 @@ def save(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray, foun
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     body = sink.getvalue()
-    with store.atomic(_file(place)) as temporary, open(temporary, "wb") as file:
-        file.write(hashlib.blake2b(body, digest_size=_DIGEST).digest())
-        file.write(body)
+    digest = hashlib.blake2b(body, digest_size=_DIGEST).digest()
+    store.keep(_file(place), lambda temporary: temporary.write_bytes(digest + body.to_pybytes()))
     _prune(_file(place))
 
 
@@ -97,7 +96,7 @@ def _prune(keep: Path) -> None:
     """Remove the memos that were not used for the longest time, down to the bound."""
     total = 0
     files = []
-    for file in keep.parent.glob("*.memo"):
+    for file in store.found(keep.parent, "*.memo"):
         with contextlib.suppress(FileNotFoundError):
             files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
     for _, size, file in sorted(files, reverse=True):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import store
 from pipeline.data import captions
 
 IMAGES = pa.schema(
@@ -39,12 +40,11 @@ _ROW_GROUP = 1 << 17
 
 
 class Rows:
-    """Rows with an `image` column, waiting on disk in `folder`."""
+    """Rows with an `image` column, waiting on disk in scratch files."""
 
-    def __init__(self, folder: Path, schema: pa.Schema):
-        folder.mkdir()
+    def __init__(self, schema: pa.Schema):
         self._schema = schema
-        self._files = [folder / f"{stretch:02}.arrow" for stretch in range(_STRETCHES)]
+        self._files = [store.scratch() for _ in range(_STRETCHES)]
         self._writers = [pa.ipc.new_stream(file, schema) for file in self._files]
 
     def add(self, rows: pa.Table) -> None:
@@ -61,8 +61,8 @@ class Rows:
         """All rows, in 16 tables in the order of the hash; each is in the order of arrival. No `add` after this."""
         for writer, file in zip(self._writers, self._files):
             writer.close()
-            with pa.OSFile(str(file)) as stream:
-                yield pa.ipc.open_stream(stream).read_all()
+            file.seek(0)
+            yield pa.ipc.open_stream(file).read_all()
 
 
 def write_images(images: Rows, file: Path) -> None:

@@ -6,7 +6,7 @@ import socket
 
 from pipeline.device import Device
 from pipeline.stage import StageError
-from pipeline.training.state import differences
+from pipeline.training.key import differences
 
 _SHOWN = 8  # differences of one node
 

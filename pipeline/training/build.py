@@ -17,8 +17,9 @@ from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
 from pipeline.training.feed import Inputs, Objective
+from pipeline.training.key import code_digest
 from pipeline.training.optimizer import Adafactor, AdamW, decays
-from pipeline.training.state import Slot, code_digest
+from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update
 from pipeline.weights.names import PREFIX
 

@@ -1,5 +1,6 @@
-"""Starting the ranks of a run. Imports no MindSpore."""
+"""Starting the ranks of a run, each run in its turn. Imports no MindSpore."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -7,19 +8,65 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline import locks
 from pipeline.params import Device
 from pipeline.stage import PROJECT, StageError
 
 _PR_SET_PDEATHSIG = 1
 _SHOWN = 25  # lines of a failed rank's log that the error shows
 _MASTER_WAIT = 600  # seconds that the processes of a run wait for each other
+_UNDER_LOCK = "TRAIN_UNDER_LOCK"  # set for ranks whose launcher has the training's lock
 
 
 def inside() -> bool:
     """Whether this process was started as a rank: by msrun, by mpirun, or with a rank table."""
     return any(os.environ.get(name) for name in ("MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"))
+
+
+def world_size(device: Device) -> int:
+    """How many ranks train together: as the launcher of this rank says, else as params.yaml does."""
+    names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE") if inside() else ()
+    found = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return int(found) if found.isdecimal() else device.workers * device.nodes
+
+
+def first(device: Device) -> bool:
+    """Whether this process is the one of its run that makes the outs, or starts the rank that does."""
+    if not inside():
+        return device.node_rank == 0
+    names = ("RANK_ID", "OMPI_COMM_WORLD_RANK")
+    rank = next((os.environ[name] for name in names if os.environ.get(name)), "0")
+    return rank == "0" and os.environ.get("MS_ROLE") != "MS_SCHED"
+
+
+@contextlib.contextmanager
+def turn(training: str, device: Device) -> Iterator[None]:
+    """One run at a time is at the training of this name; wait while another is. It comes before MindSpore's `init`, in
+    which the ranks wait for each other for minutes only.
+
+    The run's first process holds the lock for all of them. Ranks that something else than `start` has started, and
+    further nodes, only wait until no other run has it."""
+    name = f"train-{training}"
+    if _UNDER_LOCK in os.environ:
+        yield
+    elif first(device):
+        with locks.lock(name, "trains the same", _job(device)):
+            yield
+    else:
+        locks.wait_for_others(name, "trains the same", _job(device))
+        yield
+
+
+def _job(device: Device) -> str:
+    """Names the run, in each of its processes."""
+    if not inside():
+        return device.master if device.nodes > 1 else f"PID {os.getpid()}"
+    if "MS_SCHED_HOST" in os.environ:
+        return f"{os.environ['MS_SCHED_HOST']}:{os.environ.get('MS_SCHED_PORT')}"
+    return os.environ.get("PMIX_NAMESPACE") or os.environ.get("RANK_TABLE_FILE") or ""
 
 
 def command(device: Device, script: list[str], logs: Path) -> list[str]:
@@ -50,6 +97,7 @@ def start(device: Device, script: list[str], logs: Path) -> None:
         old.unlink()
     environment = {
         **os.environ,
+        _UNDER_LOCK: "1",
         # msrun starts the `python` of PATH, and a script's own folder stands for the project's in sys.path
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),

@@ -15,14 +15,13 @@ PICTURES = "pictures"  # subfolder for what is drawn on the way; it is there als
 
 
 class Log:
-    def __init__(self, folder: Path, steps: int, done: int = 0, saved: Path | None = None, pending: dict | None = None):
-        """Log to `folder`. A resumed run gives its count of steps that are `done`, the folder `saved` with the curves
-        up to there, and what `pending` held then."""
-        shutil.rmtree(folder, ignore_errors=True)
-        if saved is not None:
-            shutil.copytree(saved, folder)
+    def __init__(self, folder: Path, steps: int, done: int = 0, pending: dict | None = None):
+        """Log to `folder`, from the beginning. A resumed run gives its count of steps that are `done`, for which the
+        folder holds the curves up to there, and what `pending` held then."""
+        if not done:
+            shutil.rmtree(folder, ignore_errors=True)
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-        self._live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, resume=saved is not None)
+        self._live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, resume=done > 0)
         self._lines = open(folder / "log.jsonl", "a", encoding="utf-8")
         self._bar = tqdm(total=steps, initial=done, unit="step", mininterval=1, smoothing=0.1)
         self.pending: dict[str, list] = pending or {}  # name -> [sum, count] since the last point

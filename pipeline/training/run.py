@@ -11,14 +11,13 @@ import mindspore as ms
 import numpy as np
 
 from pipeline import params, store
-from pipeline.cache import shards
-from pipeline.cache.fingerprint import file_hash
 from pipeline.cache.reader import Reader
 from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError
-from pipeline.training import agreement, build, drive, feed, preview, rates, state, validation
+from pipeline.training import agreement, build, drive, feed, finished, preview, rates, state, validation
 from pipeline.training.data import Data, Paths, count_steps
+from pipeline.training.key import Training
 from pipeline.training.log import PICTURES, Log
 from pipeline.training.step import Settings, Update, average_of
 from pipeline.weights import ckpt
@@ -26,20 +25,18 @@ from pipeline.weights.names import PREFIX
 
 log = logging.getLogger(__name__)
 
-# Keys of the train section that change no number of the run. The batch counts as the whole step's over all ranks.
-SPEED_KEYS = {
-    "batch_size",
-    "gradient_accumulation_steps",
-    "shard_optimizer",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-}
-
 
 def fine_tune(
-    data: Data, paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train
+    training: Training,
+    data: Data,
+    paths: Paths,
+    model: str,
+    device: Device,
+    diffusion: params.Diffusion,
+    train: params.Train,
 ) -> None:
-    """Fine-tune the UNet of configuration `model` on the cache. Raises StageError; no weights are written then."""
+    """Fine-tune the UNet of configuration `model` on the cache; `training` is the key of these arguments, which no other
+    process may be at (launch.turn). Raises StageError; no weights are written then."""
     config = CONFIGS[model]
     rank, ranks = device.rank, device.world_size
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
@@ -53,152 +50,125 @@ def fine_tune(
         len(subset), len(held_out), end, global_batch, per_epoch,
     )  # fmt: skip
 
-    description = _description(paths, model, device, diffusion, train, global_batch)
     agreement.check(
         device,
-        description | {"train": train.model_dump() | {"global_batch": global_batch}, "sink_size": device.sink_size},
+        training.description | {"train": train.model_dump() | training.split, "sink_size": device.sink_size},
         "Give all nodes the same params.yaml (but device.node_rank), code (git commit), packages and outs/",
     )
-    states = state.States(description)
-    with store.lock(f"train-{states.name}") if rank == 0 else nullcontext():
-        # State: this run's own half-done one in the store, or the base model
-        others = states.open() if rank == 0 else []
-        device.barrier()
-        resumed = states.newest()
-        agreement.check(
-            device,
-            {"state in the store": resumed and resumed.name},
-            "All nodes need one store, on a disk that they share (PIPELINE_STORE)",
-        )
+
+    # State: this run's own half-done one in the store, or the base model
+    states = state.States(training.name, training.description)
+    others = states.open() if rank == 0 else []
+    device.barrier()
+    facts = None
+    while facts is None:
         unet = build.unet(config.unet, device, train, paths.unet)
         settings = build.settings(device, train)
         optimizer = build.optimizer(unet, device, train)
         parameters = optimizer.parameters
         update = Update(optimizer, average_of(parameters) if train.ema else None, settings)
         slots = build.slots(optimizer, update, rank, ranks)
-        done, pending = 0, None
-        if resumed is not None:
-            facts = states.load(resumed, slots)
-            done, pending = facts["step"], facts["pending"]
-            log.info("goes on after step %d from %s", done, resumed)
-        else:
-            for other in others:
-                log.info("starts anew beside the half-done run in %s", other)
-        curves = Log(paths.out / "live", end, done, resumed and resumed / "live", pending) if rank == 0 else None
+        facts = states.resume(slots, paths.out / "live", device)
+    done = facts["step"]
+    if not done:
+        for other in others:
+            log.info("starts anew beside the half-done run in %s", other)
+    curves = Log(paths.out / "live", end, done, facts["pending"]) if rank == 0 else None
 
-        # Graphs, compiled before the first step in an order that depends on nothing but their key
-        graphs, evaluate = drive.Graphs(unet, update, settings), validation.Evaluator(unet)
-        examples = feed.examples(reader, objective, train.batch_size)
-        key = build.graph_key(model, device, train, examples, len(held_out) > 0)
-        with pipeline.device.cached_graphs(key, rank) if device.compile_cache else nullcontext():
-            for example in examples:
-                graphs.compile(example)
-                if len(held_out):
-                    evaluate.compile(example)
+    # Graphs, compiled before the first step in an order that depends on nothing but their key
+    graphs, evaluate = drive.Graphs(unet, update, settings), validation.Evaluator(unet)
+    examples = feed.examples(reader, objective, train.batch_size)
+    key = build.graph_key(model, device, train, examples, len(held_out) > 0)
+    with pipeline.device.cached_graphs(key, rank) if device.compile_cache else nullcontext():
+        for example in examples:
+            graphs.compile(example)
+            if len(held_out):
+                evaluate.compile(example)
 
-        # Validation
-        grid = validation.Grid(
-            train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas
-        )
+    # Validation
+    grid = validation.Grid(
+        train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas
+    )
 
-        def validate() -> None:
-            def losses():
-                sums = validation.losses(evaluate, reader, held_out, grid, train.batch_size, rank, ranks)
-                return device.all_reduce(sums) / len(held_out)
+    def validate() -> None:
+        def losses():
+            sums = validation.losses(evaluate, reader, held_out, grid, train.batch_size, rank, ranks)
+            return device.all_reduce(sums) / len(held_out)
 
-            found = losses()
-            values = {"validation/loss": float(found.mean())}
-            values |= {f"validation/loss_t{t}": float(value) for t, value in zip(grid.timesteps, found, strict=True)}
-            if update.ema is not None:
-                with validation.swapped(parameters, update.ema):
-                    values["validation/ema_loss"] = float(losses().mean())
-            if curves is not None:
-                curves.point(done, values)
-                if done == 0:
-                    curves.fact("validation/base_loss", values["validation/loss"])
+        found = losses()
+        values = {"validation/loss": float(found.mean())}
+        values |= {f"validation/loss_t{t}": float(value) for t, value in zip(grid.timesteps, found, strict=True)}
+        if update.ema is not None:
+            with validation.swapped(parameters, update.ema):
+                values["validation/ema_loss"] = float(losses().mean())
+        if curves is not None:
+            curves.point(done, values)
+            if done == 0:
+                curves.fact("validation/base_loss", values["validation/loss"])
 
-        # Pictures of the held-out captions
-        paint = None
-        if train.sample_interval and rank == 0:
-            paint = preview.painter(
-                unet, config, paths.vae, device, reader, held_out if len(held_out) else subset,
-                objective.alphas, diffusion.prediction, diffusion.zero_terminal_snr,
-            )  # fmt: skip
+    # Pictures of the held-out captions
+    paint = None
+    if train.sample_interval and rank == 0:
+        paint = preview.painter(
+            unet, config, paths.vae, device, reader, held_out if len(held_out) else subset,
+            objective.alphas, diffusion.prediction, diffusion.zero_terminal_snr,
+        )  # fmt: skip
 
-        # Loop
-        peak = train.learning_rate * (global_batch if train.scale_lr else 1)
+    # Loop
+    peak = train.learning_rate * (global_batch if train.scale_lr else 1)
 
-        def rates_of(number: int) -> tuple[float, float]:
-            rate = rates.learning_rate(number, end, peak, train.lr_scheduler, train.lr_warmup_steps)
-            return rate, rates.ema_decay(number, train.ema_decay)
+    def rates_of(number: int) -> tuple[float, float]:
+        rate = rates.learning_rate(number, end, peak, train.lr_scheduler, train.lr_warmup_steps)
+        return rate, rates.ema_decay(number, train.ema_decay)
 
-        steps = feed.Steps(
-            reader, objective, subset, done, end, train.batch_size, train.gradient_accumulation_steps, rank, ranks
-        )
-        if len(held_out) and done == 0:
+    steps = feed.Steps(
+        reader, objective, subset, done, end, train.batch_size, train.gradient_accumulation_steps, rank, ranks
+    )
+    if len(held_out) and done == 0:
+        validate()
+    last = time.perf_counter()
+    for result in drive.results(graphs, steps, rates_of, device.sink_size):
+        _check(result, settings, update, reader, states)
+        before, done = done, result.done
+
+        def passed(interval: int) -> bool:
+            """Whether a multiple of `interval` lies in the steps of this result (a sink may hold several)."""
+            return done // interval > before // interval  # noqa: B023  (called within its own iteration)
+
+        now = time.perf_counter()
+        if curves is not None:
+            seconds = (now - last) / result.steps
+            means = {"train/loss": result.loss} | ({"train/grad_norm": result.norm} if result.finite else {})
+            means |= {
+                "train/images_per_second": int((result.samples >= 0).sum()) / seconds,
+                "train/step_seconds": seconds,
+                "train/data_wait_seconds": result.waited,
+            }
+            latest = {
+                "train/learning_rate": result.learning_rate,
+                "train/overflows": int(update.overflows.asnumpy()),
+            }
+            curves.step(done, result.steps, means, latest, passed(train.log_interval) or done == end)
+        if len(held_out) and (passed(train.validation_interval) or done == end):
             validate()
+        if paint and (passed(train.sample_interval) or done == end):
+            paint(paths.out / "live" / PICTURES / f"step-{done:08d}.png")
+        if passed(train.checkpointing_steps) and done < end:
+            facts = {"pending": curves and curves.pending}
+            states.save(done, slots, facts, paths.out / "live", train.checkpoints_total_limit, rank, device.barrier)
         last = time.perf_counter()
-        for result in drive.results(graphs, steps, rates_of, device.sink_size):
-            _check(result, settings, update, reader, states)
-            before, done = done, result.done
 
-            def passed(interval: int) -> bool:
-                """Whether a multiple of `interval` lies in the steps of this result (a sink may hold several)."""
-                return done // interval > before // interval  # noqa: B023  (called within its own iteration)
-
-            now = time.perf_counter()
-            if curves is not None:
-                seconds = (now - last) / result.steps
-                means = {"train/loss": result.loss} | ({"train/grad_norm": result.norm} if result.finite else {})
-                means |= {
-                    "train/images_per_second": int((result.samples >= 0).sum()) / seconds,
-                    "train/step_seconds": seconds,
-                    "train/data_wait_seconds": result.waited,
-                }
-                latest = {
-                    "train/learning_rate": result.learning_rate,
-                    "train/overflows": int(update.overflows.asnumpy()),
-                }
-                curves.step(done, result.steps, means, latest, passed(train.log_interval) or done == end)
-            if len(held_out) and (passed(train.validation_interval) or done == end):
-                validate()
-            if paint and (passed(train.sample_interval) or done == end):
-                paint(paths.out / "live" / PICTURES / f"step-{done:08d}.png")
-            if passed(train.checkpointing_steps) and done < end:
-                facts = {"pending": curves and curves.pending}
-                states.save(done, slots, facts, paths.out / "live", train.checkpoints_total_limit, rank, device.barrier)
-            last = time.perf_counter()
-
-        # Outs
-        if rank == 0:
-            with store.out(paths.out / "weights") as folder:
-                folder.mkdir()
-                _write(folder / "unet.ckpt", parameters, parameters)
-                if update.ema is not None:
-                    _write(folder / "unet_ema.ckpt", update.ema, parameters)
-            curves.close()
-            states.clear()
-        device.barrier()
-
-
-def _description(
-    paths: Paths, model: str, device: Device, diffusion: params.Diffusion, train: params.Train, global_batch: int
-) -> dict:
-    """Everything that shapes the run, as plain values."""
-    return {
-        "model": model,
-        "diffusion": diffusion.model_dump(),
-        "train": train.model_dump(exclude=SPEED_KEYS) | {"global_batch": global_batch},
-        "device": {"target": device.target, "attention": device.attention_kind(train.precision)},
-        "versions": {"mindspore": ms.__version__, "numpy": np.__version__},
-        "code": state.code_digest(),
-        "inputs": {
-            "unet": file_hash(paths.unet),
-            "latents": state.cache_digest(paths.latents, shards.LATENTS),
-            "text": state.cache_digest(paths.text, shards.TEXT),
-            "captions": file_hash(paths.captions),
-        },
-    }
+    # Outs
+    if rank == 0:
+        with store.out(paths.out / "weights") as folder:
+            folder.mkdir()
+            _write(folder / "unet.ckpt", parameters, parameters)
+            if update.ema is not None:
+                _write(folder / "unet_ema.ckpt", update.ema, parameters)
+        curves.close()
+        finished.keep(training, paths.out)
+        states.clear()
+    device.barrier()
 
 
 def _check(result: drive.Result, settings: Settings, update: Update, reader: Reader, states: state.States) -> None:

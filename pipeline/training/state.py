@@ -2,11 +2,12 @@
 
 The key is a digest of everything that shapes the run, so a run goes on from its own state only. `step-*/state.ckpt` has
 weights, EMA, moments, loss scale by name; with a sharded optimizer each rank's moments are in `slices-*/` beside it.
-Both are read on any number of ranks."""
+Both are read on any number of ranks. When the store is deleted a run loses the states that it would go on from, no
+more."""
 
-import hashlib
+import contextlib
 import json
-import shutil
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,42 +17,12 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from pipeline import store
-from pipeline.cache import shards
-from pipeline.cache.table import read_table
-from pipeline.stage import PROJECT
+from pipeline.device import Device
+from pipeline.stage import StageError
+from pipeline.training.key import differences
 from pipeline.weights import ckpt
 
-CODE = ("device.py", "training", "diffusion", "models", "cache")
-
-
-def cache_digest(folder: Path, kind: shards.Kind) -> str:
-    """Of the rows' names, fingerprint and checksums, which stand for the payloads."""
-    table = read_table(folder, kind, ())
-    digest = hashlib.blake2b(json.dumps(table.fingerprint, sort_keys=True).encode(), digest_size=16)
-    digest.update(table.columns["row"].tobytes())
-    digest.update(table.sums.tobytes())
-    return digest.hexdigest()
-
-
-def code_digest() -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in CODE:
-        path = PROJECT / "pipeline" / name
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            digest.update(file.relative_to(PROJECT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def differences(old: dict, new: dict, path: str = "") -> list[str]:
-    """Where two trees of plain values differ: "train.learning_rate 0.0005 -> 0.0001"."""
-    found = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}{key}.")
-        elif a != b:
-            found.append(f"{path}{key} {a} -> {b}")
-    return found
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,31 +35,32 @@ class Slot:
 
 
 class States:
-    """The states of one key, oldest first."""
+    """The states of the trainings of one name, oldest first."""
 
-    def __init__(self, description: dict):
+    def __init__(self, name: str, description: dict):
         self.description = description
-        self.name = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
-        self.folder = store.root() / "train" / self.name
+        self.folder = store.root() / "train" / name
 
     def open(self) -> list[str]:
-        """Make the folder and clear what a killed run left half-written. Returns, for each other half-done run in the
-        store, its folder and where it differs from this one. Only rank 0 calls it, with the lock held."""
+        """Clear what a killed run left half-written. Returns, for each other half-done run in the store, its folder and
+        where it differs from this one. Only rank 0 calls it, with the lock held."""
         others = []
-        for other in sorted((store.root() / "train").glob("*/run.json")):
+        for other in store.found(store.root() / "train", "*/run.json"):
             if other.parent != self.folder:
-                found = differences(json.loads(other.read_text()), self.description)
-                others.append(f"{other.parent}: {', '.join(found[:5])}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".tmp-*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+                with contextlib.suppress(FileNotFoundError):
+                    found = differences(json.loads(other.read_text()), self.description)
+                    others.append(f"{other.parent}: {', '.join(found[:5])}")
+        store.sweep(self.folder, seconds=0)
         self._drop_slices()
-        with store.atomic(self.folder / "run.json") as path:
-            path.write_text(json.dumps(self.description, indent=1, sort_keys=True))
+        self._describe()
         return others
 
+    def _describe(self) -> None:
+        text = json.dumps(self.description, indent=1, sort_keys=True)
+        store.keep(self.folder / "run.json", lambda path: path.write_text(text))
+
     def steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return store.found(self.folder, "step-*")
 
     def newest(self) -> Path | None:
         return self.steps()[-1] if self.steps() else None
@@ -107,37 +79,76 @@ class States:
         values and `live` a folder, both given back by the one who resumes."""
         slots = list(slots)
         mine = [slot for slot in slots if slot.parts > 1]
-        slices = self.folder / f"slices-{step:08d}"
+        parts = max(slot.parts for slot in slots)
+
+        def write(path: Path) -> None:
+            path.mkdir()
+            _write(path / "state.ckpt", [slot for slot in slots if slot.parts == 1])
+            store.copy_folder(live, path / "live")
+            (path / "facts.json").write_text(json.dumps({**facts, "step": step, "parts": parts}))
+
         if mine:
-            with store.atomic(slices / f"{rank}-of-{mine[0].parts}.ckpt") as path:
-                _write(path, mine)
+            slices = self.folder / f"slices-{step:08d}"
+            store.keep(slices / f"{rank}-of-{parts}.ckpt", lambda path: _write(path, mine))
         barrier()
         if rank == 0:
-            with store.atomic(self.folder / f"step-{step:08d}") as path:
-                path.mkdir()
-                _write(path / "state.ckpt", [slot for slot in slots if slot.parts == 1])
-                shutil.copytree(live, path / "live")
-                (path / "facts.json").write_text(json.dumps({**facts, "step": step}))
+            store.keep(self.folder / f"step-{step:08d}", write)
             for old in self.steps()[:-keep]:
-                shutil.rmtree(old)
+                store.remove(old)
             self._drop_slices()
+            if not (self.folder / "run.json").exists():
+                self._describe()
         barrier()
 
     def _drop_slices(self) -> None:
         """Slices without a finished state: dropped ones, and those of a run that was killed while it saved."""
         kept = {path.name.removeprefix("step-") for path in self.steps()}
-        for old in self.folder.glob("slices-*"):
+        for old in store.found(self.folder, "slices-*"):
             if old.name.removeprefix("slices-") not in kept:
-                shutil.rmtree(old)
+                store.remove(old)
 
-    def load(self, path: Path, slots: Iterable[Slot]) -> dict:
-        """Set every slot's parameter from the state at `path`; returns its facts."""
+    def resume(self, slots: Iterable[Slot], live: Path, device: Device) -> dict | None:
+        """Set every slot's parameter from the newest state, and put its curves into `live`; returns its facts. Without
+        a state: step 0, and the slots stay as they are. All ranks call it, and go on from the same state.
+
+        None: the state went while it was read, and the slots may hold anything; make them anew and call again. Raises
+        StageError when a rank does not see rank 0's states."""
+        newest = self.newest()
+        name = device.gather(newest.name if newest else "")[0]
+        if not name:
+            return {"step": 0, "pending": None}
+        path = self.folder / name
+        try:
+            facts = self._load(path, slots, live if device.rank == 0 else None)
+        except FileNotFoundError as error:
+            log.warning("the state in %s is not whole (%s); it is not used", path, error)
+            facts = None
+        whole = [rank == "whole" for rank in device.gather("whole" if facts else "")]
+        if all(whole):
+            log.info("goes on after step %d from %s", facts["step"], path)
+            return facts
+        if device.gather("there" if whole[0] and path.exists() else "")[0]:
+            blind = ", ".join(str(rank) for rank, loaded in enumerate(whole) if not loaded)
+            raise StageError(
+                f"rank {blind} does not see the state that rank 0 has in {path}. All nodes need one store, on a disk "
+                "that they share (PIPELINE_STORE)"
+            )
+        if device.rank == 0:
+            store.remove(path)
+        device.barrier()
+        return None
+
+    def _load(self, path: Path, slots: Iterable[Slot], live: Path | None) -> dict:
+        """Raises FileNotFoundError when a part of the state is not there."""
+        facts = json.loads((path / "facts.json").read_text())
+        if live is not None:
+            store.remove(live)
+            live.parent.mkdir(parents=True, exist_ok=True)
+            store.copy_folder(path / "live", live)
         whole = ckpt.read(path / "state.ckpt")
-        slices = sorted(
-            (self.folder / path.name.replace("step-", "slices-")).glob("*.ckpt"),
-            key=lambda file: int(file.name.split("-")[0]),
-        )
-        parts = [ckpt.read(file) for file in slices]
+        slices = self.folder / path.name.replace("step-", "slices-")
+        count = facts["parts"] if facts["parts"] > 1 else 0
+        parts = [ckpt.read(slices / f"{part}-of-{count}.ckpt") for part in range(count)]
         for slot in slots:
             name = slot.parameter.name
             stored = [whole[name]] if name in whole else [part[name] for part in parts]
@@ -145,11 +156,11 @@ class States:
             if slot.parts > 1:
                 values = np.split(values, slot.parts)[slot.part]
             slot.parameter.set_data(Tensor(np.array(values).reshape(slot.parameter.shape), slot.parameter.dtype))
-        return json.loads((path / "facts.json").read_text())
+        return facts
 
     def clear(self) -> None:
         """The run is finished: free its room."""
-        shutil.rmtree(self.folder)
+        store.remove(self.folder)
 
 
 def _write(path: Path, slots: list[Slot]) -> None:

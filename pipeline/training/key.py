@@ -1,0 +1,101 @@
+"""What a training is: everything that shapes it, as plain values. Needs no MindSpore.
+
+Trainings of one `name` go on from each other's states; those of one `exact_name` have the same outs, bit for bit on one
+kind of machine."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import params
+from pipeline.cache import shards
+from pipeline.cache.fingerprint import file_hash
+from pipeline.cache.table import read_table
+from pipeline.stage import PROJECT
+from pipeline.training.data import Paths
+
+CODE = ("device.py", "training", "diffusion", "models", "cache")
+# Keys of the train section that say how the batch of a step is split: they change last bits only.
+_SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}
+# And those that change nothing.
+_STATE_KEYS = {"checkpointing_steps", "checkpoints_total_limit"}
+
+
+@dataclass(frozen=True)
+class Training:
+    description: dict  # of what shapes it
+    split: dict  # of each step's batch
+
+    @property
+    def name(self) -> str:
+        return _digest(self.description)
+
+    @property
+    def exact_name(self) -> str:
+        return _digest({**self.description, "split": self.split})
+
+
+def training(
+    paths: Paths,
+    model: str,
+    target: str,
+    attention: str,
+    diffusion: params.Diffusion,
+    train: params.Train,
+    ranks: int,
+) -> Training:
+    """That of configuration `model` on `target` ("CPU" or "Ascend") with the wished kind of attention."""
+    global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
+    description = {
+        "model": model,
+        "diffusion": diffusion.model_dump(),
+        "train": train.model_dump(exclude=_SPLIT_KEYS | _STATE_KEYS) | {"global_batch": global_batch},
+        "device": {"target": target, "attention": attention},
+        "versions": {"mindspore": metadata.version("mindspore"), "numpy": np.__version__},
+        "code": code_digest(),
+        "inputs": {
+            "unet": file_hash(paths.unet),
+            "latents": cache_digest(paths.latents, shards.LATENTS),
+            "text": cache_digest(paths.text, shards.TEXT),
+            "captions": file_hash(paths.captions),
+        },
+    }
+    return Training(description, train.model_dump(include=_SPLIT_KEYS) | {"ranks": ranks})
+
+
+def cache_digest(folder: Path, kind: shards.Kind) -> str:
+    """Of the rows' names, fingerprint and checksums, which stand for the payloads."""
+    table = read_table(folder, kind, ())
+    digest = hashlib.blake2b(json.dumps(table.fingerprint, sort_keys=True).encode(), digest_size=16)
+    digest.update(table.columns["row"].tobytes())
+    digest.update(table.sums.tobytes())
+    return digest.hexdigest()
+
+
+def code_digest() -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in CODE:
+        path = PROJECT / "pipeline" / name
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(file.relative_to(PROJECT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def differences(old: dict, new: dict, path: str = "") -> list[str]:
+    """Where two trees of plain values differ: "train.learning_rate 0.0005 -> 0.0001"."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key} {a} -> {b}")
+    return found
+
+
+def _digest(description: dict) -> str:
+    return hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
