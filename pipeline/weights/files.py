@@ -11,6 +11,7 @@ from pipeline.weights import ckpt, safetensors, signature
 from pipeline.weights.tensor import Tensor
 
 Found = dict[str, Tensor]
+_LONGEST_NAME = 255  # bytes that a file's name may have
 MAX_JSON = 100_000_000  # bytes of JSON; as the header of a safetensors file
 
 
@@ -94,7 +95,8 @@ def _read_index(index: Path) -> dict[Path, set[str] | None]:
                          "download it again")  # fmt: skip
     files: dict[Path, set[str] | None] = {}
     for name, file in weight_map.items():
-        if not file or "\0" in file or file == ".." or Path(file).name != file:
+        name_only = file not in ("", "..") and "\0" not in file and Path(file).name == file
+        if not name_only or len(file.encode(errors="replace")) > _LONGEST_NAME:
             raise StageError(f"{index} is not an index of this folder's weights: it names {shown(file)!r}")
         files.setdefault(index.with_name(file), set()).add(name)
     missing = [shown(file.name) for file in files if not file.is_file()]

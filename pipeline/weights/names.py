@@ -37,7 +37,7 @@ def canonical(name: str) -> str:
 
     - MindSpore's names, also with the `._backbone` that its mixed precision leaves in the names of norms;
     - transformers from 5.6 on, whose CLIPTextModel has no `text_model.` in its names."""
-    name = name.replace("._backbone.", ".")
+    name = re.sub(r"(\._backbone)+(?=\.)", "", name)
     if name.endswith((".gamma", ".beta", ".embedding_table")):
         try:
             name = to_stability(name)

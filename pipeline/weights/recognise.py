@@ -38,6 +38,8 @@ def what(found: dict[str, Tensor], wanted: list[str]) -> str:
     lacks = [_PARTS[part][0] for part in wanted if part in _PARTS and part not in there]
     if there and lacks:
         has = " and the ".join(_PARTS[part][0] for part in there)
-        hint = "; model.vae may name another file that has it" if lacks == ["VAE"] and len(wanted) > 1 else ""
+        hint = ""
+        if len(wanted) > 1:
+            hint = "; model.vae may name another file" if lacks == ["VAE"] else "; model.base wants the whole model"
         return f"seems to hold the {has} alone, without the {' and the '.join(lacks)}{hint}"
     return ""
