@@ -18,6 +18,12 @@ class StageError(Exception):
     """Something the user can mend: what was found, where, what was wanted, what to do."""
 
 
+def shown(text: str) -> str:
+    """Text out of a file as a message may hold it: at most 200 characters, and none that a terminal would obey."""
+    cut = text if len(text) <= 200 else text[:200] + "…"
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
+
+
 def run(main: Callable[[Params], None]) -> None:
     """Run one stage's `main(params)`. A StageError, ParamsError or OSError ends in a message and exit code 1.
 

@@ -1,4 +1,4 @@
-"""Base weights (a Stability single file or a diffusers folder) -> one MindSpore checkpoint per component.
+"""Base weights (a single file or a diffusers folder) -> one MindSpore checkpoint per component.
 
 outs/convert/{unet,clip_l,clip_g,vae}.ckpt"""
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import run
+from pipeline.weights import marks
 from pipeline.weights.convert import convert
 
 
 def main(params: Params) -> None:
-    convert(Path(params.model.base), Path(params.model.vae), CONFIGS[params.model.config], Path("outs/convert"))
+    base = Path(params.model.base)
+    marks.check(base, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
+    convert(base, Path(params.model.vae), CONFIGS[params.model.config], Path("outs/convert"))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError, run
+from pipeline.weights import marks
 from pipeline.weights.merge import merge
 
 TRAINED = {"raw": Path("outs/train/weights/unet.ckpt"), "ema": Path("outs/train/weights/unet_ema.ckpt")}
@@ -23,7 +24,8 @@ def main(params: Params) -> None:
         wanted = f"merge.weights: {params.merge.weights} asks for it"
         raise StageError(f"{unet} does not exist and {wanted}; {hint[params.merge.weights]}")
     components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
-    merge(components, CONFIGS[params.model.config], params.merge.dtype, Path("outs/merge"))
+    trained_with = marks.written(params.diffusion.prediction, params.diffusion.zero_terminal_snr)
+    merge(components, CONFIGS[params.model.config], params.merge.dtype, Path("outs/merge"), trained_with)
 
 
 if __name__ == "__main__":

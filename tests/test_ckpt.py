@@ -145,6 +145,37 @@ def test_other_files_are_refused(tmp_path):
         ckpt.read(path)
 
 
+def test_the_check_sum_that_mindspore_appends_is_no_value(tmp_path):
+    named = [{"name": "a.gamma", "data": ms.Tensor(FLOAT32)}, {"name": "b", "data": ms.Tensor(FLOAT16)}]
+    ms.save_checkpoint(named, str(tmp_path / "m.ckpt"), crc_check=True)
+    assert b"crc_num" in (tmp_path / "m.ckpt").read_bytes()[-17:]
+    found = ckpt.read(tmp_path / "m.ckpt")
+    assert list(found) == ["a.gamma", "b"]
+    np.testing.assert_array_equal(found["b"].array(), FLOAT16)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"\x0a\x08\x0a\x01a\x12\x03\x08\x01\x1a" * 3, "x.ckpt is"),
+        (b"\x0a\x90\x03\x0a\x01a\x12\x8a\x03" + b"\x08\x01" * 197, "more than 64 dimensions of a"),
+        (b"\x0a\x93\x07" + b"\x0a\x01a" * 305, "more than 200 fields in the message at byte 3"),
+        (b"\x0a\x00" * 300_000, "the value at byte 2 has no name and tensor"),
+        (b"\x0a" + b"\xff" * 9 + b"\x7f", "more than 63 bits"),
+    ],
+)
+def test_what_would_take_long_is_refused(tmp_path, raw, message):
+    (tmp_path / "x.ckpt").write_bytes(raw)
+    with pytest.raises(StageError, match=message):
+        ckpt.read(tmp_path / "x.ckpt")
+
+
+def test_more_values_than_any_checkpoint_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ckpt, "_MOST_VALUES", 3)
+    with pytest.raises(StageError, match="more than 3 fields in the message at byte 0"):
+        ckpt.read(write(tmp_path / "x.ckpt"))
+
+
 def test_a_name_that_comes_again_is_refused(tmp_path):
     with ckpt.Writer(tmp_path / "x.ckpt") as writer:
         writer.add("a", FLOAT32)

@@ -84,6 +84,29 @@ def test_position_ids_of_older_exports_are_dropped(folder):
     check(open_weights(folder, folder, SMALL))
 
 
+@pytest.mark.parametrize("encoders", [["text_encoder"], ["text_encoder", "text_encoder_2"]])
+def test_text_encoders_as_transformers_5_6_names_them(folder, encoders, capsys):
+    """CLIPTextModel has lost its text_model.; what has both names, layer by layer, is as good."""
+    for mixed in (True, False):
+        for encoder in encoders:
+            file = folder / encoder / "model.safetensors"
+            arrays = safetensors.numpy.load_file(file)
+            cut = {n: n.removeprefix("text_model.") if "mlp" in n or not mixed else n for n in arrays}
+            assert set(cut.values()) != set(arrays) or not mixed
+            safetensors.numpy.save_file({cut[name]: array for name, array in arrays.items()}, file)
+        check(open_weights(folder, folder, SMALL))
+    assert "further" not in capsys.readouterr().out
+
+
+def test_further_tensors_of_a_folder_are_named(folder, capsys):
+    file = folder / "vae/diffusion_pytorch_model.safetensors"
+    more = {"ztsnr": np.zeros(0, np.float32), "count": np.zeros(1, np.int64)}
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file) | more, file)
+    check(open_weights(folder, folder, SMALL))
+    said = capsys.readouterr().out
+    assert "1 marks of the objective:\n    vae/ztsnr" in said and "1 others:\n    vae/count I64 (1)" in said
+
+
 @pytest.mark.parametrize("form", ["whole folder", "vae folder", "vae file"])
 def test_a_diffusers_vae_replaces_the_bases_own(tmp_path, form):
     base = synthetic.write_checkpoint(tmp_path / "base.safetensors", SMALL, seed=9)

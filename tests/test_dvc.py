@@ -134,6 +134,11 @@ def test_a_training_setting(project):
     assert ran(project, "exp", "run", "-S", "train.learning_rate=1e-5") == ["train", "merge", "sample"]
 
 
+def test_what_the_unet_predicts(project):
+    """convert looks at the base's marks again; its outs stay the same, so that the caches are skipped."""
+    assert ran(project, "exp", "run", "-S", "diffusion.prediction=v") == ["convert", "train", "merge", "sample"]
+
+
 def test_guidance_scale(project):
     assert ran(project, "exp", "run", "-S", "sample.guidance_scale=7.5") == ["sample"]
 

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.models.config import TINY
 from pipeline.weights import layout
-from pipeline.weights.names import PREFIX, to_mindspore, to_stability
+from pipeline.weights.names import PREFIX, canonical, to_mindspore, to_stability
 from tests.reference import sdxl_base_tensors
 
 
@@ -39,6 +39,21 @@ def test_a_mindspore_name_is_not_mapped_again(name):
 def test_a_name_that_is_not_mindspores_has_no_reverse(name):
     with pytest.raises(ValueError, match="not a MindSpore name"):
         to_stability(name)
+
+
+def test_every_writers_name_becomes_stabilitys():
+    for stability, mindspore, _ in sdxl_base_tensors():
+        assert canonical(stability) == canonical(mindspore) == stability
+        if mindspore != stability:
+            module, _, leaf = mindspore.rpartition(".")
+            assert canonical(f"{module}._backbone._backbone.{leaf}") == stability
+    flat = "conditioner.embedders.0.transformer.{}encoder.layers.0.mlp.fc1.weight"
+    assert canonical(flat.format("")) == canonical(flat.format("text_model.")) == flat.format("text_model.")
+
+
+@pytest.mark.parametrize("name", ["gamma", "x.gamma", "ema._backbone", "encoder.layers.0.mlp.fc1.weight", "", "a.beta"])
+def test_other_names_stay(name):
+    assert canonical(name) == name
 
 
 def test_a_numbered_norm_counts_only_at_its_own_place():

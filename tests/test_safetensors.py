@@ -47,6 +47,13 @@ def test_the_library_reads_what_was_written(tmp_path):
     assert list(streamed.read(tmp_path / "y")) == list(ARRAYS)  # the data stand in the order given
 
 
+def test_metadata_are_read_and_other_values_are_not_text(file, tmp_path):
+    assert streamed.metadata(file) == {"title": "x"}
+    assert streamed.metadata(raw_file(tmp_path / "n", {})) == {}
+    assert streamed.metadata(raw_file(tmp_path / "o", {"__metadata__": {"a": 1, "b": "2"}})) == {"b": "2"}
+    assert streamed.metadata(raw_file(tmp_path / "l", {"__metadata__": [1]})) == {}
+
+
 def test_bfloat16_bits_survive(tmp_path):
     bits = RNG.integers(0, 1 << 16, (5, 3), np.uint16)
     with streamed.Writer(tmp_path / "b", {"w": ("bfloat16", (5, 3))}) as writer:
@@ -84,6 +91,15 @@ def entry(begin, end, shape=None, dtype="F16"):
         ({"a": [1]}, 8, "tensor a has no sound dtype"),
         (b'{"a": 1, "a": 2}', 0, "'a' stands twice"),
         (b"{" + b'"a":{' * 100_000, 0, "not sound JSON"),
+        (b'{"\\ud800": {"dtype":"F16","shape":[1],"data_offsets":[0,2]}}', 2, "not sound JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", 0, "not sound JSON"),
+        (b"{" + b",".join(b'"%d":1' % n for n in range(60_000)) + b',"0":1}', 0, "'0' stands twice"),
+        ({"a": entry(0, 8, [1 << 63, 0])}, 8, "tensor a has no sound dtype"),
+        ({"a": entry(0, 8, [10**200] * 60)}, 8, "tensor a has no sound dtype"),
+        ({"a": entry(0, 8, [1] * 100_000)}, 8, "tensor a has no sound dtype"),
+        ({"a": entry(0, 8, "abcd")}, 8, "tensor a has no sound dtype"),
+        ({"a": {"dtype": "F16", "shape": [4], "data_offsets": [8, 0]}}, 8, "tensor a has no sound dtype"),
+        ({"\x1b[2J" + "n" * 999: entry(0, 4, [1])}, 4, r"tensor \\x1b\[2Jn+… .*takes 2 bytes"),
         (b"{\xff", 0, "not sound JSON"),
     ],
 )

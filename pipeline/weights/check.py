@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from pipeline.stage import shown
 from pipeline.weights.layout import Shape
 from pipeline.weights.numeric import count_nonfinite, finite
 from pipeline.weights.tensor import NUMPY, Tensor
@@ -12,10 +13,10 @@ MOST = 10  # named per kind of fault; the rest is counted
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[Shape, ...]]) -> str:
     """What keeps `found` from being exactly `wanted` (name -> the shapes it may have); "" when nothing does."""
     missing = [f"{name} {_shapes(shapes)}" for name, shapes in wanted.items() if name not in found]
-    unknown = [f"{name} {tensor.dtype} {_shape(tensor.shape)}" for name, tensor in found.items() if name not in wanted]
+    unknown = [described(name, tensor) for name, tensor in found.items() if name not in wanted]
     both = [(name, found[name], shapes) for name, shapes in wanted.items() if name in found]
     misshaped = [f"{n} {_shape(t.shape)}, wanted {_shapes(shapes)}" for n, t, shapes in both if t.shape not in shapes]
-    types = [f"{n} {t.dtype}, wanted {', '.join(NUMPY)}" for n, t, _ in both if t.dtype not in NUMPY]
+    types = [f"{n} {shown(t.dtype)}, wanted {', '.join(NUMPY)}" for n, t, _ in both if t.dtype not in NUMPY]
     kinds = {"missing": missing, "unknown": unknown, "of another shape": misshaped, "of another type": types}
     return "\n".join(listed(kind, names) for kind, names in kinds.items() if names)
 
@@ -24,6 +25,11 @@ def listed(kind: str, names: list[str]) -> str:
     """`names` under a heading that counts them, cut at MOST."""
     more = [f"    and {len(names) - MOST:,} more"] if len(names) > MOST else []
     return "\n".join([f"  {len(names):,} {kind}:", *(f"    {name}" for name in names[:MOST]), *more])
+
+
+def described(name: str, tensor: Tensor) -> str:
+    """A tensor's name, dtype and shape."""
+    return f"{shown(name)} {shown(tensor.dtype)} {_shape(tensor.shape)}"
 
 
 def chunks(name: str, tensor: Tensor, faults: list[str]) -> Iterator[memoryview]:

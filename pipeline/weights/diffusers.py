@@ -36,10 +36,17 @@ def recipe(part: str, name: str, shape: Shape, config: SDXLConfig) -> Recipe:
     return _clip_g(name, shape)
 
 
-def current(name: str) -> str:
-    """The VAE's attention names before diffusers 0.15 -> those since."""
-    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    return re.sub(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{old[m[2]]}.", name)
+def current(part: str, name: str) -> str:
+    """A tensor's name in the folder of one component -> that which `recipe` has.
+
+    The VAE's attention had other names before diffusers 0.15; CLIPTextModel has lost its `text_model.` in
+    transformers 5.6."""
+    if part in ("clip_l", "clip_g"):
+        return re.sub(r"^(?=(?:embeddings|encoder|final_layer_norm)\.)", "text_model.", name)
+    if part == "vae":
+        old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+        return re.sub(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{old[m[2]]}.", name)
+    return name
 
 
 def _replace(name: str, replacements: dict[str, str]) -> str:

@@ -1,5 +1,6 @@
 """A trained UNet and the other components -> one checkpoint, streamed, in MindSpore's form and in Stability's."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import store
@@ -12,16 +13,17 @@ from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
 from pipeline.weights.tensor import Tensor
 
 
-def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path) -> None:
+def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path, marks: Sequence[str] = ()) -> None:
     """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
 
     `components` are the checkpoints of unet, clip_l, clip_g and vae. Both files hold the same tensors in the layout's
     order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
-    already keeps its bits. Raises StageError when a component is of another configuration, damaged, holds NaN or
+    already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
+    MindSpore's form has no place for them. Raises StageError when a component is of another configuration, damaged, holds NaN or
     infinity, or has a value too large for `dtype`."""
     shapes = layout.shapes(config)
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
-    entries = {name: (dtype, shape) for name, shape in shapes.items()}
+    entries = {name: (dtype, shape) for name, shape in [*shapes.items(), *((mark, (0,)) for mark in marks)]}
     begun = None
     with store.out(out) as folder:
         folder.mkdir()
@@ -36,7 +38,9 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
                     begun = name
                 mindspore.write(chunk)
                 stability.write(chunk)
-    print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}")
+            for mark in marks:
+                stability.begin(mark, *entries[mark])
+    print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}; marks: {', '.join(marks) or 'none'}")
 
 
 def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, Tensor]:

@@ -23,12 +23,27 @@ _NORM = re.compile(
     r"|^model\.diffusion_model\.out\.0$"
 )
 _NORM_LEAF = {"weight": "gamma", "bias": "beta"}
+_WITHOUT_TEXT_MODEL = re.compile(r"^(conditioner\.embedders\.0\.transformer\.)((?:embeddings|encoder|final_layer_norm)\.)")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:token_embedding|position_embedding)$")
 
 
 def part_of(name: str) -> str | None:
     """The component (a key of PREFIX) that a full name of either side belongs to, or None."""
     return next((part for part, prefix in PREFIX.items() if name.startswith(prefix)), None)
+
+
+def canonical(name: str) -> str:
+    """Stability's name of a tensor, whichever of these wrote it; any other name as it is.
+
+    - MindSpore's names, also with the `._backbone` that its mixed precision leaves in the names of norms;
+    - transformers from 5.6 on, whose CLIPTextModel has no `text_model.` in its names."""
+    name = re.sub(r"(\._backbone)+(?=\.)", "", name)
+    if name.endswith((".gamma", ".beta", ".embedding_table")):
+        try:
+            name = to_stability(name)
+        except ValueError:
+            return name  # no name of SDXL's
+    return _WITHOUT_TEXT_MODEL.sub(r"\1text_model.\2", name)
 
 
 def to_mindspore(name: str) -> str:

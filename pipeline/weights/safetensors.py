@@ -3,17 +3,23 @@
 The reader checks the whole header before any tensor is read; nothing is ever unpickled."""
 
 import json
+import math
+import reprlib
 from pathlib import Path
 
-from pipeline.stage import StageError
+from pipeline.stage import StageError, shown
+from pipeline.weights import signature
 from pipeline.weights.stream import Stream
 from pipeline.weights.tensor import Span, Tensor, size
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = {name: code for code, name in _DTYPES.items()}
-_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "I32": 32,
-         "U32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64}  # fmt: skip
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8,
+         "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32,
+         "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64}  # fmt: skip
+_LARGEST = 1 << 63  # sizes and offsets are 64-bit integers
+_MOST_AXES = 64  # NumPy's limit
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -35,7 +41,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if begin != expected:
             fault = "overlaps the tensor before it" if begin < expected else "leaves a hole before it"
             raise StageError(
-                f"{path}: tensor {name} begins at byte {begin} of the data, {fault} (which ends at {expected})"
+                f"{path}: tensor {shown(name)} begins at byte {begin} of the data, {fault} (which ends at {expected})"
             )
         expected = begin + tensor.nbytes
     if end < expected:
@@ -44,6 +50,23 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if end > expected:
         raise StageError(f"{path} has {end - expected:,} bytes after its last tensor; download or copy it again")
     return dict(ordered)
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """The header's `__metadata__`, empty when there is none. Raises StageError as `read` does."""
+    found = _header(Path(path))[0].get("__metadata__")
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file says in its first bytes that it is a safetensors file."""
+    with open(path, "rb") as file:
+        return begins(file.read(signature.LENGTH))
+
+
+def begins(prefix: bytes) -> bool:
+    """Whether a file that begins so (9 bytes or more) says that it is a safetensors file."""
+    return prefix[8:9] == b"{" and int.from_bytes(prefix[:8], "little") <= MAX_HEADER
 
 
 class Writer(Stream):
@@ -80,10 +103,12 @@ class Writer(Stream):
 def _header(path: Path) -> tuple[dict, int]:
     """The parsed header, and where the data begins."""
     with open(path, "rb") as file:
-        prefix = file.read(64)
+        prefix = file.read(signature.LENGTH)
         length = int.from_bytes(prefix[:8], "little")
-        if len(prefix) < 9 or prefix[8:9] != b"{" or length > MAX_HEADER:
-            raise StageError(f"{path} {_what_it_is(prefix, length)}")
+        if not begins(prefix):
+            large = prefix[8:9] == b"{"
+            what = f"has a header of {length:,} bytes, more than the {MAX_HEADER:,} allowed. {signature.WANTED}"
+            raise StageError(f"{path} {what if large else signature.describe(prefix)}")
         file.seek(8)
         text = file.read(length)
     if len(text) < length:
@@ -91,50 +116,44 @@ def _header(path: Path) -> tuple[dict, int]:
                          "download or copy it again")  # fmt: skip
     try:
         header = json.loads(text, object_pairs_hook=_unique)
+        "".join(header).encode()  # JSON's \ud800 is no character, and could not be printed
     except (ValueError, RecursionError) as error:
-        raise StageError(f"{path} is not a safetensors file: its header is not sound JSON ({error})") from None
+        raise StageError(f"{path} is not a safetensors file: its header is not sound JSON ({shown(str(error))}); "
+                         "download or copy it again") from None  # fmt: skip
     return header, 8 + length
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice")
+    table: dict[str, object] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"{name!r} stands twice")
+        table[name] = value
     return table
-
-
-def _what_it_is(prefix: bytes, length: int) -> str:
-    wanted = "Wanted a safetensors file"
-    # Zip (torch.save since 1.6) and the pickle protocols 2 to 5 (older .ckpt, .bin, .pt).
-    if prefix.startswith(b"PK") or (prefix[:1] == b"\x80" and prefix[1:2] in b"\2\3\4\5"):
-        return (f"holds pickled PyTorch weights, which can run any code when opened, so it is not read. {wanted}: "
-                "most models are published as one, and safetensors.torch.save_file makes one")  # fmt: skip
-    if prefix.startswith(b"version https://git-lfs"):
-        return f"is a git-lfs pointer, not the weights. {wanted}: run `git lfs pull`"
-    if not prefix:
-        return f"is empty. {wanted}"
-    if prefix[8:9] == b"{":
-        return f"has a header of {length:,} bytes, more than the {MAX_HEADER:,} allowed. {wanted}"
-    return f"begins with {prefix[:8]!r}. {wanted}"
 
 
 def _tensor(path: Path, start: int, name: str, entry: object) -> Tensor:
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = all(type(n) is int and n >= 0 for n in [*shape, begin, end]) and isinstance(code, str)
+        numbers = [*shape, begin, end]
+        sound = (
+            isinstance(code, str)
+            and isinstance(shape, list)
+            and len(shape) <= _MOST_AXES
+            and all(type(n) is int and 0 <= n < _LARGEST for n in numbers)
+            and begin <= end
+        )
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:
-        raise StageError(f"{path}: tensor {name} has no sound dtype, shape and data_offsets: {entry!r}")
-    dtype = _DTYPES.get(code, code)
-    bits = {"float32": 32, "float16": 16, "bfloat16": 16}.get(dtype) or _BITS.get(code)
-    if bits is None:
-        raise StageError(f"{path}: tensor {name} has the unknown dtype {code!r}")
-    count = 1
-    for length in shape:
-        count *= length
-    if end - begin != count * bits // 8:
-        raise StageError(f"{path}: tensor {name} ({code} {shape}) takes {count * bits // 8:,} bytes, "
+        raise StageError(
+            f"{path}: tensor {shown(name)} has no sound dtype, shape and data_offsets: {reprlib.repr(entry)}"
+        )
+    if code not in _BITS:
+        raise StageError(f"{path}: tensor {shown(name)} has the unknown dtype {shown(code)!r}; wanted one of "
+                         f"{', '.join(_CODES.values())}")  # fmt: skip
+    nbytes = (math.prod(shape) * _BITS[code] + 7) // 8
+    if end - begin != nbytes:
+        raise StageError(f"{path}: tensor {shown(name)} ({code} {shape}) takes {nbytes:,} bytes, "
                          f"its data_offsets give it {end - begin:,}")  # fmt: skip
-    return Tensor(dtype, tuple(shape), (Span(path, start + begin, end - begin),))
+    return Tensor(_DTYPES.get(code, code), tuple(shape), (Span(path, start + begin, end - begin),))

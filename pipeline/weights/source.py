@@ -1,30 +1,39 @@
-"""Base weights as they are published, seen as Stability's layout: a single safetensors file or a diffusers folder.
+"""Base weights as people have them, seen as Stability's layout: a single file (safetensors, or MindSpore's .ckpt) or a
+diffusers folder.
 
-Only headers are read here. Every tensor is checked against the layout before the first is converted."""
+Only headers are read here. Every tensor is checked against the layout before the first is converted; what a file holds
+beside the layout is named in the log and left out."""
 
-import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.models.config import CONFIGS, SDXLConfig
-from pipeline.stage import StageError
-from pipeline.weights import diffusers, layout, safetensors
+from pipeline.stage import StageError, shown
+from pipeline.weights import diffusers, further, layout, projection, recognise
 from pipeline.weights.check import differences
 from pipeline.weights.diffusers import Recipe
-from pipeline.weights.names import PREFIX, part_of
+from pipeline.weights.files import Found, read_file, read_folder
+from pipeline.weights.names import PREFIX, canonical, part_of
 from pipeline.weights.numeric import cast
 from pipeline.weights.tensor import Tensor
 
-Found = dict[str, Tensor]
 Recipes = dict[str, Recipe]  # by Stability's name
+Wanted = dict[str, tuple[layout.Shape, ...]]
+
+LOGIT_SCALE = PREFIX["clip_g"] + "model.logit_scale"
+PROJECTION = PREFIX["clip_g"] + "model.text_projection"
+LINEAR = PROJECTION + ".weight"
 
 
 def open_weights(base: Path, vae: Path, config: SDXLConfig) -> dict[str, Tensor]:
     """The whole layout's tensors by Stability's name, in its order; `vae` (unless the same path) replaces base's own.
 
-    Raises StageError that lists missing, unknown and mis-shaped tensors and those of a dtype that is not a weight's."""
+    Prints what else the files hold, and how a tensor was read that may be read in two ways. Raises StageError that
+    lists missing and mis-shaped tensors and those of a dtype that is not a weight's."""
     own_vae = base.resolve() == vae.resolve()
     parts = [part for part in PREFIX if own_vae or part != "vae"]
     tensors = _open_base(base, config, parts)
@@ -37,102 +46,67 @@ def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
     if path.is_dir():
         found: Found = {}
         for part in parts:
-            found |= _read_folder(path / diffusers.FOLDER[part], diffusers.FOLDER[part] + "/")
-        return _assemble(path, found, config, lambda other: _diffusers_recipes(other, parts))
-    found = {name: tensor for name, tensor in _read_file(path).items() if part_of(name) in (None, *parts)}
-    return _assemble(path, found, config, lambda other: _stability_recipes(other, parts))
+            found |= _of_folder(path / diffusers.FOLDER[part], part)
+        return _assemble(path, found, config, parts, _diffusers_recipes)
+    found = {name: tensor for name, tensor in read_file(path).items() if part_of(name) in (None, *parts)}
+    return _assemble(path, _renamed(path, found, canonical), config, parts, _stability_recipes)
 
 
 def _open_vae(path: Path, config: SDXLConfig) -> Found:
     """A VAE alone (Stability's names with or without prefix, or diffusers'), or that of another whole checkpoint."""
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
-        return _assemble(folder, _read_folder(folder, "vae/"), config, lambda other: _diffusers_recipes(other, ["vae"]))
-    found = _read_file(path)
+        return _assemble(folder, _of_folder(folder, "vae"), config, ["vae"], _diffusers_recipes)
+    found = read_file(path)
     if any(".down_blocks." in name for name in found):
-        found = {f"vae/{diffusers.current(name)}": tensor for name, tensor in found.items()}
-        return _assemble(path, found, config, lambda other: _diffusers_recipes(other, ["vae"]))
-    if any(name.startswith(PREFIX["vae"]) for name in found):
-        found = {name: tensor for name, tensor in found.items() if part_of(name) in (None, "vae")}
-    else:
-        found = {PREFIX["vae"] + name: tensor for name, tensor in found.items()}
-    return _assemble(path, found, config, lambda other: _stability_recipes(other, ["vae"]))
+        found = _renamed(path, found, lambda name: _in_folder("vae", name))
+        return _assemble(path, found, config, ["vae"], _diffusers_recipes)
+    prefixed = any(name.startswith(PREFIX["vae"]) for name in found)
+    bare = not prefixed and any(name.startswith(("encoder.", "decoder.")) for name in found)
+    own = {name: tensor for name, tensor in found.items() if part_of(name) in (None, "vae")} if prefixed else found
+    own = _renamed(path, own, lambda name: canonical(PREFIX["vae"] + name if bare else name))
+    return _assemble(path, own, config, ["vae"], _stability_recipes)
 
 
-# Reading
+# Names
 
 
-def _read_file(path: Path) -> Found:
-    if not path.exists():
-        raise StageError(f"{path} does not exist; wanted a safetensors file or a diffusers folder")
-    return _without_buffers(safetensors.read(path))
+def _of_folder(folder: Path, part: str) -> Found:
+    return _renamed(folder, read_folder(folder), lambda name: _in_folder(part, name))
 
 
-def _read_folder(folder: Path, prefix: str) -> Found:
-    """The tensors of one model's folder, whichever of the published forms it has; names get `prefix`."""
-    files = _files(folder)
-    tensors: Found = {}
-    for file, names in files.items():
-        found = safetensors.read(file)
-        if names is not None and set(found) != names:
-            odd = sorted(set(found) ^ names)
-            raise StageError(
-                f"{file} does not hold the tensors that the folder's index says, first {odd[0]}; download it again"
-            )
-        tensors |= found
-    return {prefix + diffusers.current(name): tensor for name, tensor in _without_buffers(tensors).items()}
+def _in_folder(part: str, name: str) -> str:
+    return f"{diffusers.FOLDER[part]}/{diffusers.current(part, name)}"
 
 
-def _files(folder: Path) -> dict[Path, set[str] | None]:
-    """The weight files of a folder, each with the names that an index gives it (None: no index)."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        for variant in ("", ".fp16"):
-            single = folder / f"{stem}{variant}.safetensors"
-            if single.is_file():
-                return {single: None}
-            indices = {f"{stem}{variant}.safetensors.index.json", f"{stem}.safetensors.index{variant}.json"}
-            for index in sorted(indices):
-                if (folder / index).is_file():
-                    return _read_index(folder / index)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    pickled = [name for name in there if name.endswith((".bin", ".pt", ".ckpt"))]
-    if pickled:
-        raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run code when they are "
-                         "opened and so are not read; wanted *.safetensors (save_pretrained writes them)")  # fmt: skip
-    what = f"has {', '.join(there) or 'no files'}" if folder.is_dir() else "does not exist"
-    raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, their .fp16 "
-                     "variant or sharded form, in unet/, vae/, text_encoder/ and text_encoder_2/")  # fmt: skip
+def _renamed(path: Path, found: Found, rename: Callable[[str], str]) -> Found:
+    origin: dict[str, str] = {}
+    for name in found:
+        new = rename(name)
+        if new in origin:
+            raise StageError(f"{path} holds {shown(origin[new])} and {shown(name)}, which name the same tensor; "
+                             "take one of them out")  # fmt: skip
+        origin[new] = name
+    return {new: found[name] for new, name in origin.items()}
 
 
-def _read_index(index: Path) -> dict[Path, set[str] | None]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files: dict[Path, set[str] | None] = {}
-        for name, file in weight_map.items():
-            if Path(file).name != file:
-                raise ValueError(f"it points outside of its folder: {file}")
-            files.setdefault(index.with_name(file), set()).add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(f"{index} is not an index of sharded weights: {error!r}") from None
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise StageError(f"{index} names files that are not there: {', '.join(missing)}; download them")
-    return files
+# Recipes
 
 
-def _without_buffers(found: Found) -> Found:
-    """Old exports hold `position_ids`, which count 0 to 76 and are no weights."""
-    return {name: tensor for name, tensor in found.items() if name.rpartition(".")[2] != "position_ids"}
+def _stability_recipes(found: Found, config: SDXLConfig, parts: list[str]) -> Recipes:
+    shapes = {name: shape for name, shape in layout.shapes(config).items() if part_of(name) in parts}
+    recipes = {name: Recipe((name,), (shape,)) for name, shape in shapes.items()}
+    if "clip_g" in parts:
+        name = LINEAR if PROJECTION not in found and LINEAR in found else PROJECTION
+        if LOGIT_SCALE not in found and name in found:
+            recipes[LOGIT_SCALE] = Recipe((), ((),))
+        shape = shapes[PROJECTION]
+        transposed = name in found and projection.is_transposed(found[name], name == LINEAR, shape)[0]
+        recipes[PROJECTION] = Recipe((name,), (shape[::-1] if transposed else shape,), transposed)
+    return recipes
 
 
-# Checking and putting together
-
-
-def _stability_recipes(config: SDXLConfig, parts: list[str]) -> Recipes:
-    return {name: Recipe((name,), (shape,)) for name, shape in layout.shapes(config).items() if part_of(name) in parts}
-
-
-def _diffusers_recipes(config: SDXLConfig, parts: list[str]) -> Recipes:
+def _diffusers_recipes(found: Found, config: SDXLConfig, parts: list[str]) -> Recipes:
     recipes = {}
     for name, shape in layout.shapes(config).items():
         part = part_of(name)
@@ -143,35 +117,72 @@ def _diffusers_recipes(config: SDXLConfig, parts: list[str]) -> Recipes:
     return recipes
 
 
-def _assemble(path: Path, found: Found, config: SDXLConfig, recipes_of) -> Found:
-    """Make the layout's tensors; `recipes_of(config)` says of what."""
-    recipes = recipes_of(config)
-    if faults := differences(found, _wanted(recipes)):
-        for name, other in CONFIGS.items():
-            if other != config and not differences(found, _wanted(recipes_of(other))):
-                raise StageError(f"{path} holds weights of the configuration {name}; set model.config to {name}")
-        raise StageError(f"{path} does not hold the weights of this model.config:\n{faults}")
-    shapes = layout.shapes(config)
-    return {name: _make(path, recipe, shapes[name], found) for name, recipe in recipes.items()}
-
-
-def _wanted(recipes: Recipes) -> dict[str, tuple[layout.Shape, ...]]:
+def _wanted(recipes: Recipes) -> Wanted:
     return {source: recipe.shapes for recipe in recipes.values() for source in recipe.parts}
 
 
-def _make(path: Path, recipe: Recipe, shape: layout.Shape, found: Found) -> Tensor:
+# Checking and putting together
+
+
+def _assemble(path: Path, found: Found, config: SDXLConfig, parts: list[str], recipes_of) -> Found:
+    """Make the layout's tensors; `recipes_of(found, config, parts)` says of what."""
+    recipes = recipes_of(found, config, parts)
+    wanted = _wanted(recipes)
+    if faults := _faults(found, wanted):
+        for name, other in CONFIGS.items():
+            if other != config and not _faults(found, _wanted(recipes_of(found, other, parts))):
+                raise StageError(f"{path} holds weights of the configuration {name}; set model.config to {name}")
+        there = sum(name in found for name in wanted)
+        few = [f"it holds {there:,} of the {len(wanted):,} tensors wanted"] if 2 * there < len(wanted) else []
+        reasons = [*few, *filter(None, [recognise.what(found, parts)])]
+        head = f"{path} does not hold the weights of this model.config"
+        raise StageError(": ".join([head, *([" and ".join(reasons)] if reasons else [])]) + f":\n{faults}")
+    shapes = layout.shapes(config)
+    _say(path, found, recipes, shapes[PROJECTION])
+    return {name: _make(path, recipe, shapes[name], found, recipes) for name, recipe in recipes.items()}
+
+
+def _faults(found: Found, wanted: Wanted) -> str:
+    """What keeps the tensors from being those wanted; "" when nothing does. Further ones alone do not, unless they are
+    further layers of the same network: then it is another network."""
+    layers = {_without_numbers(name) for name in wanted}
+    own = {name: tensor for name, tensor in found.items() if name in wanted or _without_numbers(name) in layers}
+    return differences(found, wanted) if differences(own, wanted) else ""
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _say(path: Path, found: Found, recipes: Recipes, shape: layout.Shape) -> None:
+    """Print what is left out, and what was decided."""
+    wanted = _wanted(recipes)
+    if more := {name: tensor for name, tensor in found.items() if name not in wanted}:
+        print(f"{path}: {further.note(more)}", flush=True)
+    made = LOGIT_SCALE in recipes and not recipes[LOGIT_SCALE].parts
+    if made:
+        print(f"{path}: no {LOGIT_SCALE}, which SDXL never computes with; ln 100 stands in", flush=True)
+    name = recipes[PROJECTION].parts[0] if PROJECTION in recipes else ""
+    if name in (PROJECTION, LINEAR):
+        transposed, known_by = projection.is_transposed(found[name], name == LINEAR, shape)
+        unusual = transposed or name == LINEAR
+        if unusual or (made and known_by == "name"):
+            form = "as torch.nn.Linear holds it, transposed" if transposed else "as OpenCLIP holds it, not transposed"
+            print(f"{path}: {name} is read {form} (known by its {known_by})", flush=True)
+
+
+def _make(path: Path, recipe: Recipe, shape: layout.Shape, found: Found, recipes: Recipes) -> Tensor:
     if not recipe.parts:
-        return _logit_scale(found)
+        return _logit_scale(found[recipes[PROJECTION].parts[0]].dtype)
     parts = [found[name] for name in recipe.parts]
     if len({part.dtype for part in parts}) > 1:
         mixed = ", ".join(f"{name} {found[name].dtype}" for name in recipe.parts)
-        raise StageError(f"{path}: wanted one dtype for what becomes one tensor, found {mixed}")
+        raise StageError(f"{path}: wanted one dtype for what becomes one tensor, found {mixed}; save them as one dtype")
     return Tensor(parts[0].dtype, shape, tuple(span for part in parts for span in part.spans), recipe.transposed)
 
 
-def _logit_scale(found: Found) -> Tensor:
-    """OpenCLIP's logit_scale, which SDXL never computes with and a diffusers folder leaves out: ln 100, where training
-    clips it (arXiv 2103.00020, section 2.5)."""
-    dtype = found["text_encoder_2/text_projection.weight"].dtype
+def _logit_scale(dtype: str) -> Tensor:
+    """OpenCLIP's logit_scale, which SDXL never computes with and diffusers' classes lack: ln 100, where training clips
+    it (arXiv 2103.00020, section 2.5)."""
     bits = cast(np.float32(math.log(100)).tobytes(), "float32", dtype)
     return Tensor(dtype, (), (), constant=bytes(memoryview(bits)))

@@ -1,6 +1,5 @@
 """What writers of checkpoints share: tensors go to a file one after the other, chunk by chunk, none held in memory."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,6 @@ class Stream:
         self._finish_tensor()
         if name in self._names:
             raise ValueError(f"{name} was written already")
-        if not math.prod(shape):
-            raise ValueError(f"{name} has no elements: shape {shape}")
         self._names[name] = None
         self._left = size(dtype, shape)
 

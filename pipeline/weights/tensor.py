@@ -82,6 +82,8 @@ def size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _map(span: Span, dtype: np.dtype) -> np.ndarray:
+    if not span.size:  # mmap takes no nothing
+        return np.empty(0, dtype)
     return np.asarray(np.memmap(span.path, np.uint8, "r", span.offset, (span.size,))).view(dtype)
 
 
