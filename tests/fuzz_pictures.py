@@ -79,15 +79,20 @@ def damaged(pictures: list[bytes], seed: int, number: int) -> bytes:
     data = bytearray(pictures[draw.integers(len(pictures))])
     if not data:
         return b""
-    early = draw.random() < 0.6  # headers are more worth damaging than pixels
+    is_tiff = data[:2] in (b"II", b"MM")
+    in_header = draw.random() < 0.6  # more worth damaging than the pixels
 
     def place() -> int:
-        return int(draw.integers(min(len(data), 400) if early else len(data)))
+        if not in_header:
+            return int(draw.integers(len(data)))
+        place = int(draw.integers(min(len(data), 400)))
+        return len(data) - 1 - place if is_tiff and draw.random() < 0.8 else place  # many have their header at the end
 
     for _ in range(int(draw.integers(1, 4))):
         if not data:
             break
-        kind, at = draw.integers(7), place()
+        # What moves a TIFF's header makes all of it unreadable.
+        kind, at = draw.choice([1, 2, 5]) if is_tiff and draw.random() < 0.8 else draw.integers(7), place()
         if kind == 0:
             del data[at:]
         elif kind == 1:

@@ -54,6 +54,8 @@ def open_tiff(data: bytes) -> TiffImageFile:
     tags = TiffImagePlugin.ImageFileDirectory_v2(head + (stream.read(8) if head[2:4] in (b"+\0", b"\0+") else b""))
     stream.seek(tags.next)
     tags.load(stream)
+    if PHOTOMETRIC_INTERPRETATION not in tags:
+        raise ValueError("no tag says what the pixels mean")
     if not _is_known(tags):
         raise NotImplementedError(_named(tags))
     try:
