@@ -16,16 +16,22 @@ OUT = "outs/latents"
 def main(params: Params) -> None:
     p, config = params.cache_latents, params.model.config
     preparation = Preparation(p.store, p.crop, p.crops, p.flip, p.interpolation, tuple(p.background))
-    made_with = fingerprint.latents(
-        VAE, config=config, precision=p.precision, batch_size=p.batch_size, preparation=preparation.fingerprint
-    )
+
+    def describe() -> dict:
+        return fingerprint.latents(
+            VAE, config=config, precision=p.precision, batch_size=p.batch_size, preparation=preparation.fingerprint
+        )
+
+    made_with = describe()
 
     def make_encoder():
         hardware.check(params, "cache_latents")
         from pipeline import device  # MindSpore takes seconds to import, and most runs encode nothing
         from pipeline.models.encode import vae_encoder
 
-        return vae_encoder(CONFIGS[config], VAE, device.setup(params.device.target), p.precision)
+        encode = vae_encoder(CONFIGS[config], VAE, device.setup(params.device.target), p.precision)
+        fingerprint.check(made_with, describe())
+        return encode
 
     source = open_source(params.data.images)
     job = make_job(IMAGES, source, made_with, preparation, make_encoder, p.batch_size, p.workers)

@@ -17,18 +17,29 @@ OUT = "outs/text"
 
 def main(params: Params) -> None:
     p, config, tokenizer = params.cache_text, params.model.config, params.model.tokenizer
-    made_with = fingerprint.text(
-        CLIP_L, CLIP_G, tokenizer, config=config, precision=p.precision, batch_size=p.batch_size, chunks=p.chunks
-    )
+
+    def describe() -> dict:
+        return fingerprint.text(
+            CLIP_L, CLIP_G, tokenizer, config=config, precision=p.precision, batch_size=p.batch_size, chunks=p.chunks
+        )
+
+    made_with = describe()
+
+    def make_tokenizer():
+        made = Tokenizer(tokenizer)
+        fingerprint.check(made_with, describe())
+        return made
 
     def make_encoder():
         hardware.check(params, "cache_text")
         from pipeline import device  # MindSpore takes seconds to import, and most runs encode nothing
         from pipeline.models.encode import text_encoder
 
-        return text_encoder(CONFIGS[config], CLIP_L, CLIP_G, device.setup(params.device.target), p.precision)
+        encode = text_encoder(CONFIGS[config], CLIP_L, CLIP_G, device.setup(params.device.target), p.precision)
+        fingerprint.check(made_with, describe())
+        return encode
 
-    job = make_job(CAPTIONS, made_with, lambda: Tokenizer(tokenizer), make_encoder, p.chunks, p.batch_size)
+    job = make_job(CAPTIONS, made_with, make_tokenizer, make_encoder, p.chunks, p.batch_size)
     with ranks.beside(params.device.workers) as others:
         report = engine.build(job, OUT, others)
     print(

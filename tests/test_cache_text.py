@@ -1,16 +1,21 @@
 """Captions to token chunks and rows."""
 
 import hashlib
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline
 from pipeline.cache import engine, shards, text, tokens
 from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.data import captions
 from pipeline.stage import StageError
+from stages import cache_text
+from tests.training_samples import params
 
 BEGIN, END = 1000, 1001
 
@@ -141,3 +146,38 @@ def test_a_broken_result_names_the_caption(tmp_path):
 
     with pytest.raises(StageError, match="caption '2': its pooled embedding is infinite"):
         build(tmp_path, [("1", None), ("2", None)], encoder=broken)
+
+
+@pytest.mark.parametrize("edited", ["tokenizer/vocab.json", "outs/convert/clip_g.ckpt", None])
+def test_files_that_are_edited_before_they_are_read_make_no_rows(tmp_path, monkeypatch, edited):
+    """Else the store would keep one tokenizer's rows under another's name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("outs/convert/clip_l.ckpt", "outs/convert/clip_g.ckpt", "tokenizer/vocab.json", "tokenizer/merges.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("first")
+    (tmp_path / "outs/index").mkdir()
+    write_captions(tmp_path / cache_text.CAPTIONS, [("1 2", None)])
+
+    def reads(name, value):
+        def read(*_):
+            if edited and edited.startswith(name):
+                (tmp_path / edited).write_text("second")
+            return value
+
+        return read
+
+    stub = SimpleNamespace(setup=lambda target: target)
+    monkeypatch.setattr(pipeline, "device", stub, raising=False)
+    monkeypatch.setitem(sys.modules, "pipeline.device", stub)
+    encoders = SimpleNamespace(text_encoder=reads("outs", encode))
+    monkeypatch.setitem(sys.modules, "pipeline.models.encode", encoders)
+    monkeypatch.setattr(cache_text, "Tokenizer", reads("tokenizer", Words()))
+    settings = params(**{"model.tokenizer": "tokenizer"})
+    if edited:
+        name = "tokenizer" if "tokenizer" in edited else "clip_g"
+        with pytest.raises(StageError, match=f"{name} of the encoders changed while this stage ran"):
+            cache_text.main(settings)
+        assert not list((tmp_path / "store/cache").rglob("*.parquet")) and not (tmp_path / "outs/text").exists()
+    else:
+        cache_text.main(settings)
+        assert list((tmp_path / "outs/text").iterdir())

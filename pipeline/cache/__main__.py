@@ -1,11 +1,11 @@
-"""python -m pipeline.cache ls | verify | show | gc: look at the caches in outs/ and in the store."""
+"""python -m pipeline.cache ls | verify | show | gc: look at the caches in outs/ and at the store."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import store
+from pipeline import leftovers, store
 from pipeline.cache import shards, shelf, verify
 from pipeline.cache.collect import collect
 from pipeline.stage import StageError
@@ -19,7 +19,7 @@ DVC_CACHE = Path(".dvc/cache")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.cache", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("ls", help="rows, bytes and fingerprints of the outs and the store")
+    command = commands.add_parser("ls", help="what is in the outs and in the store, with sizes and settings")
     command.set_defaults(run=lambda _: list_caches())
     command = commands.add_parser("verify", help="check every byte; exit code 1 when a file is damaged")
     command.add_argument("folders", nargs="*", type=Path, help="default: the outs and the store")
@@ -33,9 +33,14 @@ def main() -> None:
     command.set_defaults(run=lambda args: show(args.count, args.out))
     command = commands.add_parser("gc", help="remove what neither the workspace nor the newest states need")
     command.add_argument(
-        "--keep", type=int, default=3, help="states of each cache to keep beside the workspace's (default 3)"
+        "--keep",
+        type=int,
+        default=3,
+        help="how many to keep, the newest, of each cache's states beside the workspace's, of half-done trainings, of "
+        "finished ones, and of compiled graphs (default 3); nothing goes that a process works on",
     )
-    command.set_defaults(run=lambda args: collect_garbage(args.keep))
+    command.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    command.set_defaults(run=lambda args: collect_garbage(args.keep, args.dry_run))
     args = parser.parse_args()
     try:
         args.run(args)
@@ -44,7 +49,7 @@ def main() -> None:
 
 
 def list_caches() -> None:
-    """One line for each folder of shards, and below it what its rows were made with."""
+    """One line for each folder of shards, and below it what its rows were made with; then what else the store has."""
     for kind, folder in _folders():
         paths = sorted(folder.glob("[!.]*.parquet"))
         rows = damaged = 0
@@ -63,6 +68,12 @@ def list_caches() -> None:
         print(*(f"    {text}" for text in sorted(made_with)), sep="\n")
     states = list(shelf.states().glob("[!.]*.json"))
     print(f"{len(states)} states in the store ({store.root()})")
+    found = leftovers.find()
+    for item in found:
+        if item.kind != "memo":
+            print(_line(item))
+    memos = [item.bytes for item in found if item.kind == "memo"]
+    print(f"{len(memos)} memos of pictures and files, {_size(sum(memos))}")
 
 
 def check(folders: list[Path], remove: bool) -> None:
@@ -106,14 +117,31 @@ def show(count: int, out: Path) -> None:
     print(f"each pair in {out}: the picture, then its decoded latent")
 
 
-def collect_garbage(keep: int) -> None:
-    freed = collect(OUTS, keep)
+def collect_garbage(keep: int, dry: bool = False) -> None:
+    removed = "would remove" if dry else "removed"
+    freed = collect(OUTS, keep, dry)
     print(
-        f"removed {freed.files} files of {_size(freed.bytes)} and {freed.states} states; "
+        f"{removed} {freed.files} files of {_size(freed.bytes)} and {freed.states} states; "
         f"kept the workspace's and the {keep} newest"
     )
-    if freed.still_linked:
-        print(f"{_size(freed.still_linked)} of that is still in outs or in DVC's cache (`dvc gc` frees the latter)")
+    chosen = leftovers.spare(leftovers.find(), keep)
+    for item in chosen:
+        if item.kind != "memo":
+            print(f"{removed} {_line(item)}")
+    memos = [item.bytes for item in chosen if item.kind == "memo"]
+    if memos:
+        print(f"{removed} {len(memos)} memos of {_size(sum(memos))}, unused for {leftovers.UNUSED_DAYS} days")
+    if not dry and (half_written := leftovers.remove(chosen)):
+        print(f"removed {_size(half_written)} that killed processes left half-written")
+    if linked := freed.still_linked + sum(item.linked for item in chosen):
+        print(f"{_size(linked)} of that is still in outs or in DVC's cache (`dvc gc` frees the latter)")
+
+
+def _line(item: leftovers.Leftover) -> str:
+    """Such as: half-done training .store/train/0a1b: 41 GB, 3 days old, step 300 of 1000"""
+    age = f"{item.days:.0f} days old" if item.days >= 1 else f"{item.days * 24:.0f} h old"
+    notes = ["in use"] * item.in_use + [item.note] * bool(item.note)
+    return ", ".join([f"{item.kind} {item.path}: {_size(item.bytes)}", age, *notes])
 
 
 def _folders() -> Iterator[tuple[shards.Kind, Path]]:

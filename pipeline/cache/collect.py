@@ -17,9 +17,10 @@ class Freed:
     states: int
 
 
-def collect(outs: dict[str, Path], keep: int) -> Freed:
+def collect(outs: dict[str, Path], keep: int, dry: bool = False) -> Freed:
     """Remove all shards and parts but those of `outs` (kind -> folder), of the `keep` newest states of each kind, and
-    of states that a running stage works on. Parts stay where a kept state is unfinished."""
+    of states that a running stage works on. Parts stay where a kept state is unfinished. `dry`: remove nothing, say
+    what would be."""
     cache = store.root() / "cache"
     needed = set().union(*(_of_out(shards.KINDS[kind], folder) for kind, folder in outs.items()))
     unfinished: set[Path] = set()  # folders
@@ -38,8 +39,9 @@ def collect(outs: dict[str, Path], keep: int) -> Freed:
             if not all(file.exists() for file in files):
                 unfinished.add(folder)
         else:
-            store.remove(path)
             dropped += 1
+            if not dry:
+                store.remove(path)
     count = size = linked = 0
     folders = [folder for kind in shards.KINDS for folder in store.found(cache / kind, "*")]
     for path in [path for folder in folders for path in store.found(folder, "[!.]*.parquet")]:
@@ -49,11 +51,12 @@ def collect(outs: dict[str, Path], keep: int) -> Freed:
             status = path.stat()
         except FileNotFoundError:
             continue
-        store.remove(path)
+        if not dry:
+            store.remove(path)
         count += 1
         size += status.st_size
         linked += status.st_size if status.st_nlink > 1 else 0
-    for folder in folders:
+    for folder in folders if not dry else []:
         size += store.sweep(folder)
         with contextlib.suppress(OSError):  # it holds something, or is gone
             folder.rmdir()

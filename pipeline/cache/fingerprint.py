@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from pipeline import store
+from pipeline.stage import StageError
 
 _SETTLED = 2.0  # seconds; a file changed later than this before it was hashed may change again within one clock tick
 
@@ -33,6 +34,14 @@ def file_hash(path: str | Path) -> str:
     if time.time() - status.st_mtime > _SETTLED:
         store.keep(memo, lambda temporary: temporary.write_text(json.dumps({"state": state, "hash": found})))
     return found
+
+
+def check(rows: dict, encoder: dict) -> None:
+    """Raises StageError when the files of which an encoder was made are others than those that its rows will be said
+    to be made with: they were edited while the stage ran."""
+    edited = ", ".join(name for name in rows if rows[name] != encoder[name])
+    if edited:
+        raise StageError(f"{edited} of the encoders changed while this stage ran; run `dvc repro` again")
 
 
 def latents(vae: str | Path, *, config: str, precision: str, batch_size: int, preparation: dict) -> dict:
