@@ -1,7 +1,7 @@
 """Damaged weights: safetensors files, MindSpore's .ckpt and diffusers' index.json, changed at random.
 
-Whatever the bytes are, they are read or a StageError says why not, within seconds and without much memory, and no tensor
-reaches beyond its file."""
+Whatever the bytes are, they are read or a StageError says why not, within seconds and without much memory, and no
+tensor reaches beyond its file."""
 
 import contextlib
 import io
@@ -28,8 +28,32 @@ LONGEST = 10  # seconds of one case
 MOST_MEMORY = 500 << 20  # bytes that all cases together may add
 
 _NUMBERS = (-1, 0, 1, 2, 255, 1 << 31, (1 << 31) - 1, 1 << 62, 1 << 63, 1 << 64, 10**400, 1.0, 1e308)
-_VALUES = (None, True, "", "F32", "F99", "\ud800", [], [[]], {}, {"dtype": "F32"}, "a" * 5000, "x\0\n\x1b[31m", *_NUMBERS)
-_NAMES = ("v_pred", "ztsnr", "__metadata__", "", "\ud800", "a.lora_up.weight", "model_ema.decay", "n" * 9000, "x\x1b[2J")
+_VALUES = (
+    None,
+    True,
+    "",
+    "F32",
+    "F99",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"dtype": "F32"},
+    "a" * 5000,
+    "x\0\n\x1b[31m",
+    *_NUMBERS,
+)
+_NAMES = (
+    "v_pred",
+    "ztsnr",
+    "__metadata__",
+    "",
+    "\ud800",
+    "a.lora_up.weight",
+    "model_ema.decay",
+    "n" * 9000,
+    "x\x1b[2J",
+)
 
 
 def fuzz(seconds: float, seed: int) -> int:

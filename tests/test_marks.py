@@ -96,7 +96,9 @@ def test_a_diffusers_folder_says_it_in_its_scheduler(folder):
         marks.check(folder, *settings)
     config.write_text(json.dumps({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}))
     marks.check(folder, "v", True)
-    with pytest.raises(StageError, match="v_prediction in its scheduler/scheduler_config.json says .*; resc.* is false"):
+    with pytest.raises(
+        StageError, match="v_prediction in its scheduler/scheduler_config.json says .*;.*zero_terminal_snr is false"
+    ):
         marks.check(folder, "epsilon", False)
     config.write_text(json.dumps({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}))
     with pytest.raises(StageError, match="EDM model"):

@@ -19,8 +19,8 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
     `components` are the checkpoints of unet, clip_l, clip_g and vae. Both files hold the same tensors in the layout's
     order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
     already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
-    MindSpore's form has no place for them. Raises StageError when a component is of another configuration, damaged, holds NaN or
-    infinity, or has a value too large for `dtype`."""
+    MindSpore's form has no place for them. Raises StageError when a component is of another configuration, damaged,
+    holds NaN or infinity, or has a value too large for `dtype`."""
     shapes = layout.shapes(config)
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
     entries = {name: (dtype, shape) for name, shape in [*shapes.items(), *((mark, (0,)) for mark in marks)]}
@@ -40,7 +40,8 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
                 stability.write(chunk)
             for mark in marks:
                 stability.begin(mark, *entries[mark])
-    print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}; marks: {', '.join(marks) or 'none'}")
+    marked = f", marked {' and '.join(marks)}" if marks else ""
+    print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}{marked}")
 
 
 def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, Tensor]:
