@@ -73,7 +73,9 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     if pickled:
         raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run code when they are "
                          "opened and so are not read; wanted *.safetensors (save_pretrained writes them)")  # fmt: skip
-    what = f"has {shown(', '.join(there)) or 'no files'}" if folder.is_dir() else "does not exist"
+    single = sorted(path.name for path in folder.parent.glob("*.safetensors"))
+    absent = f"does not exist (for a single file give its own path: {single[0]})" if single else "does not exist"
+    what = f"has {shown(', '.join(there)) or 'no files'}" if folder.is_dir() else absent
     raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, a variant "
                      "such as .fp16 or shards, in each of unet/, vae/, text_encoder/ and text_encoder_2/")  # fmt: skip
 

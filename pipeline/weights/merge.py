@@ -13,6 +13,9 @@ from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
 from pipeline.weights.tensor import Tensor
 
 
+_DIVERGED = "; a training that diverges leaves such: lower train.learning_rate"
+
+
 def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path, marks: Sequence[str] = ()) -> None:
     """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
 
@@ -47,7 +50,7 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
 def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, Tensor]:
     """A component's tensors by Stability's name."""
     if not path.exists():
-        raise StageError(f"{path} does not exist; wanted the checkpoint of {part}")
+        raise StageError(f"{path} does not exist; wanted the checkpoint of {part}: run the stage that writes it")
     found = ckpt.read(path)
     own = {to_mindspore(name): name for name in shapes if part_of(name) == part}
     if faults := check.differences(found, {name: (shapes[stability],) for name, stability in own.items()}):
@@ -90,7 +93,7 @@ def _refuse(components: dict[str, Path], dtype: str, faults: list[str], too_larg
     """Raise for what was found, if anything."""
     lists = []
     if faults:
-        lists.append(check.listed("tensors with values that are no numbers", faults))
+        lists.append(check.listed(f"tensors with values that are no numbers{_DIVERGED}", faults))
     if too_large:
         kind = f"tensors with values too large for {dtype}; set merge.dtype to bfloat16 or float32"
         lists.append(check.listed(kind, too_large))
