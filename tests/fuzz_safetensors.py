@@ -1,9 +1,10 @@
 """Damaged weights: safetensors files, MindSpore's .ckpt and diffusers' index.json, changed at random.
 
-Whatever the bytes are, they are read or a StageError says why not, within seconds and without much memory, and no tensor
-reaches beyond its file."""
+Whatever the bytes are, they are read or a StageError says why not, within seconds and without much memory, and no
+tensor reaches beyond its file."""
 
 import contextlib
+import copy
 import io
 import itertools
 import json
@@ -27,9 +28,35 @@ from tests.test_diffusers import FOLDER, SMALL
 LONGEST = 10  # seconds of one case
 MOST_MEMORY = 500 << 20  # bytes that all cases together may add
 
+_DEEP = "as deep as no parser goes"
 _NUMBERS = (-1, 0, 1, 2, 255, 1 << 31, (1 << 31) - 1, 1 << 62, 1 << 63, 1 << 64, 10**400, 1.0, 1e308)
-_VALUES = (None, True, "", "F32", "F99", "\ud800", [], [[]], {}, {"dtype": "F32"}, "a" * 5000, "x\0\n\x1b[31m", *_NUMBERS)
-_NAMES = ("v_pred", "ztsnr", "__metadata__", "", "\ud800", "a.lora_up.weight", "model_ema.decay", "n" * 9000, "x\x1b[2J")
+_VALUES = (
+    None,
+    True,
+    "",
+    "F32",
+    "F99",
+    "\ud800",
+    _DEEP,
+    [],
+    [[]],
+    {},
+    {"dtype": "F32"},
+    "a" * 5000,
+    "x\0\n\x1b[31m",
+    *_NUMBERS,
+)
+_NAMES = (
+    "v_pred",
+    "ztsnr",
+    "__metadata__",
+    "",
+    "\ud800",
+    "a.lora_up.weight",
+    "model_ema.decay",
+    "n" * 9000,
+    "x\x1b[2J",
+)
 
 
 def fuzz(seconds: float, seed: int) -> int:
@@ -41,7 +68,7 @@ def fuzz(seconds: float, seed: int) -> int:
         base = synthetic.write_checkpoint(folder / "base.safetensors", SMALL)
         few = _few(base, folder / "few.safetensors")
         small, whole = ([_safetensors(file), _ckpt(folder, file)] for file in (few, base))
-        forms: list[Callable] = [*whole, _folder(folder), *small, *small, *small, *small]
+        forms: list[Callable] = [*whole, *[_folder(folder)] * 2, *small, *small, *small, *small]
         for case in itertools.count():
             if time.monotonic() > end:
                 return case
@@ -74,11 +101,14 @@ def _try(path: Path, rng: random.Random) -> None:
 
 
 def _read(path: Path) -> list[Tensor]:
-    """The tensors of a single file, each of which lies inside it."""
+    """The tensors of a single file, each of which has bytes of its own inside it."""
     if path.is_dir():
         return []
-    length, found = path.stat().st_size, list(read_file(path).values())
-    assert all(0 <= span.offset and span.offset + span.size <= length for tensor in found for span in tensor.spans)
+    found, end = list(read_file(path).values()), 0
+    for start, size in sorted((span.offset, span.size) for tensor in found for span in tensor.spans):
+        assert start >= end, "two tensors share bytes"
+        end = start + size
+    assert end <= path.stat().st_size, "a tensor ends behind the file"
     return found
 
 
@@ -110,7 +140,7 @@ def _safetensors(base: Path) -> Callable[[random.Random, Path], Path]:
         if rng.random() < 0.3:
             path.write_bytes(_changed(rng, raw, start if rng.random() < 0.9 else len(raw)))
             return path
-        text = json.dumps(_unsound(rng, header)).encode()
+        text = _dumped(_unsound(rng, header))
         if rng.random() < 0.2:
             text = _changed(rng, text, len(text))
         length = len(text) if rng.random() < 0.95 else rng.choice([0, 7, len(text) + 1, 1 << 40, (1 << 64) - 1])
@@ -136,10 +166,10 @@ def _ckpt(folder: Path, base: Path) -> Callable[[random.Random, Path], Path]:
 
 
 def _folder(folder: Path) -> Callable[[random.Random, Path], Path]:
-    copy = Path(shutil.copytree(FOLDER, folder / "diffusers"))
-    (copy / "scheduler").mkdir()
-    index = copy / "unet/diffusion_pytorch_model.safetensors.index.json"
-    scheduler = copy / "scheduler/scheduler_config.json"
+    whole = Path(shutil.copytree(FOLDER, folder / "diffusers"))
+    (whole / "scheduler").mkdir()
+    index = whole / "unet/diffusion_pytorch_model.safetensors.index.json"
+    scheduler = whole / "scheduler/scheduler_config.json"
     sound = {
         index: json.loads(index.read_text()),
         scheduler: {"prediction_type": "epsilon", "_class_name": "EulerDiscreteScheduler"},
@@ -147,9 +177,9 @@ def _folder(folder: Path) -> Callable[[random.Random, Path], Path]:
 
     def damaged(rng: random.Random, _: Path) -> Path:
         for path, content in sound.items():
-            text = json.dumps(_unsound(rng, content) if rng.random() < 0.7 else content).encode()
+            text = _dumped(_unsound(rng, content) if rng.random() < 0.7 else content)
             path.write_bytes(_changed(rng, text, len(text)) if rng.random() < 0.3 else text)
-        return copy
+        return whole
 
     return damaged
 
@@ -176,6 +206,10 @@ def _changed(rng: random.Random, raw: bytes, within: int) -> bytes:
     return bytes(out)
 
 
+def _dumped(content: dict) -> bytes:
+    return json.dumps(content).replace(json.dumps(_DEEP), "[" * 20_000).encode()
+
+
 def _unsound(rng: random.Random, content: dict) -> dict:
     """A JSON object with some of its names and values, at any depth, replaced."""
     out = json.loads(json.dumps(content))
@@ -186,13 +220,15 @@ def _unsound(rng: random.Random, content: dict) -> dict:
             if isinstance(place[key], dict | list) and place[key] and rng.random() < 0.7:
                 place = place[key]
                 continue
-            match rng.randrange(4):
+            match rng.randrange(5):
                 case 0:
                     place[key] = rng.choice(_VALUES)
                 case 1 if isinstance(place[key], int):
                     place[key] += rng.choice([-8, -1, 1, 2, 1 << 40])
                 case 2 if isinstance(place, dict):
                     place[rng.choice(_NAMES)] = place.pop(key)
+                case 3:
+                    place[key] = copy.deepcopy(rng.choice(list(place.values()) if isinstance(place, dict) else place))
                 case _:
                     del place[key]
             break

@@ -11,6 +11,8 @@ from pipeline.stage import StageError
 from pipeline.weights import ckpt
 from tests.golden.compare import peak
 
+pytestmark = pytest.mark.usefixtures("device")  # before any test in this process makes a MindSpore tensor
+
 RNG = np.random.default_rng(2)
 FLOAT32 = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
 FLOAT16 = RNG.standard_normal((5, 7)).astype(np.float16)

@@ -121,6 +121,11 @@ def test_indices_of_any_variant(tmp_path, name):
     assert read_folder(unet).keys() == before.keys()
 
 
+def test_a_folder_of_single_files_says_that_one_is_to_be_named(tmp_path):
+    with pytest.raises(StageError, match=r"unet does not exist .for a single file give its own path: a.safetensors"):
+        read_folder(folder_of(tmp_path, "b.safetensors", "a.safetensors") / "unet")
+
+
 def test_the_hubs_links_are_followed(tmp_path):
     """A hub snapshot's files are links to ../../blobs/."""
     (tmp_path / "blobs").mkdir()

@@ -24,6 +24,8 @@ from pipeline.weights.merge import merge
 from pipeline.weights.names import PREFIX, to_mindspore
 from tests import synthetic
 
+pytestmark = pytest.mark.usefixtures("device")  # before any test in this process makes a MindSpore tensor
+
 SHAPES = layout.shapes(TINY)
 CONV = "model.diffusion_model.out.2.weight"
 NORM = "model.diffusion_model.out.0.weight"

@@ -113,4 +113,3 @@ def test_the_bases_values_tell_whatever_the_name(tmp_path, dtype, moved, linear)
 def test_other_values_are_read_by_the_name(tmp_path, linear):
     values = np.random.default_rng(2).normal(0, 0.015, SHAPE).astype(np.float32)
     assert projection.is_transposed(tensor(tmp_path / "a", values, "float16"), linear, SHAPE) == (linear, "name")
-

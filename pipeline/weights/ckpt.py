@@ -62,9 +62,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
     for tag, (dtype, dims, spans) in found.items():
         scalar = dims == (0,) and any(span.size for span in spans)
         tensor = Tensor(_DTYPES.get(dtype, dtype), () if scalar else dims, tuple(spans))
-        if tensor.dtype in NUMPY and tensor.nbytes != size(tensor.dtype, tensor.shape):
-            raise StageError(f"{path}: {shown(tag)} ({dtype} {tensor.shape}) takes {size(tensor.dtype, tensor.shape):,} bytes "
-                             f"and {tensor.nbytes:,} are there; make or copy the file again")  # fmt: skip
+        if tensor.dtype in NUMPY and tensor.nbytes != (wanted := size(tensor.dtype, tensor.shape)):
+            raise StageError(f"{path}: {shown(tag)} ({dtype} {tensor.shape}) takes {wanted:,} bytes and "
+                             f"{tensor.nbytes:,} are there; make or copy the file again")  # fmt: skip
         tensors[tag] = tensor
     return tensors
 

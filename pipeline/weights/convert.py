@@ -24,7 +24,7 @@ def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
 
     def refuse() -> None:
         listed = check.listed("tensors with values that are no numbers", faults)
-        raise StageError(f"{base} (VAE: {vae}) is damaged:\n{listed}")
+        raise StageError(f"{base} (VAE: {vae}) is damaged; download or make it again:\n{listed}")
 
     def checked_chunks(own: dict[str, Tensor]) -> Iterator[tuple[str, memoryview]]:
         for name, tensor in own.items():

@@ -45,7 +45,9 @@ def current(part: str, name: str) -> str:
         return re.sub(r"^(?=(?:embeddings|encoder|final_layer_norm)\.)", "text_model.", name)
     if part == "vae":
         old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-        return re.sub(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{old[m[2]]}.", name)
+        return re.sub(
+            r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{old[m[2]]}.", name
+        )
     return name
 
 

@@ -51,12 +51,10 @@ def read_json(path: Path, what: str) -> dict:
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"it has more than {MAX_JSON:,} bytes")
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
     except (ValueError, RecursionError) as error:
-        raise StageError(
-            f"{path} is not {what}: wanted a JSON object, found {shown(str(error))}; download it again"
-        ) from None
+        raise StageError(f"{path} is not {what}, which is JSON: {shown(str(error))}; download it again") from None
+    if not isinstance(found, dict):
+        raise StageError(f"{path} is not {what}: wanted a JSON object, found {shown(repr(found))}; download it again")
     return found
 
 
@@ -75,9 +73,11 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     if pickled:
         raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run code when they are "
                          "opened and so are not read; wanted *.safetensors (save_pretrained writes them)")  # fmt: skip
-    what = f"has {shown(', '.join(there)) or 'no files'}" if folder.is_dir() else "does not exist"
-    raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, their .fp16 "
-                     "or another variant or sharded form, in unet/, vae/, text_encoder/ and text_encoder_2/")  # fmt: skip
+    single = sorted(path.name for path in folder.parent.glob("*.safetensors"))
+    absent = f"does not exist (for a single file give its own path: {single[0]})" if single else "does not exist"
+    what = f"has {shown(', '.join(there)) or 'no files'}" if folder.is_dir() else absent
+    raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, a variant "
+                     "such as .fp16 or shards, in each of unet/, vae/, text_encoder/ and text_encoder_2/")  # fmt: skip
 
 
 def _variants(folder: Path, stem: str) -> list[str]:

@@ -1,10 +1,10 @@
 """The field's marks of the objective that a model was trained with: what a base's say, and those that merge writes.
 
 An empty tensor `v_pred` at the top level of a single file says that the UNet predicts v, and `ztsnr` that the noise
-schedule has a zero terminal SNR. ComfyUI, Forge, reForge, A1111 and stable-diffusion.cpp look for the names among all of
-the file's tensors (not below `model.diffusion_model.`), whatever dtype and shape they have, and take a file without for
-epsilon. OneTrainer, SimpleTuner (in a diffusers folder's UNet) and ComfyUI write them. A diffusers folder says the same in
-scheduler/scheduler_config.json."""
+schedule has a zero terminal SNR. ComfyUI, Forge, reForge, A1111 and stable-diffusion.cpp look for the names among all
+of the file's tensors (not below `model.diffusion_model.`), whatever dtype and shape they have, and take a file without
+for epsilon. OneTrainer, SimpleTuner (in a diffusers folder's UNet) and ComfyUI write them. A diffusers folder says the
+same in scheduler/scheduler_config.json."""
 
 from pathlib import Path
 
@@ -35,13 +35,12 @@ def check(base: Path, prediction: str, zero_terminal_snr: bool) -> None:
         wrong.append(f"{marks[V]} says that its UNet predicts v, and diffusion.prediction is {prediction}")
         mend.append("diffusion.prediction to v")
     if ZERO_SNR in marks and not zero_terminal_snr:
-        wrong.append(
-            f"{marks[ZERO_SNR]} says that it was trained with zero terminal SNR, and diffusion.zero_terminal_snr is false"
-        )
+        said = f"{marks[ZERO_SNR]} says that its noise schedule has a zero terminal SNR"
+        wrong.append(f"{said}, and diffusion.zero_terminal_snr is false")
         mend.append("diffusion.zero_terminal_snr to true")
     if wrong:
-        raise StageError(f"{base} contradicts params.yaml: {'; '.join(wrong)}. Set {' and '.join(mend)}, or take a base "
-                         "without the mark")  # fmt: skip
+        raise StageError(f"{base} contradicts params.yaml: {'; '.join(wrong)}. Set {' and '.join(mend)}, or take a "
+                         "base without the mark")  # fmt: skip
     if V not in marks and says and (says == "v") != (prediction == "v"):
         print(f"{base}: its metadata say that it predicts {says}; it is trained to predict {prediction}, as "
               "diffusion.prediction says", flush=True)  # fmt: skip

@@ -13,14 +13,17 @@ from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
 from pipeline.weights.tensor import Tensor
 
 
+_DIVERGED = "; a training that diverges leaves such: lower train.learning_rate"
+
+
 def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path, marks: Sequence[str] = ()) -> None:
     """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
 
     `components` are the checkpoints of unet, clip_l, clip_g and vae. Both files hold the same tensors in the layout's
     order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
     already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
-    MindSpore's form has no place for them. Raises StageError when a component is of another configuration, damaged, holds NaN or
-    infinity, or has a value too large for `dtype`."""
+    MindSpore's form has no place for them. Raises StageError when a component is of another configuration, damaged,
+    holds NaN or infinity, or has a value too large for `dtype`."""
     shapes = layout.shapes(config)
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
     entries = {name: (dtype, shape) for name, shape in [*shapes.items(), *((mark, (0,)) for mark in marks)]}
@@ -40,13 +43,14 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
                 stability.write(chunk)
             for mark in marks:
                 stability.begin(mark, *entries[mark])
-    print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}; marks: {', '.join(marks) or 'none'}")
+    marked = f", marked {' and '.join(marks)}" if marks else ""
+    print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}{marked}")
 
 
 def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, Tensor]:
     """A component's tensors by Stability's name."""
     if not path.exists():
-        raise StageError(f"{path} does not exist; wanted the checkpoint of {part}")
+        raise StageError(f"{path} does not exist; wanted the checkpoint of {part}: run the stage that writes it")
     found = ckpt.read(path)
     own = {to_mindspore(name): name for name in shapes if part_of(name) == part}
     if faults := check.differences(found, {name: (shapes[stability],) for name, stability in own.items()}):
@@ -89,7 +93,7 @@ def _refuse(components: dict[str, Path], dtype: str, faults: list[str], too_larg
     """Raise for what was found, if anything."""
     lists = []
     if faults:
-        lists.append(check.listed("tensors with values that are no numbers", faults))
+        lists.append(check.listed(f"tensors with values that are no numbers{_DIVERGED}", faults))
     if too_large:
         kind = f"tensors with values too large for {dtype}; set merge.dtype to bfloat16 or float32"
         lists.append(check.listed(kind, too_large))

@@ -23,7 +23,9 @@ _NORM = re.compile(
     r"|^model\.diffusion_model\.out\.0$"
 )
 _NORM_LEAF = {"weight": "gamma", "bias": "beta"}
-_WITHOUT_TEXT_MODEL = re.compile(r"^(conditioner\.embedders\.0\.transformer\.)((?:embeddings|encoder|final_layer_norm)\.)")
+_WITHOUT_TEXT_MODEL = re.compile(
+    r"^(conditioner\.embedders\.0\.transformer\.)((?:embeddings|encoder|final_layer_norm)\.)"
+)
 _EMBEDDING = re.compile(r"(?:^|\.)(?:token_embedding|position_embedding)$")
 
 

@@ -132,14 +132,20 @@ def _assemble(path: Path, found: Found, config: SDXLConfig, parts: list[str], re
         for name, other in CONFIGS.items():
             if other != config and not _faults(found, _wanted(recipes_of(found, other, parts))):
                 raise StageError(f"{path} holds weights of the configuration {name}; set model.config to {name}")
-        there = sum(name in found for name in wanted)
-        few = [f"it holds {there:,} of the {len(wanted):,} tensors wanted"] if 2 * there < len(wanted) else []
-        reasons = [*few, *filter(None, [recognise.what(found, parts)])]
-        head = f"{path} does not hold the weights of this model.config"
-        raise StageError(": ".join([head, *([" and ".join(reasons)] if reasons else [])]) + f":\n{faults}")
+        raise StageError(
+            f"{path} does not hold the weights of this model.config{_why(found, wanted, parts)}:\n{faults}"
+        )
     shapes = layout.shapes(config)
     _say(path, found, recipes, shapes[PROJECTION])
     return {name: _make(path, recipe, shapes[name], found, recipes) for name, recipe in recipes.items()}
+
+
+def _why(found: Found, wanted: Wanted, parts: list[str]) -> str:
+    """What a reader should know before the tensors are listed: that most are missing, and what the file seems to be."""
+    there = sum(name in found for name in wanted)
+    few = f"it holds {there:,} of the {len(wanted):,} tensors wanted" if 2 * there < len(wanted) else ""
+    reasons = [reason for reason in (few, recognise.what(found, parts)) if reason]
+    return f": {' and '.join(reasons)}" if reasons else ""
 
 
 def _faults(found: Found, wanted: Wanted) -> str:
@@ -159,14 +165,13 @@ def _say(path: Path, found: Found, recipes: Recipes, shape: layout.Shape) -> Non
     wanted = _wanted(recipes)
     if more := {name: tensor for name, tensor in found.items() if name not in wanted}:
         print(f"{path}: {further.note(more)}", flush=True)
-    made = LOGIT_SCALE in recipes and not recipes[LOGIT_SCALE].parts
-    if made:
+    without_scale = LOGIT_SCALE in recipes and not recipes[LOGIT_SCALE].parts
+    if without_scale:
         print(f"{path}: no {LOGIT_SCALE}, which SDXL never computes with; ln 100 stands in", flush=True)
     name = recipes[PROJECTION].parts[0] if PROJECTION in recipes else ""
     if name in (PROJECTION, LINEAR):
         transposed, known_by = projection.is_transposed(found[name], name == LINEAR, shape)
-        unusual = transposed or name == LINEAR
-        if unusual or (made and known_by == "name"):
+        if transposed or name == LINEAR or (without_scale and known_by == "name"):  # what SDXL's own file is not
             form = "as torch.nn.Linear holds it, transposed" if transposed else "as OpenCLIP holds it, not transposed"
             print(f"{path}: {name} is read {form} (known by its {known_by})", flush=True)
 
