@@ -5,9 +5,12 @@ BIN := $(CURDIR)/.venv/bin
 # Stages are started as `python -m stages.…` and msrun starts `python`: both must be the environment's.
 export PATH := $(BIN):$(PATH)
 
+# What CANN wants of Python is installed where there is an NPU, and with `make repro NPU=1`.
+NPU ?= $(wildcard /dev/davinci[0-9]*)
+
 .PHONY: repro test requirements
 
-repro: .venv/.run
+repro: .venv/.run $(if $(NPU),.venv/.npu)
 	dvc repro
 
 # In two processes, each file of tests in one: most of the time is graphs' compilation, which takes one core.
@@ -23,10 +26,17 @@ test: .venv/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-# After an edit of requirements.in or requirements-test.in: pin anew.
+.venv/.npu: requirements-npu.txt .venv/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-npu.txt
+	touch $@
+
+# After an edit of a requirements*.in: pin anew.
 requirements:
 	rm -rf .venv && $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements.in
 	$(BIN)/python -m pip freeze > requirements.txt
+	$(BIN)/python -m pip install -r requirements-npu.in
+	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-npu.txt
+	$(BIN)/python -m pip uninstall --yes -r requirements-npu.txt
 	$(BIN)/python -m pip install -r requirements-test.in
 	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-test.txt

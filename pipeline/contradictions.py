@@ -33,6 +33,12 @@ def of_ascend(params: "Params") -> list[Demand]:
         found.append(Demand("device.sink_size", str(device.sink_size), "the data sink", "0"))
     if device.jit_level != "O0":
         found.append(Demand("device.jit_level", device.jit_level, device.jit_level, "O0"))
+    if device.kernel_launch_group is not None:
+        shown = str(device.kernel_launch_group)
+        found.append(Demand("device.kernel_launch_group", shown, "a launch of kernels in groups", "null"))
+    if device.memory_optimize_level != "O0":
+        shown = device.memory_optimize_level
+        found.append(Demand("device.memory_optimize_level", shown, shown, "O0"))
     if device.max_device_memory is not None:
         found.append(Demand("device.max_device_memory", device.max_device_memory, "this limit of memory", "null"))
     for section in sections:
@@ -93,6 +99,12 @@ def _device(params: "Params") -> Iterator[tuple[str, str]]:
             f"{device.attention} computes in float16 or bfloat16 and train.precision is float32; "
             "wanted auto, plain or tiled",
         )
+    if device.kernel_launch_group is not None:
+        threads, groups = device.kernel_launch_group
+        if groups % threads:
+            yield "device.kernel_launch_group", f"threads must divide groups, found {threads} and {groups}"
+        if device.jit_level != "O0":
+            yield "device.kernel_launch_group", f"needs device.jit_level O0, found {device.jit_level}"
     if device.sink_size and params.index.buckets:
         yield "device.sink_size", f"above 0 needs index.buckets false: a sink has one shape; found {device.sink_size}"
     if device.sink_size and train.gradient_accumulation_steps > 1:

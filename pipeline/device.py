@@ -1,30 +1,40 @@
 """The device: the one file that knows what runs on a CPU, what on an Ascend NPU, and that sets MindSpore up for it.
 
-Import it before anything that needs MindSpore: two environment variables must be set before the first import.
+Import it before anything that needs MindSpore: environment variables must be set before the first import.
 What concerns the NPU was written against MindSpore 2.10.0's own signatures and not run on an NPU."""
 
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from pipeline import locks, store
+from pipeline import locks, npu, store
+from pipeline.stage import StageError
 
 # On CPUs with AVX-512 the wheel's oneDNN falls back to a reference convolution, up to 80 times slower. Only the train
 # stage lifts this, before it comes here: it has a convolution of its own.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # Waiting OpenMP threads would spin beside MindSpore's own thread pool and halve its speed.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings about plugins that this machine does not have
+# How many seconds the NPUs' ranks wait for each other, to connect and in each collective. CANN's own are 120 (MindSpore
+# makes 600 of them when it is imported) and 1836; but a rank that compiles lets the others wait, and SDXL's graph took
+# half an hour on a 910B (MindONE's tables). CANN takes up to 7200 for the first and more for the second.
+os.environ.setdefault("HCCL_CONNECT_TIMEOUT", "7200")
+os.environ.setdefault("HCCL_EXEC_TIMEOUT", "7200")
+if not npu.files():  # where there are some, MindSpore's warnings about its Ascend plug-in are for the reader
+    os.environ.setdefault("GLOG_v", "3")
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import communication  # noqa: E402
+from mindspore._c_expression import MSContext  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +52,7 @@ class Device:
     sink_size: int = 0  # training steps per data sink, 0 for none
     jit_level: str = "O0"
     compile_cache: bool = False
+    deterministic: bool = True
 
     @property
     def ascend(self) -> bool:
@@ -76,6 +87,10 @@ class Device:
         table = self.all_reduce(table)
         return [row[:length].tobytes().decode() for row, length in zip(table, lengths, strict=True)]
 
+    def all_agree(self, opinion: bool) -> bool:
+        """Whether `opinion` is true on every rank. Every rank must call it."""
+        return bool(self.all_reduce(np.array([opinion], np.float32))[0] == self.world_size)
+
 
 class _AllReduce(ms.nn.Cell):
     def __init__(self):
@@ -97,41 +112,54 @@ def setup(
     attention: str = "auto",
     sink_size: int = 0,
     jit_level: str = "O0",
+    deterministic: bool | Literal["auto"] = True,
+    kernel_launch_group: list[int] | None = None,
     max_device_memory: str | None = None,
+    memory_optimize_level: str = "O0",
     compile_cache: bool = False,
 ) -> Device:
-    """Choose the device, graph mode and deterministic kernels; log what was chosen.
+    """Choose the device, graph mode and kind of kernels; log what was chosen. Once per process. Raises StageError when
+    the machine has no such device or MindSpore cannot use it.
 
     `distributed`: this process is one of several ranks (started by msrun, mpirun or with a rank table) and joins them.
     The scheduler that msrun starts beside them stays in here until they are done, and its process ends here.
-    `jit_level` and `max_device_memory` (such as "59GB") are Ascend's; on a CPU graphs run kernel by kernel (O0)."""
-    if target == "auto":
-        target = "Ascend" if ms.device_context.ascend.is_available() else "CPU"
+    `deterministic`: "auto" is true on a CPU and false on an NPU. `jit_level`, `kernel_launch_group` (threads, groups),
+    `max_device_memory` (such as "59GB") and `memory_optimize_level` are Ascend's."""
+    target = npu.target(target)
+    deterministic = npu.deterministic(deterministic, target)
     if target == "Ascend":
-        _set_up_ascend(max_device_memory, distributed)
+        _set_up_ascend(distributed, kernel_launch_group, max_device_memory, memory_optimize_level)
     else:
         ms.set_device("CPU")
-        jit_level = "O0"
     ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": jit_level})
-    ms.set_deterministic(True)
+    ms.set_deterministic(deterministic)
     rank, world_size = _join() if distributed else (0, 1)
-    device = Device(target, rank, world_size, attention, sink_size, jit_level, compile_cache)
+    device = Device(target, rank, world_size, attention, sink_size, jit_level, compile_cache, deterministic)
     log.info(
-        "device: %s, rank %d of %d, graph mode, jit level %s, deterministic kernels, %s",
-        target, rank, world_size, jit_level, f"data sink of {sink_size} steps" if sink_size else "no data sink",
+        "device: %s, rank %d of %d, graph mode, jit level %s, %sdeterministic kernels, %s",
+        target, rank, world_size, jit_level, "" if deterministic else "not ",
+        f"data sink of {sink_size} steps" if sink_size else "no data sink",
     )  # fmt: skip
     return device
 
 
-def _set_up_ascend(max_device_memory: str | None, joins: bool) -> None:
+def _set_up_ascend(joins: bool, launch_group: list[int] | None, max_memory: str | None, optimize_level: str) -> None:
     """Not run on an NPU. Once per process, before `init`."""
+    _check_plug_in()
     if joins and "MS_ROLE" in os.environ:  # under msrun `init` chooses
         ms.set_device("Ascend")
     else:
-        ms.set_device("Ascend", _own_npu())
-    if max_device_memory is not None:
-        ms.runtime.set_memory(max_size=max_device_memory)
-        log.info("device memory: at most %s", max_device_memory)
+        number = npu.own()
+        ms.set_device("Ascend", number)
+        log.info("NPU: number %d of %d", number, npu.count())
+    memory = {"optimize_level": optimize_level} | ({} if max_memory is None else {"max_size": max_memory})
+    if memory != {"optimize_level": "O0"}:  # MindSpore's own; it takes one call
+        ms.runtime.set_memory(**memory)
+        log.info("device memory: %s", memory)
+    if launch_group is not None:
+        threads, groups = launch_group
+        ms.runtime.set_kernel_launch_group(thread_num=threads, kernel_group_num=groups)
+        log.info("kernel launch: %d groups from %d threads", groups, threads)
     precision = ms.device_context.ascend.op_precision
     precision.precision_mode("must_keep_origin_dtype")
     # By default float32 convolutions, the VAE's above all, would be computed in a shorter format (HF32).
@@ -139,12 +167,26 @@ def _set_up_ascend(max_device_memory: str | None, joins: bool) -> None:
     precision.matmul_allow_hf32(False)
 
 
-def _own_npu() -> int:
-    """The NPU of this process: as msrun or MindSpore (for mpirun) says, else by its rank among plain processes."""
-    if "DEVICE_ID" in os.environ:
-        return int(os.environ["DEVICE_ID"])
-    rank = os.environ.get("RANK_ID")
-    return int(rank) % ms.device_context.ascend.device_count() if rank else 0
+def _check_plug_in() -> None:
+    """Raises StageError when MindSpore has not loaded its Ascend plug-in, or CANN's compiler of kernels lacks a
+    package: MindSpore goes on as if there were no NPU, or until the first kernel that must be compiled."""
+    home = os.environ.get("ASCEND_HOME_PATH")
+    cann = f"ASCEND_HOME_PATH is {home or 'not set, so CANN is not sourced: its set_env.sh sets it'}"
+    reason = MSContext.get_instance().load_plugin_error().strip()
+    if not ms.device_context.ascend.is_available() or "ops_ascend.so failed" in reason:
+        raise StageError(
+            f"this machine has an NPU ({npu.files()[0]}), but MindSpore {ms.__version__} did not load its Ascend "
+            f"plug-in:\n{reason or 'MindSpore gives no reason'}\n{cann}. Source CANN's set_env.sh in this shell, and see "
+            "in README which versions fit each other; or set device.target to CPU"
+        )
+    try:
+        importlib.import_module("te")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != "te":  # that te itself is missing MindSpore says, and goes on
+            raise StageError(
+                f"CANN's compiler of kernels (the package te; {cann}) needs the Python package {error.name}, which is "
+                "not installed: `make repro NPU=1`, or `pip install -r requirements-npu.txt`"
+            ) from None
 
 
 def _join() -> tuple[int, int]:
@@ -157,25 +199,31 @@ def _join() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def cached_graphs(key: dict, rank: int) -> Iterator[None]:
-    """Graphs that are compiled in the block are kept in the store under `key`, or are taken from there.
+def cached_graphs(key: dict, device: Device) -> Iterator[None]:
+    """Graphs that are compiled in the block are kept in the store under `key`, or are taken from there. Every rank must
+    come here.
 
     MindSpore numbers the graphs that a process compiles, and gives back by number alone: another code, constant or
     shape under the same number is not noticed and computes nonsense. So `key` must hold all that the graphs depend on,
-    the block must be the process's first compilation, and compile the same graphs in the same order whenever the key is
-    the same."""
+    the block must be the process's first compilation with the cache on, and compile the same graphs in the same order
+    whenever the key is the same.
+
+    The ranks read all together or compile all together: one that had to compile anew, because it was killed while it
+    compiled, would let the others wait in their first collective, perhaps for longer than that takes."""
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = store.root() / "compile" / name
-    with locks.attempt(f"compile-{name}-{rank}") as mine, store.watched(folder) as there:
+    whole = folder / f"rank-{device.rank}-is-whole"
+    with locks.attempt(f"compile-{name}-{device.rank}") as mine, store.watched(folder) as there:
+        reads = device.all_agree(mine and whole.exists())
         if not mine:
             log.info("compile cache: another process compiles the same graphs, this one compiles its own")
             yield
             return
-        whole = folder / f"rank-{rank}-is-whole"
-        if not whole.exists():  # a killed process may have left parts of files
-            store.remove(folder / f"rank_{rank}")
-        log.info("compile cache: %s %s", "reads" if whole.exists() else "writes", folder)
-        os.environ.setdefault("RANK_ID", str(rank))
+        log.info("compile cache: %s %s", "reads" if reads else "writes", folder)
+        if not reads:  # a killed process may have left parts of files
+            store.remove(whole)
+            store.remove(folder / f"rank_{device.rank}")
+        os.environ.setdefault("RANK_ID", str(device.rank))
         os.environ.update(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=str(folder))
         try:
             yield

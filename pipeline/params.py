@@ -85,7 +85,10 @@ class Device(Section):
     attention: Literal["auto", "plain", "tiled", "flash", "flash_padded"]
     sink_size: Interval
     jit_level: Literal["O0", "O1"]
+    deterministic: Literal["auto"] | bool
+    kernel_launch_group: Annotated[list[Workers], Field(min_length=2, max_length=2)] | None
     max_device_memory: Annotated[Text, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?GB$")] | None
+    memory_optimize_level: Literal["O0", "O1"]
     compile_cache: bool
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline import hardware
+from pipeline import hardware, npu
 from pipeline.params import Params
 from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch
@@ -38,8 +38,19 @@ def main(params: Params) -> None:
     if not launch.inside():
         count_steps(data, params.train, ranks)
     d = params.device
+    target = launch.target(d)
     training = key.training(
-        PATHS, params.model.config, hardware.target(d.target), d.attention, params.diffusion, params.train, ranks
+        PATHS,
+        params.model.config,
+        {
+            "target": target,
+            "attention": d.attention,
+            "jit_level": d.jit_level,
+            "deterministic": npu.deterministic(d.deterministic, target),
+        },
+        params.diffusion,
+        params.train,
+        ranks,
     )
     with launch.turn(training.name, d):
         if finished.take(training, PATHS.out) if launch.first(d) else finished.there(training):
@@ -56,8 +67,17 @@ def main(params: Params) -> None:
         from pipeline.training.run import fine_tune
 
         device = setup(
-            d.target, launch.inside(), d.attention, d.sink_size, d.jit_level, d.max_device_memory, d.compile_cache
-        )  # fmt: skip
+            target=d.target,
+            distributed=launch.inside(),
+            attention=d.attention,
+            sink_size=d.sink_size,
+            jit_level=d.jit_level,
+            deterministic=d.deterministic,
+            kernel_launch_group=d.kernel_launch_group,
+            max_device_memory=d.max_device_memory,
+            memory_optimize_level=d.memory_optimize_level,
+            compile_cache=d.compile_cache,
+        )
         fine_tune(training, data, PATHS, params.model.config, device, params.diffusion, params.train)
 
 

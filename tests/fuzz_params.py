@@ -163,7 +163,8 @@ def use(params: Params) -> None:
     assert draw.noise(params.sample.seed, 1, (1, 2, 2)).shape == (1, 1, 2, 2)
     assert draw.batches(len(params.sample.prompts), params.sample.batch_size)
     assert all(prompt.encode() or not prompt for prompt in params.sample.prompts)
-    assert all(line for line in launch.command(params.device, ["train.py"], Path("logs")))
     with contextlib.suppress(StageError):  # on a machine without an NPU
+        assert all(line for line in launch.command(params.device, ["train.py"], Path("logs")))
+    with contextlib.suppress(StageError):
         hardware.check(params, "device", "cache_latents", "cache_text", "train", "sample")
     assert "Caches of" in report(from_params(params, 1000))

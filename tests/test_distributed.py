@@ -160,7 +160,7 @@ def test_a_rank_of_msrun_mpirun_or_a_rank_table_joins_and_starts_no_others(monke
     joined = []
     monkeypatch.setenv(mark, "2")
     monkeypatch.setattr(launch, "start", lambda *_: pytest.fail("started ranks of its own"))
-    monkeypatch.setattr(pipeline.device, "setup", lambda target, distributed, *rest: joined.append(distributed))
+    monkeypatch.setattr(pipeline.device, "setup", lambda **settings: joined.append(settings["distributed"]))
     monkeypatch.setattr(run, "fine_tune", lambda *_: None)
     monkeypatch.setattr(stage, "open_data", lambda *_: None)
     monkeypatch.setattr(stage.key, "training", lambda *_: stage.key.Training({}, {}))

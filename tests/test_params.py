@@ -15,7 +15,7 @@ from pipeline.data import buckets
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params, ParamsError, load
 from pipeline.stage import StageError
-from tests import training_samples
+from tests import stub_npus, training_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -174,6 +174,13 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
         ),
         ({"device.target": "CPU", "device.max_device_memory": "59GB"}, r"device\.max_device_memory: .*wanted null"),
         ({"device.target": "CPU", "train.precision": "bfloat16"}, r"train\.precision: bfloat16 runs on Ascend only"),
+        ({"device.target": "CPU", "device.jit_level": "O1"}, r"device\.jit_level: .*is CPU; wanted O0, found O1"),
+        ({"device.target": "CPU", "device.kernel_launch_group": [2, 8]}, r"device\.kernel_launch_group: .*wanted null"),
+        ({"device.target": "CPU", "device.memory_optimize_level": "O1"}, r"device\.memory_optimize_level: .*wanted O0"),
+        ({"device.kernel_launch_group": [3, 8]}, r"device\.kernel_launch_group: .*3 and 8"),
+        ({"device.kernel_launch_group": [8]}, r"device\.kernel_launch_group: .*at least 2"),
+        ({"device.kernel_launch_group": [2, 8], "device.jit_level": "O1"}, r"device\.kernel_launch_group: needs .*O0"),
+        ({"device.deterministic": "yes"}, r"device\.deterministic.*found 'yes'"),
         (
             {"device.target": "Ascend", "device.attention": "flash"},
             r"device\.attention: flash computes in float16 or bfloat16",
@@ -299,28 +306,31 @@ NPU_ONLY = {
     "device.attention": ["flash", "flash_padded"],
     "device.sink_size": [4],
     "device.jit_level": ["O1"],
+    "device.kernel_launch_group": [[2, 8]],
     "device.max_device_memory": ["59GB"],
+    "device.memory_optimize_level": ["O1"],
     **{f"{section}.precision": ["bfloat16"] for section in ("cache_latents", "cache_text", "train", "sample")},
 }
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in NPU_ONLY.items() for value in values])
-def test_a_cpu_that_auto_finds_refuses_what_only_an_npu_can(monkeypatch, key, value):
+def test_a_cpu_that_auto_finds_refuses_what_only_an_npu_can(monkeypatch, tmp_path, key, value):
     beside = {"train.precision": "float16"} if key == "device.attention" else {}
     beside |= {"index.buckets": False} if key == "device.sink_size" else {}
     found = training_samples.params(**{"device.target": "auto", key: value} | beside)
     section = key.split(".")[0]
-    monkeypatch.setattr(hardware, "has_npu", lambda: False)
-    with pytest.raises(StageError, match=rf"{key}: {value} needs an Ascend NPU and this machine has none; wanted "):
+    said = re.escape(f"{key}: {value} needs an Ascend NPU and this machine has none; wanted ")
+    stub_npus.show(monkeypatch, tmp_path / "none", 0)
+    with pytest.raises(StageError, match=said):
         hardware.check(found, section)
     hardware.check(found, *({"device", "cache_latents", "cache_text", "train", "sample"} - {section}))
-    monkeypatch.setattr(hardware, "has_npu", lambda: True)
+    stub_npus.show(monkeypatch, tmp_path / "one", 1)
     hardware.check(found, section)
 
 
-def test_an_npu_that_is_wished_for_must_be_there(monkeypatch):
-    monkeypatch.setattr(hardware, "has_npu", lambda: False)
-    with pytest.raises(StageError, match="device.target: Ascend is wanted and this machine has no NPU"):
+def test_an_npu_that_is_wished_for_must_be_there(monkeypatch, tmp_path):
+    stub_npus.show(monkeypatch, tmp_path, 0)
+    with pytest.raises(StageError, match="device.target: Ascend, but this machine shows no NPU"):
         hardware.check(training_samples.params(**ASCEND), "sample")
 
 
@@ -343,6 +353,10 @@ def test_a_missing_key_is_named(tmp_path, section, key):
         ({"device.target": "CPU", "device.sink_size": 10}, "device.sink_size"),
         # these are refused because no NPU is found
         ({"device.sink_size": 1, "index.buckets": False}, "device.sink_size: 1 needs an Ascend NPU"),
+        ({"device.jit_level": "O1"}, "device.jit_level: O1 needs an Ascend NPU"),
+        ({"device.kernel_launch_group": [2, 8]}, "device.kernel_launch_group: [2, 8] needs an Ascend NPU"),
+        ({"device.memory_optimize_level": "O1"}, "device.memory_optimize_level: O1 needs an Ascend NPU"),
+        ({"device.target": "Ascend"}, "device.target: Ascend, but this machine shows no NPU"),
         ({"train.precision": "bfloat16"}, "train.precision: bfloat16 needs an Ascend NPU"),
         ({"device.attention": "flash", "train.precision": "float16"}, "device.attention: flash needs an Ascend NPU"),
     ],

@@ -87,7 +87,7 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
             *(outs / f"convert/{part}.ckpt" for part in ("vae", "clip_l", "clip_g")),
             out,
         )
-        training = key.training(paths, "tiny", device.target, device.attention, p.diffusion, p.train, 1)
+        training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1)
         run.fine_tune(training, data.open_data(paths, {}, p.train), paths, "tiny", device, p.diffusion, p.train)
     rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]

@@ -1,4 +1,4 @@
-"""The data sink's side of the loop, on a stub of MindSpore's `data_sink`, which needs an NPU: the same training."""
+"""The loop with a data sink: the same training. MindSpore's own `data_sink` runs, over a stub of the device's queue."""
 
 import mindspore
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 from pipeline.device import Device
 
 from pipeline.stage import StageError
+from tests import stub_npus
 from tests.test_train import stubbed, workspace  # noqa: F401  (fixtures)
 
 SETTINGS = {
@@ -23,30 +24,10 @@ def train(stubbed, device):
     return lambda sink_size: stubbed(Device("CPU", sink_size=sink_size), dict(SETTINGS))
 
 
-def endless(fetched):
-    """MindSpore's sink as its documentation has it: fetches by itself, wraps in silence, never ends."""
-
-    def data_sink(step, dataset, sink_size=1, jit_config=None, input_signature=None):
-        assert sink_size == 1 and jit_config is None
-
-        def rows():
-            while True:
-                for number, row in enumerate(dataset.create_tuple_iterator(num_epochs=1)):
-                    fetched.append(number)
-                    assert [(t.shape, t.dtype) for t in row] == [(t.shape, t.dtype) for t in input_signature]
-                    yield row
-
-        source = rows()
-        return lambda: step(*next(source))
-
-    return data_sink
-
-
 @pytest.mark.parametrize("sink_size", [1, 4, 20])
 def test_sinks_train_the_same_with_a_shorter_last_one(train, monkeypatch, sink_size):
     wanted = train(0)
-    fetched = []
-    monkeypatch.setattr(mindspore, "data_sink", endless(fetched))
+    fetched = stub_npus.stub_sink(monkeypatch)
     found = train(sink_size)
     assert fetched == list(range(11))  # the rest of the run, once
     assert all(np.array_equal(found.weights[name], value) for name, value in wanted.weights.items())
@@ -62,15 +43,13 @@ def test_sinks_train_the_same_with_a_shorter_last_one(train, monkeypatch, sink_s
 
 
 def test_a_device_that_took_another_number_of_steps_is_found(train, monkeypatch):
-    def twice(step, dataset, **_):
-        rows = dataset.create_tuple_iterator(num_epochs=1)
+    """Were MindSpore's loop to run on the device and in Python as well."""
+    stub_npus.stub_sink(monkeypatch)
+    data_sink = mindspore.data_sink
 
-        def take():
-            row = next(rows)
-            step(*row)
-            return step(*row)
-
-        return take
+    def twice(*args, **kwargs):
+        take = data_sink(*args, **kwargs)
+        return lambda: (take(), take())[1]
 
     monkeypatch.setattr(mindspore, "data_sink", twice)
     with pytest.raises(StageError, match="the device took 8 steps and the host counted 4"):

@@ -68,11 +68,14 @@ def beside(workers: int) -> Iterator[Others]:
         yield UNKNOWN
         return
     command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name]
-    os.environ |= {"RANK_ID": "0", "RANK_SIZE": str(workers)}
+    # Each has an NPU of its own, where there are some: an exported DEVICE_ID would send all to one.
+    os.environ |= {"RANK_ID": "0", "RANK_SIZE": str(workers), "DEVICE_ID": "0"}
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, workers)]
         children = [
-            subprocess.Popen(command, env={**os.environ, "RANK_ID": str(rank)}, stdout=output, stderr=output)
+            subprocess.Popen(
+                command, env={**os.environ, "RANK_ID": str(rank), "DEVICE_ID": str(rank)}, stdout=output, stderr=output
+            )
             for rank, output in enumerate(outputs, 1)
         ]
         for child in children:

@@ -116,7 +116,7 @@ def graph_key(model: str, device: Device, train: params.Train, examples: list[In
         "model": dataclasses.asdict(CONFIGS[model].unet),
         "device": [
             device.target, device.world_size, device.attention_kind(train.precision), device.jit_level,
-            kernels.convolves_by_products(),
+            device.deterministic, kernels.convolves_by_products(),
         ],  # fmt: skip
         "train": train.model_dump(include=_GRAPH_KEYS),
         "shapes": [[array.shape for array in example.arrays()] for example in examples],

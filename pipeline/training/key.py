@@ -1,7 +1,7 @@
 """What a training is: everything that shapes it, as plain values. Needs no MindSpore.
 
 Trainings of one `name` go on from each other's states; those of one `exact_name` have the same outs, bit for bit on one
-kind of machine."""
+kind of machine where kernels are deterministic."""
 
 import hashlib
 import json
@@ -42,19 +42,19 @@ class Training:
 def training(
     paths: Paths,
     model: str,
-    target: str,
-    attention: str,
+    device: dict,
     diffusion: params.Diffusion,
     train: params.Train,
     ranks: int,
 ) -> Training:
-    """That of configuration `model` on `target` ("CPU" or "Ascend") with the wished kind of attention."""
+    """That of configuration `model`. `device`: its target ("CPU" or "Ascend") and the kinds of its kernels, as plain
+    values."""
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
     description = {
         "model": model,
         "diffusion": diffusion.model_dump(),
         "train": train.model_dump(exclude=_SPLIT_KEYS | _STATE_KEYS) | {"global_batch": global_batch},
-        "device": {"target": target, "attention": attention},
+        "device": device,
         "versions": {"mindspore": metadata.version("mindspore"), "numpy": np.__version__},
         "code": code_digest(),
         "inputs": {

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import locks
+from pipeline import locks, npu
 from pipeline.params import Device
 from pipeline.stage import PROJECT, StageError
 
@@ -24,6 +24,12 @@ _UNDER_LOCK = "TRAIN_UNDER_LOCK"  # set for ranks whose launcher has the trainin
 def inside() -> bool:
     """Whether this process was started as a rank: by msrun, by mpirun, or with a rank table."""
     return any(os.environ.get(name) for name in ("MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"))
+
+
+def target(device: Device) -> str:
+    """The device that will be used, "CPU" or "Ascend". Raises StageError when this machine has none for each process
+    that it is to start."""
+    return npu.target(device.target, 1 if inside() else device.workers)
 
 
 def world_size(device: Device) -> int:
@@ -82,6 +88,8 @@ def command(device: Device, script: list[str], logs: Path) -> list[str]:
         f"--log_dir={logs}",
         f"--cluster_time_out={_MASTER_WAIT}",
         "--join=True",
+        # kernels are launched from the host, which loses time where its threads move between cores
+        *(["--bind_core=True"] if target(device) == "Ascend" else []),
         *script,
     ]
 

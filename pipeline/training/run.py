@@ -79,7 +79,7 @@ def fine_tune(
     graphs, evaluate = drive.Graphs(unet, update, settings), validation.Evaluator(unet)
     examples = feed.examples(reader, objective, train.batch_size)
     key = build.graph_key(model, device, train, examples, len(held_out) > 0)
-    with pipeline.device.cached_graphs(key, rank) if device.compile_cache else nullcontext():
+    with pipeline.device.cached_graphs(key, device) if device.compile_cache else nullcontext():
         for example in examples:
             graphs.compile(example)
             if len(held_out):
