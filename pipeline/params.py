@@ -85,6 +85,7 @@ class Index(Section):
     max_enlargement: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None
     max_pixels: PositiveInt
     max_rejected: Share
+    caption_lines: Literal["several", "one"]
     workers: PositiveInt
 
 
