@@ -17,7 +17,7 @@ from pipeline.data import captions
 from pipeline.data.kinds import TEXTS, extension, is_metadata, is_picture, not_read
 from pipeline.data.match import match
 from pipeline.data.parquet import holds_pictures
-from pipeline.data.part import Lost, Part, SourceError, Unmatched, is_plain, make_part, place_in, stamp
+from pipeline.data.part import STAMP, Lost, Part, SourceError, Unmatched, is_plain, linked_folder, make_part, place_in, stamp
 
 _Captions = list[tuple[str, str | None]]  # (text, text_2) each
 
@@ -39,7 +39,7 @@ class Folder:
 
     def parts(self) -> Iterator[Part]:
         """The whole folder as one part, pictures sorted by path. Raises SourceError, CaptionError."""
-        statuses, links, linked_folders = _files(self.root)
+        statuses, linked_folders = _files(self.root)
         files = sorted(statuses)
         unread = {path: reason for path in files if (reason := not_read(path))}
         described, lost = self._metadata(files, unread)
@@ -48,10 +48,7 @@ class Folder:
         texts = [path for path in files if extension(path) in TEXTS and path not in rows]
         known = {*rows, *unread, *texts}
         others = [path for path in files if not (path in known or is_metadata(path))]
-        unmatched = [
-            Unmatched(path, "folder", "a link to a folder, in which DVC sees no change; give the folder itself")
-            for path in linked_folders
-        ]
+        unmatched = [linked_folder(path) for path in linked_folders]
         found = [(rows[path], *pair) for path, pairs in described.items() for pair in pairs]
 
         rows_of_stem, unread_of_stem = defaultdict(list), {_stem(path): path for path in unread}
@@ -80,7 +77,7 @@ class Folder:
                 raise SourceError(
                     f"{self.root} holds pictures and {path}; give a folder with pictures alone or without any"
                 )
-        stamps = np.array([stamp(statuses[path]) for path in rows], np.int64).reshape(-1, 4)
+        stamps = np.array([stamp(statuses[path]) for path in rows], np.int64).reshape(-1, len(STAMP))
         yield make_part(
             os.path.realpath(self.root),
             list(rows),
@@ -89,7 +86,6 @@ class Folder:
             others,
             [Lost(path, reason) for path, reason in lost.items()],
             unmatched,
-            len(links),
         )
 
     def _metadata(self, files: list[str], unread: dict[str, str]) -> tuple[dict[str, _Captions], dict[str, str]]:
@@ -124,10 +120,10 @@ def _stem(path: str) -> str:
     return posixpath.splitext(path)[0]
 
 
-def _files(root: str) -> tuple[dict[str, os.stat_result], list[str], list[str]]:
-    """All files below `root`, as path relative to it with its status; those of them that are links; links to folders,
-    which are not followed. Hidden ones are left out."""
-    found, links, linked_folders, folders = {}, [], [], [""]
+def _files(root: str) -> tuple[dict[str, os.stat_result], list[str]]:
+    """All files below `root`, as path relative to it with its status, and links to folders, which are not followed.
+    Hidden ones are left out."""
+    found, linked_folders, folders = {}, [], [""]
     while folders:
         folder = folders.pop()
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -139,10 +135,8 @@ def _files(root: str) -> tuple[dict[str, os.stat_result], list[str], list[str]]:
                     (linked_folders if entry.is_symlink() else folders).append(path)
                 elif entry.is_file():
                     found[path] = entry.stat()
-                    if entry.is_symlink():
-                        links.append(path)
                 else:
                     raise SourceError(
                         f"{os.path.join(root, path)} is neither a file nor a folder (a broken link?); remove it"
                     )
-    return found, links, sorted(linked_folders)
+    return found, sorted(linked_folders)

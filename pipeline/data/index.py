@@ -40,7 +40,6 @@ class Summary:
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
     lost: list[Lost] = field(default_factory=list)  # pictures that could not be opened; counted in files and reasons
     unmatched: list[Unmatched] = field(default_factory=list)
-    links: int = 0
 
     def __str__(self) -> str:
         lines = [f"index: {self.used:,} of {self.files:,} pictures are used"]
@@ -69,11 +68,6 @@ class Summary:
             f"index: {len(paths):,} left alone (unmatched.csv), {what}, {reason}: {some(paths)}"
             for (what, reason), paths in sorted(groups.items())
         ]
-        if self.links:
-            lines.append(
-                f"index: {self.links:,} files are links; DVC sees another target or size, but no edit of the same size "
-                f"behind a link: `touch -h` it then"
-            )
         if self.others:
             lines.append(f"index: {len(self.others):,} other files are left alone: {some(self.others)}")
         return "\n".join(lines)
@@ -206,7 +200,6 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     summary.most_enlarged = max(summary.most_enlarged, times.max(initial=1.0))
     summary.lost += part.lost
     summary.unmatched += part.unmatched
-    summary.links += part.links
     for lost in part.lost:
         summary.reasons[_kind(lost.reason)] += lost.count
     kinds = pc.list_element(pc.split_pattern(pc.drop_null(rows["rejected"]), ":", max_splits=1), 0)

@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data import captions
-from pipeline.data.part import Part, SourceError, make_part, place_in, replaced, stamp
+from pipeline.data.part import Part, SourceError, Unmatched, beside, make_part, place_in, replaced, stamp
 
 
 @dataclass(frozen=True)
 class ParquetFiles:
     root: str
     files: tuple[str, ...]  # paths in root, sorted
+    others: tuple[str, ...] = ()  # files beside them
+    unmatched: tuple[Unmatched, ...] = ()
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture; none for a null. Raises SourceError when there is no such row."""
@@ -33,7 +35,10 @@ class ParquetFiles:
         if row >= starts[-1]:
             raise SourceError(f"{place} has {starts[-1]} rows, no row {row}: {replaced(place)}")
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        return _pictures(place, status, group)[row - int(starts[group])].as_py() or b""
+        pictures = _pictures(place, status, group)
+        if len(pictures) != starts[group + 1] - starts[group]:
+            raise _damaged(place, f"row group {group} has {len(pictures)} pictures, not as many as its footer says")
+        return pictures[row - int(starts[group])].as_py() or b""
 
     def file(self, path: str) -> str:
         return place_in(self.root, path.rpartition("#")[0])
@@ -46,7 +51,9 @@ class ParquetFiles:
             rows = int(_row_group_starts(place, status)[-1])
             paths = [f"{name}#{row}" for row in range(rows)]
             stamps = np.tile(np.array(status, np.int64), (rows, 1))
-            yield make_part(os.path.abspath(place), paths, stamps, list(_captions(place)), [])
+            yield make_part(os.path.abspath(place), paths, stamps, list(_captions(place, rows)), [])
+        if self.others or self.unmatched:
+            yield beside(self.root, self.others, self.unmatched)
 
 
 def holds_pictures(place: str) -> bool:
@@ -61,8 +68,8 @@ def _open(place: str) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(place, memory_map=True) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{place} is not a whole Parquet file: {error}; get the file again") from None
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name that is no UTF-8
+        raise _damaged(place, error) from None
 
 
 @lru_cache(maxsize=4096)
@@ -94,7 +101,7 @@ def _pictures(place: str, status: tuple[int, int, int, int], group: int) -> pa.C
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
-def _captions(place: str) -> Iterator[tuple[int, str, str | None]]:
+def _captions(place: str, rows: int) -> Iterator[tuple[int, str, str | None]]:
     with _open(place) as file:
         columns = [name for name in ("text", "text_2") if name in file.schema_arrow.names]
         row = 0
@@ -108,3 +115,9 @@ def _captions(place: str) -> Iterator[tuple[int, str, str | None]]:
                 for pair in captions.pairs(text, second, f"{place}#{row}"):
                     yield row, *pair
                 row += 1
+        if row != rows:
+            raise _damaged(place, f"{row} texts, and its footer says {rows}")
+
+
+def _damaged(place: str, what: object) -> SourceError:
+    return SourceError(f"{place} is not a whole Parquet file: {what}; get the file again")

@@ -52,7 +52,6 @@ class Part:
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
     lost: list[Lost] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
-    links: int = 0  # files that are links, of pictures and captions
 
 
 def make_part(
@@ -63,7 +62,6 @@ def make_part(
     others: list[str],
     lost: list[Lost] = (),
     unmatched: list[Unmatched] = (),
-    links: int = 0,
 ) -> Part:
     """A Part of plain lists; `captions` holds (index into paths, text, text_2). Raises SourceError for a name that is
     no text."""
@@ -83,8 +81,16 @@ def make_part(
         [shown(name) for name in others],
         [Lost(shown(path), shown(reason), count) for path, reason, count in lost],
         [Unmatched(shown(path), what, shown(reason)) for path, what, reason in unmatched],
-        links,
     )
+
+
+def linked_folder(path: str) -> Unmatched:
+    return Unmatched(path, "folder", "a link to a folder, which is not followed: DVC sees no change behind it")
+
+
+def beside(root: str, others: tuple[str, ...], unmatched: tuple[Unmatched, ...]) -> Part:
+    """A part without pictures, for what lies beside the files of a source."""
+    return make_part(root, [], np.empty((0, len(STAMP)), np.int64), [], list(others), unmatched=list(unmatched))
 
 
 def stamp(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -107,13 +113,12 @@ def place_in(root: str, path: str) -> str:
 
 
 def replaced(file: str) -> str:
-    """What to do about a file that is not what the index read. DVC knows files by size, time and inode, and those of a
-    link are its own, so `dvc repro` alone may see no change."""
-    quoted = shlex.quote(file)
-    many = f"find {shlex.quote(os.path.dirname(file) or '.')} -exec touch -h {{}} +"
+    """What to do about a file that is not what the index read. DVC knows files by size, mtime and inode, so `dvc repro`
+    alone may see no change."""
+    folder = shlex.quote(os.path.dirname(file) or ".")
     return (
         f"it was changed or replaced since, perhaps with its size and time kept, which DVC does not see: "
-        f"`touch -h {quoted}`, then `dvc repro` (if there are many: `{many}`)"
+        f"`touch {shlex.quote(file)}`, then `dvc repro` (if there are many: `find -L {folder} -type f -exec touch {{}} +`)"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from pipeline.data.folder import Folder
 from pipeline.data.kinds import is_metadata, is_picture, not_read
 from pipeline.data.parquet import ParquetFiles, holds_pictures
-from pipeline.data.part import Part, SourceError
+from pipeline.data.part import Part, SourceError, Unmatched, linked_folder, some
 from pipeline.data.webdataset import WebDataset
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
@@ -45,9 +45,10 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
         if name.lower().endswith(".parquet"):
             return ParquetFiles(root or ".", (name,))
         raise SourceError(f"data.images is the file {path!r}; wanted a folder, a .tar (uncompressed) or a .parquet")
-    tars, parquets, compressed, others, as_folder = [], [], [], [], False
+    tars, parquets, compressed, others, links, as_folder = [], [], [], [], [], False
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        links += [_relative(path, folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in names:
             if name.startswith("."):
                 continue
@@ -55,19 +56,30 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
                 return Folder(path, caption_lines == "one")
             as_folder = as_folder or is_metadata(name) or not_read(name) is not None
             ends = ((".tar", tars), (".parquet", parquets), (_COMPRESSED, compressed), ("", others))
-            found = next(found for end, found in ends if name.lower().endswith(end))
-            found.append(Path(folder, name).relative_to(path).as_posix())
+            next(found for end, found in ends if name.lower().endswith(end)).append(_relative(path, folder, name))
     if compressed:
-        raise SourceError(f"{path} holds compressed tars ({min(compressed)}); unpack them to .tar, which is read in place")
+        raise SourceError(
+            f"{path} holds compressed tars ({some(sorted(compressed))}); unpack them to .tar, which is read in place"
+        )
+    for found in (tars, parquets, others, links):
+        found.sort()
+    unmatched = tuple(map(linked_folder, links))
     if tars:
-        with_pictures = [name for name in sorted(parquets) if holds_pictures(os.path.join(path, name))]
+        with_pictures = [name for name in parquets if holds_pictures(os.path.join(path, name))]
         if with_pictures:
             raise SourceError(
-                f"{path} holds tars ({min(tars)}) and Parquet files ({with_pictures[0]}); give a folder with one kind"
+                f"{path} holds tars ({tars[0]}) and Parquet files ({with_pictures[0]}); give a folder with one kind"
             )
-        return WebDataset(path, tuple(sorted(tars)), tuple(sorted(parquets)), tuple(sorted(others)))
+        reason = "a table without pictures beside tars; the tars are read"
+        tables = tuple(Unmatched(name, "file", reason) for name in parquets)
+        return WebDataset(path, tuple(tars), tuple(others), unmatched + tables)
     if parquets:
-        return ParquetFiles(path, tuple(sorted(parquets)))
+        return ParquetFiles(path, tuple(parquets), tuple(others), unmatched)
     if as_folder:
         return Folder(path, caption_lines == "one")
-    raise SourceError(f"{path} holds no pictures, no .tar and no .parquet")
+    hint = f" (links to folders are not followed: {some(links)})" if links else ""
+    raise SourceError(f"{path} holds no pictures, no .tar and no .parquet{hint}")
+
+
+def _relative(root: str, folder: str, name: str) -> str:
+    return Path(folder, name).relative_to(root).as_posix()

@@ -72,15 +72,24 @@ def _walk(handle: int, size: int) -> Contents:
     damaged = nameless = False  # what lies before `at`; the name of the member at `at` is lost with it
     while at < size:
         after_zeros = _zeros_end(handle, at, size)
+        member = error = None
+        if after_zeros < size:
+            try:
+                member = _member(handle, after_zeros, size, damaged, nameless)
+            except _Unreadable as caught:
+                error = caught
+        if (after_zeros > at or error) and (inner := _header_in_last(handle, found, at)):
+            last = found.members.pop()
+            _add(found, Damage(last.start, inner, f"bytes of {last.name} are missing"))
+            at, damaged, nameless = inner, True, False
+            continue
         is_end = _is_end(at - piece, after_zeros - piece)
         if after_zeros == size:
             found.ended = size - at >= _END
             if size - at >= _END + _RECORD:
                 _add(found, Damage(at, size, "zeros, more than an end mark has"))
             break
-        try:
-            member = _member(handle, after_zeros, size, damaged, nameless)
-        except _Unreadable as error:
+        if error:
             at = _damage(handle, found, at, after_zeros, is_end, error)
             damaged, nameless = True, error.names_next
             continue
@@ -94,25 +103,27 @@ def _walk(handle: int, size: int) -> Contents:
     return found
 
 
+def _header_in_last(handle: int, found: Contents, at: int) -> int | None:
+    """The place of a header within the data of the member that ends at `at`: bytes before it are missing."""
+    last = found.members[-1] if found.members and found.members[-1].end == at else None
+    if last is None or last.name.lower().endswith(".tar"):
+        return None
+    end = min(at, found.size)
+    inner = _next_header(handle, last.data, end)
+    return inner if inner < end else None
+
+
 def _damage(handle: int, found: Contents, at: int, after_zeros: int, is_end: bool, error: _Unreadable) -> int:
     """Note the damage at `at` (or behind the zeros there) and return the place of the next header."""
-    size, start, resume, reason = found.size, at, error.resume, error.reason
-    last = found.members[-1] if found.members and found.members[-1].end == at else None
-    if last and not last.name.lower().endswith(".tar"):
-        inner = _next_header(handle, last.data, min(at, size))
-        if inner < at:  # a header within the last member's data: bytes before it are missing
-            found.members.pop()
-            _add(found, Damage(last.start, inner, f"bytes of {last.name} are missing"))
-            return inner
-    following = _next_header(handle, resume, size)
-    if after_zeros > at:
-        if following == size and is_end:
-            found.ended = True
-            if size - after_zeros < BLOCK:  # too little to have been a member
-                return size
-            start, reason = after_zeros, "bytes behind the end mark that are no header"
-        else:
-            reason = "zeros in the place of a header"
+    size, start, reason = found.size, at, error.reason
+    following = _next_header(handle, error.resume, size)
+    if after_zeros > at and following == size and is_end:
+        found.ended = True
+        if size - after_zeros < BLOCK:  # too little to have been a member
+            return size
+        start, reason = after_zeros, "bytes behind the end mark that are no header"
+    elif after_zeros > at:
+        reason = "zeros in the place of a header"
     _add(found, Damage(start, following, reason, error.cut and following == size))
     return following
 

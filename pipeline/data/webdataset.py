@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.data import captions, tar
 from pipeline.data.kinds import PICTURES, TEXTS, extension, not_read
 from pipeline.data.match import match
-from pipeline.data.part import Lost, Part, SourceError, Unmatched, make_part, place_in, replaced, shown, stamp
+from pipeline.data.part import Lost, Part, SourceError, Unmatched, beside, make_part, place_in, replaced, shown, stamp
 
 _MARK = re.compile(r"(?<=\.tar)!", re.IGNORECASE)
 _RECORDS = frozenset({".json"})
@@ -30,8 +30,8 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 class WebDataset:
     root: str
     tars: tuple[str, ...]  # paths in root, sorted
-    tables: tuple[str, ...] = ()  # Parquet files beside them, without pictures
-    others: tuple[str, ...] = ()  # further files beside them
+    others: tuple[str, ...] = ()  # files beside them
+    unmatched: tuple[Unmatched, ...] = ()
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError when there is no such member."""
@@ -61,10 +61,8 @@ class WebDataset:
                 yield part
         for name, place, status in cut:
             yield _part(name, place, status, largest)
-        if self.tables or self.others:
-            reason = "a table without pictures beside tars; the tars are read"
-            tables = [Unmatched(name, "file", reason) for name in self.tables]
-            yield make_part(self.root, [], np.empty((0, 4), np.int64), [], list(self.others), unmatched=tables)
+        if self.others or self.unmatched:
+            yield beside(self.root, self.others, self.unmatched)
 
 
 class _Members:
