@@ -104,13 +104,12 @@ def _walk(handle: int, size: int) -> Contents:
 
 
 def _header_in_last(handle: int, found: Contents, at: int) -> int | None:
-    """The place of a header within the data of the member that ends at `at`: bytes before it are missing."""
+    """The place of a header that begins within the data of the member that ends at `at`: bytes before it are missing."""
     last = found.members[-1] if found.members and found.members[-1].end == at else None
     if last is None or last.name.lower().endswith(".tar"):
         return None
-    end = min(at, found.size)
-    inner = _next_header(handle, last.data, end)
-    return inner if inner < end else None
+    inner = _next_header(handle, last.data, min(at + BLOCK, found.size))
+    return inner if inner < min(at, found.size) else None
 
 
 def _damage(handle: int, found: Contents, at: int, after_zeros: int, is_end: bool, error: _Unreadable) -> int:
@@ -178,8 +177,9 @@ def _member(handle: int, start: int, size: int, damaged: bool, nameless: bool) -
             if len(extra) < BLOCK:
                 raise _Unreadable("the file ends within a header", data, cut=True)
             data, more = data + BLOCK, extra[504]
-    length = header.size if header.isreg() or header.type not in tarfile.SUPPORTED_TYPES else 0
-    if length and b"size" in records:
+    has_data = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
+    length = header.size if has_data else 0
+    if has_data and b"size" in records:
         try:
             length = _size(records[b"size"], header.size)
         except ValueError as error:

@@ -190,7 +190,7 @@ class _Samples:
                 self.pictures[key].append(row)
             elif last in TEXTS | _RECORDS:
                 self.texts[key].append(row)
-            elif not_read(last):
+            elif not_read(name):
                 self.unread[key].append(prefix + name)
             elif extension(name) in PICTURES | TEXTS:
                 what = f"its extension is {last} (from the first dot on), and sample {posixpath.basename(key)} has other members"
