@@ -103,6 +103,9 @@ def test_a_lone_zero_block_and_bytes_that_are_too_many_or_too_few(tmp_path, whol
     found, files = walk(tmp_path, data[: before + 600] + data[before + 1100 :])  # in the data of 03.jpg
     assert files == {name: value for name, value in FILES.items() if name != "03.jpg"}
     assert found.damages == [(before, before + 2048 - 500, "bytes of 03.jpg are missing", False)]
+    # In the name field of 04.jpg: with five zeros from before it the checksum is right, and the name is empty.
+    found, files = walk(tmp_path, data[: start + 48] + data[start + 53 :])
+    assert files == {name: value for name, value in FILES.items() if name != "04.jpg"}
 
 
 def test_bytes_behind_the_end(tmp_path, whole):

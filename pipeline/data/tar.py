@@ -4,6 +4,7 @@ Python's tarfile ends in silence at a header that it cannot read. Here the walk 
 belongs to a member that was found, to an end mark, or to a damage that is reported. Headers are read by tarfile
 (POSIX.1-2001 pax, ustar, GNU)."""
 
+import contextlib
 import os
 import tarfile
 from collections.abc import Iterator
@@ -70,15 +71,15 @@ def _walk(handle: int, size: int) -> Contents:
     found = Contents(size)
     at = piece = 0  # the place of the next header; where this tar begins, if several were put together
     damaged = nameless = False  # what lies before `at`; the name of the member at `at` is lost with it
-    while at < size:
-        after_zeros = _zeros_end(handle, at, size)
+    while True:
+        after_zeros = _zeros_end(handle, at, size) if at < size else size
         member = error = None
         if after_zeros < size:
             try:
                 member = _member(handle, after_zeros, size, damaged, nameless)
             except _Unreadable as caught:
                 error = caught
-        if (after_zeros > at or error) and (inner := _header_in_last(handle, found, at)):
+        if (after_zeros > at or error or at >= size) and (inner := _header_in_last(handle, found, at)):
             last = found.members.pop()
             _add(found, Damage(last.start, inner, f"bytes of {last.name} are missing"))
             at, damaged, nameless = inner, True, False
@@ -88,7 +89,7 @@ def _walk(handle: int, size: int) -> Contents:
             found.ended = size - at >= _END
             if size - at >= _END + _RECORD:
                 _add(found, Damage(at, size, "zeros, more than an end mark has"))
-            break
+            return found
         if error:
             at = _damage(handle, found, at, after_zeros, is_end, error)
             damaged, nameless = True, error.names_next
@@ -100,7 +101,6 @@ def _walk(handle: int, size: int) -> Contents:
             _add(found, Damage(at, after_zeros, "zeros in the place of a header"))
         found.members.append(member)
         at, damaged, nameless = member.end, False, False
-    return found
 
 
 def _header_in_last(handle: int, found: Contents, at: int) -> int | None:
@@ -168,8 +168,8 @@ def _member(handle: int, start: int, size: int, damaged: bool, nameless: bool) -
     if name is None and b"path" not in records and (nameless or damaged and _may_be_short(block)):
         raise _Unreadable("a header whose long name is lost", start + 1)
     name = records[b"path"].decode("utf-8", "surrogateescape") if b"path" in records else name or header.name
-    if "\0" in name:
-        raise _Unreadable("a name with a zero byte", data)
+    if not name or "\0" in name:
+        raise _Unreadable("a header without a name, or with a zero byte in it", start + 1)
     if header.type == tarfile.GNUTYPE_SPARSE:
         more = block[482]
         while more:  # a GNU sparse member's map goes on in further blocks
@@ -260,11 +260,11 @@ def _next_header(handle: int, at: int, size: int) -> int:
     for offset, chunk in _chunks(handle, at, size, overlap=BLOCK):
         place = chunk.find(b"ustar", 257)
         while 0 <= place <= len(chunk) - (BLOCK - 257):
-            try:
-                tarfile.TarInfo.frombuf(chunk[place - 257 : place + BLOCK - 257], "utf-8", "surrogateescape")
-                return offset + place - 257
-            except tarfile.HeaderError:
-                place = chunk.find(b"ustar", place + 1)
+            block = chunk[place - 257 : place + BLOCK - 257]
+            with contextlib.suppress(tarfile.HeaderError):
+                if tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").name:
+                    return offset + place - 257
+            place = chunk.find(b"ustar", place + 1)
     return size
 
 
