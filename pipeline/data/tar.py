@@ -86,7 +86,7 @@ def _walk(handle: int, size: int) -> Contents:
             continue
         is_end = _is_end(at - piece, after_zeros - piece)
         if after_zeros == size:
-            found.ended = size - at >= _END
+            found.ended |= size - at >= _END
             if size - at >= _END + _RECORD:
                 _add(found, Damage(at, size, "zeros, more than an end mark has"))
             return found
