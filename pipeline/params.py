@@ -100,6 +100,7 @@ class Index(Section):
     max_enlargement: Annotated[Float, Field(ge=1)] | None
     max_pixels: Annotated[int, Field(gt=0, lt=2**31)]
     max_rejected: Share
+    caption_lines: Literal["several", "one"]
     workers: Workers
 
 

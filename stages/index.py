@@ -1,4 +1,4 @@
-"""Pictures and captions -> outs/index/{images.parquet, captions.parquet, rejected.csv}."""
+"""Pictures and captions -> outs/index/{images.parquet, captions.parquet, rejected.csv, unmatched.csv}."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     resolution = params.index.resolution
     square = [(resolution, resolution)]
     summary = index(
-        open_source(params.data.images),
+        open_source(params.data.images, params.index.caption_lines),
         Path("outs/index"),
         buckets(resolution, params.index.bucket_step) if params.index.buckets else square,
         params.index.min_side,

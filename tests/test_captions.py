@@ -66,6 +66,31 @@ def test_kohya_lines_and_whole_files():
     assert captions.lines(b" \n\n", "f") == captions.whole(b" \n\n", "f") == []
 
 
+OTHER_BREAKS = "\x0b \x0c \x1c \x1d \x1e \x85 \u2028 \u2029 \r".split(" ")  # what str.splitlines ends a line at
+
+
+@pytest.mark.parametrize("mark", OTHER_BREAKS)
+def test_only_line_feeds_end_a_line(tmp_path, mark):
+    text = f"a cat{mark}on a mat"
+    assert captions.lines(f"{text}\r\nanother\n".encode(), "f") == [(text, None), ("another", None)]
+    line = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(f"{line}\r\n{line}\n".encode())
+    (tmp_path / "metadata.csv").write_bytes(f'file_name,text\r\na.png,"{text}"\r\nb.png,{text}\n'.encode())
+    assert [pairs for *_, pairs in captions.metadata(tmp_path / "metadata.jsonl")] == [[(text, None)]] * 2
+    if mark == "\r":  # which a CSV file has to quote
+        with pytest.raises(CaptionError, match="metadata.csv:3: not CSV: new-line character seen in unquoted field"):
+            list(captions.metadata(tmp_path / "metadata.csv"))
+    else:
+        assert [pairs for *_, pairs in captions.metadata(tmp_path / "metadata.csv")] == [[(text, None)]] * 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks(encoding):
+    data = "größe\nzwei".encode(encoding)
+    assert captions.lines(data, "f") == [("größe", None), ("zwei", None)]
+    assert captions.whole(data, "f") == [("größe\nzwei", None)]
+
+
 @pytest.mark.parametrize("parse", [captions.lines, captions.whole, captions.record])
 def test_bad_files(parse):
     with pytest.raises(CaptionError, match="x.txt: not UTF-8"):

@@ -1,9 +1,11 @@
 import csv
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -166,7 +168,7 @@ def test_bytes_do_not_depend_on_order_workers_place_or_memo(tmp_path):
     first = many(tmp_path / "data")
     run(first, tmp_path / "out")
     wanted = contents(tmp_path / "out")
-    assert set(wanted) == {"images.parquet", "captions.parquet", "rejected.csv"}
+    assert set(wanted) == {"images.parquet", "captions.parquet", "rejected.csv", "unmatched.csv"}
     assert run(first, tmp_path / "out").read == 0
     assert contents(tmp_path / "out") == wanted
     for number, workers in enumerate((2, 3)):
@@ -222,6 +224,59 @@ def test_too_many_rejected(tmp_path):
         assert path in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert run(data, tmp_path / "out", max_rejected=0.6).used == 2
+
+
+def listed(file: Path) -> list[list[str]]:
+    with open(file, newline="", encoding="utf-8") as stream:
+        return list(csv.reader(stream))
+
+
+def test_what_found_no_partner(tmp_path):
+    """By name, in a table; a picture whose copy has a caption has one."""
+    files = {"a.png": A, "copy.png": A, "a.txt": "x", "b.png": B, "c.txt": "y", "c.caption": "z", "d.png": BROKEN}
+    data = write_folder(tmp_path / "data", files)
+    summary = run(data, tmp_path / "out")
+    assert listed(tmp_path / "out/unmatched.csv") == [
+        ["path", "what", "reason"],
+        ["b.png", "picture", "no caption"],
+        ["c.caption", "caption", "no picture of this name"],
+        ["c.txt", "caption", "no picture of this name"],
+    ]
+    assert summary.without_caption == 1
+    assert "2 left alone (unmatched.csv), caption, no picture of this name: c.caption, c.txt" in str(summary)
+
+
+def test_absent_pictures_and_those_not_read_are_rejected(tmp_path):
+    rows = jsonl(*({"file_name": name, "text": "x"} for name in ("a.png", "b.png", "gone.png", "c.heic")))
+    data = write_folder(tmp_path / "data", {"a.png": A, "b.png": B, "c.heic": "", "metadata.jsonl": rows})
+    with pytest.raises(StageError, match=r"2 of 4 pictures are rejected \(1 absent, 1 not read\)") as caught:
+        run(data, tmp_path / "out", max_rejected=0.49)
+    assert "gone.png: absent: metadata.jsonl has a caption for it" in str(caught.value)
+    assert "c.heic: not read: HEIC; convert it to PNG or JPEG" in str(caught.value)
+    summary = run(data, tmp_path / "out", max_rejected=0.5)
+    assert (summary.files, summary.used) == (4, 2)
+    assert listed(tmp_path / "out/rejected.csv")[1:] == [
+        ["c.heic", "not read: HEIC; convert it to PNG or JPEG"],
+        ["gone.png", "absent: metadata.jsonl has a caption for it"],
+    ]
+
+
+def test_a_damaged_tar(tmp_path):
+    files = {f"{n:02}.{end}": data for n in range(20) for end, data in (("png", picture(n)), ("txt", f"caption {n}"))}
+    data = bytearray(write_tar(tmp_path / "data/a.tar", files).read_bytes())
+    with tarfile.open(tmp_path / "data/a.tar") as tar:
+        place, behind = (tar.getmember(name).offset for name in ("10.png", "10.txt"))
+    data[place + 150] ^= 1
+    (tmp_path / "data/a.tar").write_bytes(data)
+    where = f"a.tar: damaged: at byte {place} to {behind}: .* 10 pictures lie before it, up to 2 are lost; get the file"
+    with pytest.raises(StageError, match=rf"2 of 21 pictures are rejected \(2 damaged\).*\n  {where}"):
+        run(tmp_path / "data", tmp_path / "out", max_rejected=0.05)
+    assert not (tmp_path / "out").exists()
+    summary = run(tmp_path / "data", tmp_path / "out", max_rejected=0.1)
+    assert summary.used == 19 and re.search(f"index: {where}", str(summary))
+    assert [path for path, _ in listed(tmp_path / "out/rejected.csv")[1:]] == ["a.tar"]
+    assert listed(tmp_path / "out/unmatched.csv")[1:] == [["a.tar!10.txt", "caption", "no picture of this name"]]
+    assert [text for _, text, _ in texts(tmp_path / "out")].count("caption 11") == 1
 
 
 def test_none_left(tmp_path):
@@ -325,6 +380,9 @@ def test_stage(tmp_path):
     assert "index:   bucket 64×64: 1\nindex:   bucket 128×32: 1\n" in done.stdout
     assert "1 pictures have none and get the empty one" in done.stdout
     assert "1 other files are left alone: readme.md" in done.stdout
+    write_folder(tmp_path / "data", {"b.txt": "x\ny"})
+    assert stage(tmp_path / "run", "../data", caption_lines="one").returncode == 0
+    assert sorted(text for _, text, _ in texts(tmp_path / "run/outs/index")) == ["", "x\ny"]
     assert {row["bucket_width"] for row in rows(tmp_path / "run/outs/index/images.parquet")} == {64, 128}
     assert stage(tmp_path / "run", "../data", buckets=False).returncode == 0
     assert {row["bucket_width"] for row in rows(tmp_path / "run/outs/index/images.parquet")} == {64}

@@ -47,7 +47,7 @@ def test_tables_against_plain_python(tmp_path, monkeypatch, count):
             columns = [dict(zip(tables.TEXTS.names, row)) for row in given[::order][start : start + step]]
             text_rows.add(pa.Table.from_pylist(columns, schema=tables.TEXTS))
         tables.write_images(image_rows, folder / "images.parquet")
-        empty = tables.write_captions(image_rows, text_rows, folder / "captions.parquet")
+        empty, without = tables.write_captions(image_rows, text_rows, folder / "captions.parquet")
         outs.append([(folder / name).read_bytes() for name in ("images.parquet", "captions.parquet")])
     assert outs[0] == outs[1]
     assert rows(folder / "images.parquet") == sorted(images, key=lambda row: (row["image"], row["path"]))
@@ -55,6 +55,10 @@ def test_tables_against_plain_python(tmp_path, monkeypatch, count):
         (row["image"], row["caption"], row["text"], row["text_2"] or "") for row in rows(folder / "captions.parquet")
     ]
     assert found == plain_captions(images, given)
-    assert empty == sum(text == "" for _, _, text, _ in found)
+    bare = {image for image, _, text, _ in found if text == ""}
+    assert empty == len(bare)
+    assert sorted(without.to_pylist()) == sorted(
+        row["path"] for row in images if row["image"] in bare and row["rejected"] is None
+    )
     groups = pq.ParquetFile(folder / "images.parquet").metadata
     assert [groups.row_group(g).num_rows for g in range(groups.num_row_groups)][:-1] == [128] * ((count - 1) // 128)

@@ -15,6 +15,7 @@ from pipeline.cache.names import latent_row
 from pipeline.cache.shelf import Wanted
 from pipeline.data import geometry
 from pipeline.data.images import Rejected
+from pipeline.data.part import replaced
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
 
@@ -89,7 +90,8 @@ def make_job(
         data = source.read(paths[picture].as_py())
         image = contents[picture].tobytes()
         if hashlib.blake2b(data, digest_size=16).digest() != image:
-            raise StageError(f"{describe(index)} changed since the index was made; run `dvc repro` again")
+            file = source.file(paths[picture].as_py())
+            raise StageError(f"{describe(index)} is not the one that the index read: {replaced(file)}")
         height, width = buckets[picture].tolist()
         # A mirrored picture shows the same part as the picture itself.
         generator = geometry.generator(latent_row(image, False, crop))

@@ -1,8 +1,9 @@
 """Captions: the forms in which files hold them, and the names by which the cache knows them.
 
 A caption is a pair: the text, and the second encoder's own text or None when it reads the same. Space around a text is
-dropped. An empty text is no caption."""
+dropped. An empty text is no caption. Lines end with \\n or \\r\\n and with nothing else that Unicode knows."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -41,11 +42,12 @@ def pairs(text: object, text_2: object, where: str) -> list[tuple[str, str | Non
 
 def lines(data: bytes, where: str) -> list[tuple[str, None]]:
     """kohya's form (name.txt beside name.png): each line that is not blank is a caption. Raises CaptionError."""
-    return [(line.strip(), None) for line in _decoded(data, where).splitlines() if line.strip()]
+    return [(line.strip(), None) for line in _decoded(data, where).split("\n") if line.strip()]
 
 
 def whole(data: bytes, where: str) -> list[tuple[str, None]]:
-    """WebDataset's form (key.txt beside key.jpg): the file is one caption. Raises CaptionError."""
+    """WebDataset's form (key.txt beside key.jpg): the file is one caption. Line ends within stay; CLIP's tokenizers take
+    them as space. Raises CaptionError."""
     text = _decoded(data, where).strip()
     return [(text, None)] if text else []
 
@@ -62,7 +64,7 @@ def metadata(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]
     file:line.
 
     Raises CaptionError for a line that is broken, has no file_name or no text."""
-    rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
     for where, row in rows:
         file_name = row.get("file_name")
         if not isinstance(file_name, str) or not file_name:
@@ -88,7 +90,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise CaptionError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline="\n"), strict=True)
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
@@ -133,7 +135,8 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _text(data: bytes, where: str) -> str:
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # "Unicode" of Windows' editors
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-16" if is_utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CaptionError(f"{where}: not UTF-8: {error}") from None
+        raise CaptionError(f"{where}: not UTF-{16 if is_utf_16 else 8}: {error}") from None

@@ -1,7 +1,8 @@
 """A folder of pictures as a source: Hugging Face imagefolder form, kohya form, or both at once.
 
 imagefolder: metadata.jsonl or metadata.csv, in the folder or any folder below it, names pictures beside or below
-itself. kohya: name.txt or name.caption beside name.png. A picture has the captions of all of them together."""
+itself. kohya: name.txt or name.caption beside name.png. A picture has the captions of all of them together. Names find
+each other as `match` says."""
 
 import os
 import posixpath
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import captions
-from pipeline.data.part import Part, SourceError, inside, is_picture, is_plain, make_part, some, stamp
+from pipeline.data.kinds import TEXTS, extension, is_metadata, is_picture, not_read
+from pipeline.data.match import match
+from pipeline.data.parquet import holds_pictures
+from pipeline.data.part import STAMP, Lost, Part, SourceError, Unmatched, is_plain, linked_folder, make_part, place_in, stamp
 
-METADATA = ("metadata.jsonl", "metadata.csv")
-CAPTIONS = (".caption", ".txt")
+_Captions = list[tuple[str, str | None]]  # (text, text_2) each
 
 
 @dataclass(frozen=True)
@@ -24,63 +27,103 @@ class Folder:
     """Pictures are named by their path in the folder."""
 
     root: str
+    whole_texts: bool = False  # name.txt is one caption, not one a line
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError for a path that leads out of the folder."""
-        with open(inside(self.root, path), "rb") as file:
+        with open(self.file(path), "rb") as file:
             return file.read()
+
+    def file(self, path: str) -> str:
+        return place_in(self.root, path)
 
     def parts(self) -> Iterator[Part]:
         """The whole folder as one part, pictures sorted by path. Raises SourceError, CaptionError."""
-        files = sorted(_files(self.root))
-        pictures = {path: row for row, path in enumerate(path for path, _ in files if is_picture(path))}
-        stamps = np.array([stamp(status) for path, status in files if path in pictures], np.int64).reshape(-1, 3)
-        rows_of_stem = defaultdict(list)
-        for path, row in pictures.items():
-            rows_of_stem[posixpath.splitext(path)[0]].append(row)
+        statuses, linked_folders = _files(self.root)
+        files = sorted(statuses)
+        unread = {path: reason for path in files if (reason := not_read(path))}
+        described, lost = self._metadata(files, unread)
+        # What metadata.jsonl names is a picture, whatever its name ends in.
+        rows = {path: row for row, path in enumerate(p for p in files if is_picture(p) or p in described)}
+        texts = [path for path in files if extension(path) in TEXTS and path not in rows]
+        known = {*rows, *unread, *texts}
+        others = [path for path in files if not (path in known or is_metadata(path))]
+        unmatched = [linked_folder(path) for path in linked_folders]
+        found = [(rows[path], *pair) for path, pairs in described.items() for pair in pairs]
 
-        found, others = [], []
-        for path, _ in files:
-            stem, extension = posixpath.splitext(path)
-            if path in pictures:
-                continue
-            if posixpath.basename(path) in METADATA:
-                found += self._metadata(path, pictures)
-            elif extension in CAPTIONS and stem in rows_of_stem:
-                texts = captions.lines(self.read(path), os.path.join(self.root, path))
-                found += [(row, *texts_of_line) for row in rows_of_stem[stem] for texts_of_line in texts]
-            elif extension in (".tar", ".parquet"):
+        rows_of_stem, unread_of_stem = defaultdict(list), {_stem(path): path for path in unread}
+        for path, row in rows.items():
+            rows_of_stem[_stem(path)].append(row)
+        stems = {_stem(path) for path in texts}
+        partner = match(stems, rows_of_stem)
+        near = match(stems - partner.keys(), unread_of_stem)
+        for path in texts:
+            if stem := partner.get(_stem(path)):
+                pairs = self._texts(path)
+                found += [(row, *pair) for row in rows_of_stem[stem] for pair in pairs]
+            elif stem := near.get(_stem(path)):
+                unmatched.append(Unmatched(path, "caption", f"its picture is not read: {unread_of_stem[stem]}"))
+            else:
+                unmatched.append(Unmatched(path, "caption", "no picture of this name"))
+
+        twins = match(unread_of_stem, rows_of_stem)
+        for path, reason in unread.items():
+            if _stem(path) in twins and path not in lost:
+                unmatched.append(Unmatched(path, "picture", "not read, and another of this name is"))
+            else:
+                lost.setdefault(path, reason)
+        for path in others:
+            if extension(path) == ".tar" or extension(path) == ".parquet" and holds_pictures(self.file(path)):
                 raise SourceError(
                     f"{self.root} holds pictures and {path}; give a folder with pictures alone or without any"
                 )
-            else:
-                others.append(path)
-        yield make_part(os.path.realpath(self.root), list(pictures), stamps, found, others)
+        stamps = np.array([stamp(statuses[path]) for path in rows], np.int64).reshape(-1, len(STAMP))
+        yield make_part(
+            os.path.realpath(self.root),
+            list(rows),
+            stamps,
+            found,
+            others,
+            [Lost(path, reason) for path, reason in lost.items()],
+            unmatched,
+        )
 
-    def _metadata(self, path: str, pictures: dict[str, int]) -> list[tuple[int, str, str | None]]:
-        found, absent = [], []
-        for where, file_name, texts in captions.metadata(Path(self.root, path)):
-            if not is_plain(file_name):
-                raise SourceError(
-                    f"{where}: {file_name!r} is not a path inside the folder; name files relative to it, without .."
-                )
-            row = pictures.get(posixpath.normpath(posixpath.join(posixpath.dirname(path), file_name)))
-            if row is None:
-                absent.append(file_name)
-            else:
-                found += [(row, *pair) for pair in texts]
-        if absent:
-            raise SourceError(
-                f"{os.path.join(self.root, path)} has captions for {len(absent)} pictures that are not in the folder: "
-                f"{some(absent)}; add the pictures or remove their lines"
-            )
-        return found
+    def _metadata(self, files: list[str], unread: dict[str, str]) -> tuple[dict[str, _Captions], dict[str, str]]:
+        """Captions by picture, and why pictures that metadata names cannot be had."""
+        described, lost = defaultdict(list), {}
+        there = [path for path in files if not is_metadata(path)]
+        for path in filter(is_metadata, files):
+            named = defaultdict(list)
+            for where, file_name, pairs in captions.metadata(Path(self.root, path)):
+                if not is_plain(file_name):
+                    raise SourceError(
+                        f"{where}: {file_name!r} is not a path inside the folder; name files relative to it, without .."
+                    )
+                named[posixpath.normpath(posixpath.join(posixpath.dirname(path), file_name))] += pairs
+            meant = match(named, there)
+            for name, pairs in named.items():
+                picture = meant.get(name)
+                if picture is None:
+                    lost[name] = f"absent: {path} has a caption for it"
+                elif picture in unread:
+                    lost[picture] = unread[picture]
+                else:
+                    described[picture] += pairs
+        return described, lost
+
+    def _texts(self, path: str) -> _Captions:
+        parse = captions.whole if self.whole_texts else captions.lines
+        return parse(self.read(path), os.path.join(self.root, path))
 
 
-def _files(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    """All files below `root`, as path relative to it and status. Hidden ones are left out, links to folders not
-    followed."""
-    folders = [""]
+def _stem(path: str) -> str:
+    return posixpath.splitext(path)[0]
+
+
+def _files(root: str) -> tuple[dict[str, os.stat_result], list[str]]:
+    """All files below `root`, as path relative to it with its status, and links to folders, which are not followed.
+    Hidden ones are left out."""
+    found, linked_folders, folders = {}, [], [""]
     while folders:
         folder = folders.pop()
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -88,15 +131,12 @@ def _files(root: str) -> Iterator[tuple[str, os.stat_result]]:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.startswith("."):
                     continue
-                if entry.is_symlink():
-                    inside(root, path)
-                    if entry.is_dir():
-                        continue
                 if entry.is_dir():
-                    folders.append(path)
+                    (linked_folders if entry.is_symlink() else folders).append(path)
                 elif entry.is_file():
-                    yield path, entry.stat()
+                    found[path] = entry.stat()
                 else:
                     raise SourceError(
                         f"{os.path.join(root, path)} is neither a file nor a folder (a broken link?); remove it"
                     )
+    return found, sorted(linked_folders)

@@ -1,8 +1,8 @@
-"""A data set → images.parquet, captions.parquet and rejected.csv: what is there, what can be used, and in which
-bucket."""
+"""A data set → images.parquet, captions.parquet, rejected.csv and unmatched.csv: what is there, what can be used and in
+which bucket, and what was left out."""
 
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipeline.data import tables
 from pipeline.data.buckets import choose
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
-from pipeline.data.part import Part, some
+from pipeline.data.part import Lost, Part, Unmatched, some
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
 
@@ -34,6 +34,8 @@ class Summary:
     enlarged: int = 0  # files that are smaller than their bucket
     most_enlarged: float = 1.0  # times, of those
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
+    lost: list[Lost] = field(default_factory=list)  # pictures that could not be opened; counted in files and reasons
+    unmatched: list[Unmatched] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"index: {self.used:,} of {self.files:,} pictures are used"]
@@ -53,6 +55,15 @@ class Summary:
             lines.append(
                 f"index: {self.profiles_ignored:,} pictures have a broken colour profile and are taken as sRGB"
             )
+        damages = [f"{lost.path}: {lost.reason}" for lost in self.lost if _kind(lost.reason) == "damaged"]
+        lines += [f"index: {damage}" for damage in damages]
+        groups = defaultdict(list)
+        for path, what, reason in sorted(self.unmatched):
+            groups[what, _kind(reason)].append(path)
+        lines += [
+            f"index: {len(paths):,} left alone (unmatched.csv), {what}, {reason}: {some(paths)}"
+            for (what, reason), paths in sorted(groups.items())
+        ]
         if self.others:
             lines.append(f"index: {len(self.others):,} other files are left alone: {some(self.others)}")
         return "\n".join(lines)
@@ -68,7 +79,7 @@ def index(
     max_rejected: float,
     workers: int,
 ) -> Summary:
-    """Write the three files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
+    """Write the four files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
     bound.
 
@@ -98,15 +109,18 @@ def tabulate(
         _count(summary, part, found, rows, read)
         bad = rows.filter(pc.is_valid(rows["rejected"]))
         rejected += zip(bad["path"].to_pylist(), bad["rejected"].to_pylist())
+        rejected += [(lost.path, lost.reason) for lost in part.lost]
     _check(summary, rejected, max_rejected)
     out.mkdir(parents=True, exist_ok=True)
     with (
         store.atomic(out / "images.parquet") as images_file,
         store.atomic(out / "captions.parquet") as captions_file,
         store.atomic(out / "rejected.csv") as rejected_file,
+        store.atomic(out / "unmatched.csv") as unmatched_file,
     ):
         tables.write_images(images, images_file)
-        summary.without_caption = tables.write_captions(images, texts, captions_file)
+        summary.without_caption, without_caption = tables.write_captions(images, texts, captions_file)
+        tables.write_unmatched(summary.unmatched, without_caption, unmatched_file)
         with open(rejected_file, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
     return summary
@@ -154,7 +168,7 @@ def _texts(part: Part, rows: pa.Table) -> pa.Table:
 
 
 def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: int) -> None:
-    summary.files += len(rows)
+    summary.files += len(rows) + sum(lost.count for lost in part.lost)
     summary.read += read
     summary.used += rows["rejected"].null_count
     summary.captions += len(part.texts)
@@ -164,6 +178,10 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     times = enlargement(*(used[name].to_numpy() for name in ("width", "height", "bucket_width", "bucket_height")))
     summary.enlarged += int((times > 1).sum())
     summary.most_enlarged = max(summary.most_enlarged, times.max(initial=1.0))
+    summary.lost += part.lost
+    summary.unmatched += part.unmatched
+    for lost in part.lost:
+        summary.reasons[_kind(lost.reason)] += lost.count
     kinds = pc.list_element(pc.split_pattern(pc.drop_null(rows["rejected"]), ":", max_splits=1), 0)
     for item in pc.value_counts(kinds).to_pylist():
         summary.reasons[item["values"]] += item["counts"]
@@ -175,12 +193,19 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
 def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: float) -> None:
     if not summary.files:
         raise StageError("data.images holds no pictures")
-    few = "\n".join(f"  {path}: {reason}" for path, reason in sorted(rejected)[:20])
+    # Damages of whole tars come first: each stands for many pictures.
+    rejected = sorted(rejected, key=lambda row: (_kind(row[1]) != "damaged", row))
+    few = "\n".join(f"  {path}: {reason}" for path, reason in rejected[:20])
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.reasons.items()))
     if not summary.used:
         raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}):\n{few}")
-    if len(rejected) > max_rejected * summary.files:
+    count = summary.reasons.total()
+    if count > max_rejected * summary.files:
         raise StageError(
-            f"{len(rejected):,} of {summary.files:,} pictures are rejected ({reasons}), more than the share "
+            f"{count:,} of {summary.files:,} pictures are rejected ({reasons}), more than the share "
             f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share:\n{few}"
         )
+
+
+def _kind(reason: str) -> str:
+    return reason.partition(":")[0]

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import store
 from pipeline.data import images, png, tiff
+from pipeline.data.part import STAMP
 
 FOUND = pa.schema(  # about one picture, from its bytes alone
     [
@@ -25,7 +26,7 @@ FOUND = pa.schema(  # about one picture, from its bytes alone
         pa.field("profile_ignored", pa.bool_(), nullable=False),
     ]
 )
-_STAMPS = [pa.field(name, pa.int64(), nullable=False) for name in ("size", "mtime_ns", "ctime_ns")]
+_STAMPS = [pa.field(name, pa.int64(), nullable=False) for name in STAMP]
 _SCHEMA = pa.schema([pa.field("path", pa.string(), nullable=False), *_STAMPS, *FOUND])
 _SETTLED_NS = 2_000_000_000  # file systems keep times as coarsely as this: a younger file may change and keep its times
 _BOUND = 2 << 30  # bytes of all memos together

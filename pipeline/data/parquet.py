@@ -1,6 +1,7 @@
 """Parquet files as a source, as Hugging Face data sets have them, read in place.
 
-Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2` if wanted. Pictures
+Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2` if wanted. Strings and
+bytes may be large, views or in a dictionary. Pictures
 are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in order."""
 
 import contextlib
@@ -15,34 +16,51 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data import captions
-from pipeline.data.part import Part, SourceError, inside, make_part, stamp
+from pipeline.data.part import Part, SourceError, Unmatched, beside, make_part, place_in, replaced, stamp
 
 
 @dataclass(frozen=True)
 class ParquetFiles:
     root: str
     files: tuple[str, ...]  # paths in root, sorted
+    others: tuple[str, ...] = ()  # files beside them
+    unmatched: tuple[Unmatched, ...] = ()
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture; none for a null. Raises SourceError when there is no such row."""
-        name, _, number = path.rpartition("#")
-        place = inside(self.root, name)
+        place = self.file(path)
         status = stamp(os.stat(place))
         starts = _row_group_starts(place, status)
-        row = int(number)
+        row = int(path.rpartition("#")[2])
         if row >= starts[-1]:
-            raise SourceError(f"{place} has {starts[-1]} rows, no row {row}; run the index stage again")
+            raise SourceError(f"{place} has {starts[-1]} rows, no row {row}: {replaced(place)}")
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        return _pictures(place, status, group)[row - int(starts[group])].as_py() or b""
+        pictures = _pictures(place, status, group)
+        if len(pictures) != starts[group + 1] - starts[group]:
+            raise _damaged(place, f"row group {group} has {len(pictures)} pictures, not as many as its footer says")
+        return pictures[row - int(starts[group])].as_py() or b""
+
+    def file(self, path: str) -> str:
+        return place_in(self.root, path.rpartition("#")[0])
 
     def parts(self) -> Iterator[Part]:
         """One part for each file. Raises SourceError, CaptionError."""
         for name in self.files:
-            place = inside(self.root, name)
+            place = place_in(self.root, name)
             status = stamp(os.stat(place))
             rows = int(_row_group_starts(place, status)[-1])
             paths = [f"{name}#{row}" for row in range(rows)]
-            yield make_part(place, paths, np.tile(np.array(status, np.int64), (rows, 1)), list(_captions(place)), [])
+            stamps = np.tile(np.array(status, np.int64), (rows, 1))
+            yield make_part(os.path.abspath(place), paths, stamps, list(_captions(place, rows)), [])
+        if self.others or self.unmatched:
+            yield beside(self.root, self.others, self.unmatched)
+
+
+def holds_pictures(place: str) -> bool:
+    """Whether a Parquet file has a column of pictures. img2dataset's, for one, holds what it knows about those in the
+    tar of the same name. Raises SourceError."""
+    with _open(place) as file:
+        return "image" in file.schema_arrow.names and _bytes_type(file.schema_arrow.field("image").type) is not None
 
 
 @contextlib.contextmanager
@@ -50,40 +68,56 @@ def _open(place: str) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(place, memory_map=True) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{place} is not a whole Parquet file: {error}; get the file again") from None
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name that is no UTF-8
+        raise _damaged(place, error) from None
 
 
 @lru_cache(maxsize=4096)
-def _row_group_starts(place: str, status: tuple[int, int, int]) -> np.ndarray:
+def _row_group_starts(place: str, status: tuple[int, int, int, int]) -> np.ndarray:
     """(row groups + 1,) int64: the first row of each row group, and the number of rows. Checks the columns."""
     with _open(place) as file:
         names = file.schema_arrow.names
         if "image" not in names or "text" not in names:
             raise SourceError(f"{place} has the columns {', '.join(names)}; wanted image and text (rename yours)")
         image = file.schema_arrow.field("image").type
-        held = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
-        if not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
+        if _bytes_type(image) is None:
             raise SourceError(f"{place}: the column image is {image}; wanted a struct with bytes, or a binary")
         return np.cumsum([0] + [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
 
 
+def _bytes_type(image: pa.DataType) -> pa.DataType | None:
+    """The type of the bytes in a column of pictures; None when it holds none."""
+    held = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    plain = held.value_type if pa.types.is_dictionary(held) else held
+    is_bytes = pa.types.is_binary(plain) or pa.types.is_large_binary(plain) or pa.types.is_binary_view(plain)
+    return held if is_bytes else None
+
+
 @lru_cache(maxsize=4)
-def _pictures(place: str, status: tuple[int, int, int], group: int) -> pa.ChunkedArray:
+def _pictures(place: str, status: tuple[int, int, int, int], group: int) -> pa.ChunkedArray:
     """The bytes of all pictures of a row group."""
     with _open(place) as file:
         column = file.read_row_group(group, columns=["image"]).column("image")
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
-def _captions(place: str) -> Iterator[tuple[int, str, str | None]]:
+def _captions(place: str, rows: int) -> Iterator[tuple[int, str, str | None]]:
     with _open(place) as file:
         columns = [name for name in ("text", "text_2") if name in file.schema_arrow.names]
         row = 0
         for batch in file.iter_batches(columns=columns):
-            texts = batch.column("text").to_pylist()
-            seconds = batch.column("text_2").to_pylist() if "text_2" in columns else [None] * len(texts)
+            try:
+                texts = batch.column("text").to_pylist()
+                seconds = batch.column("text_2").to_pylist() if "text_2" in columns else [None] * len(texts)
+            except UnicodeDecodeError as error:
+                raise captions.CaptionError(f"{place}: a text from row {row} on is not UTF-8: {error}") from None
             for text, second in zip(texts, seconds):
                 for pair in captions.pairs(text, second, f"{place}#{row}"):
                     yield row, *pair
                 row += 1
+        if row != rows:
+            raise _damaged(place, f"{row} texts, and its footer says {rows}")
+
+
+def _damaged(place: str, what: object) -> SourceError:
+    return SourceError(f"{place} is not a whole Parquet file: {what}; get the file again")

@@ -1,15 +1,17 @@
 """What a source of pictures yields: parts, each with the paths of its pictures and their captions."""
 
 import os
+import shlex
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.stage import StageError
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})  # lower case
+STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
 _NAMED = 5  # of many files, so many are named in a message
 
 
@@ -17,13 +19,29 @@ class SourceError(StageError):
     """The data set cannot be used as it is: what was found, where, what to do."""
 
 
+class Lost(NamedTuple):
+    """Pictures that the data set has or names and that cannot be opened: index counts them as rejected ones."""
+
+    path: str
+    reason: str  # `kind: detail`, as of images.Rejected
+    count: int = 1
+
+
+class Unmatched(NamedTuple):
+    """A file or member that is left alone though it looks like a part of the data set."""
+
+    path: str
+    what: str  # picture | caption | folder | file
+    reason: str  # `kind` or `kind: detail`
+
+
 @dataclass(frozen=True)
 class Part:
     """A stretch of a source that is indexed in one go: a folder, a tar, a Parquet file.
 
-    paths (n,) string: distinct names for Source.read. stamps (n, 3) int64: size, mtime_ns, ctime_ns of the file that
-    holds the picture; as long as they stay, so does the picture. caption_rows (m,) int64: the picture that a caption
-    belongs to, as an index into paths; texts, texts_2 (m,) string, the latter with nulls."""
+    paths (n,) string: distinct names for Source.read. stamps (n, 4) int64: what `stamp` says of the file that holds the
+    picture; as long as it stays, so does the picture. caption_rows (m,) int64: the picture that a caption belongs to,
+    as an index into paths; texts, texts_2 (m,) string, the latter with nulls."""
 
     place: str  # absolute path of the folder or file
     paths: pa.StringArray
@@ -32,17 +50,25 @@ class Part:
     texts: pa.StringArray
     texts_2: pa.StringArray
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
+    lost: list[Lost] = field(default_factory=list)
+    unmatched: list[Unmatched] = field(default_factory=list)
 
 
 def make_part(
-    place: str, paths: list[str], stamps: np.ndarray, captions: list[tuple[int, str, str | None]], others: list[str]
+    place: str,
+    paths: list[str],
+    stamps: np.ndarray,
+    captions: list[tuple[int, str, str | None]],
+    others: list[str],
+    lost: list[Lost] = (),
+    unmatched: list[Unmatched] = (),
 ) -> Part:
     """A Part of plain lists; `captions` holds (index into paths, text, text_2). Raises SourceError for a name that is
     no text."""
     try:
         names = pa.array(paths, pa.string())
     except UnicodeEncodeError:
-        bad = next(path for path in paths if not _is_text(path))
+        bad = next(path for path in paths if shown(path) != path)
         raise SourceError(f"{place}: the file name {os.fsencode(bad)!r} is not UTF-8; rename the file") from None
     rows, texts, texts_2 = zip(*captions) if captions else ((), (), ())
     return Part(
@@ -52,28 +78,25 @@ def make_part(
         np.array(rows, np.int64),
         pa.array(texts, pa.string()),
         pa.array(texts_2, pa.string()),
-        others,
+        [shown(name) for name in others],
+        [Lost(shown(path), shown(reason), count) for path, reason, count in lost],
+        [Unmatched(shown(path), what, shown(reason)) for path, what, reason in unmatched],
     )
 
 
-def stamp(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file does. The ctime shows a file that was replaced together with its old times."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def linked_folder(path: str) -> Unmatched:
+    return Unmatched(path, "folder", "a link to a folder, which is not followed: DVC sees no change behind it")
 
 
-def inside(root: str, path: str) -> str:
-    """The real path of `path`, given relative to `root`. Raises SourceError when that lies outside, by `..` or by a
-    link."""
-    if not is_plain(path):
-        raise SourceError(f"{path!r} is not a path inside {root}; name files relative to their folder, without ..")
-    real_root = os.path.realpath(root)
-    real = os.path.realpath(os.path.join(real_root, path))
-    if not real.startswith(real_root.rstrip("/") + "/"):
-        raise SourceError(
-            f"{os.path.join(root, path)} is a link to {real}, outside its folder; put the file itself there "
-            f"(DVC does with cache.type reflink, hardlink or copy)"
-        )
-    return real
+def beside(root: str, others: tuple[str, ...], unmatched: tuple[Unmatched, ...]) -> Part:
+    """A part without pictures, for what lies beside the files of a source."""
+    return make_part(root, [], np.empty((0, len(STAMP)), np.int64), [], list(others), unmatched=list(unmatched))
+
+
+def stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a file does, as STAMP names it. The ctime shows a file that was replaced together with its old
+    times, the inode one that came with another folder or as a link's other target."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def is_plain(path: str) -> bool:
@@ -81,8 +104,22 @@ def is_plain(path: str) -> bool:
     return not path.startswith("/") and ".." not in PurePosixPath(path).parts and "\0" not in path
 
 
-def is_picture(path: str) -> bool:
-    return Path(path).suffix.lower() in PICTURES
+def place_in(root: str, path: str) -> str:
+    """The file of a source with this path in its root. A link there is the user's word and may lead anywhere; a name
+    may not. Raises SourceError."""
+    if not is_plain(path):
+        raise SourceError(f"{path!r} is not a path inside {root}; name files relative to their folder, without ..")
+    return os.path.join(root, path)
+
+
+def replaced(file: str) -> str:
+    """What to do about a file that is not what the index read. DVC knows files by size, mtime and inode, so `dvc repro`
+    alone may see no change."""
+    folder = shlex.quote(os.path.dirname(file) or ".")
+    return (
+        f"it was changed or replaced since, perhaps with its size and time kept, which DVC does not see: "
+        f"`touch {shlex.quote(file)}`, then `dvc repro` (if there are many: `find -L {folder} -type f -exec touch {{}} +`)"
+    )
 
 
 def some(names: list[str]) -> str:
@@ -91,9 +128,6 @@ def some(names: list[str]) -> str:
     return ", ".join(map(str, names[:_NAMED])) + more
 
 
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def shown(name: str) -> str:
+    """A file's name as text that can be written: bytes that are no UTF-8 as \\udc.. escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

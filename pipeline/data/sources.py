@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.data.folder import Folder
-from pipeline.data.parquet import ParquetFiles
-from pipeline.data.part import Part, SourceError, is_picture
+from pipeline.data.kinds import is_metadata, is_picture, not_read
+from pipeline.data.parquet import ParquetFiles, holds_pictures
+from pipeline.data.part import Part, SourceError, Unmatched, linked_folder, some
 from pipeline.data.webdataset import WebDataset
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 
 
 class Source(Protocol):
@@ -19,41 +22,64 @@ class Source(Protocol):
     def read(self, path: str) -> bytes:
         """The bytes of the picture with this path in images.parquet. Raises SourceError."""
 
+    def file(self, path: str) -> str:
+        """The file that holds that picture. Raises SourceError."""
+
     def parts(self) -> Iterator[Part]:
         """All pictures and captions. Raises SourceError, CaptionError."""
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, caption_lines: str = "several") -> Source:
     """The data set at `path` (params.data.images).
 
     A .tar, or a folder of .tar and no pictures: WebDataset. A .parquet, or a folder of .parquet and no pictures:
-    Parquet. Any other folder: imagefolder or kohya form. Raises SourceError."""
+    Parquet. Any other folder: imagefolder or kohya form. Parquet files without pictures beside tars, as img2dataset
+    writes them, are left alone. `caption_lines` (params.index.caption_lines) says what the lines of name.txt in a folder
+    are; it does not matter for reading pictures. Raises SourceError."""
     if not os.path.exists(path):
         raise SourceError(f"data.images is {path!r}, and there is no such folder or file")
     if os.path.isfile(path):
         root, name = os.path.split(path)
-        if name.endswith(".tar"):
+        if name.lower().endswith(".tar"):
             return WebDataset(root or ".", (name,))
-        if name.endswith(".parquet"):
+        if name.lower().endswith(".parquet"):
             return ParquetFiles(root or ".", (name,))
         raise SourceError(f"data.images is the file {path!r}; wanted a folder, a .tar (uncompressed) or a .parquet")
-    tars, parquets = [], []
+    tars, parquets, compressed, others, links, as_folder = [], [], [], [], [], False
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        links += [_relative(path, folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in names:
             if name.startswith("."):
                 continue
             if is_picture(name):
-                return Folder(path)
-            for extension, found in ((".tar", tars), (".parquet", parquets)):
-                if name.endswith(extension):
-                    found.append(Path(folder, name).relative_to(path).as_posix())
-    if tars and parquets:
+                return Folder(path, caption_lines == "one")
+            as_folder = as_folder or is_metadata(name) or not_read(name) is not None
+            ends = ((".tar", tars), (".parquet", parquets), (_COMPRESSED, compressed), ("", others))
+            next(found for end, found in ends if name.lower().endswith(end)).append(_relative(path, folder, name))
+    if compressed:
         raise SourceError(
-            f"{path} holds tars ({tars[0]}) and Parquet files ({parquets[0]}); give a folder with one kind"
+            f"{path} holds compressed tars ({some(sorted(compressed))}); unpack them to .tar, which is read in place"
         )
+    for found in (tars, parquets, others, links):
+        found.sort()
+    unmatched = tuple(map(linked_folder, links))
     if tars:
-        return WebDataset(path, tuple(sorted(tars)))
+        with_pictures = [name for name in parquets if holds_pictures(os.path.join(path, name))]
+        if with_pictures:
+            raise SourceError(
+                f"{path} holds tars ({tars[0]}) and Parquet files ({with_pictures[0]}); give a folder with one kind"
+            )
+        reason = "a table without pictures beside tars; the tars are read"
+        tables = tuple(Unmatched(name, "file", reason) for name in parquets)
+        return WebDataset(path, tuple(tars), tuple(others), unmatched + tables)
     if parquets:
-        return ParquetFiles(path, tuple(sorted(parquets)))
-    raise SourceError(f"{path} holds no pictures, no .tar and no .parquet")
+        return ParquetFiles(path, tuple(parquets), tuple(others), unmatched)
+    if as_folder:
+        return Folder(path, caption_lines == "one")
+    hint = f" (links to folders are not followed: {some(links)})" if links else ""
+    raise SourceError(f"{path} holds no pictures, no .tar and no .parquet{hint}")
+
+
+def _relative(root: str, folder: str, name: str) -> str:
+    return Path(folder, name).relative_to(root).as_posix()

@@ -1,9 +1,10 @@
-"""The index's two tables, written as streams: rows come in any order and number, files come out sorted.
+"""The index's tables, written as streams: rows come in any order and number, files come out sorted.
 
 Rows wait on disk in 16 stretches by the first bits of the image's hash. Each stretch is sorted by itself, and the
 stretches follow each other in the hash's order, so memory holds a sixteenth of the rows at a time. The files' bytes
 are a function of the rows alone: row groups have a fixed number of rows, however the rows came in."""
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,21 +71,38 @@ def write_images(images: Rows, file: Path) -> None:
     _write(file, IMAGES, (_sorted_images(rows) for rows in images.stretches()))
 
 
-def write_captions(images: Rows, texts: Rows, file: Path) -> int:
+def write_captions(images: Rows, texts: Rows, file: Path) -> tuple[int, pa.ChunkedArray]:
     """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption. A picture with
-    none gets the empty one; returns how many did. `texts` holds rows of TEXTS, of used pictures only."""
-    empty = 0
+    none gets the empty one; returns how many did, and the paths of their files. `texts` holds rows of TEXTS, of used
+    pictures only."""
+    empty, paths = 0, [pa.array([], pa.string())]
 
     def sorted_captions() -> Iterator[pa.Table]:
         nonlocal empty
         for rows, stretch in zip(images.stretches(), texts.stretches()):
-            used = rows.filter(pc.is_null(rows["rejected"]))["image"]
-            table, filled = _distinct_captions(pc.unique(used), stretch)
-            empty += filled
+            used = rows.filter(pc.is_null(rows["rejected"]))
+            table, filled = _distinct_captions(pc.unique(used["image"]), stretch)
+            empty += len(filled)
+            paths.extend(used.filter(pc.is_in(used["image"], value_set=filled))["path"].chunks)
             yield table
 
     _write(file, CAPTIONS, sorted_captions())
-    return empty
+    return empty, pa.chunked_array(paths)
+
+
+def write_unmatched(unmatched: list[tuple[str, str, str]], without_caption: pa.ChunkedArray, file: Path) -> None:
+    """unmatched.csv: (path, what, reason) of what found no partner, and of the pictures `without_caption`; sorted."""
+    count = len(without_caption)
+    pictures = [without_caption, *(pa.repeat(pa.scalar(text), count) for text in ("picture", "no caption"))]
+    names = ["path", "what", "reason"]
+    given = [pa.array(column, pa.string()) for column in zip(*unmatched)] or [pa.array([], pa.string())] * 3
+    rows = pa.concat_tables([pa.table(pictures, names), pa.table(given, names)])
+    rows = rows.sort_by([(name, "ascending") for name in names])
+    with open(file, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        for batch in rows.to_batches(max_chunksize=_ROW_GROUP):
+            writer.writerows(zip(*(column.to_pylist() for column in batch.columns)))
 
 
 def _sorted_images(rows: pa.Table) -> pa.Table:
@@ -95,9 +113,9 @@ def _sorted_images(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(order))
 
 
-def _distinct_captions(used: pa.Array, texts: pa.Table) -> tuple[pa.Table, int]:
-    """Captions of a stretch, distinct and sorted, with an empty one for each of `used` (distinct) that has none; how
-    many."""
+def _distinct_captions(used: pa.Array, texts: pa.Table) -> tuple[pa.Table, pa.Array]:
+    """Captions of a stretch, distinct and sorted, with an empty one for each of `used` (distinct) that has none; and
+    those."""
     names = [
         captions.name(text, text_2) for text, text_2 in zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())
     ]
@@ -114,7 +132,8 @@ def _distinct_captions(used: pa.Array, texts: pa.Table) -> tuple[pa.Table, int]:
     first_of_image = _first_of_equal(keys[3:])
     # Given captions come before the empty one, so that stands only where it is the first of its image.
     keep = _first_of_equal(keys) & (first_of_image | ~keys[2])
-    return rows.take(pa.array(order[keep])), int((keep & keys[2]).sum())
+    filled = rows["image"].take(pa.array(order[keep & keys[2]])).combine_chunks()
+    return rows.take(pa.array(order[keep])), filled
 
 
 _EMPTY = (captions.name("", None), "", None)

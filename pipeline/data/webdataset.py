@@ -4,8 +4,10 @@ text_2).
 Members are found by the offsets of their data and read with one system call, so nothing is unpacked and threads can
 share a source. Pictures are named `shard.tar!member`."""
 
+import math
 import os
-import tarfile
+import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,42 +15,73 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.data import captions
-from pipeline.data.part import PICTURES, Part, SourceError, inside, make_part, stamp
+from pipeline.data import captions, tar
+from pipeline.data.kinds import PICTURES, TEXTS, extension, not_read
+from pipeline.data.match import match
+from pipeline.data.part import Lost, Part, SourceError, Unmatched, beside, make_part, place_in, replaced, shown, stamp
 
-_MARK = ".tar!"
+_MARK = re.compile(r"(?<=\.tar)!", re.IGNORECASE)
+_RECORDS = frozenset({".json"})
+_PACK_AGAIN = "pack the tar again, without --sparse, with --dereference and --hard-dereference"
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
 
 @dataclass(frozen=True)
 class WebDataset:
     root: str
     tars: tuple[str, ...]  # paths in root, sorted
+    others: tuple[str, ...] = ()  # files beside them
+    unmatched: tuple[Unmatched, ...] = ()
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError when there is no such member."""
-        tar, mark, member = path.partition(_MARK)
-        place = inside(self.root, tar + mark[:-1])
+        place = self.file(path)
         members = _members(place, stamp(os.stat(place)))
+        member = _MARK.split(path, 1)[-1]
         row = members.find(member)
         if row is None:
-            raise SourceError(f"{place} has no member {member!r}; run the index stage again")
+            raise SourceError(f"{place} has no member {member!r}: {replaced(place)}")
         return members.read(row)
 
+    def file(self, path: str) -> str:
+        return place_in(self.root, _MARK.split(path, 1)[0])
+
     def parts(self) -> Iterator[Part]:
-        """One part for each tar, pictures in the order of their names. Raises SourceError, CaptionError."""
-        for tar in self.tars:
-            place = inside(self.root, tar)
+        """One part for each tar, pictures in the order of their names; tars that are cut off come last, because what
+        they lack is guessed from the others. Raises SourceError, CaptionError."""
+        largest, cut = 0, []
+        for name in self.tars:
+            place = place_in(self.root, name)
             status = stamp(os.stat(place))
-            yield _part(tar, place, status)
+            if _members(place, status).is_cut:
+                cut.append((name, place, status))
+            else:
+                part = _part(name, place, status, 0)
+                largest = max(largest, len(part.paths))
+                yield part
+        for name, place, status in cut:
+            yield _part(name, place, status, largest)
+        if self.others or self.unmatched:
+            yield beside(self.root, self.others, self.unmatched)
 
 
 class _Members:
     """Where the files of a tar lie. Arrays, not a dict, because a data set can have thousands of tars."""
 
-    def __init__(self, place: str, members: dict[bytes, tuple[int, int]]):
+    def __init__(self, place: str, found: tar.Contents):
         self.place = place
-        self.names = np.array(sorted(members), np.bytes_)
-        self.extents = np.array([members[name] for name in sorted(members)], np.int64).reshape(-1, 2)
+        self.damages, self.joined, self.ended = found.damages, found.joined, found.ended
+        files = [member for member in found.members if member.odd is None]
+        last = {member.name.encode(): member for member in files}  # of two of one name the last counts, as for tar
+        self.names = np.array(sorted(last), np.bytes_)
+        self.extents = np.array([(last[name].data, last[name].size) for name in sorted(last)], np.int64).reshape(-1, 2)
+        self.odd = {member.name: member.odd for member in found.members if member.odd and member.odd != "a folder"}
+        self.replaced = sorted({member.name for member in files if last[member.name.encode()] is not member})
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether nothing in the file says how much it lacks."""
+        return any(damage.cut for damage in self.damages) or bool(self.damages) and not len(self.names)
 
     def find(self, name: str) -> int | None:
         wanted = name.encode()
@@ -68,47 +101,139 @@ class _Members:
 
 
 @lru_cache(maxsize=512)
-def _members(place: str, status: tuple[int, int, int]) -> _Members:
-    """The index of a tar in this state. Of two members of one name the last counts, as it does for tar."""
-    members = {}
-    try:
-        with tarfile.open(place, "r:", encoding="utf-8", errors="surrogateescape") as tar:
-            for member in tar:
-                if member.isreg() and not member.issparse():
-                    if member.offset_data + member.size > status[0]:
-                        raise SourceError(f"{place} ends within {member.name}: it is truncated; get the file again")
-                    members[member.name.encode()] = (member.offset_data, member.size)
-    except (tarfile.TarError, EOFError) as error:
-        raise SourceError(
-            f"{place} is not a whole, uncompressed tar: {error}; unpack compression, or get the file again"
-        ) from None
-    except UnicodeEncodeError:
-        raise SourceError(f"{place}: a member's name is not UTF-8; write the tar again with other names") from None
-    return _Members(place, members)
+def _members(place: str, status: tuple[int, int, int, int]) -> _Members:
+    """The index of a tar in this state. Raises SourceError."""
+    found = tar.contents(place)
+    if not found.members and found.damages:
+        with open(place, "rb") as file:
+            first = file.read(8)
+        for magic, form in _PACKED.items():
+            if first.startswith(magic):
+                raise SourceError(f"{place} is compressed ({form}); unpack it to a .tar, which is read in place")
+    for member in found.members:
+        if shown(member.name) != member.name:
+            raise SourceError(
+                f"{place}: the name of the member {member.name!r} is not UTF-8; write the tar again with other names"
+            )
+    return _Members(place, found)
 
 
-def _part(tar: str, place: str, status: tuple[int, int, int]) -> Part:
+def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int) -> Part:
     members = _members(place, status)
-    paths, texts, others = [], [], []
-    rows_of_key, texts_of_key = defaultdict(list), []
-    for row, name in enumerate(name.decode() for name in members.names):
-        folder, _, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")  # WebDataset: the key ends at the first dot of the file's name
-        key = (folder, stem)
-        if base.startswith("."):
-            continue
-        if f".{extension.lower()}" in PICTURES:
-            rows_of_key[key].append(len(paths))
-            paths.append(f"{tar}!{name}")
-        elif extension in ("txt", "json"):
-            texts_of_key.append((key, row, extension, f"{place}!{name}"))
+    samples = _Samples(f"{name}!", [member.decode() for member in members.names])
+    pictures = [row for rows in samples.pictures.values() for row in rows]
+    pictures.sort()
+    position = {row: number for number, row in enumerate(pictures)}
+    partner = match(samples.texts, samples.pictures)
+    near = match(samples.texts.keys() - partner.keys(), samples.unread)
+    found, unmatched, lost = [], samples.unmatched, []
+    for key, rows in samples.texts.items():
+        for row in rows:
+            member = members.names[row].decode()
+            if key in partner:
+                parse = captions.record if extension(member) in _RECORDS else captions.whole
+                for pair in parse(members.read(row), f"{place}!{member}"):
+                    found += [(position[picture], *pair) for picture in samples.pictures[partner[key]]]
+            elif key in near:
+                unmatched.append(Unmatched(f"{name}!{member}", "caption", "its picture is not read"))
+            else:
+                unmatched.append(Unmatched(f"{name}!{member}", "caption", "no picture of this name"))
+    twins = match(samples.unread, samples.pictures)
+    for key, names in samples.unread.items():
+        for member in names:
+            if key in twins:
+                unmatched.append(Unmatched(member, "picture", "not read, and another of this name is"))
+            else:
+                lost.append(Lost(member, not_read(member)))
+    plain = {member.decode() for member in members.names}
+    for member, odd in members.odd.items():
+        if member not in plain and extension(member) in PICTURES:
+            lost.append(Lost(f"{name}!{member}", f"no plain file: {odd}; {_PACK_AGAIN}"))
+        elif member not in plain and extension(member) in TEXTS | _RECORDS:
+            unmatched.append(Unmatched(f"{name}!{member}", "caption", f"no plain file: {odd}; {_PACK_AGAIN}"))
+    for member in members.replaced:
+        unmatched.append(Unmatched(f"{name}!{member}", "file", "a later member of the same name stands in for it"))
+    if members.joined:
+        places = ", ".join(map(str, members.joined))
+        unmatched.append(Unmatched(name, "file", f"several tars put together: another begins at byte {places}"))
+    if not members.ended and not members.damages:
+        unmatched.append(Unmatched(name, "file", "no end mark: the program that wrote it left that out, or it is cut off"))
+    lost += _damages(name, members, members.extents[pictures, 0], status[0], largest)
+    stamps = np.tile(np.array(status, np.int64), (len(pictures), 1))
+    paths = [f"{name}!{members.names[row].decode()}" for row in pictures]
+    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched)
+
+
+class _Samples:
+    """The members of a tar by the sample that they belong to; its key is the name without the extension.
+
+    WebDataset's extension begins at the first dot: 000.seg.png is a further column of sample 000. Where nothing else
+    belongs to such a sample, or a caption has the same name (photo 1.5.jpg, photo 1.5.txt), it begins at the last."""
+
+    def __init__(self, prefix: str, names: list[str]):
+        self.pictures: dict[str, list[int]] = defaultdict(list)  # key → indices into names, as in texts
+        self.texts: dict[str, list[int]] = defaultdict(list)
+        self.unread: dict[str, list[str]] = defaultdict(list)
+        self.unmatched: list[Unmatched] = []
+        self.others: list[str] = []
+        names = [(row, name) for row, name in enumerate(names) if not posixpath.basename(name).startswith(".")]
+        split = [(row, name, *_at_first_dot(name)) for row, name in names]
+        samples = {key for _, _, key, extension in split if _is_known(extension)}
+        captioned = {
+            _at_last_dot(name) for _, name, _, last in split if not _is_known(last) and extension(name) in TEXTS
+        }
+        for row, name, key, last in split:
+            last_key = _at_last_dot(name)
+            if not _is_known(last) and _is_known(extension(name)) and (key not in samples or last_key in captioned):
+                key, last = last_key, extension(name)
+            if last in PICTURES:
+                self.pictures[key].append(row)
+            elif last in TEXTS | _RECORDS:
+                self.texts[key].append(row)
+            elif not_read(name):
+                self.unread[key].append(prefix + name)
+            elif extension(name) in PICTURES | TEXTS:
+                what = f"its extension is {last} (from the first dot on), and sample {posixpath.basename(key)} has other members"
+                self.unmatched.append(Unmatched(prefix + name, "file", f"WebDataset's rule: {what}"))
+            else:
+                self.others.append(prefix + name)
+
+
+def _at_first_dot(name: str) -> tuple[str, str]:
+    folder, base = posixpath.split(posixpath.normpath(name))
+    stem, dot, last = base.partition(".")
+    return posixpath.join(folder, stem), (dot + last).lower()
+
+
+def _at_last_dot(name: str) -> str:
+    return posixpath.splitext(posixpath.normpath(name))[0]
+
+
+def _is_known(last: str) -> bool:
+    return last in PICTURES | TEXTS | _RECORDS or not_read(f"x{last}") is not None
+
+
+def _damages(name: str, members: _Members, pictures: np.ndarray, size: int, largest: int) -> list[Lost]:
+    """What the damages of a tar can have cost. `pictures` are the offsets of those that were found.
+
+    Between members no more can be lost than the bytes hold of the others' mean size, and one more that only begins or
+    ends there. Where the file is cut off it is taken to have held as many as the largest whole tar of the data set, or
+    twice as many as it does when there is none."""
+    whole = size - sum(damage.end - damage.start for damage in members.damages)
+    lost = []
+    for damage in members.damages:
+        before = int((pictures < damage.start).sum())
+        if damage.cut or not len(members.names):
+            count = max((largest or 2 * len(pictures)) - len(pictures), 1)
         else:
-            others.append(f"{tar}!{name}")
-    for key, row, extension, where in texts_of_key:
-        if key not in rows_of_key:
-            others.append(where)
-            continue
-        parse = captions.whole if extension == "txt" else captions.record
-        for pair in parse(members.read(row), where):
-            texts += [(picture, *pair) for picture in rows_of_key[key]]
-    return make_part(place, paths, np.tile(np.array(status, np.int64), (len(paths), 1)), texts, others)
+            count = math.ceil((damage.end - damage.start) * len(pictures) / whole) + 1
+        place = f"at byte {damage.start}" + (f" to {damage.end}" if damage.end < size else "")
+        lost.append(
+            Lost(
+                name,
+                f"damaged: {place}: {damage.reason}; {before} pictures lie before it, up to {count} are lost; get the "
+                f"file again",
+                count,
+            )
+        )
+    return lost
