@@ -136,7 +136,7 @@ class Train(Section):
     adam_epsilon: Annotated[float, Field(gt=0)]
     weight_decay: NotNegative
     max_grad_norm: NotNegative
-    shard_optimizer: bool
+    shard_optimizer: Literal["auto"] | bool
     ema: bool
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
 
@@ -183,7 +183,7 @@ class Train(Section):
             )
         if self.param_fp16 and self.precision != "float16":
             raise key_error("param_fp16", f"true needs precision float16, found {self.precision}")
-        if self.shard_optimizer and self.optimizer != "adamw":
+        if self.shard_optimizer is True and self.optimizer != "adamw":
             raise key_error("shard_optimizer", "true needs optimizer adamw: Adafactor's state is small already")
         if self.steps is not None and self.lr_warmup_steps > self.steps:
             raise key_error("lr_warmup_steps", f"must not be above steps ({self.steps}), found {self.lr_warmup_steps}")
