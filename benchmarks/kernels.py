@@ -39,7 +39,7 @@ def _kinds(nodes: dict[str, Node]) -> Kinds:
             ahead += nodes[name].inputs
     found: Kinds = Counter()
     for name, (kind, scope, _) in nodes.items():
-        if kind in NO_KERNEL or kind.startswith("call "):
+        if kind in NO_KERNEL or not kind.isidentifier():  # a call of a subgraph
             continue
         part = "recompute" if "recompute_" in scope else "update" if "/update-" in scope else "backward"
         found["forward" if name in forward else part, kind] += 1
@@ -74,7 +74,7 @@ def dumped(folder: Path) -> Kinds:
         elif re.match(r"  %\d+\(", line):
             text = line
         elif text and (scope := re.match(r"      # Fullname with scope: \((.*)\)", line)):
-            name, kind, rest = re.match(r"  (%\d+)\([^)]*\) = (?:PrimFunc_)?(call [^(]*|\w+)(.*)", text).groups()
+            name, kind, rest = re.match(r"  (%\d+)\([^)]*\) = (?:PrimFunc_)?([^(]+)(.*)", text).groups()
             inputs = rest.split(" cnode_attrs: ")[0].split(" primitive_attrs: ")[0]
             nodes[graph + name] = Node(kind, scope[1], [graph + found for found in re.findall(r"%\d+", inputs)])
             text = ""

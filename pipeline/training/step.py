@@ -134,11 +134,11 @@ class _Reduce(nn.Cell):
             now = ops.depend(turn, flat)
             flats += (flat,)
             if bucket.cut:
-                mine += _square_sum(flat)
+                mine = mine + _square_sum(flat)
             else:
-                everyones += _square_sum(flat)
+                everyones = everyones + _square_sum(flat)
         if self.cut:
-            everyones += self.all_reduce(mine.reshape(1)).reshape(())
+            everyones = everyones + self.all_reduce(mine.reshape(1)).reshape(())
         return flats, everyones
 
     def parts(self, flats, factor):
