@@ -14,6 +14,12 @@ from pathlib import Path
 SHAPES = [(8, 4, 3, 3), (8,), (8, 8), (8,), (8, 8), (5, 3), (8,), (16, 8)]  # (5, 3) divides among no ranks
 
 
+def held(said: str) -> dict:
+    """What a process of this script said."""
+    (line,) = [line for line in said.splitlines() if line.startswith("found ")]
+    return json.loads(line.removeprefix("found "))
+
+
 def main(half: bool, folder: str) -> None:
     os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}
     import pipeline.device
