@@ -163,7 +163,7 @@ def _train(train: "Train", device: "Device") -> Iterator[tuple[str, str]]:
         yield "train.timestep_bias_begin", f"must be below timestep_bias_end ({end}), found {begin}"
     if train.param_fp16 and train.precision != "float16":
         yield "train.param_fp16", f"true needs precision float16, found {train.precision}"
-    if train.shard_optimizer and train.optimizer != "adamw":
+    if train.shard_optimizer is True and train.optimizer != "adamw":
         yield "train.shard_optimizer", "true needs optimizer adamw: Adafactor's state is small already"
     if len(set(train.validation_timesteps)) < len(train.validation_timesteps):
         yield "train.validation_timesteps", f"wanted each once, found {train.validation_timesteps[:20]}"

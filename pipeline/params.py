@@ -144,7 +144,7 @@ class Train(Section):
     adam_epsilon: Annotated[Float, Field(ge=1e-30, le=1)]
     weight_decay: NotNegative
     max_grad_norm: NotNegative
-    shard_optimizer: bool
+    shard_optimizer: Literal["auto"] | bool
     ema: bool
     ema_decay: Decay
 

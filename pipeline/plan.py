@@ -173,7 +173,7 @@ def from_params(params: Params, images: int, captions: int | None = None) -> Run
         precision=train.precision,
         param_fp16=train.param_fp16,
         optimizer=train.optimizer,
-        shard_optimizer=train.shard_optimizer,
+        shard_optimizer=train.optimizer == "adamw" if train.shard_optimizer == "auto" else train.shard_optimizer,
         ema=train.ema,
         gradient_checkpointing=train.gradient_checkpointing,
         attention="plain" if device.attention == "plain" else "tiled",

@@ -14,6 +14,7 @@ import pipeline.device
 from pipeline.training import launch, run
 from pipeline.weights import ckpt
 from stages import train as stage
+from tests.npu_update import held
 from tests.test_resume import ends, environment, train
 from tests.training_samples import ROOT, params, write_stub, write_workspace
 
@@ -98,6 +99,19 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, tmp_
     ):
         assert "goes on after step 3" in train(workspace, copy, *SETTINGS, *arguments)
         assert_close(outcome(workspace), alone)
+
+
+def test_the_collectives_of_a_step_are_few(tmp_path):
+    """Of 8 parameters, 5 of which are cut, in two buckets and one of the rest; and one collective each for the loss
+    and for the norm. On an NPU the gradients of slices come by ReduceScatter, which a CPU lacks."""
+    device = params(**{"device.workers": 2, "device.master": port().split("=")[1]}).device
+    launch.start(device, [str(ROOT / "tests/npu_update.py")], tmp_path)
+    found = held((tmp_path / "worker_0.log").read_text())
+    assert found["missing"] == "ReduceScatter"
+    collectives = ("AllReduce", "ReduceScatter", "AllGather")
+    assert [found["CPU"].get(kind, 0) for kind in collectives] == [5, 0, 2]
+    assert [found["NPU"].get(kind, 0) for kind in collectives] == [3, 2, 2]
+    assert found["NPU"]["AdamW"] == found["CPU"]["Adam"] == 8
 
 
 def test_a_failing_rank_ends_the_stage_with_its_message(workspace, tmp_path):

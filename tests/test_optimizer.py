@@ -1,23 +1,30 @@
 """Optimizers, clipping, EMA and learning rates against PyTorch's, transformers' and diffusers' numbers."""
 
+import subprocess
+import sys
+
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
+from pipeline.models import kernels
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet
 
 from pipeline.training import rates
 from pipeline.training.memory import sharded
 from pipeline.training.optimizer import Adafactor, AdamW, decays
-from pipeline.training.step import Settings, Update, average_of
+from pipeline.training.step import Outcome, Settings, Update, average_of
 from tests.golden import rule
 from tests.golden import training_rule as t
 from tests.golden.compare import training
+from tests.npu_update import SHAPES, held
+from tests.training_samples import ROOT
 
 pytestmark = pytest.mark.usefixtures("device")
 DECAYED = (True, False, True)
+OUTPUT = {"capture_output": True, "text": True, "check": True}
 
 
 def parameters(dtype=ms.float32):
@@ -37,15 +44,15 @@ def run(update: Update, steps=4, lr=1e-2) -> list[float]:
     norms = []
     for step in range(steps):
         decay = rates.ema_decay(step, 0.6)
-        _, norm, _ = update(Tensor(1.0, ms.float32), gradients(step), Tensor(lr, ms.float32), Tensor(decay, ms.float32))
-        norms.append(norm.asnumpy().item())
+        outcome = update(Tensor(1.0, ms.float32), gradients(step), Tensor(lr, ms.float32), Tensor(decay, ms.float32))
+        norms.append(Outcome(*outcome.asnumpy()).norm)
     return norms
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["fused", "plain"])
-def trained(request):
+@pytest.fixture(scope="module")
+def trained():
     values = parameters()
-    optimizer = adamw(values, fused=request.param)
+    optimizer = adamw(values)
     update = Update(optimizer, average_of(values), Settings(max_grad_norm=2.0))
     return values, update, run(update)
 
@@ -55,6 +62,60 @@ def test_adamw_with_clipping_equals_pytorch(trained):
     np.testing.assert_allclose(norms, training()["adamw_norms"], rtol=1e-6)
     for index, value in enumerate(values):
         np.testing.assert_allclose(value.asnumpy(), training()[f"adamw_{index}"], rtol=2e-6, atol=1e-6)
+
+
+def documented(before, value, m, v, gradient, lr=1e-2, decay=0.1, beta1=0.9, beta2=0.99, epsilon=1e-6):
+    """aclnnApplyAdamWV2 by its documentation: CANN 8.5's page, and the step that its kernel adds
+    (gitcode.com/cann/ops-nn, optim/apply_adam_w_v2). -> value, m, v"""
+    t = before + 1
+    m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
+    update = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + epsilon)
+    return value - lr * update - lr * decay * value, m, v
+
+
+@pytest.mark.parametrize(("first", "equal"), [(0, True), (-1, False), (1, False)])
+def test_the_npus_kernel_counts_the_updates_before(first, equal):
+    for index, (shape, decayed) in enumerate(zip(t.SHAPES, DECAYED, strict=True)):
+        value, m, v = rule.normal(f"p {shape}", shape).astype(np.float64), 0.0, 0.0
+        for step in range(4):
+            clip = min(1, 2.0 / training()["adamw_norms"][step])
+            gradient = clip * rule.normal(f"g {step} {shape}", shape)
+            with np.errstate(all="ignore"):
+                value, m, v = documented(first + step, value, m, v, gradient, decay=0.1 if decayed else 0.0)
+        assert np.allclose(value, training()[f"adamw_{index}"], rtol=2e-6, atol=1e-6) == equal
+
+
+class Documented(nn.Cell):
+    """In place of ops.auto_generate.AdamW, which no CPU has: the same arguments, changed in place."""
+
+    def construct(
+        self, value, m, v, max_v, gradient, before, lr, beta1, beta2, decay, epsilon, amsgrad, maximize
+    ):  # fmt: skip
+        t = ops.cast(before, ms.float32) + 1.0
+        new_m = beta1 * m + (1.0 - beta1) * gradient
+        new_v = beta2 * v + (1.0 - beta2) * gradient * gradient
+        update = new_m / (1.0 - ops.pow(Tensor(beta1), t)) / (ops.sqrt(new_v / (1.0 - ops.pow(Tensor(beta2), t))) + epsilon)
+        new = value - lr * update - lr * decay * value
+        return ops.assign(value, new), ops.assign(m, new_m), ops.assign(v, new_v)
+
+
+def test_what_the_npus_kernel_is_given_makes_adamw(monkeypatch):
+    monkeypatch.setattr(kernels, "on_cpu", lambda: False)
+    values = parameters()
+    optimizer = adamw(values)
+    monkeypatch.setattr(optimizer.kernels, "adamw", Documented())
+    update = Update(optimizer, average_of(values), Settings(max_grad_norm=2.0))
+    np.testing.assert_allclose(run(update), training()["adamw_norms"], rtol=1e-6)
+    for index, value in enumerate(values):
+        np.testing.assert_allclose(value.asnumpy(), training()[f"adamw_{index}"], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("half", [[], ["float16"]], ids=["float32", "float16"])
+def test_the_npus_update_is_one_kernel_a_parameter(half):
+    """Compiled as far as a CPU can: types and shapes are inferred, then its kernel is missing."""
+    found = held(subprocess.run([sys.executable, "-m", "tests.npu_update", *half], cwd=ROOT, **OUTPUT).stdout)
+    assert found["missing"] == "AdamW" and found["NPU"]["AdamW"] == found["CPU"]["Adam"] == len(SHAPES)
+    assert not {"Adam", "ApplyProximalGradientDescent", "AllReduce"} & found["NPU"].keys()
 
 
 def test_ema_with_warm_up_equals_diffusers(trained):
@@ -88,7 +149,7 @@ def test_adafactor_equals_transformers():
 )
 def test_each_setting_of_adamw_counts(trained, change, differs):
     values = parameters()
-    run(Update(adamw(values, fused=True, **change), None, Settings(max_grad_norm=2.0)))
+    run(Update(adamw(values, **change), None, Settings(max_grad_norm=2.0)))
     assert np.allclose(values[0].asnumpy(), trained[0][0].asnumpy(), atol=1e-6) != differs
 
 

@@ -63,9 +63,15 @@ def optimizer(cell: nn.Cell, device: Device, train: params.Train) -> nn.Cell:
         return Adafactor(parameters, decayed, train.weight_decay)
     return AdamW(
         parameters, decayed, train.weight_decay, train.adam_beta1, train.adam_beta2, train.adam_epsilon,
-        fused=not device.ascend and not train.param_fp16,
-        rank=device.rank, ranks=device.world_size if train.shard_optimizer else 1,
+        rank=device.rank, ranks=device.world_size if shards(device, train) else 1,
     )  # fmt: skip
+
+
+def shards(device: Device, train: params.Train) -> bool:
+    """Whether the ranks share the optimizer's state (ZeRO-1): by default on NPUs, whose memory it is about."""
+    if train.shard_optimizer == "auto":
+        return device.ascend and train.optimizer == "adamw"
+    return train.shard_optimizer
 
 
 def settings(device: Device, train: params.Train) -> Settings:
@@ -75,6 +81,7 @@ def settings(device: Device, train: params.Train) -> Settings:
         max_grad_norm=train.max_grad_norm,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         loss_scale=train.loss_scale if train.precision == "float16" else None,
+        rank=device.rank,
         ranks=device.world_size,
     )
 

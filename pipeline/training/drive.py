@@ -12,7 +12,7 @@ from mindspore import nn
 
 from pipeline.stage import StageError
 from pipeline.training import feed
-from pipeline.training.step import Accumulate, Boundary, SampleLoss, Settings, TrainStep, Update
+from pipeline.training.step import Accumulate, Boundary, Outcome, SampleLoss, Settings, TrainStep, Update
 
 Rates = Callable[[int], tuple[float, float]]  # of a step's number: its learning rate and EMA decay
 
@@ -24,11 +24,22 @@ class Result:
     done: int  # steps done by now
     steps: int  # of which this many since the last result
     samples: np.ndarray  # (global_batch,) sample indices of the step, -1 for padding
-    loss: float
-    norm: float  # of the gradients, before clipping
-    finite: bool  # whether the gradients were, and so were applied
+    outcome: Outcome
     learning_rate: float
     waited: float  # seconds for data
+    seconds: float  # of each step, the mean over those whose results came together
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A step, or the last of a sink, that the device may not have finished."""
+
+    done: int
+    steps: int
+    samples: np.ndarray
+    outcome: ms.Tensor
+    learning_rate: float
+    waited: float
 
 
 class Graphs:
@@ -53,29 +64,54 @@ class Graphs:
             self.accumulate.compile(*inputs)
             self.boundary.compile(*scalars)
 
-    def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> tuple[float, float, bool]:
-        """One step: loss, gradient norm, whether the gradients were finite."""
+    def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> ms.Tensor:
+        """One step: launches it, and gives its Outcome, which an NPU has yet to compute."""
         scalars = ms.Tensor(rate, ms.float32), ms.Tensor(decay, ms.float32)
         if self.whole:
-            outputs = self.whole(*map(ms.Tensor, micro_batches[0].arrays()), *scalars)
-        else:
-            for micro_batch in micro_batches:
-                self.accumulate(*map(ms.Tensor, micro_batch.arrays()))
-            outputs = self.boundary(*scalars)
-        return tuple(output.asnumpy().item() for output in outputs)
+            return self.whole(*map(ms.Tensor, micro_batches[0].arrays()), *scalars)
+        for micro_batch in micro_batches:
+            self.accumulate(*map(ms.Tensor, micro_batch.arrays()))
+        return self.boundary(*scalars)
 
 
-def results(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[Result]:
-    """Take all `steps`; `sink_size` of them between two results, 0 for no sink."""
-    return _sunk(graphs, steps, rates, sink_size) if sink_size else _one_by_one(graphs, steps, rates)
+def passed(interval: int, result: Result | _Launch) -> bool:
+    """Whether a multiple of `interval` lies in the steps of this result (a sink may hold several)."""
+    return result.done // interval > (result.done - result.steps) // interval
 
 
-def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[Result]:
+def results(
+    graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int, log_interval: int, look_intervals: list[int]
+) -> Iterator[Result]:
+    """Take all `steps`; `sink_size` of them between two results, 0 for no sink. The results come in order.
+
+    They are read when the next step is launched already, so that the device does not wait for the host, and only at
+    multiples of `log_interval`, those in between together with it. At multiples of one of `look_intervals`, and at the
+    end, nothing is launched before the last result was taken: then the host may look at weights and state."""
+    launches = _sinks(graphs, steps, rates, sink_size) if sink_size else _one_by_one(graphs, steps, rates)
+    waiting, begin = [], time.perf_counter()
+    for launch in launches:
+        waiting.append(launch)
+        looks = launch.done == steps.end or any(passed(interval, launch) for interval in look_intervals)
+        logged = [place for place, old in enumerate(waiting[:-1]) if passed(log_interval, old)]
+        ready = len(waiting) if looks else logged[-1] + 1 if logged else 0
+        if ready:
+            found = [Outcome(*map(float, old.outcome.asnumpy())) for old in waiting[:ready]]
+            if sink_size and (last := waiting[ready - 1].done) != (taken := int(found[-1].taken)):
+                raise StageError(f"the device took {taken} steps and the host counted {last}: set device.sink_size to 0")
+            count = sum(old.steps for old in waiting[:ready])
+            seconds = (time.perf_counter() - begin) / count
+            for old, outcome in zip(waiting, found, strict=False):
+                yield Result(old.done, old.steps, old.samples, outcome, old.learning_rate, old.waited, seconds)
+            waiting, begin = waiting[ready:], time.perf_counter()
+
+
+def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[_Launch]:
     asked = time.perf_counter()
     for step in feed.ahead(steps):
         waited = time.perf_counter() - asked
         rate, decay = rates(step.number)
-        yield Result(step.number + 1, 1, step.samples, *graphs.take(step.micro_batches, rate, decay), rate, waited)
+        outcome = graphs.take(step.micro_batches, rate, decay)
+        yield _Launch(step.number + 1, 1, step.samples, outcome, rate, waited)
         asked = time.perf_counter()
 
 
@@ -95,17 +131,12 @@ class _Columns:
         return *step.micro_batches[0].arrays(), *(np.array(value, np.float32) for value in self.rates(step.number))
 
 
-def _sunk(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[Result]:
+def _sinks(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[_Launch]:
     take = pipeline.device.sink(graphs.whole, _Columns(steps, rates), _Columns.NAMES)
     done = steps.first
     while done < steps.end:
         count = min(sink_size, steps.end - done)  # the remainder of the run is a shorter sink
         for _ in range(count):
-            outputs = take()
+            outcome = take()
         done += count
-        values = [output.asnumpy().item() for output in outputs]
-        taken = int(graphs.update.taken.asnumpy())
-        if taken != done:
-            raise StageError(f"the device took {taken} steps and the host counted {done}: set device.sink_size to 0")
-        samples = steps.samples(done - 1)
-        yield Result(done, count, samples, *values, rates(done - 1)[0], 0.0)
+        yield _Launch(done, count, steps.samples(done - 1), outcome, rates(done - 1)[0], 0.0)

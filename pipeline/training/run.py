@@ -2,13 +2,13 @@
 
 import logging
 import math
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pipeline.device
 import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from pipeline import params, store
 from pipeline.cache.reader import Reader
@@ -126,28 +126,24 @@ def fine_tune(
     )
     if len(held_out) and done == 0:
         validate()
-    last = time.perf_counter()
-    for result in drive.results(graphs, steps, rates_of, device.sink_size):
-        _check(result, settings, update, reader, states)
-        before, done = done, result.done
+    looks = [train.checkpointing_steps]
+    looks += [train.validation_interval] if len(held_out) else []
+    looks += [train.sample_interval] if train.sample_interval else []
+    for result in drive.results(graphs, steps, rates_of, device.sink_size, train.log_interval, looks):
+        _check(result, settings, reader, states)
+        outcome, done = result.outcome, result.done
 
         def passed(interval: int) -> bool:
-            """Whether a multiple of `interval` lies in the steps of this result (a sink may hold several)."""
-            return done // interval > before // interval  # noqa: B023  (called within its own iteration)
+            return drive.passed(interval, result)  # noqa: B023  (called within its own iteration)
 
-        now = time.perf_counter()
         if curves is not None:
-            seconds = (now - last) / result.steps
-            means = {"train/loss": result.loss} | ({"train/grad_norm": result.norm} if result.finite else {})
+            means = {"train/loss": outcome.loss} | ({"train/grad_norm": outcome.norm} if outcome.finite else {})
             means |= {
-                "train/images_per_second": int((result.samples >= 0).sum()) / seconds,
-                "train/step_seconds": seconds,
+                "train/images_per_second": int((result.samples >= 0).sum()) / result.seconds,
+                "train/step_seconds": result.seconds,
                 "train/data_wait_seconds": result.waited,
             }
-            latest = {
-                "train/learning_rate": result.learning_rate,
-                "train/overflows": int(update.overflows.asnumpy()),
-            }
+            latest = {"train/learning_rate": result.learning_rate, "train/overflows": int(outcome.overflows)}
             curves.step(done, result.steps, means, latest, passed(train.log_interval) or done == end)
         if len(held_out) and (passed(train.validation_interval) or done == end):
             validate()
@@ -156,39 +152,41 @@ def fine_tune(
         if passed(train.checkpointing_steps) and done < end:
             facts = {"pending": curves and curves.pending}
             states.save(done, slots, facts, paths.out / "live", train.checkpoints_total_limit, rank, device.barrier)
-        last = time.perf_counter()
 
     # Outs
     if rank == 0:
         with store.out(paths.out / "weights") as folder:
             folder.mkdir()
-            _write(folder / "unet.ckpt", parameters, parameters)
+            _write(folder / "unet.ckpt", unet, parameters, parameters)
             if update.ema is not None:
-                _write(folder / "unet_ema.ckpt", update.ema, parameters)
+                _write(folder / "unet_ema.ckpt", unet, update.ema, parameters)
         curves.close()
         finished.keep(training, paths.out)
         states.clear()
     device.barrier()
 
 
-def _check(result: drive.Result, settings: Settings, update: Update, reader: Reader, states: state.States) -> None:
+def _check(result: drive.Result, settings: Settings, reader: Reader, states: state.States) -> None:
     """Stop at a loss that is not a number, and at overflows that no loss scale avoids."""
-    if result.finite and math.isfinite(result.loss):
+    outcome = result.outcome
+    if outcome.finite and math.isfinite(outcome.loss):
         return
-    if settings.loss_scale is not None and update.loss_scale.asnumpy() > 1:
+    if settings.loss_scale is not None and outcome.loss_scale > 1:
         return
     samples = [reader.names[sample].tobytes().hex() for sample in result.samples if sample >= 0]
     good = states.newest()
     raise StageError(
-        f"step {result.done - 1}: the loss is {result.loss} and the gradient norm {result.norm}. Its samples (content "
+        f"step {result.done - 1}: the loss is {outcome.loss} and the gradient norm {outcome.norm}. Its samples (content "
         f"hashes, `image` in outs/index/images.parquet): {', '.join(samples)}. The last good checkpoint is "
         f"{good or 'the base model: none was saved yet'}. Look at those pictures and captions, or lower "
         "train.learning_rate"
     )
 
 
-def _write(path: Path, values, parameters) -> None:
-    """`values` as float32 under the checkpoint's names of `parameters`."""
+def _write(path: Path, unet: nn.Cell, values, parameters) -> None:
+    """`values` as float32 under the checkpoint's names of `parameters`, in the UNet's order."""
+    found = dict(zip((parameter.name for parameter in parameters), values, strict=True))
     with ckpt.Writer(path) as writer:
-        for value, parameter in zip(values, parameters, strict=True):
-            writer.add(PREFIX["unet"] + parameter.name, value.asnumpy().astype(np.float32, copy=False))
+        for parameter in unet.trainable_params():
+            value = found[parameter.name].asnumpy()
+            writer.add(PREFIX["unet"] + parameter.name, value.astype(np.float32, copy=False))

@@ -5,12 +5,14 @@ The graphs are pure functions of their inputs and of the training state; every r
     target (b, 4, h, w) float32, weight (b,) float32 -> loss, the mean over b of weight * the sample's mean loss."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pipeline.models import kernels
+from pipeline.training.parameter_buckets import InTurns, buckets
 
 GROWTH_STEPS = 2000  # steps without an overflow after which the loss scale doubles (torch's GradScaler has the same)
 
@@ -24,6 +26,7 @@ class Settings:
     max_grad_norm: float = 0.0  # 0: no clipping
     gradient_accumulation_steps: int = 1
     loss_scale: float | None = None  # the first loss scale; None: gradients are not scaled, overflows not looked for
+    rank: int = 0
     ranks: int = 1
 
 
@@ -88,19 +91,70 @@ def _add(total, x):
     return ops.assign_add(total, ops.cast(x, ms.float32))
 
 
-def _zero(total):
-    return ops.assign(total, ops.zeros_like(total))
+def _zero(_, turn, total):
+    return ops.assign(total, ops.zeros_like(ops.depend(total, turn)))
 
 
-def _average(weight, average, parameter):
-    return ops.assign(average, average + weight * (ops.cast(parameter, ms.float32) - average))
+def _average(weight, turn, average, parameter):
+    parameter = ops.cast(ops.depend(parameter, turn), ms.float32)
+    return ops.assign(average, average + weight * (parameter - average))
+
+
+def _scalar(x):
+    return ops.cast(x, ms.float32).reshape(1)
+
+
+class Outcome(NamedTuple):
+    """What a step gives, float32 in one tensor: copied to the host at once."""
+
+    loss: float  # averaged over micro-batches and ranks
+    norm: float  # of the gradients, before clipping
+    finite: float  # 1 or 0: whether the gradients were, and so were applied
+    loss_scale: float  # of the next step
+    overflows: float  # steps that were not applied
+    taken: float  # steps by now, counted on the device: with a data sink the host does not look at every one
+
+
+class _Reduce(nn.Cell):
+    """Sums the gradients over the ranks, in one buffer a bucket, the last ones first, as the backward pass has them."""
+
+    def __init__(self, optimizer: nn.Cell, rank: int, ranks: int):
+        super().__init__(auto_prefix=False)
+        self.likes = optimizer.gradients_like
+        self.buckets = buckets(optimizer.parameters, optimizer.cut, rank, ranks)
+        self.backwards = nn.CellList(list(self.buckets)[::-1])
+        self.cut = any(optimizer.cut)
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, gradients, turn):
+        """-> the buffers (n,), last bucket first, and the sum of the squares of what they hold on all ranks"""
+        flats, mine, everyones, now = (), 0.0, 0.0, turn
+        for bucket in self.backwards:
+            flat = bucket.reduce(gradients, now)
+            now = ops.depend(turn, flat)
+            flats += (flat,)
+            if bucket.cut:
+                mine = mine + _square_sum(flat)
+            else:
+                everyones = everyones + _square_sum(flat)
+        if self.cut:
+            everyones = everyones + self.all_reduce(mine.reshape(1)).reshape(())
+        return flats, everyones
+
+    def parts(self, flats, factor):
+        """The gradients times `factor`, as the optimizer wants them."""
+        gradients, place = (), len(self.buckets) - 1
+        for bucket in self.buckets:
+            gradients += bucket.parts(flats[place] * factor, self.likes)
+            place -= 1
+        return gradients
 
 
 class Update(nn.Cell):
     """Gradients of the scaled loss (summed over micro-batches) -> new weights, EMA and loss scale.
 
-    The order matters with several ranks: unscale, all-reduce, check, clip, update. So all ranks see the same norm, and
-    agree on whether to skip. `ema` are float32 averages, one for each parameter, or None."""
+    The order matters with several ranks: sum over ranks in float32, check, unscale and clip, update. So all ranks see
+    the same norm, and agree on whether to skip. `ema` are float32 averages, one for each parameter, or None."""
 
     def __init__(self, optimizer: nn.Cell, ema: ParameterTuple | None, settings: Settings):
         super().__init__(auto_prefix=False)
@@ -114,52 +168,53 @@ class Update(nn.Cell):
         )
         self.good_steps = Parameter(Tensor(0.0, ms.float32), name="good_steps", requires_grad=False)
         self.one = Tensor(1.0, ms.float32)
-        # counted on the device, because with a data sink the host does not look at every step
         self.taken = Parameter(Tensor(0.0, ms.float32), name="taken", requires_grad=False)
         self.overflows = Parameter(Tensor(0.0, ms.float32), name="overflows", requires_grad=False)
         self.map = ops.HyperMap()
+        self.in_turns = InTurns(self.parameters)
         self.on_cpu = kernels.on_cpu()
         self.ranks = settings.ranks
         if self.ranks > 1:
-            self.reduce_gradients = nn.DistributedGradReducer(self.parameters, mean=True)
+            self.reduce = _Reduce(optimizer, settings.rank, self.ranks)
             self.all_reduce = ops.AllReduce()
+        self.multiplies = self.scaled or self.accumulation > 1 or self.max_grad_norm > 0
 
     def construct(self, loss, gradients, lr, ema_decay):
-        """-> loss () averaged over micro-batches and ranks, gradient norm () before clipping, whether it was finite
-        ()"""
-        factor = 1.0 / (self.loss_scale * self.accumulation)
+        """-> (6,) float32, an Outcome"""
+        factor = 1.0 / (self.loss_scale * self.accumulation * self.ranks)
         loss = loss * factor
-        if self.scaled or self.accumulation > 1:
-            gradients = self.map(ops.partial(_multiply, factor), gradients)
         if self.ranks > 1:
-            gradients = self.reduce_gradients(gradients)
-            loss = self.all_reduce(loss.reshape(1)).reshape(()) / self.ranks
-        if self.on_cpu:
+            loss = self.all_reduce(loss.reshape(1)).reshape(())
+            flats, squares = self.reduce(gradients, lr)
+        elif self.on_cpu:
             # joined, because a step's vectors are many and small
             vectors = ops.Concat()(self.map(_vector, gradients)).reshape(1, -1)
             squares = ops.MatMul(transpose_b=True)(vectors, vectors).reshape(())
             squares = squares + ops.addn(self.map(_gram, gradients)).reshape(2, -1)[:, ::17].sum()
         else:
             squares = ops.addn(self.map(_square_sum, gradients))
-        norm = ops.sqrt(squares)
+        norm = ops.sqrt(squares) * factor
         finite = ops.isfinite(norm)
         if self.max_grad_norm > 0:
             # torch.nn.utils.clip_grad_norm_ has the same 1e-6
-            clip = ops.minimum(self.max_grad_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-            gradients = self.map(ops.partial(_multiply, clip), gradients)
+            factor = factor * ops.minimum(self.max_grad_norm / (norm + 1e-6), self.one)
+        if self.ranks > 1:
+            gradients = self.reduce.parts(flats, factor)
+        elif self.multiplies:
+            gradients = self.map(ops.partial(_multiply, factor), gradients)
         if not self.scaled:
             self._apply(gradients, lr, ema_decay)
         else:
             if finite:
                 self._apply(gradients, lr, ema_decay)
             self._rescale(finite)
-        ops.assign_add(self.taken, self.one)
-        return loss, norm, finite
+        taken = ops.assign_add(self.taken, self.one)
+        return ops.Concat()(self.map(_scalar, (loss, norm, finite, self.loss_scale, self.overflows, taken)))
 
     def _apply(self, gradients, lr, ema_decay):
-        self.optimizer(gradients, lr)
+        turn = self.optimizer(gradients, lr)
         if self.ema is not None:
-            self.map(ops.partial(_average, 1.0 - ema_decay), self.ema, self.parameters)
+            self.in_turns(_average, 1.0 - ema_decay, turn, self.ema, self.parameters)
 
     def _rescale(self, finite):
         """An overflow halves the loss scale (not below 1); GROWTH_STEPS steps in a row without one double it."""
@@ -228,11 +283,11 @@ class Boundary(_Graph):
     def __init__(self, accumulate: Accumulate, update: Update):
         super().__init__(auto_prefix=False)
         self.update, self.totals, self.loss = update, accumulate.totals, accumulate.loss
-        self.map = ops.HyperMap()
+        self.in_turns = InTurns(update.parameters)
 
     def construct(self, lr, ema_decay):
         result = self.update(self.loss, self.totals, lr, ema_decay)
-        zeroed = (self.map(_zero, self.totals), ops.assign(self.loss, ops.zeros_like(self.loss)))
+        zeroed = (self.in_turns(_zero, (), lr, self.totals), ops.assign(self.loss, ops.zeros_like(self.loss)))
         return ops.depend(result, zeroed)
 
 

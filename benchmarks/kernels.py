@@ -1,0 +1,157 @@
+"""Kernels that a training step launches, by part and kind, in the graph that MindSpore compiles: python -m
+benchmarks.kernels [--config tiny] [--side 8] [--batch 1] [--recompute] [--npu]
+
+With --npu the graph is the one for an NPU: this machine's CPU lacks some of its kernels, so MindSpore stops behind
+type inference and optimization, and the count is of the graph that it would hand to the device. Counted are
+primitives: MindSpore may still insert casts, and fuse (jit level O1). What only forwards or views memory is no
+kernel."""
+
+import argparse
+import contextlib
+import os
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+NO_KERNEL = {
+    "Constant", "Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem", "Return", "Reshape", "Partial", "Switch",
+    "Call", "Identity",
+}  # fmt: skip
+Kinds = Counter  # of (part, kind): part is forward, backward, recompute or update
+
+
+class Node(NamedTuple):
+    kind: str  # of primitive
+    scope: str  # its place in the tree of cells
+    inputs: list[str]  # names of nodes
+
+
+def _kinds(nodes: dict[str, Node]) -> Kinds:
+    """Forward is what the loss depends on, whatever MindSpore calls it: a cell's own bprop has the cell's scope."""
+    loss = [name for name, node in nodes.items() if node.scope.startswith("Default/scaled_loss-_ScaledLoss/Mul-op")]
+    forward, ahead = set(), loss[-1:]
+    while ahead:
+        name = ahead.pop()
+        if name in nodes and name not in forward:
+            forward.add(name)
+            ahead += nodes[name].inputs
+    found: Kinds = Counter()
+    for name, (kind, scope, _) in nodes.items():
+        if kind in NO_KERNEL or not kind.isidentifier():  # a call of a subgraph
+            continue
+        part = "recompute" if "recompute_" in scope else "update" if "/update-" in scope else "backward"
+        found["forward" if name in forward else part, kind] += 1
+    return found
+
+
+def compiled(cell) -> Kinds:
+    """Of a cell that was compiled for one set of shapes."""
+    from mindspore.common.api import _cell_graph_executor
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    (phase,) = cell.compile_cache
+    model = ModelProto()
+    model.ParseFromString(_cell_graph_executor._graph_executor.get_func_graph_proto(phase, "mind_ir"))
+    primitives = {primitive.name: primitive.op_type for primitive in model.primitives}
+    nodes = {}
+    for graph in (model.graph, *model.functions):
+        for node in graph.node:
+            kind = node.op_type.removeprefix("REF::")
+            nodes[node.output[0]] = Node(primitives.get(kind, kind), node.domain, list(node.input))
+    return _kinds(nodes)
+
+
+def dumped(folder: Path) -> Kinds:
+    """Of the last graph that was compiled, as far as the choice of kernels, in a process with MS_DEV_SAVE_GRAPHS=1 and
+    MS_DEV_SAVE_GRAPHS_PATH=folder."""
+    file = max(folder.rglob("*_backend_pass_*.ir"), key=lambda path: path.stat().st_mtime)
+    nodes, graph, text = {}, "", ""
+    for line in file.read_text().splitlines():
+        if line.startswith("subgraph @"):
+            graph = line
+        elif re.match(r"  %\d+\(", line):
+            text = line
+        elif text and (scope := re.match(r"      # Fullname with scope: \((.*)\)", line)):
+            name, kind, rest = re.match(r"  (%\d+)\([^)]*\) = (?:PrimFunc_)?([^(]+)(.*)", text).groups()
+            inputs = rest.split(" cnode_attrs: ")[0].split(" primitive_attrs: ")[0]
+            nodes[graph + name] = Node(kind, scope[1], [graph + found for found in re.findall(r"%\d+", inputs)])
+            text = ""
+        elif text and not line.startswith("      :"):
+            text += line  # a constant's values
+    return _kinds(nodes)
+
+
+def report(kinds: Kinds) -> str:
+    lines = []
+    for part in sorted({part for part, _ in kinds}):
+        own = Counter({kind: count for (where, kind), count in kinds.items() if where == part})
+        lines.append(f"{part}: {own.total():,}")
+        lines.append("  " + ", ".join(f"{kind} {count:,}" for kind, count in own.most_common()))
+    return "\n".join([*lines, f"together: {kinds.total():,}"])
+
+
+def train_step(config: str, side: int, batch: int, recompute: bool):
+    """(the cell, its inputs) of a step in float32, or with an NPU's forms in float16 with loss scaling."""
+    import pipeline.device
+    import mindspore as ms
+    import numpy as np
+    from pipeline.models import kernels
+    from pipeline.models.config import CONFIGS
+    from pipeline.models.unet import UNet
+    from pipeline.training.optimizer import AdamW, decays
+    from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
+
+    pipeline.device.setup("CPU")
+    npu = not kernels.on_cpu()
+    c = CONFIGS[config].unet
+    unet = UNet(c, "flash" if npu else "tiled", ms.float16 if npu else ms.float32, recompute).set_train()
+    optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8)
+    settings = Settings(max_grad_norm=1.0, loss_scale=65536.0 if npu else None)
+    cell = TrainStep(SampleLoss(unet, settings), Update(optimizer, None, settings))
+    shapes = [(batch, 4, side, side), (batch,), (batch, 77, c.context_dim), (batch, c.vector_dim), (batch, 4, side, side)]
+    arrays = [np.zeros(shape, np.int32 if len(shape) == 1 else np.float32) for shape in (*shapes, (batch,))]
+    arrays[-1] = arrays[-1].astype(np.float32)
+    return cell, [*map(ms.Tensor, arrays), ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)]
+
+
+@contextlib.contextmanager
+def npu_forms():
+    """Cells made in the block have an NPU's forms."""
+    from pipeline.models import kernels
+
+    on_cpu, kernels.on_cpu = kernels.on_cpu, lambda: False
+    try:
+        yield
+    finally:
+        kernels.on_cpu = on_cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="tiny")
+    parser.add_argument("--side", type=int, default=8, help="of the latents")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--recompute", action="store_true", help="train.gradient_checkpointing")
+    parser.add_argument("--npu", action="store_true", help="an NPU's form of each layer, float16")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        if options.npu:
+            os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}
+            import pipeline.device  # noqa: F401
+
+            stack.enter_context(npu_forms())
+        cell, inputs = train_step(options.config, options.side, options.batch, options.recompute)
+        try:
+            cell.compile(*inputs)
+            print(report(compiled(cell)))
+        except RuntimeError as error:
+            if not options.npu or "Unsupported op" not in str(error):
+                raise
+            print(report(dumped(Path(folder))))
+            print("this CPU has no kernel", re.search(r"Unsupported op \[(\w+)\]", str(error))[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""When the host reads a step's results, on stubs of the graphs: late, seldom, and never beyond where it looks."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipeline.stage import StageError
+from pipeline.training import drive
+from pipeline.training.feed import Step
+
+
+class Device:
+    """Stands for the graphs; notes in `events` what was launched and what was read."""
+
+    def __init__(self, first=0, counted_twice=False):
+        self.events, self.taken, self.each = [], first, 2 if counted_twice else 1
+
+    def take(self, micro_batches, rate, decay):
+        self.taken += self.each
+        number, taken = self.taken, self.taken
+        self.events.append(f"launch {number}")
+
+        def asnumpy():
+            self.events.append(f"read {number}")
+            return np.array([number / 8, 2 * number, 1, 1, 0, taken], np.float32)
+
+        return SimpleNamespace(asnumpy=asnumpy)
+
+
+class Steps(list):
+    def __init__(self, first, end):
+        super().__init__(Step(number, np.array([number, -1]), []) for number in range(first, end))
+        self.first, self.end = first, end
+
+    def samples(self, number):
+        return self[number - self.first].samples
+
+
+def taken(first, end, log_interval, looks, sink_size=0, monkeypatch=None, device=None):
+    device = device or Device(first)
+    device.whole = None
+    if sink_size:
+        monkeypatch.setattr(drive.pipeline.device, "sink", lambda *_: lambda: device.take([], 0, 0))
+    results = []
+    for result in drive.results(
+        device, Steps(first, end), lambda number: (number / 2, 0.0), sink_size, log_interval, looks
+    ):
+        device.events.append(f"result {result.done}")
+        results.append(result)
+    return device.events, results
+
+
+def test_a_result_is_read_when_the_next_step_is_launched():
+    events, results = taken(0, 3, 1, [])
+    assert events == [
+        "launch 1", "launch 2", "read 1", "result 1", "launch 3", "read 2", "read 3", "result 2", "result 3",
+    ]  # fmt: skip
+    assert [r.outcome.loss for r in results] == [1 / 8, 2 / 8, 3 / 8]
+    assert [r.learning_rate for r in results] == [0, 0.5, 1]
+    assert [r.samples[0] for r in results] == [0, 1, 2]
+    assert all(r.seconds > 0 and r.steps == 1 for r in results)
+
+
+def test_what_is_not_logged_waits_for_what_is():
+    events, _ = taken(0, 7, 3, [])
+    assert events[:8] == ["launch 1", "launch 2", "launch 3", "launch 4", "read 1", "read 2", "read 3", "result 1"]
+    assert [event for event in events if event.startswith("result")] == [f"result {n}" for n in range(1, 8)]
+
+
+@pytest.mark.parametrize(("first", "log_interval"), [(0, 1), (0, 10), (3, 4)])
+def test_nothing_is_launched_before_the_host_has_looked(first, log_interval):
+    events, _ = taken(first, 12, log_interval, [4, 5])
+    for looked in (4, 5, 8, 10, 12):
+        place = events.index(f"result {looked}")
+        launched = [int(event.split()[1]) for event in events[:place] if event.startswith("launch")]
+        assert not launched or max(launched) == looked
+
+
+def test_the_numbers_do_not_depend_on_when_they_are_read():
+    wanted = [(r.done, r.outcome, r.learning_rate) for r in taken(0, 12, 1, [1])[1]]
+    for log_interval, looks in ((1, []), (5, []), (5, [3]), (100, [7, 2])):
+        assert [(r.done, r.outcome, r.learning_rate) for r in taken(0, 12, log_interval, looks)[1]] == wanted
+
+
+def test_sinks_are_read_late_too_and_counted(monkeypatch):
+    events, results = taken(0, 10, 1, [], 4, monkeypatch)
+    assert [(r.done, r.steps) for r in results] == [(4, 4), (8, 4), (10, 2)]
+    assert events.index("read 4") > events.index("launch 8")
+    with pytest.raises(StageError, match="the device took 8 steps and the host counted 4"):
+        taken(0, 10, 1, [], 4, monkeypatch, Device(counted_twice=True))
