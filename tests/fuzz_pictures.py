@@ -26,10 +26,11 @@ _PLAIN = re.compile(r"(empty|not an image|too many pixels|broken|unsupported pix
 def fuzz(seconds: float, seed: int) -> int:
     """Try damaged pictures until the time is up; how many they were. Raises AssertionError with the seed and number of
     the case that fails; `damaged(whole(), seed, number)` makes its bytes again."""
-    end, number = time.monotonic() + seconds, 0
-    pictures = whole()
+    number, pictures = 0, whole()
     context = multiprocessing.get_context("spawn")
     with ThreadPoolExecutor(4) as threads, ProcessPoolExecutor(1, context) as process:
+        process.submit(_outcomes, []).result()  # the process has started
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             cases = [damaged(pictures, seed, number + n) for n in range(_BATCH)]
             there = process.submit(_outcomes, cases)
