@@ -184,8 +184,8 @@ def _check_plug_in() -> None:
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] != "te":  # that te itself is missing MindSpore says, and goes on
             raise StageError(
-                f"CANN's compiler of kernels (the package te; {cann}) needs the Python package {error.name}, which is "
-                "not installed: `make repro NPU=1`, or `pip install -r requirements-npu.txt`"
+                f"CANN's compiler of kernels (te; {cann}) needs the Python package {error.name}, which is not "
+                "installed: `make repro NPU=1`, or `pip install -r requirements-npu.txt`"
             ) from None
 
 
