@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ SETTINGS = [
 
 
 def start(workspace: Path, store: Path) -> subprocess.Popen:
+    shutil.rmtree(store / "trained", ignore_errors=True)  # else the outs of a finished run would be taken
     environment = {
         **os.environ,
         "PIPELINE_STORE": str(store),

@@ -1,0 +1,110 @@
+"""pipeline/training/launch.py: each run of one training in its turn, however its ranks were started. That ranks train is
+in tests/test_distributed.py."""
+
+import threading
+import time
+
+import pytest
+
+from pipeline import locks
+from pipeline.training import launch
+from tests.training_samples import params
+
+MSRUN = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "MS_SCHED_HOST": "10.0.0.1", "MS_SCHED_PORT": "8118"}
+SCHEDULER = MSRUN | {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
+MPIRUN = {"OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": "prterun-7"}
+TABLE = {"RANK_TABLE_FILE": "/etc/table.json", "RANK_SIZE": "8"}
+NODES = {"device.workers": 2, "device.nodes": 2, "device.master": "10.0.0.1:8118"}
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.02)
+    for name in {*MSRUN, *MPIRUN, *TABLE, "RANK_ID", "OMPI_COMM_WORLD_RANK", launch._UNDER_LOCK}:
+        monkeypatch.delenv(name, raising=False)
+
+
+def started(monkeypatch, environment, settings):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return params(**settings).device
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "ranks", "first"),
+    [
+        ({}, {}, 1, True),
+        ({"RANK_SIZE": "3"}, {}, 1, True),  # of another program
+        ({}, NODES, 4, True),
+        ({}, NODES | {"device.node_rank": 1}, 4, False),
+        (MSRUN | {"RANK_ID": "0"}, {}, 4, True),
+        (MSRUN | {"RANK_ID": "1"}, {}, 4, False),
+        (SCHEDULER, {}, 4, False),
+        (MPIRUN | {"OMPI_COMM_WORLD_RANK": "0"}, {}, 2, True),
+        (MPIRUN | {"OMPI_COMM_WORLD_RANK": "1"}, {}, 2, False),
+        (TABLE | {"RANK_ID": "7"}, {}, 8, False),
+    ],
+)
+def test_how_many_ranks_there_are_and_which_is_the_first(monkeypatch, environment, settings, ranks, first):
+    device = started(monkeypatch, environment, settings)
+    assert (launch.world_size(device), launch.first(device)) == (ranks, first)
+
+
+def waits(device) -> tuple[bool, threading.Thread]:
+    """Whether a process that asks for its turn does not get it now, and the thread in which it asks."""
+    got = threading.Event()
+
+    def ask():
+        with launch.turn("t", device):
+            got.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.4)
+    return not got.is_set(), thread
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "own"),
+    [
+        ({}, NODES | {"device.node_rank": 1}, "10.0.0.1:8118"),
+        (MSRUN | {"RANK_ID": "1"}, {}, "10.0.0.1:8118"),
+        (SCHEDULER, {}, "10.0.0.1:8118"),
+        (MPIRUN | {"OMPI_COMM_WORLD_RANK": "1"}, {}, "prterun-7"),
+        (TABLE | {"RANK_ID": "7"}, {}, "/etc/table.json"),
+    ],
+)
+def test_further_ranks_and_nodes_wait_for_other_runs_and_not_for_their_own(monkeypatch, environment, settings, own):
+    device = started(monkeypatch, environment, settings)
+    for job, wanted in (("another", True), (own, False)):
+        with locks.lock("train-t", "trains the same", job):
+            waited, thread = waits(device)
+        thread.join(20)
+        assert waited is wanted and not thread.is_alive()
+    assert not locks.held("train-t")
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "own"),
+    [
+        ({}, {}, ""),
+        ({}, NODES, "10.0.0.1:8118"),
+        (MSRUN | {"RANK_ID": "0"}, {}, "10.0.0.1:8118"),
+        (MPIRUN | {"OMPI_COMM_WORLD_RANK": "0"}, {}, "prterun-7"),
+    ],
+)
+def test_the_first_holds_the_lock_under_the_name_of_its_run(monkeypatch, environment, settings, own):
+    device = started(monkeypatch, environment, settings)
+    with locks.lock("train-t", "trains the same", own):  # of a run of the same name too: there is one first
+        waited, thread = waits(device)
+    thread.join(20)
+    assert waited and not thread.is_alive()
+    with launch.turn("t", device):
+        assert locks.held("train-t") and (not own or locks.holder("train-t").job == own)
+
+
+def test_ranks_that_the_stage_started_are_under_its_lock(monkeypatch):
+    device = started(monkeypatch, MSRUN | {"RANK_ID": "0", launch._UNDER_LOCK: "1"}, {})
+    with locks.lock("train-t", "trains the same", "PID 1"), launch.turn("t", device):
+        pass
