@@ -141,3 +141,31 @@ def test_a_broken_result_names_the_caption(tmp_path):
 
     with pytest.raises(StageError, match="caption '2': its pooled embedding is infinite"):
         build(tmp_path, [("1", None), ("2", None)], encoder=broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 0}', "has 1 tokens and the text encoders of model.config sdxl-base know 49408"),
+        ("[1, 2]", "has no tokens"),
+        ("{", "is not a vocabulary in JSON"),
+        ("[" * 100_000, "is not a vocabulary in JSON"),
+        (b"\xff", "is not a vocabulary in JSON"),
+    ],
+)
+def test_a_vocabulary_that_is_not_the_encoders_is_refused(tmp_path, text, said):
+    (tmp_path / "vocab.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(StageError, match=f"vocab.json {said}"):
+        tokens.check_vocabulary(tmp_path, 49408, "sdxl-base")
+
+
+def test_the_vocabulary_of_the_encoders_is_taken(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    tokens.check_vocabulary(tmp_path, 2, "tiny")
+
+
+def test_a_broken_tokenizer_is_said_without_a_traceback(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_bytes(b"#version\na b c d e\n\xff")
+    with pytest.raises(StageError, match="is not a CLIP tokenizer"):
+        tokens.Tokenizer(tmp_path)
