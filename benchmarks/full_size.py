@@ -65,6 +65,18 @@ def report(what: str, begin: float) -> None:
     print(f"{what}: {time.perf_counter() - begin:.0f} s, peak {peak_gigabytes():.1f} GB", flush=True)
 
 
+def tokenizer(folder: Path) -> Path:
+    """The repository's, filled up to SDXL's number of tokens with such as occur in no text."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(PROJECT / "data/tokenizer/merges.txt", folder)
+    known = json.loads((PROJECT / "data/tokenizer/vocab.json").read_text())
+    tokens = sorted(known, key=known.get)
+    fill = [f"<fill {number}>" for number in range(SDXL_BASE.clip_l.vocab_size - len(tokens))]
+    tokens = tokens[:-2] + fill + tokens[-2:]  # begin and end of a text are the last
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    return folder
+
+
 def caches(folder: Path) -> None:
     for part in ("vae", "clip_l", "clip_g"):
         checkpoint(folder / "outs/convert", part)
@@ -77,7 +89,7 @@ def caches(folder: Path) -> None:
     (images / "metadata.jsonl").write_text(json.dumps({"file_name": "picture.png", "text": captions}) + "\n")
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["data"]["images"] = str(images)
-    params["model"] |= {"config": "sdxl-base", "tokenizer": str(PROJECT / "data/tokenizer")}
+    params["model"] |= {"config": "sdxl-base", "tokenizer": str(tokenizer(folder / "tokenizer"))}
     params["index"] |= {"resolution": SIDE, "bucket_step": 64}
     params["cache_latents"]["batch_size"], params["cache_text"]["batch_size"] = 1, 8
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

@@ -4,7 +4,7 @@ outs/text."""
 from pipeline import hardware
 from pipeline.cache import engine, fingerprint, ranks
 from pipeline.cache.text import count_long, make_job
-from pipeline.cache.tokens import Tokenizer
+from pipeline.cache.tokens import Tokenizer, check_vocabulary
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import run
@@ -17,6 +17,7 @@ OUT = "outs/text"
 
 def main(params: Params) -> None:
     p, config, tokenizer = params.cache_text, params.model.config, params.model.tokenizer
+    check_vocabulary(tokenizer, CONFIGS[config].clip_l.vocab_size, config)
 
     def describe() -> dict:
         return fingerprint.text(

@@ -7,6 +7,7 @@ import logging
 import sys
 
 from pipeline import hardware, store
+from pipeline.cache.tokens import Tokenizer, check_vocabulary
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError, run
@@ -20,13 +21,13 @@ def main(params: Params) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     p, config, diffusion = params.sample, CONFIGS[params.model.config], params.diffusion
     hardware.check(params, "sample")
+    check_vocabulary(params.model.tokenizer, config.clip_l.vocab_size, params.model.config)
 
     # Only now: importing MindSpore takes seconds.
     import numpy as np
     from PIL import Image
     from tqdm import tqdm
 
-    from pipeline.cache.tokens import Tokenizer
     from pipeline.device import setup
     from pipeline.diffusion import schedule
     from pipeline.models.encode import text_encoder, vae_decoder

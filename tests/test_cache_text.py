@@ -172,6 +172,7 @@ def test_files_that_are_edited_before_they_are_read_make_no_rows(tmp_path, monke
     encoders = SimpleNamespace(text_encoder=reads("outs", encode))
     monkeypatch.setitem(sys.modules, "pipeline.models.encode", encoders)
     monkeypatch.setattr(cache_text, "Tokenizer", reads("tokenizer", Words()))
+    monkeypatch.setattr(cache_text, "check_vocabulary", lambda *_: None)  # "first" is no vocabulary
     settings = params(**{"model.tokenizer": "tokenizer"})
     if edited:
         name = "tokenizer" if "tokenizer" in edited else "clip_g"
@@ -181,3 +182,31 @@ def test_files_that_are_edited_before_they_are_read_make_no_rows(tmp_path, monke
     else:
         cache_text.main(settings)
         assert list((tmp_path / "outs/text").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 0}', "has 1 tokens and the text encoders of model.config sdxl-base know 49408"),
+        ("[1, 2]", "has no tokens"),
+        ("{", "is not a vocabulary in JSON"),
+        ("[" * 100_000, "is not a vocabulary in JSON"),
+        (b"\xff", "is not a vocabulary in JSON"),
+    ],
+)
+def test_a_vocabulary_that_is_not_the_encoders_is_refused(tmp_path, text, said):
+    (tmp_path / "vocab.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(StageError, match=f"vocab.json {said}"):
+        tokens.check_vocabulary(tmp_path, 49408, "sdxl-base")
+
+
+def test_the_vocabulary_of_the_encoders_is_taken(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    tokens.check_vocabulary(tmp_path, 2, "tiny")
+
+
+def test_a_broken_tokenizer_is_said_without_a_traceback(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_bytes(b"#version\na b c d e\n\xff")
+    with pytest.raises(StageError, match="is not a CLIP tokenizer"):
+        tokens.Tokenizer(tmp_path)

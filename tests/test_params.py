@@ -93,7 +93,7 @@ def bomb(first: str, item: str) -> str:
         (lambda text: text + bomb("a0: &a0 {x: 1}\n", "{{<<: [*a{0}, *a{0}]}}"), "merge keys"),
         (lambda text: text.replace("  width: 64", "  width: " + "9" * 5000), "is not YAML.*digits"),
         (lambda text: text.replace("width: 64", "width: 0x" + "f" * 5000), "width: .*found a very large number"),
-        (lambda text: text.replace("- a yellow star", "- 2026-01-01 #"), r"prompts\.1: .*date 2026-01-01.*put it in quotes"),
+        (lambda text: text.replace("- a yellow star", "- 2026-01-01 #"), r"date 2026-01-01.*put it in quotes"),
         (lambda text: text.replace("- a yellow star", "- 1_000 #"), r"prompts\.1: .*found 1000.*put it in quotes"),
         (lambda text: text.replace("- a yellow star", "- ~ #"), r"prompts\.1: .*found None"),
         (lambda text: text.replace("- a yellow star", "- 2026-13-45 #"), "is not YAML 1.2: ValueError: month"),
@@ -391,3 +391,10 @@ def refuses_before_mindspore(stage, tmp_path, changes, said):
     assert found.returncode != 0 and said in found.stderr and "MindSpore was imported" not in found.stderr
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "outs").exists()
+
+
+def test_the_readmes_settings_for_real_weights_are_taken(tmp_path):
+    text = re.search(r"```yaml\n(model:.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    changes = {f"{section}.{key}": v for section, keys in yaml.safe_load(text).items() for key, v in keys.items()}
+    found = load(with_changes(tmp_path, changes))
+    assert (found.model.config, found.index.resolution, found.sample.width) == ("sdxl-base", 1024, 1024)

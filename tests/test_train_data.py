@@ -147,8 +147,17 @@ def test_train_says_so_before_mindspore_is_imported(workspace, tmp_path, monkeyp
     assert said in found and "MindSpore was imported" not in found
 
 
-def test_a_cache_stage_asks_for_an_npu_before_mindspore_does(tmp_path, monkeypatch):
-    """And only when something is to be encoded: what is in the store needs no device."""
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cache_text.precision": "bfloat16"}, "cache_text.precision: bfloat16 needs an Ascend NPU"),
+        (
+            {"model.config": "sdxl-base"},
+            "vocab.json has 1024 tokens and the text encoders of model.config sdxl-base know",
+        ),
+    ],
+)
+def test_a_cache_stage_says_so_before_mindspore_is_imported(tmp_path, monkeypatch, changes, said):
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     (tmp_path / "outs/convert").mkdir(parents=True)
     (tmp_path / "outs/index").mkdir()
@@ -156,5 +165,5 @@ def test_a_cache_stage_asks_for_an_npu_before_mindspore_does(tmp_path, monkeypat
         (tmp_path / f"outs/convert/{name}.ckpt").write_bytes(b"")
     (tmp_path / "data").symlink_to(ROOT / "data")
     write_captions(tmp_path / "outs/index/captions.parquet", [(b"x" * 16, "a caption")])
-    with_changes(tmp_path, {"cache_text.precision": "bfloat16"})
-    assert "cache_text.precision: bfloat16 needs an Ascend NPU" in run(tmp_path, "cache_text")
+    with_changes(tmp_path, changes)
+    assert said in run(tmp_path, "cache_text")

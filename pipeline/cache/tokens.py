@@ -1,9 +1,12 @@
 """Captions to token ids, as SDXL's two text encoders want them."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+
+from pipeline.stage import StageError
 
 CHUNK = 75  # tokens of a caption in one pass; with the begin and end tokens 77
 LENGTH = CHUNK + 2
@@ -16,13 +19,34 @@ class Tokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
         from transformers import CLIPTokenizer  # here, because it takes a second and most runs encode nothing
 
-        self._tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        try:
+            self._tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        except OSError:
+            raise
+        except Exception as error:  # whatever its reader of both files meets
+            raise StageError(f"{folder} is not a CLIP tokenizer: {type(error).__name__}: {error}") from None
         self.begin, self.end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         self._tokenizer.model_max_length = 10**9  # long captions are ours to count and to cut
 
     def __call__(self, text: str) -> list[int]:
         """Ids of a caption, neither cut nor padded, without begin and end."""
         return self._tokenizer(text, add_special_tokens=False).input_ids
+
+
+def check_vocabulary(folder: str | Path, size: int, config: str) -> None:
+    """Raises StageError when the tokenizer in `folder` has not the `size` tokens that the text encoders of model.config
+    `config` were trained with: its ids would mean other words to them, without an error anywhere."""
+    path = Path(folder) / "vocab.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{path} is not a vocabulary in JSON: {error}") from None
+    if not isinstance(found, dict) or len(found) != size:
+        raise StageError(
+            f"{path} has {len(found) if isinstance(found, dict) else 'no'} tokens and the text encoders of model.config "
+            f"{config} know {size}; wanted in model.tokenizer the vocabulary that belongs to the base model (SDXL: that "
+            "of openai/clip-vit-large-patch14)"
+        )
 
 
 def length(ids: list[int]) -> int:
