@@ -75,7 +75,9 @@ def test_a_hole_of_zeros(tmp_path, whole):
     data, offsets = whole
     starts = list(offsets.values())
     for first, last in ((3, 4), (3, 7), (4, 5), (0, 1), (0, 9)):  # from header to header
-        found, files = walk(tmp_path, data[: starts[first]] + bytes(starts[last] - starts[first]) + data[starts[last] :])
+        found, files = walk(
+            tmp_path, data[: starts[first]] + bytes(starts[last] - starts[first]) + data[starts[last] :]
+        )
         assert files == dict(list(FILES.items())[:first] + list(FILES.items())[last:])
         assert found.damages == [(starts[first], starts[last], "zeros in the place of a header", False)] or (
             starts[last] - starts[first] == 1024 and found.joined == [starts[last]]  # as two tars put together

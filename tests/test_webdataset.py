@@ -262,7 +262,9 @@ def test_gnu_tars_own_archives(tmp_path):
     (folder / "zz.png").hardlink_to(folder / "z.png")
     for form in ("gnu", "oldgnu", "posix"):
         tar = tmp_path / f"{form}.tar"
-        subprocess.run(["tar", f"--format={form}", "--sparse", "--sort=name", "-cf", tar, "-C", folder, "."], check=True)
+        subprocess.run(
+            ["tar", f"--format={form}", "--sparse", "--sort=name", "-cf", tar, "-C", folder, "."], check=True
+        )
         source = open_source(str(tar))
         assert listed(source) == {f"{form}.tar!./{long}.png": [("one", None)], f"{form}.tar!./z.png": []}, form
         assert {path.rpartition("/")[2]: reason.partition(";")[0] for path, reason in lost(source).items()} == {

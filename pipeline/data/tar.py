@@ -104,7 +104,8 @@ def _walk(handle: int, size: int) -> Contents:
 
 
 def _header_in_last(handle: int, found: Contents, at: int) -> int | None:
-    """The place of a header that begins within the data of the member that ends at `at`: bytes before it are missing."""
+    """The place of a header that begins within the data of the member that ends at `at`: bytes before it are
+    missing."""
     last = found.members[-1] if found.members and found.members[-1].end == at else None
     if last is None or last.name.lower().endswith(".tar"):
         return None
