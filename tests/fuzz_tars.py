@@ -110,7 +110,7 @@ def check_contents(
 ) -> None:
     contents = {member.name: data[member.data : member.data + member.size] for member in found.members}
     moved = end - start if kind == "missing bytes" else 0
-    told = found.damages or found.joined or not found.ended
+    told = found.damages or found.joined or found.behind or not found.ended
     skipped = 0
     for name, (first, last, content) in members.items():
         if last <= start:

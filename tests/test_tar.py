@@ -115,6 +115,7 @@ def test_bytes_behind_the_end(tmp_path, whole):
     for more, damages in ((b"x" * 100, []), (b"x" * 600, [(len(data), len(data) + 600)])):
         found, files = walk(tmp_path, data + more)
         assert files == FILES and found.ended and [damage[:2] for damage in found.damages] == damages
+        assert found.behind == (0 if damages else 100)
 
 
 def test_tars_put_together(tmp_path, whole):

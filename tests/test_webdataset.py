@@ -236,6 +236,9 @@ def test_tars_without_an_end_and_put_together(tmp_path):
     source = open_source(str(file))
     assert len(listed(source)) == 3 and not lost(source)
     assert unmatched(source) == [("a.tar", "file", f"several tars put together: another begins at byte {len(data)}")]
+    file.write_bytes(data + b"x")
+    ((path, what, reason),) = unmatched(open_source(str(file)))
+    assert (path, what) == ("a.tar", "file") and reason.startswith("bytes behind its end mark: 1, too few")
 
 
 def counts(folder) -> list[tuple[str, int]]:

@@ -47,6 +47,7 @@ class Contents:
     damages: list[Damage] = field(default_factory=list)
     joined: list[int] = field(default_factory=list)  # where a further tar begins, as `cat a.tar b.tar` makes it
     ended: bool = False  # by zeros; some writers leave them out
+    behind: int = 0  # bytes behind those, too few to be a header
 
 
 class _Unreadable(Exception):
@@ -119,7 +120,8 @@ def _damage(handle: int, found: Contents, at: int, after_zeros: int, is_end: boo
     following = _next_header(handle, error.resume, size)
     if after_zeros > at and following == size and is_end:
         found.ended = True
-        if size - after_zeros < BLOCK:  # too little to have been a member
+        if size - after_zeros < BLOCK:
+            found.behind = size - after_zeros
             return size
         start, reason = after_zeros, "bytes behind the end mark that are no header"
     elif after_zeros > at:
