@@ -42,7 +42,7 @@ def parts(rows: int) -> Iterator[tuple[Part, pa.Table, int]]:
         texts = pc.binary_join_element_wise(*words, numbers, " ")
         paths = pc.binary_join_element_wise(f"{start // PER_PART:05}.tar!", numbers, ".jpg", "")
         nulls = pa.nulls(count, pa.string())
-        yield Part("", paths, np.zeros((count, 3), np.int64), np.arange(count), texts, nulls), found, 0
+        yield Part("", paths, np.zeros((count, 4), np.int64), np.arange(count), texts, nulls), found, 0
 
 
 def read(out: Path) -> int:

@@ -17,7 +17,27 @@ from pipeline.data.captions import CaptionError
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
 
-ODD = ["", " ", "\n", "\r", "\r\n", "\u2028", "\x0b", "\x85", "\0", '"', "'", ",", "\\", "é", "🐈", "\ufeff", "a cat", "[", "{"]
+ODD = [
+    "",
+    " ",
+    "\n",
+    "\r",
+    "\r\n",
+    "\u2028",
+    "\x0b",
+    "\x85",
+    "\0",
+    '"',
+    "'",
+    ",",
+    "\\",
+    "é",
+    "🐈",
+    "\ufeff",
+    "a cat",
+    "[",
+    "{",
+]
 
 
 def fuzz(seconds: float, seed: int) -> int:
@@ -70,7 +90,10 @@ def value(draw: random.Random) -> object:
 def jsonl(draw: random.Random) -> bytes:
     rows = []
     for _ in range(draw.randrange(1, 5)):
-        row = {"file_name": draw.choice(("a.png", "A.PNG", "./a.png", "b.png", "x/../a.png", "", text(draw))), "text": value(draw)}
+        row = {
+            "file_name": draw.choice(("a.png", "A.PNG", "./a.png", "b.png", "x/../a.png", "", text(draw))),
+            "text": value(draw),
+        }
         if draw.random() < 0.3:
             row["text_2"] = value(draw)
         rows.append(json.dumps(row, ensure_ascii=draw.random() < 0.5) + draw.choice(("\n", "\r\n", "\r", "\n\n")))
@@ -103,7 +126,9 @@ def parquet(draw: random.Random) -> bytes:
             pa.array(["a"] * count),
         )
     )
-    texts = pa.array([text(draw) for _ in range(count)], draw.choice((pa.string(), pa.large_string(), pa.string_view())))
+    texts = pa.array(
+        [text(draw) for _ in range(count)], draw.choice((pa.string(), pa.large_string(), pa.string_view()))
+    )
     lists = pa.array([[text(draw)] * draw.randrange(3) for _ in range(count)])
     columns = {"image": images, "text": draw.choice((texts, lists, pa.array(range(count))))}
     if draw.random() < 0.3:

@@ -100,11 +100,17 @@ def damage(draw: random.Random, data: bytes) -> tuple[str, bytes, int, int]:
 
 
 def check_contents(
-    found: tar.Contents, members: dict[str, tuple[int, int, bytes]], data: bytes, kind: str, start: int, end: int, case: str
+    found: tar.Contents,
+    members: dict[str, tuple[int, int, bytes]],
+    data: bytes,
+    kind: str,
+    start: int,
+    end: int,
+    case: str,
 ) -> None:
     contents = {member.name: data[member.data : member.data + member.size] for member in found.members}
     moved = end - start if kind == "missing bytes" else 0
-    told = found.damages or found.joined or not found.ended
+    told = found.damages or found.joined or found.behind or not found.ended
     skipped = 0
     for name, (first, last, content) in members.items():
         if last <= start:

@@ -1,5 +1,5 @@
-"""A picture that is replaced in place with its size and times kept: DVC does not see it, cache_latents says the way out,
-and the way leads out. Walked through DVC itself, with an encoder that needs no MindSpore."""
+"""A picture that is replaced in place with its size and times kept: DVC does not see it, cache_latents says the way
+out, and the way leads out. Walked through DVC itself, with an encoder that needs no MindSpore."""
 
 import io
 import os
@@ -17,10 +17,10 @@ from tests.data_sets import name, write_folder, write_parquet, write_tar
 from tests.project import copy_project
 from tests.synthetic import write_checkpoint
 
-ENCODER = '''
+ENCODER = """
         import numpy as np
         return lambda pixels: np.zeros((len(pixels), 8, *(side // 8 for side in pixels.shape[2:])), np.float32)
-'''
+"""
 
 
 def bmp(shade: int) -> bytes:

@@ -156,7 +156,16 @@ def test_capitals_and_unicode_forms(tmp_path):
 
 
 def test_what_could_mean_two_files_means_none(tmp_path):
-    files = {"a.png": A, "A.png": B, "a.txt": "one", "b.png": A, "B.png": B, "bB.png": C, "Bb.txt": "two", "BB.txt": "3"}
+    files = {
+        "a.png": A,
+        "A.png": B,
+        "a.txt": "one",
+        "b.png": A,
+        "B.png": B,
+        "bB.png": C,
+        "Bb.txt": "two",
+        "BB.txt": "3",
+    }
     rows = [{"file_name": "A.PNG", "text": "four"}, {"file_name": "b.png", "text": "five"}]
     source = open_source(str(write_folder(tmp_path, files | {"metadata.jsonl": jsonl(*rows)})))
     assert {path for path, found in listed(source).items() if found} == {"a.png", "b.png"}
@@ -167,7 +176,16 @@ def test_what_could_mean_two_files_means_none(tmp_path):
 def test_pictures_of_kinds_that_are_not_read(tmp_path):
     heic, raw = (f"not read: {kind}; convert it to PNG or JPEG" for kind in ("HEIC", "raw"))
     rows = jsonl({"file_name": "a.heic", "text": "one"}, {"file_name": "d.CR2", "text": "four"})
-    files = {"a.heic": "", "b.HEIC": "", "b.txt": "two", "c.nef": "", "c.jpg": A, "c.txt": "three", "d.CR2": "", "d.jpg": B}
+    files = {
+        "a.heic": "",
+        "b.HEIC": "",
+        "b.txt": "two",
+        "c.nef": "",
+        "c.jpg": A,
+        "c.txt": "three",
+        "d.CR2": "",
+        "d.jpg": B,
+    }
     source = open_source(str(write_folder(tmp_path, files | {"metadata.jsonl": rows})))
     assert listed(source) == {"c.jpg": [("three", None)], "d.jpg": []}
     assert lost(source) == {"a.heic": heic, "b.HEIC": heic, "d.CR2": raw}
@@ -346,7 +364,9 @@ def test_truncated_parquet(tmp_path):
         listed(open_source(str(file)))
 
 
-@pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())])
+@pytest.mark.parametrize(
+    "binary", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())]
+)
 @pytest.mark.parametrize(
     "text",
     [

@@ -75,7 +75,9 @@ def test_a_hole_of_zeros(tmp_path, whole):
     data, offsets = whole
     starts = list(offsets.values())
     for first, last in ((3, 4), (3, 7), (4, 5), (0, 1), (0, 9)):  # from header to header
-        found, files = walk(tmp_path, data[: starts[first]] + bytes(starts[last] - starts[first]) + data[starts[last] :])
+        found, files = walk(
+            tmp_path, data[: starts[first]] + bytes(starts[last] - starts[first]) + data[starts[last] :]
+        )
         assert files == dict(list(FILES.items())[:first] + list(FILES.items())[last:])
         assert found.damages == [(starts[first], starts[last], "zeros in the place of a header", False)] or (
             starts[last] - starts[first] == 1024 and found.joined == [starts[last]]  # as two tars put together
@@ -113,6 +115,7 @@ def test_bytes_behind_the_end(tmp_path, whole):
     for more, damages in ((b"x" * 100, []), (b"x" * 600, [(len(data), len(data) + 600)])):
         found, files = walk(tmp_path, data + more)
         assert files == FILES and found.ended and [damage[:2] for damage in found.damages] == damages
+        assert found.behind == (0 if damages else 100)
 
 
 def test_tars_put_together(tmp_path, whole):

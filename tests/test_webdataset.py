@@ -236,6 +236,9 @@ def test_tars_without_an_end_and_put_together(tmp_path):
     source = open_source(str(file))
     assert len(listed(source)) == 3 and not lost(source)
     assert unmatched(source) == [("a.tar", "file", f"several tars put together: another begins at byte {len(data)}")]
+    file.write_bytes(data + b"x")
+    ((path, what, reason),) = unmatched(open_source(str(file)))
+    assert (path, what) == ("a.tar", "file") and reason.startswith("bytes behind its end mark: 1, too few")
 
 
 def counts(folder) -> list[tuple[str, int]]:
@@ -262,7 +265,9 @@ def test_gnu_tars_own_archives(tmp_path):
     (folder / "zz.png").hardlink_to(folder / "z.png")
     for form in ("gnu", "oldgnu", "posix"):
         tar = tmp_path / f"{form}.tar"
-        subprocess.run(["tar", f"--format={form}", "--sparse", "--sort=name", "-cf", tar, "-C", folder, "."], check=True)
+        subprocess.run(
+            ["tar", f"--format={form}", "--sparse", "--sort=name", "-cf", tar, "-C", folder, "."], check=True
+        )
         source = open_source(str(tar))
         assert listed(source) == {f"{form}.tar!./{long}.png": [("one", None)], f"{form}.tar!./z.png": []}, form
         assert {path.rpartition("/")[2]: reason.partition(";")[0] for path, reason in lost(source).items()} == {

@@ -46,8 +46,8 @@ def lines(data: bytes, where: str) -> list[tuple[str, None]]:
 
 
 def whole(data: bytes, where: str) -> list[tuple[str, None]]:
-    """WebDataset's form (key.txt beside key.jpg): the file is one caption. Line ends within stay; CLIP's tokenizers take
-    them as space. Raises CaptionError."""
+    """WebDataset's form (key.txt beside key.jpg): the file is one caption. Line ends within it stay; to CLIP's
+    tokenizers they are space. Raises CaptionError."""
     text = _decoded(data, where).strip()
     return [(text, None)] if text else []
 

@@ -17,7 +17,18 @@ from pipeline.data import captions
 from pipeline.data.kinds import TEXTS, extension, is_metadata, is_picture, not_read
 from pipeline.data.match import match
 from pipeline.data.parquet import holds_pictures
-from pipeline.data.part import STAMP, Lost, Part, SourceError, Unmatched, is_plain, linked_folder, make_part, place_in, stamp
+from pipeline.data.part import (
+    STAMP,
+    Lost,
+    Part,
+    SourceError,
+    Unmatched,
+    is_plain,
+    linked_folder,
+    make_part,
+    place_in,
+    stamp,
+)
 
 _Captions = list[tuple[str, str | None]]  # (text, text_2) each
 

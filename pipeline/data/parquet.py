@@ -1,7 +1,7 @@
 """Parquet files as a source, as Hugging Face data sets have them, read in place.
 
-Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2` if wanted. Strings and
-bytes may be large, views or in a dictionary. Pictures
+Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2` if wanted. Strings
+and bytes may be large, views or in a dictionary. Pictures
 are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in order."""
 
 import contextlib

@@ -117,8 +117,8 @@ def replaced(file: str) -> str:
     alone may see no change."""
     folder = shlex.quote(os.path.dirname(file) or ".")
     return (
-        f"it was changed or replaced since, perhaps with its size and time kept, which DVC does not see: "
-        f"`touch {shlex.quote(file)}`, then `dvc repro` (if there are many: `find -L {folder} -type f -exec touch {{}} +`)"
+        f"it was changed or replaced since, perhaps with its size and time kept, which DVC does not see: `touch "
+        f"{shlex.quote(file)}`, then `dvc repro` (if there are many: `find -L {folder} -type f -exec touch {{}} +`)"
     )
 
 

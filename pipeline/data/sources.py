@@ -34,8 +34,8 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
 
     A .tar, or a folder of .tar and no pictures: WebDataset. A .parquet, or a folder of .parquet and no pictures:
     Parquet. Any other folder: imagefolder or kohya form. Parquet files without pictures beside tars, as img2dataset
-    writes them, are left alone. `caption_lines` (params.index.caption_lines) says what the lines of name.txt in a folder
-    are; it does not matter for reading pictures. Raises SourceError."""
+    writes them, are left alone. `caption_lines` (params.index.caption_lines) says what the lines of name.txt in a
+    folder are; it does not matter for reading pictures. Raises SourceError."""
     if not os.path.exists(path):
         raise SourceError(f"data.images is {path!r}, and there is no such folder or file")
     if os.path.isfile(path):

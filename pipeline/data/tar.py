@@ -47,6 +47,7 @@ class Contents:
     damages: list[Damage] = field(default_factory=list)
     joined: list[int] = field(default_factory=list)  # where a further tar begins, as `cat a.tar b.tar` makes it
     ended: bool = False  # by zeros; some writers leave them out
+    behind: int = 0  # bytes behind those, too few to be a header
 
 
 class _Unreadable(Exception):
@@ -104,7 +105,8 @@ def _walk(handle: int, size: int) -> Contents:
 
 
 def _header_in_last(handle: int, found: Contents, at: int) -> int | None:
-    """The place of a header that begins within the data of the member that ends at `at`: bytes before it are missing."""
+    """The place of a header that begins within the data of the member that ends at `at`: bytes before it are
+    missing."""
     last = found.members[-1] if found.members and found.members[-1].end == at else None
     if last is None or last.name.lower().endswith(".tar"):
         return None
@@ -118,7 +120,8 @@ def _damage(handle: int, found: Contents, at: int, after_zeros: int, is_end: boo
     following = _next_header(handle, error.resume, size)
     if after_zeros > at and following == size and is_end:
         found.ended = True
-        if size - after_zeros < BLOCK:  # too little to have been a member
+        if size - after_zeros < BLOCK:
+            found.behind = size - after_zeros
             return size
         start, reason = after_zeros, "bytes behind the end mark that are no header"
     elif after_zeros > at:

@@ -70,7 +70,7 @@ class _Members:
 
     def __init__(self, place: str, found: tar.Contents):
         self.place = place
-        self.damages, self.joined, self.ended = found.damages, found.joined, found.ended
+        self.damages, self.joined, self.ended, self.behind = found.damages, found.joined, found.ended, found.behind
         files = [member for member in found.members if member.odd is None]
         last = {member.name.encode(): member for member in files}  # of two of one name the last counts, as for tar
         self.names = np.array(sorted(last), np.bytes_)
@@ -156,8 +156,13 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     if members.joined:
         places = ", ".join(map(str, members.joined))
         unmatched.append(Unmatched(name, "file", f"several tars put together: another begins at byte {places}"))
+    if members.behind:
+        reason = f"bytes behind its end mark: {members.behind}, too few to be a member, or to tell that one was cut off"
+        unmatched.append(Unmatched(name, "file", reason))
     if not members.ended and not members.damages:
-        unmatched.append(Unmatched(name, "file", "no end mark: the program that wrote it left that out, or it is cut off"))
+        unmatched.append(
+            Unmatched(name, "file", "no end mark: the program that wrote it left that out, or it is cut off")
+        )
     lost += _damages(name, members, members.extents[pictures, 0], status[0], largest)
     stamps = np.tile(np.array(status, np.int64), (len(pictures), 1))
     paths = [f"{name}!{members.names[row].decode()}" for row in pictures]
@@ -193,8 +198,9 @@ class _Samples:
             elif not_read(name):
                 self.unread[key].append(prefix + name)
             elif extension(name) in PICTURES | TEXTS:
-                what = f"its extension is {last} (from the first dot on), and sample {posixpath.basename(key)} has other members"
-                self.unmatched.append(Unmatched(prefix + name, "file", f"WebDataset's rule: {what}"))
+                what = f"its extension is {last} (from the first dot on)"
+                rule = f"WebDataset's rule: {what}, and sample {posixpath.basename(key)} has other members"
+                self.unmatched.append(Unmatched(prefix + name, "file", rule))
             else:
                 self.others.append(prefix + name)
 
