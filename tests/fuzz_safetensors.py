@@ -68,7 +68,8 @@ def fuzz(seconds: float, seed: int) -> int:
         base = synthetic.write_checkpoint(folder / "base.safetensors", SMALL)
         few = _few(base, folder / "few.safetensors")
         small, whole = ([_safetensors(file), _ckpt(folder, file)] for file in (few, base))
-        forms: list[Callable] = [*whole, *[_folder(folder)] * 2, *small, *small, *small, *small]
+        folders = [_folder(Path(shutil.copytree(FOLDER, folder / "diffusers"))), *[_folder(_shards(few, folder))] * 3]
+        forms: list[Callable] = [*whole, *folders, *small, *small, *small]
         for case in itertools.count():
             if time.monotonic() > end:
                 return case
@@ -105,9 +106,9 @@ def _read(path: Path) -> list[Tensor]:
     if path.is_dir():
         return []
     found, end = list(read_file(path).values()), 0
-    for start, size in sorted((span.offset, span.size) for tensor in found for span in tensor.spans):
-        assert start >= end, "two tensors share bytes"
-        end = start + size
+    for span in sorted((span for tensor in found for span in tensor.spans), key=lambda span: (span.offset, span.size)):
+        assert span.offset >= end, "two tensors share bytes"
+        end = span.offset + span.size
     assert end <= path.stat().st_size, "a tensor ends behind the file"
     return found
 
@@ -125,6 +126,23 @@ def _few(base: Path, path: Path) -> Path:
         for name, tensor in tensors.items():
             writer.add(name, tensor.array(), tensor.dtype)
     return path
+
+
+def _shards(few: Path, folder: Path) -> Path:
+    """A folder with a UNet of two shards and nothing else."""
+    unet = folder / "shards/unet"
+    unet.mkdir(parents=True)
+    names = list(safetensors.read(few))
+    shutil.copy(few, unet / "a.safetensors")
+    with safetensors.Writer(unet / "b.safetensors", {"b": ("float32", (1,))}) as writer:
+        writer.begin("b", "float32", (1,))
+        writer.write(bytes(4))
+    index = {
+        "metadata": {"total_size": 4},
+        "weight_map": {"b": "b.safetensors"} | dict.fromkeys(names, "a.safetensors"),
+    }
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    return unet.parent
 
 
 # Damage
@@ -165,8 +183,7 @@ def _ckpt(folder: Path, base: Path) -> Callable[[random.Random, Path], Path]:
     return damaged
 
 
-def _folder(folder: Path) -> Callable[[random.Random, Path], Path]:
-    whole = Path(shutil.copytree(FOLDER, folder / "diffusers"))
+def _folder(whole: Path) -> Callable[[random.Random, Path], Path]:
     (whole / "scheduler").mkdir()
     index = whole / "unet/diffusion_pytorch_model.safetensors.index.json"
     scheduler = whole / "scheduler/scheduler_config.json"

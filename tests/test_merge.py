@@ -168,7 +168,7 @@ def test_the_stage_takes_the_weights_that_params_ask_for(project):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (project / "outs/merge").iterdir()) == ["merged.ckpt", "merged.safetensors"]
 
-    params = (project / "params.yaml").read_text()
+    params = (project / "params.yaml").read_text().replace("  ema: false", "  ema: true")
     (project / "params.yaml").write_text(params.replace("  weights: raw", "  weights: ema"))
     failed = run_stage(project)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
