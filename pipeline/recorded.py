@@ -25,7 +25,7 @@ _OWN = ("outs/", "stages/", "pipeline")  # dependencies that are other stages' o
 _NAMED = 5  # of many files, so many are named in a message
 _STAMP = 4  # numbers of a file's stamp
 
-Files = dict[str, tuple[list[str], array]]  # folder -> (its files' names, sorted; _STAMP numbers for each)
+Files = dict[str, tuple[str, array]]  # folder -> (its files' names, sorted, joined by /; _STAMP numbers for each)
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def _code() -> dict[Path, bytes]:
 
 
 def _files(place: str) -> Files:
-    """The files at or below `place`, with their stamps. Links are followed and hidden files left out; 50 to 60 bytes a
-    file, as there may be millions."""
+    """The files at or below `place`, with their stamps. Links are followed and hidden files left out. It takes some 50
+    bytes a file, as there may be millions."""
     if not os.path.isdir(place):
         folder, name = os.path.split(place)
         return {folder: _with_stamps(folder, [name] if os.path.lexists(place) else [])}
@@ -145,11 +145,11 @@ def _files(place: str) -> Files:
     return found
 
 
-def _with_stamps(folder: str, names: list[str]) -> tuple[list[str], array]:
+def _with_stamps(folder: str, names: list[str]) -> tuple[str, array]:
     stamps = array("q")
     for name in names:
         stamps.extend(_stamp(os.path.join(folder, name)))
-    return names, stamps
+    return "/".join(names), stamps
 
 
 def _stamp(path: str) -> tuple[int, int, int, int]:
@@ -179,9 +179,10 @@ def _changes(old: Files, new: Files) -> dict[str, list[str]]:
     return changes
 
 
-def _by_name(files: tuple[list[str], array] | None) -> dict[str, array]:
-    names, stamps = files or ([], array("q"))
-    return {name: stamps[_STAMP * row : _STAMP * (row + 1)] for row, name in enumerate(names)}
+def _by_name(files: tuple[str, array] | None) -> dict[str, array]:
+    names, stamps = files or ("", array("q"))
+    rows = enumerate(names.split("/")) if names else []
+    return {name: stamps[_STAMP * row : _STAMP * (row + 1)] for row, name in rows}
 
 
 def _some(paths: list[str]) -> str:

@@ -149,7 +149,7 @@ def test_a_file_that_was_written_just_before_is_waited_for(monkeypatch):
     monkeypatch.setattr(recorded.time, "sleep", waits.append)
     monkeypatch.setattr(recorded.time, "time_ns", lambda: 1_000_000_000_005_000_000)
     for ctime in (1_000_000_000_000_000_000, 1_000_000_000_000_000_001, 999_999_999_000_000_001, 10**19 // 2):
-        files = {"": (["a"], array("q", [1, 2, 3, ctime]))}
+        files = {"": ("a", array("q", [1, 2, 3, ctime]))}
         recorded.settle(recorded.Recorded({}, {}, {"a": files}))
     # coarse times, fine ones, an old file, and a clock that is years ahead
     assert waits == [pytest.approx(1.995), pytest.approx(0.015), 0, pytest.approx(2)]
