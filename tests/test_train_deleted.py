@@ -12,7 +12,7 @@ from tests.test_train import stubbed, train, workspace
 
 __all__ = ["stubbed", "train", "workspace"]  # fixtures
 SETTINGS = {"train.ema": True, "train.checkpointing_steps": 1, "train.validation_share": 0.2}
-MOMENTS = 7  # each is a run with compilation
+MOMENTS = 5  # each is a run with compilation
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -25,14 +25,18 @@ def test_the_store_may_be_deleted_while_a_training_runs(train, tmp_path, monkeyp
             raise StageError("stopped")
 
     def prepare():
-        shutil.rmtree(tmp_path / "store", ignore_errors=True)
-        if resumed:
-            with monkeypatch.context() as patch, pytest.raises(StageError, match="stopped"):
-                patch.setattr(run, "_check", stop_after_two)
-                train(**SETTINGS)
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        for folder in ("store", "out"):
+            shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "before", tmp_path / "store")
 
     outcomes = []
+    if resumed:
+        with monkeypatch.context() as patch, pytest.raises(StageError, match="stopped"):
+            patch.setattr(run, "_check", stop_after_two)
+            train(**SETTINGS)
+        (tmp_path / "store").rename(tmp_path / "before")
+    else:
+        (tmp_path / "before").mkdir()
     prepare()
     count = deletions.run(lambda: outcomes.append(train(**SETTINGS)))
     # a resumed run reads its state among the first events
