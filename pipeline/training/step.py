@@ -11,7 +11,7 @@ import pipeline.device  # noqa: F401  (sets MindSpore's environment before its i
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from pipeline.models import kernels
+from pipeline.models import forms
 from pipeline.training.parameter_buckets import InTurns, buckets
 
 GROWTH_STEPS = 2000  # steps without an overflow after which the loss scale doubles (torch's GradScaler has the same)
@@ -172,7 +172,7 @@ class Update(nn.Cell):
         self.overflows = Parameter(Tensor(0.0, ms.float32), name="overflows", requires_grad=False)
         self.map = ops.HyperMap()
         self.in_turns = InTurns(self.parameters)
-        self.on_cpu = kernels.on_cpu()
+        self.on_cpu = forms.on_cpu()
         self.ranks = settings.ranks
         if self.ranks > 1:
             self.reduce = _Reduce(optimizer, settings.rank, self.ranks)
