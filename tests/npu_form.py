@@ -1,8 +1,8 @@
 """Compiles the NPU's form of layers, networks and a training step's gradients on a CPU: python -m tests.npu_form
 
 Writes to its output, as JSON, for each case what stopped its compilation (a kernel that a CPU lacks; null if nothing
-did) and how often each primitive is in its graph, after the passes that MindSpore runs for every device and before it
-selects kernels. The dumps that this is read from are switched on by variables that MindSpore reads once."""
+did) and how often each primitive is in its graph before MindSpore selects kernels (benchmarks/kernels.py). The dumps
+that this is read from are switched on by variables that MindSpore reads once."""
 
 import collections
 import json
@@ -16,19 +16,22 @@ DUMPS = Path(tempfile.mkdtemp())
 os.environ |= {
     "MS_DEV_SAVE_GRAPHS": "1",
     "MS_DEV_SAVE_GRAPHS_PATH": str(DUMPS),
-    "MS_DEV_DUMP_IR_PASSES": "hwopt_common_after_graph",
+    "MS_DEV_DUMP_IR_PASSES": "backend_pass",
 }
 
 import pipeline.device  # noqa: E402
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn  # noqa: E402
+from benchmarks import kernels as benchmark  # noqa: E402
 from pipeline.models import layers  # noqa: E402
 from pipeline.models.attention import TiledAttention  # noqa: E402
 from pipeline.models.clip import ClipG, ClipL  # noqa: E402
 from pipeline.models.config import TINY, UNetConfig  # noqa: E402
 from pipeline.models.unet import UNet  # noqa: E402
 from pipeline.models.vae import VAEDecoder, VAEEncoder  # noqa: E402
+from pipeline.training.optimizer import AdamW, decays  # noqa: E402
+from pipeline.training.step import SampleLoss, Settings, TrainStep, Update, average_of  # noqa: E402
 
 UNET = UNetConfig(16, (1, 2), (0, 1), context_dim=24, vector_dim=40, head_dim=16, num_res_blocks=1, norm_groups=4)
 
@@ -81,11 +84,21 @@ FORWARD = {
     "ClipG": lambda: (ClipG(TINY.clip_g, layers=layers), (IDS,)),
     "UNet": lambda: unet("flash", ms.bfloat16),
 }
-STEPS = {
-    "step": lambda: unet("flash", ms.float16),
-    "step with recomputation": lambda: unet("flash_padded", ms.bfloat16, recompute=True),
-    "step in float32": lambda: unet("tiled", ms.float32),
+GRADIENTS = {
+    "UNet, recomputed": lambda: unet("flash_padded", ms.bfloat16, recompute=True),
+    "UNet in float32": lambda: unet("tiled", ms.float32),
 }
+
+
+def step() -> tuple:
+    """(a whole training step in float16 with a loss scale, its inputs)"""
+    network, (x, timesteps, context, vector) = unet("flash", ms.float16)
+    with benchmark.npu_forms():
+        optimizer = AdamW(network.trainable_params(), decays(network), 0.01, 0.9, 0.999, 1e-8)
+        settings = Settings(max_grad_norm=1.0, loss_scale=1024.0)
+        cell = TrainStep(SampleLoss(network, settings), Update(optimizer, average_of(optimizer.parameters), settings))
+    scalar = ms.Tensor(0.5, ms.float32)
+    return cell, (x, timesteps, context, vector, x, array(2), scalar, scalar)
 
 
 class SquaredError(nn.Cell):
@@ -112,23 +125,23 @@ def compiled(function, inputs: tuple) -> dict:
         old.unlink()
     stop = None
     try:
-        ms.jit(function)(*inputs)
+        function(*inputs) if isinstance(function, nn.Cell) else ms.jit(function)(*inputs)
     except (RuntimeError, TypeError) as error:
         found = re.search(r"Unsupported op \[(\w+)\]|Select CPU operator\[(\w+)\] fail! Unsupported data type", str(error))
         if found is None:
             raise
         stop = found[1] or found[2]
     primitives = collections.Counter()
-    for dump in DUMPS.rglob("*.ir"):
-        text = dump.read_text()
-        primitives.update(re.findall(r"^  %\S+ = (?:PrimFunc_)?(\w+)\(", text, re.MULTILINE))
+    for (_, kind), count in benchmark.dumped(DUMPS).items():
+        primitives[kind] += count
     return {"stop": stop, "primitives": primitives}
 
 
 def main() -> None:
     pipeline.device.setup("CPU")
     found = {}
-    for cases, wrap in ((LAYERS, gradients), (FORWARD, lambda cell, inputs: cell), (STEPS, gradients)):
+    whole = {"training step": step}
+    for cases, wrap in ((LAYERS | GRADIENTS, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
         for name, make in cases.items():
             cell, inputs = make()
             found[name] = compiled(wrap(cell, inputs), inputs)

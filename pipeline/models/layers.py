@@ -159,6 +159,22 @@ class UpsampleNearest(nn.Cell):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+def _square_sum(x):
+    x = x.astype(ms.float32)
+    return (x * x).sum().reshape(1)
+
+
+class SumOfSquares(nn.Cell):
+    """Of all numbers of a tuple of tensors (a step's gradients), float32 ()."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.map = ops.HyperMap()
+
+    def construct(self, tensors):
+        return ops.concat(self.map(_square_sum, tensors)).sum()
+
+
 def norm_parameters(cell: nn.Cell) -> set[str]:
     """Names (paths inside `cell`) of the parameters of every norm, by kind of module and not by name: most of SDXL's
     GroupNorms are called `in_layers.0`. They stay float32 when the other weights are half, and take no weight decay."""

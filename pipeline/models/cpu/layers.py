@@ -74,6 +74,7 @@ class LayerNorm(layers.LayerNorm):
 
 
 SiLU = kernels.SiLU
+SumOfSquares = kernels.SumOfSquares
 
 
 class GELU(nn.Cell):
