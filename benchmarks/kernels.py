@@ -97,14 +97,14 @@ def train_step(config: str, side: int, batch: int, recompute: bool):
     import pipeline.device
     import mindspore as ms
     import numpy as np
-    from pipeline.models import kernels
+    from pipeline.models import forms
     from pipeline.models.config import CONFIGS
     from pipeline.models.unet import UNet
     from pipeline.training.optimizer import AdamW, decays
     from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
 
     pipeline.device.setup("CPU")
-    npu = not kernels.on_cpu()
+    npu = not forms.on_cpu()
     c = CONFIGS[config].unet
     unet = UNet(c, "flash" if npu else "tiled", ms.float16 if npu else ms.float32, recompute).set_train()
     optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8)
@@ -119,13 +119,13 @@ def train_step(config: str, side: int, batch: int, recompute: bool):
 @contextlib.contextmanager
 def npu_forms():
     """Cells made in the block have an NPU's forms."""
-    from pipeline.models import kernels
+    from pipeline.models import forms
 
-    on_cpu, kernels.on_cpu = kernels.on_cpu, lambda: False
+    on_cpu, forms.on_cpu = forms.on_cpu, lambda: False
     try:
         yield
     finally:
-        kernels.on_cpu = on_cpu
+        forms.on_cpu = on_cpu
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def main(params: Params) -> None:
             launch.start(d, [__file__], Path("outs/train-logs"))
             return
 
-        # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/convolution.py).
+        # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/cpu/convolution.py).
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
         # Only now: importing MindSpore takes seconds.
         from pipeline.device import setup

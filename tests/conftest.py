@@ -13,10 +13,10 @@ def device():
 def convolution(request):
     """The two forms of a convolution on a CPU, whatever this process lets oneDNN use. Winograd's larger tiles are taken
     wherever the sides allow it, which the goldens' maps would be too small for."""
-    from pipeline.models import convolution, kernels
+    from pipeline.models.cpu import convolution, layers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "convolves_by_products", lambda: request.param == "products")
+        patch.setattr(layers, "convolves_by_products", lambda: request.param == "products")
         patch.setattr(convolution, "_ENOUGH", 0)
         yield request.param
 

@@ -3,7 +3,7 @@
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 from mindspore import nn
-from pipeline.models.layers import Conv, GroupNorm, Linear
+from pipeline.models.cpu.layers import Conv, GroupNorm, Linear
 
 
 class StubUNet(nn.Cell):

@@ -7,7 +7,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 from pipeline.device import Device, cached_graphs
-from pipeline.models import kernels
+from pipeline.models import forms
 
 from pipeline import locks
 from pipeline import store as storage
@@ -74,7 +74,7 @@ def test_the_key_of_the_graphs_knows_the_form_of_convolutions(monkeypatch):
     p = params()
     keys = []
     for products in (False, True):
-        monkeypatch.setattr(kernels, "convolves_by_products", lambda products=products: products)
+        monkeypatch.setattr(forms, "convolves_by_products", lambda products=products: products)
         keys.append(build.graph_key(p.model.config, Device("CPU"), p.train, [], False))
     assert keys[0] != keys[1]
 

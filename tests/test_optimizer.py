@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
-from pipeline.models import kernels
+from pipeline.models import forms
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet
 
@@ -100,7 +100,7 @@ class Documented(nn.Cell):
 
 
 def test_what_the_npus_kernel_is_given_makes_adamw(monkeypatch):
-    monkeypatch.setattr(kernels, "on_cpu", lambda: False)
+    monkeypatch.setattr(forms, "on_cpu", lambda: False)
     values = parameters()
     optimizer = adamw(values)
     monkeypatch.setattr(optimizer.kernels, "adamw", Documented())

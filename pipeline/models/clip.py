@@ -1,6 +1,9 @@
 """SDXL's two text encoders, under the module names of Stability's file: CLIP ViT-L/14 (arXiv 2103.00020) in
 transformers' layout and OpenCLIP ViT-bigG/14 in OpenCLIP's. Both give the hidden states of the last layer but one,
-without the final norm (SDXL, arXiv 2307.01952, section 2.1)."""
+without the final norm (SDXL, arXiv 2307.01952, section 2.1). `layers` is the module whose layers a cell is made of:
+models/layers.py or models/cpu/layers.py."""
+
+from types import ModuleType
 
 import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
 import mindspore as ms
@@ -8,9 +11,9 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import initializer
 
+from pipeline.models import forms
 from pipeline.models.attention import attend
 from pipeline.models.config import CLIPConfig
-from pipeline.models.layers import Embedding, LayerNorm, Linear, gelu
 
 
 def _causal(tokens: int) -> ms.Tensor:
@@ -33,14 +36,14 @@ def _join(x):
 class SelfAttention(nn.Cell):
     """transformers' form: query, key and value projections apart."""
 
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
         self.heads = config.heads
         self.scale = (config.width // config.heads) ** -0.5
-        self.k_proj = Linear(config.width, config.width)
-        self.v_proj = Linear(config.width, config.width)
-        self.q_proj = Linear(config.width, config.width)
-        self.out_proj = Linear(config.width, config.width)
+        self.k_proj = layers.Linear(config.width, config.width)
+        self.v_proj = layers.Linear(config.width, config.width)
+        self.q_proj = layers.Linear(config.width, config.width)
+        self.out_proj = layers.Linear(config.width, config.width)
         self.mask = _causal(config.context_length)
 
     def construct(self, x):
@@ -51,10 +54,10 @@ class SelfAttention(nn.Cell):
 class QuickGeluMLP(nn.Cell):
     """CLIP-L's feed-forward layer; x * sigmoid(1.702 x) is OpenAI's GELU."""
 
-    def __init__(self, width: int):
+    def __init__(self, layers: ModuleType, width: int):
         super().__init__()
-        self.fc1 = Linear(width, 4 * width)
-        self.fc2 = Linear(4 * width, width)
+        self.fc1 = layers.Linear(width, 4 * width)
+        self.fc2 = layers.Linear(4 * width, width)
 
     def construct(self, x):
         h = self.fc1(x)
@@ -62,12 +65,12 @@ class QuickGeluMLP(nn.Cell):
 
 
 class EncoderLayer(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
-        self.self_attn = SelfAttention(config)
-        self.layer_norm1 = LayerNorm(config.width)
-        self.mlp = QuickGeluMLP(config.width)
-        self.layer_norm2 = LayerNorm(config.width)
+        self.self_attn = SelfAttention(layers, config)
+        self.layer_norm1 = layers.LayerNorm(config.width)
+        self.mlp = QuickGeluMLP(layers, config.width)
+        self.layer_norm2 = layers.LayerNorm(config.width)
 
     def construct(self, x):
         x = x + self.self_attn(self.layer_norm1(x))
@@ -75,19 +78,19 @@ class EncoderLayer(nn.Cell):
 
 
 class Embeddings(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
-        self.token_embedding = Embedding(config.vocab_size, config.width)
-        self.position_embedding = Embedding(config.context_length, config.width)
+        self.token_embedding = layers.Embedding(config.vocab_size, config.width)
+        self.position_embedding = layers.Embedding(config.context_length, config.width)
 
     def construct(self, ids):
         return self.token_embedding(ids) + self.position_embedding.embedding_table
 
 
 class Encoder(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
-        self.layers = nn.CellList([EncoderLayer(config) for _ in range(config.layers)])
+        self.layers = nn.CellList([EncoderLayer(layers, config) for _ in range(config.layers)])
 
     def construct(self, x):
         for layer in self.layers[:-1]:  # SDXL never uses the last layer; it is there for the checkpoint's sake
@@ -96,11 +99,11 @@ class Encoder(nn.Cell):
 
 
 class TextModel(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
-        self.final_layer_norm = LayerNorm(config.width)  # in the checkpoint, not in SDXL's use of it
+        self.embeddings = Embeddings(layers, config)
+        self.encoder = Encoder(layers, config)
+        self.final_layer_norm = layers.LayerNorm(config.width)  # in the checkpoint, not in SDXL's use of it
 
     def construct(self, ids):
         return self.encoder(self.embeddings(ids))
@@ -109,18 +112,19 @@ class TextModel(nn.Cell):
 class Transformers(nn.Cell):
     """The level of names that transformers' CLIPTextModel adds."""
 
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
-        self.text_model = TextModel(config)
+        self.text_model = TextModel(layers, config)
 
     def construct(self, ids):
         return self.text_model(ids)
 
 
 class ClipL(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, config: CLIPConfig, layers: ModuleType | None = None):
         super().__init__()
-        self.transformer = Transformers(config)
+        layers = layers or forms.chosen()
+        self.transformer = Transformers(layers, config)
 
     def construct(self, ids):
         """ids (b, 77) int32, padded with the end-of-text token -> hidden states (b, 77, width)"""
@@ -130,40 +134,41 @@ class ClipL(nn.Cell):
 class FusedAttention(nn.Cell):
     """OpenCLIP's form: query, key and value projections are one matrix, in that order."""
 
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
         width = config.width
         self.heads = config.heads
         self.scale = (width // config.heads) ** -0.5
         self.in_proj_weight = ms.Parameter(initializer("xavier_uniform", (3 * width, width)), "in_proj_weight")
+        self.linear = layers.linear
         self.in_proj_bias = ms.Parameter(initializer("zeros", (3 * width,)), "in_proj_bias")
-        self.out_proj = Linear(width, width)
+        self.out_proj = layers.Linear(width, width)
         self.mask = _causal(config.context_length)
 
     def construct(self, x):
-        b, tokens, width = x.shape
-        qkv = ops.matmul(x, self.in_proj_weight.astype(x.dtype).T) + self.in_proj_bias.astype(x.dtype)
-        q, k, v = qkv.reshape(b, tokens, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
+        qkv = self.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = (_heads(part, self.heads) for part in ms.mint.chunk(qkv, 3, -1))
         return self.out_proj(_join(attend(q, k, v, self.scale, self.mask)))
 
 
 class GeluMLP(nn.Cell):
-    def __init__(self, width: int):
+    def __init__(self, layers: ModuleType, width: int):
         super().__init__()
-        self.c_fc = Linear(width, 4 * width)
-        self.c_proj = Linear(4 * width, width)
+        self.c_fc = layers.Linear(width, 4 * width)
+        self.gelu = layers.GELU()
+        self.c_proj = layers.Linear(4 * width, width)
 
     def construct(self, x):
-        return self.c_proj(gelu(self.c_fc(x)))
+        return self.c_proj(self.gelu(self.c_fc(x)))
 
 
 class ResidualAttentionBlock(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
-        self.ln_1 = LayerNorm(config.width)
-        self.attn = FusedAttention(config)
-        self.ln_2 = LayerNorm(config.width)
-        self.mlp = GeluMLP(config.width)
+        self.ln_1 = layers.LayerNorm(config.width)
+        self.attn = FusedAttention(layers, config)
+        self.ln_2 = layers.LayerNorm(config.width)
+        self.mlp = GeluMLP(layers, config.width)
 
     def construct(self, x):
         x = x + self.attn(self.ln_1(x))
@@ -171,9 +176,9 @@ class ResidualAttentionBlock(nn.Cell):
 
 
 class OpenTransformer(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
-        self.resblocks = nn.CellList([ResidualAttentionBlock(config) for _ in range(config.layers)])
+        self.resblocks = nn.CellList([ResidualAttentionBlock(layers, config) for _ in range(config.layers)])
 
     def construct(self, x):
         """-> (hidden states after the last block but one, hidden states after the last block)"""
@@ -183,7 +188,7 @@ class OpenTransformer(nn.Cell):
 
 
 class OpenCLIP(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
         width = config.width
         self.positional_embedding = ms.Parameter(
@@ -191,23 +196,23 @@ class OpenCLIP(nn.Cell):
         )
         self.text_projection = ms.Parameter(initializer("normal", (width, config.projection_dim)), "text_projection")
         self.logit_scale = ms.Parameter(initializer("zeros", ()), "logit_scale")  # in the checkpoint; not used here
-        self.transformer = OpenTransformer(config)
-        self.token_embedding = Embedding(config.vocab_size, width)
-        self.ln_final = LayerNorm(width)
+        self.transformer = OpenTransformer(layers, config)
+        self.token_embedding = layers.Embedding(config.vocab_size, width)
+        self.ln_final = layers.LayerNorm(width)
+        self.at_largest = layers.AtLargest()
 
     def construct(self, ids):
         hidden, last = self.transformer(self.token_embedding(ids) + self.positional_embedding)
-        b, tokens, width = last.shape
         # the end-of-text token has the largest id of the vocabulary
-        end = ops.argmax(ids, dim=1).astype(ms.int32) + ms.mint.arange(b, dtype=ms.int32) * tokens
-        last = ops.gather(last.reshape(b * tokens, width), end, 0)
+        last = self.at_largest(last, ids)
         return hidden, ops.matmul(self.ln_final(last), self.text_projection.astype(last.dtype))
 
 
 class ClipG(nn.Cell):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, config: CLIPConfig, layers: ModuleType | None = None):
         super().__init__()
-        self.model = OpenCLIP(config)
+        layers = layers or forms.chosen()
+        self.model = OpenCLIP(layers, config)
 
     def construct(self, ids):
         """ids (b, 77) int32, padded with 0 -> (hidden states (b, 77, width), pooled (b, projection_dim)); pooled is the

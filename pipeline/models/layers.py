@@ -1,15 +1,19 @@
-"""The layers that the four networks are made of.
+"""The layers that the four networks are made of, in the form that an NPU wants: every one of MindSpore's primitives in
+them and in their gradients has an aclnn kernel, where the older primitives (Conv2D, BiasAdd, LayerNorm, Split, AddN) go
+by way of GE's adapters (tests/test_npu_form.py). What a CPU wants instead stands in models/cpu under the same names,
+and models/forms.py chooses. Compiled up to the first kernel that a CPU lacks, not run on an NPU.
 
-One rule of precision holds in all of them: a layer computes in the dtype of its input, whatever dtype its parameters
-have, and a norm computes in float32 and gives back the input's dtype. So float32 master weights with a float16 compute,
-and float16 weights with a float32 compute, need no other code."""
+One rule of precision holds in both: a layer computes in the dtype of its input, whatever dtype its parameters have, and
+a norm computes in float32 and gives back the input's dtype. So float32 master weights with a float16 compute, and
+float16 weights with a float32 compute, need no other code."""
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from pipeline.models import kernels
-from pipeline.models.convolution import Convolution
+from pipeline.models.attention import make_attention  # noqa: F401  (a layer like the others)
+
+F = mint.nn.functional
 
 
 class Linear(nn.Dense):
@@ -17,15 +21,19 @@ class Linear(nn.Dense):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
         super().__init__(in_channels, out_channels, has_bias=bias)
-        if bias and kernels.on_cpu():
-            self.bias_add = kernels.AddColumns()
 
     def construct(self, x):
         """x (..., in_channels) -> (..., out_channels)"""
-        y = self.matmul(x.reshape(-1, x.shape[-1]), self.weight.astype(x.dtype))
         if self.has_bias:
-            y = self.bias_add(y, self.bias.astype(x.dtype))
+            return linear(x, self.weight, self.bias)
+        # MatMul and not linear without a bias, in whose gradient two matrices are transposed by kernels of their own
+        y = self.matmul(x.reshape(-1, x.shape[-1]), self.weight.astype(x.dtype))
         return y.reshape(x.shape[:-1] + (self.out_channels,))
+
+
+def linear(x, weight, bias):
+    """x (..., in_channels), weight (out_channels, in_channels), bias (out_channels) -> (..., out_channels)"""
+    return F.linear(x, weight.astype(x.dtype), bias.astype(x.dtype))
 
 
 class Conv(nn.Conv2d):
@@ -36,14 +44,18 @@ class Conv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding=None):
         padding = (kernel // 2,) * 4 if padding is None else padding
         super().__init__(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=padding, has_bias=True)
-        if kernels.on_cpu():
-            self.bias_add = kernels.AddChannels()
-        if kernels.convolves_by_products():
-            self.conv2d = Convolution(kernel, stride, padding)
+        top, bottom, left, right = padding
+        self.step = stride
+        # the kernel pads both sides alike, or not at all
+        self.uneven = (top, left) != (bottom, right)
+        self.sides = (left, right, top, bottom)
+        self.border = (0, 0) if self.uneven else (top, left)
 
     def construct(self, x):
         """x (b, in_channels, h, w) -> (b, out_channels, h / stride, w / stride)"""
-        return self.bias_add(self.conv2d(x, self.weight.astype(x.dtype)), self.bias.astype(x.dtype))
+        if self.uneven:
+            x = F.pad(x, self.sides)
+        return F.conv2d(x, self.weight.astype(x.dtype), self.bias.astype(x.dtype), self.step, self.border)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -51,17 +63,9 @@ class GroupNorm(nn.GroupNorm):
 
     def __init__(self, groups: int, channels: int, eps: float):
         super().__init__(groups, channels, eps)
-        self.on_cpu = kernels.on_cpu()
-        self.normalize = kernels.NormalizeRows(eps)
-        self.scale = kernels.ScaleChannels()
 
     def construct(self, x):
-        y = x.astype(ms.float32)
-        if self.on_cpu:
-            y = self.normalize(y.reshape(x.shape[0] * self.num_groups, -1)).reshape(x.shape)
-            y = self.scale(y, self.gamma, self.beta)
-        else:
-            y = ops.group_norm(y, self.num_groups, self.gamma, self.beta, self.eps)
+        y = F.group_norm(x.astype(ms.float32), self.num_groups, self.gamma, self.beta, self.eps)
         return y.astype(x.dtype)
 
 
@@ -70,41 +74,30 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__((channels,), epsilon=eps)
-        self.on_cpu = kernels.on_cpu()
-        self.normalize = kernels.NormalizeRows(eps)
-        self.scale = kernels.ScaleColumns()
 
     def construct(self, x):
-        y = x.astype(ms.float32)
-        if self.on_cpu:
-            y = self.scale(self.normalize(y.reshape(-1, x.shape[-1])), self.gamma, self.beta).reshape(x.shape)
-        else:
-            y, _, _ = self.layer_norm(y, self.gamma, self.beta)
+        y = F.layer_norm(x.astype(ms.float32), self.normalized_shape, self.gamma, self.beta, self.epsilon)
         return y.astype(x.dtype)
-
-
-class SwapHeads(nn.Cell):
-    """(b, tokens, heads, head_dim) -> (b, heads, tokens, head_dim), and back"""
-
-    def __init__(self):
-        super().__init__()
-        self.on_cpu = kernels.on_cpu()
-        self.swap = kernels.SwapMiddle()
-
-    def construct(self, x):
-        return self.swap(x) if self.on_cpu else x.swapaxes(1, 2)
 
 
 class SiLU(nn.Cell):
     """x sigmoid(x) (arXiv 1702.03118)"""
 
-    def __init__(self):
-        super().__init__()
-        self.on_cpu = kernels.on_cpu()
-        self.silu = kernels.SiLU()
+    def construct(self, x):
+        return F.silu(x)
+
+
+class GELU(nn.Cell):
+    """The exact GELU, x Φ(x) (arXiv 1606.08415), by one kernel and not composed of erf, which in half precision cancels
+    where x < -2. CANN's public kernel computes halves in float32 (hicann/ops-nn, gelu_v2_dag.h)."""
 
     def construct(self, x):
-        return self.silu(x) if self.on_cpu else ops.silu(x)
+        return F.gelu(x)
+
+
+def halves(x):
+    """(..., 2 n) -> two (..., n)"""
+    return ops.auto_generate.SplitTensor()(x, x.shape[-1] // 2, -1)
 
 
 class GEGLU(nn.Cell):
@@ -113,15 +106,12 @@ class GEGLU(nn.Cell):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.proj = Linear(in_channels, 2 * out_channels)
-        self.on_cpu = kernels.on_cpu()
-        self.gate = kernels.GeluGate()
+        self.gelu = GELU()
 
     def construct(self, x):
         """x (..., in_channels) -> (..., out_channels)"""
-        value, gate = ops.Split(-1, 2)(self.proj(x))
-        if self.on_cpu:
-            return self.gate(value.astype(ms.float32), gate.astype(ms.float32)).astype(x.dtype)
-        return value * gelu(gate)
+        value, gate = halves(self.proj(x))
+        return value * self.gelu(gate)
 
 
 class Embedding(nn.Cell):
@@ -133,27 +123,56 @@ class Embedding(nn.Cell):
 
     def construct(self, ids):
         """ids (...) int32 -> (..., width)"""
-        return ops.gather(self.embedding_table, ids, 0)
+        return F.embedding(ids, self.embedding_table)
 
 
-def gelu(x):
-    """The exact GELU, x Φ(x) (arXiv 1606.08415)."""
-    return ops.gelu(x, approximate="none")
+class AtLargest(nn.Cell):
+    """x (b, tokens, width), ids (b, tokens) int32 -> (b, width): x at the first of each row's largest ids."""
+
+    def construct(self, x, ids):
+        b, tokens, width = x.shape
+        rows = mint.argmax(ids, dim=1).astype(ms.int32) + mint.arange(b, dtype=ms.int32) * tokens
+        return mint.index_select(x.reshape(b * tokens, width), 0, rows)
+
+
+class AddToChannels(nn.Cell):
+    """x (b, c, h, w), numbers (b, c) -> x with its number added to each channel of each sample."""
+
+    def construct(self, x, numbers):
+        return x + numbers.reshape(*numbers.shape, 1, 1)
+
+
+class Fork(nn.Cell):
+    """x -> (x, x), for whatever two cells take. MindSpore would sum their gradients by AddN, which has no aclnn kernel."""
+
+    def construct(self, x):
+        return x, x
+
+    def bprop(self, x, out, dout):
+        return (dout[0] + dout[1],)
 
 
 class UpsampleNearest(nn.Cell):
     """Nearest neighbour, x (b, c, h, w) -> (b, c, 2h, 2w)."""
 
-    def __init__(self):
-        super().__init__()
-        self.on_cpu = kernels.on_cpu()
-
     def construct(self, x):
-        if self.on_cpu:
-            return kernels.upsample(x)
-        b, c, h, w = x.shape
-        x = ops.broadcast_to(x.reshape(b, c, h, 1, w, 1), (b, c, h, 2, w, 2))
-        return x.reshape(b, c, 2 * h, 2 * w)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _square_sum(x):
+    x = x.astype(ms.float32)
+    return (x * x).sum().reshape(1)
+
+
+class SumOfSquares(nn.Cell):
+    """Of all numbers of a tuple of tensors (a step's gradients), float32 ()."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.map = ops.HyperMap()
+
+    def construct(self, tensors):
+        return ops.concat(self.map(_square_sum, tensors)).sum()
 
 
 def norm_parameters(cell: nn.Cell) -> set[str]:

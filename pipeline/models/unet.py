@@ -1,68 +1,68 @@
-"""SDXL's UNet (arXiv 2307.01952, section 2.1), under the module names of Stability's file."""
+"""SDXL's UNet (arXiv 2307.01952, section 2.1), under the module names of Stability's file. `layers` is the module whose
+layers a cell is made of: models/layers.py or models/cpu/layers.py."""
 
 import math
+from types import ModuleType
 
 import pipeline.device
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from pipeline.models import kernels
-from pipeline.models.attention import make_attention
+from pipeline.models import forms
 from pipeline.models.config import UNetConfig
-from pipeline.models.layers import GEGLU, Conv, GroupNorm, LayerNorm, Linear, SiLU, SwapHeads, UpsampleNearest
 
 
 class ResBlock(nn.Cell):
-    def __init__(self, in_channels: int, emb_channels: int, out_channels: int, groups: int):
+    def __init__(self, layers: ModuleType, in_channels: int, emb_channels: int, out_channels: int, groups: int):
         super().__init__()
+        self.fork = layers.Fork()
         self.in_layers = nn.SequentialCell(
-            GroupNorm(groups, in_channels, eps=1e-5), SiLU(), Conv(in_channels, out_channels, 3)
+            layers.GroupNorm(groups, in_channels, eps=1e-5), layers.SiLU(), layers.Conv(in_channels, out_channels, 3)
         )
-        self.emb_layers = nn.SequentialCell(SiLU(), Linear(emb_channels, out_channels))
+        self.emb_layers = nn.SequentialCell(layers.SiLU(), layers.Linear(emb_channels, out_channels))
         self.out_layers = nn.SequentialCell(
-            GroupNorm(groups, out_channels, eps=1e-5), SiLU(), nn.Identity(), Conv(out_channels, out_channels, 3)
+            layers.GroupNorm(groups, out_channels, eps=1e-5),
+            layers.SiLU(),
+            nn.Identity(),
+            layers.Conv(out_channels, out_channels, 3),
         )
-        self.skip_connection = Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        self.add = kernels.AddChannels() if kernels.on_cpu() else ops.BiasAdd()
+        self.skip_connection = (
+            layers.Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        )
+        self.add = layers.AddToChannels()
 
     def construct(self, x, emb):
         """x (b, in_channels, h, w), emb (b, emb_channels) -> (b, out_channels, h, w)"""
-        h = self.in_layers(x)
-        b, c, height, width = h.shape
-        # one number added to each channel of each sample
-        h = self.add(h.reshape(1, b * c, height, width), self.emb_layers(emb).reshape(b * c)).reshape(h.shape)
-        return self.skip_connection(x) + self.out_layers(h)
+        x, skipped = self.fork(x)
+        h = self.add(self.in_layers(x), self.emb_layers(emb))
+        return self.skip_connection(skipped) + self.out_layers(h)
 
 
 class CrossAttention(nn.Cell):
-    def __init__(self, channels: int, context_dim: int, head_dim: int, attention: str, dtype: ms.Type):
+    def __init__(
+        self, layers: ModuleType, channels: int, context_dim: int, head_dim: int, attention: str, dtype: ms.Type
+    ):
         super().__init__()
-        self.heads = channels // head_dim
-        self.to_q = Linear(channels, channels, bias=False)
-        self.to_k = Linear(context_dim, channels, bias=False)
-        self.to_v = Linear(context_dim, channels, bias=False)
-        self.swap = SwapHeads()
-        self.attention = make_attention(attention, head_dim, dtype)
-        self.to_out = nn.SequentialCell(Linear(channels, channels))
-
-    def split(self, x):
-        """(b, tokens, channels) -> (b, heads, tokens, head_dim)"""
-        b, tokens, channels = x.shape
-        return self.swap(x.reshape(b, tokens, self.heads, channels // self.heads))
+        self.fork = layers.Fork()
+        self.to_q = layers.Linear(channels, channels, bias=False)
+        self.to_k = layers.Linear(context_dim, channels, bias=False)
+        self.to_v = layers.Linear(context_dim, channels, bias=False)
+        self.attention = layers.make_attention(attention, channels // head_dim, head_dim, dtype)
+        self.to_out = nn.SequentialCell(layers.Linear(channels, channels))
 
     def construct(self, x, context):
         """x (b, tokens, channels), context (b, context tokens, context_dim) -> (b, tokens, channels)"""
-        q = self.split(self.to_q(x))
-        k = self.split(self.to_k(context))
-        v = self.split(self.to_v(context))
-        return self.to_out(self.swap(self.attention(q, k, v)).reshape(x.shape))
+        for_k, for_v = self.fork(context)
+        return self.to_out(self.attention(self.to_q(x), self.to_k(for_k), self.to_v(for_v)))
 
 
 class FeedForward(nn.Cell):
-    def __init__(self, channels: int):
+    def __init__(self, layers: ModuleType, channels: int):
         super().__init__()
-        self.net = nn.SequentialCell(GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
+        self.net = nn.SequentialCell(
+            layers.GEGLU(channels, 4 * channels), nn.Identity(), layers.Linear(4 * channels, channels)
+        )
 
     def construct(self, x):
         return self.net(x)
@@ -70,20 +70,24 @@ class FeedForward(nn.Cell):
 
 class TransformerBlock(nn.Cell):
     @pipeline.device.lazy_inline
-    def __init__(self, channels: int, context_dim: int, head_dim: int, attention: str, dtype: ms.Type):
+    def __init__(
+        self, layers: ModuleType, channels: int, context_dim: int, head_dim: int, attention: str, dtype: ms.Type
+    ):
         super().__init__()
-        self.attn1 = CrossAttention(channels, channels, head_dim, attention, dtype)
-        self.ff = FeedForward(channels)
-        self.attn2 = CrossAttention(channels, context_dim, head_dim, attention, dtype)
-        self.norm1 = LayerNorm(channels)
-        self.norm2 = LayerNorm(channels)
-        self.norm3 = LayerNorm(channels)
+        self.fork = layers.Fork()
+        self.attn1 = CrossAttention(layers, channels, channels, head_dim, attention, dtype)
+        self.ff = FeedForward(layers, channels)
+        self.attn2 = CrossAttention(layers, channels, context_dim, head_dim, attention, dtype)
+        self.norm1 = layers.LayerNorm(channels)
+        self.norm2 = layers.LayerNorm(channels)
+        self.norm3 = layers.LayerNorm(channels)
 
     def construct(self, x, context):
-        h = self.norm1(x)
-        x = x + self.attn1(h, h)
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        x, skipped = self.fork(x)
+        h, places = self.fork(self.norm1(x))
+        x, skipped = self.fork(skipped + self.attn1(h, places))
+        x, skipped = self.fork(skipped + self.attn2(self.norm2(x), context))
+        return skipped + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Cell):
@@ -91,6 +95,7 @@ class SpatialTransformer(nn.Cell):
 
     def __init__(
         self,
+        layers: ModuleType,
         channels: int,
         depth: int,
         context_dim: int,
@@ -100,36 +105,38 @@ class SpatialTransformer(nn.Cell):
         dtype: ms.Type,
     ):
         super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = Linear(channels, channels)
+        self.fork = layers.Fork()
+        self.norm = layers.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = layers.Linear(channels, channels)
         self.transformer_blocks = nn.CellList(
-            [TransformerBlock(channels, context_dim, head_dim, attention, dtype) for _ in range(depth)]
+            [TransformerBlock(layers, channels, context_dim, head_dim, attention, dtype) for _ in range(depth)]
         )
-        self.proj_out = Linear(channels, channels)
+        self.proj_out = layers.Linear(channels, channels)
 
     def construct(self, x, context):
         """x (b, channels, h, w), context (b, tokens, context_dim) -> (b, channels, h, w)"""
         b, c, height, width = x.shape
+        x, skipped = self.fork(x)
         h = self.proj_in(self.norm(x).reshape(b, c, height * width).swapaxes(1, 2))
         for block in self.transformer_blocks:
             h = block(h, context)
-        return x + self.proj_out(h).swapaxes(1, 2).reshape(b, c, height, width)
+        return skipped + self.proj_out(h).swapaxes(1, 2).reshape(b, c, height, width)
 
 
 class Downsample(nn.Cell):
-    def __init__(self, channels: int):
+    def __init__(self, layers: ModuleType, channels: int):
         super().__init__()
-        self.op = Conv(channels, channels, 3, stride=2)
+        self.op = layers.Conv(channels, channels, 3, stride=2)
 
     def construct(self, x):
         return self.op(x)
 
 
 class Upsample(nn.Cell):
-    def __init__(self, channels: int):
+    def __init__(self, layers: ModuleType, channels: int):
         super().__init__()
-        self.upsample = UpsampleNearest()
-        self.conv = Conv(channels, channels, 3)
+        self.upsample = layers.UpsampleNearest()
+        self.conv = layers.Conv(channels, channels, 3)
 
     def construct(self, x):
         return self.conv(self.upsample(x))
@@ -164,7 +171,8 @@ def sinusoid(timesteps, dim: int):
 class UNet(nn.Cell):
     """`attention`: one of attention.KINDS. `compute_dtype`: what everything but norms and softmax is computed in.
     `recompute`: keep only the inputs of residual and transformer blocks for the backward pass and compute the rest
-    again (gradient checkpointing). MindSpore 2.10.0's CPU backend computes them again and saves no memory by it."""
+    again (gradient checkpointing). MindSpore 2.10.0's CPU backend computes them again and saves no memory by it.
+    `layers`: what it is made of, by default the form that the device wants."""
 
     def __init__(
         self,
@@ -172,32 +180,37 @@ class UNet(nn.Cell):
         attention: str = "tiled",
         compute_dtype: ms.Type = ms.float32,
         recompute: bool = False,
+        layers: ModuleType | None = None,
     ):
         super().__init__()
+        layers = layers or forms.chosen()
         self.model_channels = config.model_channels
         self.compute_dtype = compute_dtype
+        self.fork = layers.Fork()
         groups, emb_channels = config.norm_groups, 4 * config.model_channels
         levels = len(config.channel_mult)
 
         def resblock(in_channels, out_channels):
-            return ResBlock(in_channels, emb_channels, out_channels, groups)
+            return ResBlock(layers, in_channels, emb_channels, out_channels, groups)
 
         def transformer(channels, depth):
             if depth == 0:
                 return None
             return SpatialTransformer(
-                channels, depth, config.context_dim, config.head_dim, groups, attention, compute_dtype
+                layers, channels, depth, config.context_dim, config.head_dim, groups, attention, compute_dtype
             )
 
         self.time_embed = nn.SequentialCell(
-            Linear(config.model_channels, emb_channels), SiLU(), Linear(emb_channels, emb_channels)
+            layers.Linear(config.model_channels, emb_channels), layers.SiLU(), layers.Linear(emb_channels, emb_channels)
         )
         self.label_emb = nn.SequentialCell(
-            nn.SequentialCell(Linear(config.vector_dim, emb_channels), SiLU(), Linear(emb_channels, emb_channels))
+            nn.SequentialCell(
+                layers.Linear(config.vector_dim, emb_channels), layers.SiLU(), layers.Linear(emb_channels, emb_channels)
+            )
         )
 
         ch = config.model_channels
-        blocks = [nn.SequentialCell(Conv(config.latent_channels, ch, 3))]
+        blocks = [nn.SequentialCell(layers.Conv(config.latent_channels, ch, 3))]
         skips = [ch]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
@@ -206,7 +219,7 @@ class UNet(nn.Cell):
                 ch = out
                 skips.append(ch)
             if level < levels - 1:
-                blocks.append(nn.SequentialCell(Downsample(ch)))
+                blocks.append(nn.SequentialCell(Downsample(layers, ch)))
                 skips.append(ch)
         self.input_blocks = nn.CellList(blocks)
 
@@ -223,14 +236,14 @@ class UNet(nn.Cell):
                     Block(
                         resblock(ch + skips.pop(), out),
                         transformer(out, config.transformer_depth[level]),
-                        Upsample(out) if last and level > 0 else None,
+                        Upsample(layers, out) if last and level > 0 else None,
                     )
                 )
                 ch = out
         self.output_blocks = nn.CellList(blocks)
 
         self.out = nn.SequentialCell(
-            GroupNorm(groups, ch, eps=1e-5), SiLU(), Conv(ch, config.latent_channels, 3)
+            layers.GroupNorm(groups, ch, eps=1e-5), layers.SiLU(), layers.Conv(ch, config.latent_channels, 3)
         )
         if recompute:
             for _, cell in self.cells_and_names():
@@ -246,7 +259,8 @@ class UNet(nn.Cell):
         skips = ()
         for block in self.input_blocks:
             x = block(x, emb, context) if isinstance(block, Block) else block(x)
-            skips = skips + (x,)
+            x, skip = self.fork(x)
+            skips = skips + (skip,)
         x = self.middle_block[0](x, emb)
         x = self.middle_block[1](x, context)
         x = self.middle_block[2](x, emb)

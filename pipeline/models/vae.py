@@ -1,23 +1,25 @@
 """SDXL's autoencoder: Latent Diffusion's KL autoencoder (arXiv 2112.10752), under the module names of Stability's file.
 
-Runs in float32 (or bfloat16): in float16 SDXL's own weights overflow to NaN."""
+Runs in float32 (or bfloat16): in float16 SDXL's own weights overflow to NaN. `layers` is the module whose layers a cell
+is made of: models/layers.py or models/cpu/layers.py."""
+
+from types import ModuleType
 
 import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
 from mindspore import nn, ops
 
-from pipeline.models.attention import make_attention
+from pipeline.models import forms
 from pipeline.models.config import VAEConfig
-from pipeline.models.layers import Conv, GroupNorm, UpsampleNearest
 
 
 class ResnetBlock(nn.Cell):
-    def __init__(self, in_channels: int, out_channels: int, groups: int):
+    def __init__(self, layers: ModuleType, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1 = GroupNorm(groups, in_channels, eps=1e-6)
-        self.conv1 = Conv(in_channels, out_channels, 3)
-        self.norm2 = GroupNorm(groups, out_channels, eps=1e-6)
-        self.conv2 = Conv(out_channels, out_channels, 3)
-        self.nin_shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.norm1 = layers.GroupNorm(groups, in_channels, eps=1e-6)
+        self.conv1 = layers.Conv(in_channels, out_channels, 3)
+        self.norm2 = layers.GroupNorm(groups, out_channels, eps=1e-6)
+        self.conv2 = layers.Conv(out_channels, out_channels, 3)
+        self.nin_shortcut = layers.Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def construct(self, x):
         h = self.conv1(ops.silu(self.norm1(x)))
@@ -28,62 +30,65 @@ class ResnetBlock(nn.Cell):
 class AttnBlock(nn.Cell):
     """Self-attention with one head as wide as the channels, over all places of the picture."""
 
-    def __init__(self, channels: int, groups: int, attention: str):
+    def __init__(self, layers: ModuleType, channels: int, groups: int, attention: str):
         super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=1e-6)
-        self.q = Conv(channels, channels, 1)
-        self.k = Conv(channels, channels, 1)
-        self.v = Conv(channels, channels, 1)
-        self.attention = make_attention(attention, channels)
-        self.proj_out = Conv(channels, channels, 1)
+        self.norm = layers.GroupNorm(groups, channels, eps=1e-6)
+        self.q = layers.Conv(channels, channels, 1)
+        self.k = layers.Conv(channels, channels, 1)
+        self.v = layers.Conv(channels, channels, 1)
+        self.attention = layers.make_attention(attention, 1, channels)
+        self.proj_out = layers.Conv(channels, channels, 1)
+
+    def places(self, x):
+        """(b, c, h, w) -> (b, h w, c)"""
+        b, c, height, width = x.shape
+        return x.reshape(b, c, height * width).swapaxes(1, 2)
 
     def construct(self, x):
         b, c, height, width = x.shape
         h = self.norm(x)
-        q = self.q(h).reshape(b, 1, c, height * width).swapaxes(2, 3)
-        k = self.k(h).reshape(b, 1, c, height * width).swapaxes(2, 3)
-        v = self.v(h).reshape(b, 1, c, height * width).swapaxes(2, 3)
-        h = self.attention(q, k, v).swapaxes(2, 3).reshape(b, c, height, width)
+        q, k, v = self.places(self.q(h)), self.places(self.k(h)), self.places(self.v(h))
+        h = self.attention(q, k, v).swapaxes(1, 2).reshape(b, c, height, width)
         return x + self.proj_out(h)
 
 
 class Middle(nn.Cell):
-    def __init__(self, channels: int, groups: int, attention: str):
+    def __init__(self, layers: ModuleType, channels: int, groups: int, attention: str):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, groups)
-        self.attn_1 = AttnBlock(channels, groups, attention)
-        self.block_2 = ResnetBlock(channels, channels, groups)
+        self.block_1 = ResnetBlock(layers, channels, channels, groups)
+        self.attn_1 = AttnBlock(layers, channels, groups, attention)
+        self.block_2 = ResnetBlock(layers, channels, channels, groups)
 
     def construct(self, x):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Downsample(nn.Cell):
-    def __init__(self, channels: int):
+    def __init__(self, layers: ModuleType, channels: int):
         super().__init__()
         # one row below and one column to the right, as Latent Diffusion pads; not one on every side
-        self.conv = Conv(channels, channels, 3, stride=2, padding=(0, 1, 0, 1))
+        self.conv = layers.Conv(channels, channels, 3, stride=2, padding=(0, 1, 0, 1))
 
     def construct(self, x):
         return self.conv(x)
 
 
 class Upsample(nn.Cell):
-    def __init__(self, channels: int):
+    def __init__(self, layers: ModuleType, channels: int):
         super().__init__()
-        self.upsample = UpsampleNearest()
-        self.conv = Conv(channels, channels, 3)
+        self.upsample = layers.UpsampleNearest()
+        self.conv = layers.Conv(channels, channels, 3)
 
     def construct(self, x):
         return self.conv(self.upsample(x))
 
 
 class DownLevel(nn.Cell):
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, last: bool):
+    def __init__(self, layers: ModuleType, in_channels: int, out_channels: int, blocks: int, groups: int, last: bool):
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.CellList([ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:])])
-        self.downsample = nn.Identity() if last else Downsample(out_channels)
+        self.block = nn.CellList([ResnetBlock(layers, a, b, groups) for a, b in zip(widths, widths[1:])])
+        self.downsample = nn.Identity() if last else Downsample(layers, out_channels)
 
     def construct(self, x):
         for block in self.block:
@@ -92,11 +97,11 @@ class DownLevel(nn.Cell):
 
 
 class UpLevel(nn.Cell):
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, last: bool):
+    def __init__(self, layers: ModuleType, in_channels: int, out_channels: int, blocks: int, groups: int, last: bool):
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.CellList([ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:])])
-        self.upsample = nn.Identity() if last else Upsample(out_channels)
+        self.block = nn.CellList([ResnetBlock(layers, a, b, groups) for a, b in zip(widths, widths[1:])])
+        self.upsample = nn.Identity() if last else Upsample(layers, out_channels)
 
     def construct(self, x):
         for block in self.block:
@@ -105,21 +110,21 @@ class UpLevel(nn.Cell):
 
 
 class Encoder(nn.Cell):
-    def __init__(self, config: VAEConfig, attention: str):
+    def __init__(self, layers: ModuleType, config: VAEConfig, attention: str):
         super().__init__()
         widths = [config.channels] + [config.channels * mult for mult in config.channel_mult]
         levels = len(config.channel_mult)
         groups = config.norm_groups
-        self.conv_in = Conv(3, config.channels, 3)
+        self.conv_in = layers.Conv(3, config.channels, 3)
         self.down = nn.CellList(
             [
-                DownLevel(widths[i], widths[i + 1], config.num_res_blocks, groups, last=i == levels - 1)
+                DownLevel(layers, widths[i], widths[i + 1], config.num_res_blocks, groups, last=i == levels - 1)
                 for i in range(levels)
             ]
         )
-        self.mid = Middle(widths[-1], groups, attention)
-        self.norm_out = GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, 3)
+        self.mid = Middle(layers, widths[-1], groups, attention)
+        self.norm_out = layers.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = layers.Conv(widths[-1], 2 * config.latent_channels, 3)
 
     def construct(self, x):
         x = self.conv_in(x)
@@ -129,23 +134,23 @@ class Encoder(nn.Cell):
 
 
 class Decoder(nn.Cell):
-    def __init__(self, config: VAEConfig, attention: str):
+    def __init__(self, layers: ModuleType, config: VAEConfig, attention: str):
         super().__init__()
         widths = [config.channels * mult for mult in config.channel_mult]
         widths.append(widths[-1])
         levels = len(config.channel_mult)
         groups = config.norm_groups
-        self.conv_in = Conv(config.latent_channels, widths[-1], 3)
-        self.mid = Middle(widths[-1], groups, attention)
+        self.conv_in = layers.Conv(config.latent_channels, widths[-1], 3)
+        self.mid = Middle(layers, widths[-1], groups, attention)
         # up.0 is the level of full resolution, so the levels run from the last to the first
         self.up = nn.CellList(
             [
-                UpLevel(widths[i + 1], widths[i], config.num_res_blocks + 1, groups, last=i == 0)
+                UpLevel(layers, widths[i + 1], widths[i], config.num_res_blocks + 1, groups, last=i == 0)
                 for i in range(levels)
             ]
         )
-        self.norm_out = GroupNorm(groups, widths[0], eps=1e-6)
-        self.conv_out = Conv(widths[0], 3, 3)
+        self.norm_out = layers.GroupNorm(groups, widths[0], eps=1e-6)
+        self.conv_out = layers.Conv(widths[0], 3, 3)
 
     def construct(self, x):
         x = self.mid(self.conv_in(x))
@@ -155,10 +160,11 @@ class Decoder(nn.Cell):
 
 
 class VAEEncoder(nn.Cell):
-    def __init__(self, config: VAEConfig, attention: str = "tiled"):
+    def __init__(self, config: VAEConfig, attention: str = "tiled", layers: ModuleType | None = None):
         super().__init__()
-        self.encoder = Encoder(config, attention)
-        self.quant_conv = Conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        layers = layers or forms.chosen()
+        self.encoder = Encoder(layers, config, attention)
+        self.quant_conv = layers.Conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
     def construct(self, pixels):
         """pixels (b, 3, H, W) in [-1, 1] -> moments (b, 8, H/8, W/8): mean, then log variance, both unscaled."""
@@ -166,10 +172,11 @@ class VAEEncoder(nn.Cell):
 
 
 class VAEDecoder(nn.Cell):
-    def __init__(self, config: VAEConfig, attention: str = "tiled"):
+    def __init__(self, config: VAEConfig, attention: str = "tiled", layers: ModuleType | None = None):
         super().__init__()
-        self.post_quant_conv = Conv(config.latent_channels, config.latent_channels, 1)
-        self.decoder = Decoder(config, attention)
+        layers = layers or forms.chosen()
+        self.post_quant_conv = layers.Conv(config.latent_channels, config.latent_channels, 1)
+        self.decoder = Decoder(layers, config, attention)
 
     def construct(self, latents):
         """latents (b, 4, h, w), unscaled (already divided by the scaling factor) -> pixels (b, 3, 8h, 8w)"""

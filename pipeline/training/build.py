@@ -12,7 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 from pipeline import params
 from pipeline.device import Device
 from pipeline.diffusion import loss, schedule, timesteps
-from pipeline.models import kernels
+from pipeline.models import forms
 from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
@@ -123,7 +123,7 @@ def graph_key(model: str, device: Device, train: params.Train, examples: list[In
         "model": dataclasses.asdict(CONFIGS[model].unet),
         "device": [
             device.target, device.world_size, device.attention_kind(train.precision), device.jit_level,
-            device.deterministic, kernels.convolves_by_products(),
+            device.deterministic, forms.convolves_by_products(),
         ],  # fmt: skip
         "train": train.model_dump(include=_GRAPH_KEYS),
         "shapes": [[array.shape for array in example.arrays()] for example in examples],

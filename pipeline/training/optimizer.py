@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from pipeline.models import kernels
+from pipeline.models import forms
 from pipeline.models.layers import norm_parameters
 from pipeline.training.parameter_buckets import InTurns, buckets
 from pipeline.training.memory import sharded
@@ -111,7 +111,7 @@ class AdamW(nn.Cell):
         self.moment2 = _state(parameters, "moment2", shapes)
         self.gradients_like = self.moment1
         self.updates = Parameter(Tensor(0.0, ms.float32), name="updates", requires_grad=False)
-        kernels_of = _CpuKernels if kernels.on_cpu() else _NpuKernel
+        kernels_of = _CpuKernels if forms.on_cpu() else _NpuKernel
         self.kernels = kernels_of(weight_decay, beta1, beta2, epsilon)
         self.rank = rank
         self.owned = sum(self.cut)

@@ -8,7 +8,7 @@ import pipeline.device  # noqa: F401  (sets MindSpore's environment before its i
 import mindspore as ms
 from mindspore import nn, ops
 
-from pipeline.models import kernels
+from pipeline.models import forms
 
 BYTES = 256 * 2**20  # of a bucket, counted as float32
 COUNT = 100  # parameters in a bucket: MindSpore compiles a loop over them to calls, at most 1,000 deep
@@ -68,7 +68,7 @@ class Bucket(nn.Cell):
         self.start, self.stop, self.cut, self.rank = start, stop, cut, rank
         self.rows = ranks if cut else 1
         self.sizes = tuple(prod(p.shape) // self.rows for p in parameters[start:stop])
-        self.scatters = cut and not kernels.on_cpu()  # MindSpore's CPU backend has no ReduceScatter
+        self.scatters = cut and not forms.on_cpu()  # MindSpore's CPU backend has no ReduceScatter
         self.reduce_scatter = ops.ReduceScatter() if self.scatters else None
         self.all_reduce = ops.AllReduce()
         self.all_gather = ops.AllGather()

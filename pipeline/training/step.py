@@ -11,7 +11,7 @@ import pipeline.device  # noqa: F401  (sets MindSpore's environment before its i
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from pipeline.models import kernels
+from pipeline.models import forms
 from pipeline.training.parameter_buckets import InTurns, buckets
 
 GROWTH_STEPS = 2000  # steps without an overflow after which the loss scale doubles (torch's GradScaler has the same)
@@ -63,24 +63,6 @@ class _ScaledLoss(nn.Cell):
 def _square_sum(x):
     x = ops.cast(x, ms.float32)
     return (x * x).sum()
-
-
-def _gram(x):
-    """(2, 16, 16) float32, on whose diagonals stand sums whose sum is the sum of x², of a matrix x; zeros for a vector:
-    for the CPU, whose own sum takes twice as long."""
-    if x.ndim < 2:
-        return ops.zeros((2, 16, 16), ms.float32)
-    x = ops.cast(x, ms.float32).reshape(-1)
-    missing = -x.shape[0] % 32
-    if missing > 0:
-        x = ops.Concat()((x, ops.zeros((missing,), ms.float32)))
-    x = x.reshape(2, 16, -1)
-    return ops.BatchMatMul(transpose_b=True)(x, x)
-
-
-def _vector(x):
-    """x float32 of a vector x, a zero of a matrix"""
-    return ops.cast(x, ms.float32) if x.ndim < 2 else ops.zeros((1,), ms.float32)
 
 
 def _multiply(factor, x):
@@ -172,7 +154,7 @@ class Update(nn.Cell):
         self.overflows = Parameter(Tensor(0.0, ms.float32), name="overflows", requires_grad=False)
         self.map = ops.HyperMap()
         self.in_turns = InTurns(self.parameters)
-        self.on_cpu = kernels.on_cpu()
+        self.sum_of_squares = forms.chosen().SumOfSquares()
         self.ranks = settings.ranks
         if self.ranks > 1:
             self.reduce = _Reduce(optimizer, settings.rank, self.ranks)
@@ -186,13 +168,8 @@ class Update(nn.Cell):
         if self.ranks > 1:
             loss = self.all_reduce(loss.reshape(1)).reshape(())
             flats, squares = self.reduce(gradients, lr)
-        elif self.on_cpu:
-            # joined, because a step's vectors are many and small
-            vectors = ops.Concat()(self.map(_vector, gradients)).reshape(1, -1)
-            squares = ops.MatMul(transpose_b=True)(vectors, vectors).reshape(())
-            squares = squares + ops.addn(self.map(_gram, gradients)).reshape(2, -1)[:, ::17].sum()
         else:
-            squares = ops.addn(self.map(_square_sum, gradients))
+            squares = self.sum_of_squares(gradients)
         norm = ops.sqrt(squares) * factor
         finite = ops.isfinite(norm)
         if self.max_grad_norm > 0:

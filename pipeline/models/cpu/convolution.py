@@ -21,7 +21,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from pipeline.models import kernels
+from pipeline.models.cpu import kernels
 
 
 def _under_taps(side: int, out: int, kernel: int, stride: int, before: int) -> np.ndarray:
