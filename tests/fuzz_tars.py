@@ -117,7 +117,7 @@ def check_contents(
             assert contents.get(name) == content, f"{case}: {name} lies before it and is lost"
         elif first >= end:
             lost = contents.get(name) != content
-            skipped += lost
+            skipped += lost and len(name.encode()) != 100  # such a name fills the header's field, as a cut one does
             within = any(d.start < last - moved and d.end > first - moved for d in found.damages)
             assert not lost or within, f"{case}: {name} at {first} lies behind it and is lost without a word"
         elif name not in contents and kind != "missing bytes":

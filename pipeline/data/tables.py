@@ -80,10 +80,11 @@ def write_captions(images: Rows, texts: Rows, file: Path) -> tuple[int, pa.Chunk
     def sorted_captions() -> Iterator[pa.Table]:
         nonlocal empty
         for rows, stretch in zip(images.stretches(), texts.stretches()):
-            used = rows.filter(pc.is_null(rows["rejected"]))
-            table, filled = _distinct_captions(pc.unique(used["image"]), stretch)
+            is_used = pc.is_null(rows["rejected"])
+            table, filled = _distinct_captions(pc.unique(rows["image"].filter(is_used)), stretch)
             empty += len(filled)
-            paths.extend(used.filter(pc.is_in(used["image"], value_set=filled))["path"].chunks)
+            is_bare = pc.and_(is_used, pc.is_in(rows["image"], value_set=filled))
+            paths.extend(rows["path"].filter(is_bare).chunks)
             yield table
 
     _write(file, CAPTIONS, sorted_captions())
