@@ -65,7 +65,7 @@ def test_the_index(tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"data/{number}.png")
 
     def work():
-        index(open_source(str(tmp_path / "data")), tmp_path / "out", [(64, 64)], 32, 10**6, 0.0, 1)
+        index(open_source(str(tmp_path / "data")), tmp_path / "out", [(64, 64)], 32, None, 10**6, 0.0, 1)
 
     at_every_moment(tmp_path, work, tmp_path / "out", step=3)
     at_every_moment(tmp_path, work, tmp_path / "out", work, step=3)  # with a memo

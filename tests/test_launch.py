@@ -2,7 +2,6 @@
 in tests/test_distributed.py."""
 
 import threading
-import time
 
 import pytest
 
@@ -51,8 +50,8 @@ def test_how_many_ranks_there_are_and_which_is_the_first(monkeypatch, environmen
     assert (launch.world_size(device), launch.first(device)) == (ranks, first)
 
 
-def waits(device) -> tuple[bool, threading.Thread]:
-    """Whether a process that asks for its turn does not get it now, and the thread in which it asks."""
+def waits(device, seconds: float) -> tuple[bool, threading.Thread]:
+    """Whether a process that asks for its turn does not get it in so long, and the thread in which it asks."""
     got = threading.Event()
 
     def ask():
@@ -61,8 +60,7 @@ def waits(device) -> tuple[bool, threading.Thread]:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.4)
-    return not got.is_set(), thread
+    return not got.wait(seconds), thread
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_further_ranks_and_nodes_wait_for_other_runs_and_not_for_their_own(monke
     device = started(monkeypatch, environment, settings)
     for job, wanted in (("another", True), (own, False)):
         with locks.lock("train-t", "trains the same", job):
-            waited, thread = waits(device)
+            waited, thread = waits(device, 0.4 if wanted else 20)
         thread.join(20)
         assert waited is wanted and not thread.is_alive()
     assert not locks.held("train-t")
@@ -97,7 +95,7 @@ def test_further_ranks_and_nodes_wait_for_other_runs_and_not_for_their_own(monke
 def test_the_first_holds_the_lock_under_the_name_of_its_run(monkeypatch, environment, settings, own):
     device = started(monkeypatch, environment, settings)
     with locks.lock("train-t", "trains the same", own):  # of a run of the same name too: there is one first
-        waited, thread = waits(device)
+        waited, thread = waits(device, 0.4)
     thread.join(20)
     assert waited and not thread.is_alive()
     with launch.turn("t", device):

@@ -3,10 +3,13 @@ On the stub of the UNet, before each of some of the things that it does with the
 
 import shutil
 
+import mindspore as ms
+import numpy as np
 import pytest
 
+from pipeline.device import Device
 from pipeline.stage import StageError
-from pipeline.training import run
+from pipeline.training import run, state
 from tests import deletions
 from tests.test_train import stubbed, train, workspace
 
@@ -49,3 +52,54 @@ def test_the_store_may_be_deleted_while_a_training_runs(train, tmp_path, monkeyp
         for name, value in (wanted.weights | wanted.ema).items():
             other = (found.weights | found.ema)[name]
             assert (other == value).all(), f"deleted before event {moment} of {count}: {name}"
+
+
+def slots(value: float) -> list[state.Slot]:
+    """A weight, and the first half of a moment that is cut in two."""
+    weight, moment = (ms.Parameter(ms.Tensor(np.full(4, value, np.float32)), name) for name in ("weight", "moment"))
+    return [state.Slot(weight), state.Slot(moment, 0, 2)]
+
+
+def values(of: list[state.Slot]) -> set[float]:
+    return {float(value) for slot in of for value in slot.parameter.asnumpy()}
+
+
+def test_a_state_is_saved_and_resumed_though_the_store_is_deleted_at_any_moment(tmp_path, monkeypatch):
+    """Whole, or not at all; and then the run begins with fresh weights."""
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "live").mkdir()
+    (tmp_path / "live/log").write_text("curves")
+    device, states = Device("CPU"), state.States("name", {"seed": 0})
+
+    def save():
+        states.open()
+        other = ms.Parameter(ms.Tensor(np.full(4, 5, np.float32)), "moment")
+        for rank, half in ((1, [state.Slot(other, 1, 2)]), (0, slots(5))):
+            states.save(3, half, {"pending": None}, tmp_path / "live", 1, rank, lambda: None)
+
+    def resume() -> tuple[dict, list[state.Slot]]:
+        while True:
+            fresh = slots(1)
+            facts = states.resume(fresh, tmp_path / "resumed", device)
+            if facts is not None:
+                return facts, fresh
+
+    steps = []
+    for work in ("save", "resume"):
+        moment = count = 0
+        while moment <= count:
+            shutil.rmtree(tmp_path / "store", ignore_errors=True)
+            shutil.rmtree(tmp_path / "resumed", ignore_errors=True)
+            if work == "save":
+                count = deletions.run(save, at=moment)
+                facts, found = resume()
+            else:
+                save()
+                results = []
+                count = deletions.run(lambda: results.append(resume()), at=moment)
+                facts, found = results[0]
+            assert values(found) == ({5} if facts["step"] else {1}), (work, moment)
+            assert not facts["step"] or (tmp_path / "resumed/log").read_text() == "curves"
+            steps.append((work, facts["step"]))
+            moment += 1
+    assert {("save", 0), ("save", 3), ("resume", 0), ("resume", 3)} == set(steps)

@@ -63,7 +63,8 @@ class States:
         return store.found(self.folder, "step-*")
 
     def newest(self) -> Path | None:
-        return self.steps()[-1] if self.steps() else None
+        steps = self.steps()
+        return steps[-1] if steps else None
 
     def save(
         self,
