@@ -142,6 +142,36 @@ def test_one_tensor_under_two_names_is_refused(tmp_path, arrays):
         open_weights(path, path, TINY)
 
 
+# Shapes
+
+
+def test_a_logit_scale_of_one_axis_is_the_scalar(tmp_path, arrays, capsys):
+    name = "conditioner.embedders.1.model.logit_scale"
+    path = save(tmp_path / "x.safetensors", arrays | {name: arrays[name].reshape(1)})
+    tensors = open_weights(path, path, TINY)
+    check(tensors)
+    assert tensors[name].shape == () and capsys.readouterr().out == ""
+    path = save(tmp_path / "two.safetensors", arrays | {name: np.zeros(2, np.float16)})
+    with pytest.raises(StageError, match=r"logit_scale \(2\), wanted scalar or \(1\)"):
+        open_weights(path, path, TINY)
+
+
+@pytest.mark.parametrize("names", [("q",), ("q", "k", "v", "proj_out")])
+def test_a_vaes_attention_as_linear_is_the_convolutions(tmp_path, base, arrays, names):
+    """In the whole model's file, and in a VAE's own with and without the prefix."""
+    prefix = PREFIX["vae"]
+    flat = [f"{prefix}{side}.mid.attn_1.{name}.weight" for side in ("encoder", "decoder") for name in names]
+    arrays |= {name: arrays[name][:, :, 0, 0] for name in flat}
+    whole = save(tmp_path / "x.safetensors", arrays)
+    check(open_weights(whole, whole, TINY))
+    check(open_weights(base, whole, TINY))
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    check(open_weights(base, save(tmp_path / "vae.safetensors", own), TINY))
+    path = save(tmp_path / "cut.safetensors", arrays | {flat[0]: arrays[flat[0]][:-1]})
+    with pytest.raises(StageError, match=r"attn_1.q.weight \(.*, wanted \(\d+, \d+, 1, 1\) or \(\d+, \d+\)"):
+        open_weights(path, path, TINY)
+
+
 # MindSpore
 
 

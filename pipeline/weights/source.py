@@ -95,8 +95,12 @@ def _renamed(path: Path, found: Found, rename: Callable[[str], str]) -> Found:
 
 def _stability_recipes(found: Found, config: SDXLConfig, parts: list[str]) -> Recipes:
     shapes = {name: shape for name, shape in layout.shapes(config).items() if part_of(name) in parts}
-    recipes = {name: Recipe((name,), (shape,)) for name, shape in shapes.items()}
+    recipes = {
+        name: Recipe((name,), diffusers.vae_shapes(name, shape) if part_of(name) == "vae" else (shape,))
+        for name, shape in shapes.items()
+    }
     if "clip_g" in parts:
+        recipes[LOGIT_SCALE] = Recipe((LOGIT_SCALE,), ((), (1,)))  # a vector of one where tools know no scalars
         name = LINEAR if PROJECTION not in found and LINEAR in found else PROJECTION
         if LOGIT_SCALE not in found and name in found:
             recipes[LOGIT_SCALE] = Recipe((), ((),))
