@@ -100,7 +100,33 @@ def test_further_tensors_do_not_hide_what_is_missing(tmp_path, arrays):
     with pytest.raises(StageError) as error:
         open_weights(path, path, TINY)
     assert f"2 missing:\n    {UNET_NORM} (32)" in str(error.value)
-    assert "3 unknown:" in str(error.value) and "betas F64 (1000)" in str(error.value)
+    assert "2 unknown:\n    model.diffusion_model.out.zero" in str(error.value)
+    assert "1 further tensors, which are no part of SDXL: 1 of a noise schedule" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({UNET_CONV: None}, f"1 missing:\n    {UNET_CONV} (4, 32, 3, 3)"),
+        ({UNET_CONV: np.zeros((3, 3), np.float16)}, "1 of another shape:"),
+        ({UNET_CONV: np.zeros((4, 32, 3, 3), np.int8)}, "1 of another type:"),
+    ],
+)
+def test_the_cause_comes_before_what_stands_beside(tmp_path, arrays, change, cause):
+    ema = {name.replace("model.", "model_ema.", 1): a for name, a in arrays.items() if name.startswith("model.")}
+    beside = {"betas": np.ones(1000), CLIP_L + "text_model.embeddings.position_ids": np.arange(77)}
+    named = {name: array for name, array in (arrays | ema | beside | change).items() if array is not None}
+    path = save(tmp_path / "x.safetensors", named | {"what": np.zeros(2)})
+    with pytest.raises(StageError) as error:
+        open_weights(path, path, TINY)
+    lines = str(error.value).splitlines()
+    assert "\n".join(lines[1:3]).strip().startswith(cause) and len(lines) == 6
+    assert lines[3:] == [
+        "  1 unknown:",
+        "    what F64 (2)",
+        f"  {len(ema) + 2} further tensors, which are no part of SDXL: 1 of a noise schedule; "
+        f"1 positions, which count 0 to 76; {len(ema)} averaged weights (EMA)",
+    ]
 
 
 def test_further_layers_are_another_network(tmp_path, arrays):

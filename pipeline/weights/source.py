@@ -154,10 +154,16 @@ def _why(found: Found, wanted: Wanted, parts: list[str]) -> str:
 
 def _faults(found: Found, wanted: Wanted) -> str:
     """What keeps the tensors from being those wanted; "" when nothing does. Further ones alone do not, unless they are
-    further layers of the same network: then it is another network."""
+    further layers of the same network: then it is another network.
+
+    Those whose name no kind explains are listed, for they may be what is missing; the others are counted."""
     layers = {_without_numbers(name) for name in wanted}
     own = {name: tensor for name, tensor in found.items() if name in wanted or _without_numbers(name) in layers}
-    return differences(found, wanted) if differences(own, wanted) else ""
+    if not differences(own, wanted):
+        return ""
+    beside = {name: tensor for name, tensor in found.items() if name not in own and further.is_harmless(name)}
+    rest = {name: tensor for name, tensor in found.items() if name not in beside}
+    return "\n".join(filter(None, [differences(rest, wanted), further.counted(beside)]))
 
 
 def _without_numbers(name: str) -> str:
