@@ -139,6 +139,11 @@ def _assemble(path: Path, found: Found, config: SDXLConfig, parts: list[str], re
         raise StageError(
             f"{path} does not hold the weights of this model.config{_why(found, wanted, parts)}:\n{faults}"
         )
+    if PROJECTION in wanted and LINEAR in found:
+        if not projection.agree(found[PROJECTION], found[LINEAR]):
+            raise StageError(f"{path} holds {PROJECTION} and {LINEAR}, which disagree: neither is the other or its "
+                             "transposed; take out the one that is not this model's")  # fmt: skip
+        found = {name: tensor for name, tensor in found.items() if name != LINEAR}
     shapes = layout.shapes(config)
     _say(path, found, recipes, shapes[PROJECTION])
     return {name: _make(path, recipe, shapes[name], found, recipes) for name, recipe in recipes.items()}
