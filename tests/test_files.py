@@ -4,6 +4,7 @@ import gzip
 import pickle
 import shutil
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,39 @@ def test_pickled_weights_are_refused_with_the_way_out(tmp_path, name, protocol):
     message = str(error.value)
     assert f"{path} holds pickled PyTorch weights, which can run any code when opened, so it is not read" in message
     assert "Wanted a safetensors file or a MindSpore .ckpt" in message and "safetensors.torch.save_file" in message
+
+
+def state_dict(kind):
+    values = [(f"model.diffusion_model.input_blocks.{i}.0.weight", [0.5, i]) for i in range(20)]
+    return {"dict": dict(values), "list": values, "tuple": tuple(values), "ordered": OrderedDict(values),
+            "empty": {}, "torch": 0x1950A86A20F9469CFC6C, "class": Bomb()}[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "tuple", "ordered", "empty", "torch", "class"])
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_pickles_without_a_mark(tmp_path, kind, protocol):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(raw := pickle.dumps(state_dict(kind), protocol=protocol))
+    assert raw[0] != 0x80
+    with pytest.raises(StageError, match=r"holds pickled PyTorch weights, .*safetensors.torch.save_file"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"(see the readme for where the weights of this model are to be had, in full.",
+        b"cat on a mat.",
+        b"}",
+        b"[1, 2].",
+        b"Lorem ipsum dolor sit amet.",
+        pickle.dumps({"a": list(range(100))}, protocol=0)[:-1],  # cut off: not told by its last byte
+    ],
+)
+def test_texts_are_not_taken_for_pickles(tmp_path, raw):
+    (tmp_path / "x.ckpt").write_bytes(raw)
+    with pytest.raises(StageError, match=r"begins with b.*\. Wanted a safetensors file"):
+        read_file(tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize(

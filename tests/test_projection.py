@@ -5,6 +5,7 @@ import pytest
 import safetensors.numpy
 
 from pipeline.models.config import SDXL_BASE, TINY
+from pipeline.stage import StageError
 from pipeline.weights import ckpt, layout, projection
 from pipeline.weights.convert import convert
 from pipeline.weights.numeric import cast
@@ -47,10 +48,25 @@ def test_both_names_with_and_without_logit_scale(tmp_path, arrays, capsys, with_
     assert ("text_projection is read as OpenCLIP holds it, not transposed" in said) == (not linear and not with_scale)
 
 
-def test_with_both_names_opencliips_is_taken(tmp_path, arrays, capsys):
-    base = saved(tmp_path / "x.safetensors", arrays, **{LINEAR: np.zeros((96, 96), np.float32)})
-    np.testing.assert_array_equal(open_weights(base, base, TINY)[PROJECTION].array(), arrays[PROJECTION])
-    assert "1 further tensors" in (said := capsys.readouterr().out) and LINEAR in said
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_both_names_for_one_matrix(tmp_path, arrays, capsys, transposed, dtype):
+    array = arrays[PROJECTION].T if transposed else arrays[PROJECTION]
+    base = saved(tmp_path / "x.safetensors", arrays, **{LINEAR: array.astype(dtype)})
+    tensors = open_weights(base, base, TINY)
+    assert list(tensors) == list(SHAPES)
+    np.testing.assert_array_equal(tensors[PROJECTION].array(), arrays[PROJECTION])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("form", ["zeros", "one value", "shape", "type"])
+def test_both_names_that_disagree(tmp_path, arrays, form):
+    array = arrays[PROJECTION].T.copy()
+    array[3, 5] += 1
+    other = {"zeros": np.zeros_like(array), "one value": array, "shape": array[:5], "type": array.astype(np.int8)}
+    base = saved(tmp_path / "x.safetensors", arrays, **{LINEAR: other[form]})
+    with pytest.raises(StageError, match=f"holds {PROJECTION} and {LINEAR}, which disagree: .* take out the one"):
+        open_weights(base, base, TINY)
 
 
 @pytest.mark.parametrize("linear", [True, False])

@@ -100,7 +100,33 @@ def test_further_tensors_do_not_hide_what_is_missing(tmp_path, arrays):
     with pytest.raises(StageError) as error:
         open_weights(path, path, TINY)
     assert f"2 missing:\n    {UNET_NORM} (32)" in str(error.value)
-    assert "3 unknown:" in str(error.value) and "betas F64 (1000)" in str(error.value)
+    assert "2 unknown:\n    model.diffusion_model.out.zero" in str(error.value)
+    assert "1 further tensors, which are no part of SDXL: 1 of a noise schedule" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({UNET_CONV: None}, f"1 missing:\n    {UNET_CONV} (4, 32, 3, 3)"),
+        ({UNET_CONV: np.zeros((3, 3), np.float16)}, "1 of another shape:"),
+        ({UNET_CONV: np.zeros((4, 32, 3, 3), np.int8)}, "1 of another type:"),
+    ],
+)
+def test_the_cause_comes_before_what_stands_beside(tmp_path, arrays, change, cause):
+    ema = {name.replace("model.", "model_ema.", 1): a for name, a in arrays.items() if name.startswith("model.")}
+    beside = {"betas": np.ones(1000), CLIP_L + "text_model.embeddings.position_ids": np.arange(77)}
+    named = {name: array for name, array in (arrays | ema | beside | change).items() if array is not None}
+    path = save(tmp_path / "x.safetensors", named | {"what": np.zeros(2)})
+    with pytest.raises(StageError) as error:
+        open_weights(path, path, TINY)
+    lines = str(error.value).splitlines()
+    assert "\n".join(lines[1:3]).strip().startswith(cause) and len(lines) == 6
+    assert lines[3:] == [
+        "  1 unknown:",
+        "    what F64 (2)",
+        f"  {len(ema) + 2} further tensors, which are no part of SDXL: 1 of a noise schedule; "
+        f"1 positions, which count 0 to 76; {len(ema)} averaged weights (EMA)",
+    ]
 
 
 def test_further_layers_are_another_network(tmp_path, arrays):
@@ -139,6 +165,36 @@ def test_one_tensor_under_two_names_is_refused(tmp_path, arrays):
     twice = arrays | {TOKENS.replace("text_model.", ""): arrays[TOKENS]}
     path = save(tmp_path / "x.safetensors", twice)
     with pytest.raises(StageError, match="token_embedding.weight, which name the same tensor; take one of them out"):
+        open_weights(path, path, TINY)
+
+
+# Shapes
+
+
+def test_a_logit_scale_of_one_axis_is_the_scalar(tmp_path, arrays, capsys):
+    name = "conditioner.embedders.1.model.logit_scale"
+    path = save(tmp_path / "x.safetensors", arrays | {name: arrays[name].reshape(1)})
+    tensors = open_weights(path, path, TINY)
+    check(tensors)
+    assert tensors[name].shape == () and capsys.readouterr().out == ""
+    path = save(tmp_path / "two.safetensors", arrays | {name: np.zeros(2, np.float16)})
+    with pytest.raises(StageError, match=r"logit_scale \(2\), wanted scalar or \(1\)"):
+        open_weights(path, path, TINY)
+
+
+@pytest.mark.parametrize("names", [("q",), ("q", "k", "v", "proj_out")])
+def test_a_vaes_attention_as_linear_is_the_convolutions(tmp_path, base, arrays, names):
+    """In the whole model's file, and in a VAE's own with and without the prefix."""
+    prefix = PREFIX["vae"]
+    flat = [f"{prefix}{side}.mid.attn_1.{name}.weight" for side in ("encoder", "decoder") for name in names]
+    arrays |= {name: arrays[name][:, :, 0, 0] for name in flat}
+    whole = save(tmp_path / "x.safetensors", arrays)
+    check(open_weights(whole, whole, TINY))
+    check(open_weights(base, whole, TINY))
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    check(open_weights(base, save(tmp_path / "vae.safetensors", own), TINY))
+    path = save(tmp_path / "cut.safetensors", arrays | {flat[0]: arrays[flat[0]][:-1]})
+    with pytest.raises(StageError, match=r"attn_1.q.weight \(.*, wanted \(\d+, \d+, 1, 1\) or \(\d+, \d+\)"):
         open_weights(path, path, TINY)
 
 

@@ -17,7 +17,7 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[Shape, .
     both = [(name, found[name], shapes) for name, shapes in wanted.items() if name in found]
     misshaped = [f"{n} {_shape(t.shape)}, wanted {_shapes(shapes)}" for n, t, shapes in both if t.shape not in shapes]
     types = [f"{n} {shown(t.dtype)}, wanted {', '.join(NUMPY)}" for n, t, _ in both if t.dtype not in NUMPY]
-    kinds = {"missing": missing, "unknown": unknown, "of another shape": misshaped, "of another type": types}
+    kinds = {"missing": missing, "of another shape": misshaped, "of another type": types, "unknown": unknown}
     return "\n".join(listed(kind, names) for kind, names in kinds.items() if names)
 
 

@@ -28,12 +28,18 @@ def recipe(part: str, name: str, shape: Shape, config: SDXLConfig) -> Recipe:
     if part == "unet":
         return Recipe((_unet(name, config.unet),), (shape,))
     if part == "vae":
-        # Attention is Linear in diffusers; files from before it was are 1x1 convolutions like Stability's.
-        linear = ".attn_1." in name and len(shape) == 4
-        return Recipe((_vae(name, config.vae),), (shape[:2], shape) if linear else (shape,))
+        return Recipe((_vae(name, config.vae),), vae_shapes(name, shape))
     if part == "clip_l":
         return Recipe((name.removeprefix("transformer."),), (shape,))
     return _clip_g(name, shape)
+
+
+def vae_shapes(name: str, shape: Shape) -> tuple[Shape, ...]:
+    """The shapes that files have for a tensor of the VAE, `shape` being the layout's.
+
+    Attention is 1x1 convolutions in Stability's VAE and in diffusers' old files, Linear in diffusers' present ones and
+    in single files made of those; the bytes are the same."""
+    return (shape, shape[:2]) if ".attn_1." in name and len(shape) == 4 else (shape,)
 
 
 def current(part: str, name: str) -> str:

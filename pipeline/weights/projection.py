@@ -49,6 +49,19 @@ def is_transposed(tensor: Tensor, linear: bool, wanted: Shape) -> tuple[bool, st
     return (linear, "name") if recognised is None else (recognised, "values")
 
 
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Whether the tensors are one matrix, as it is or transposed, where need be rounded to the other's dtype."""
+    if one.dtype not in NUMPY or other.dtype not in NUMPY:
+        return False
+    for source, target in ((one, other), (other, one)):
+        values = target.array()
+        for array in (source.array(), source.array().T):
+            rounded = cast(np.ascontiguousarray(array), source.dtype, target.dtype)
+            if array.shape == values.shape and bytes(rounded) == values.tobytes():
+                return True
+    return False
+
+
 def _by_values(tensor: Tensor) -> bool | None:
     """Whether these are sd_xl_base_1.0's values transposed; None when they are neither."""
     corners = np.ascontiguousarray(tensor.array()[np.ix_(_PLACES, _PLACES)])

@@ -4,6 +4,7 @@ The reader checks the whole header before any tensor is read; nothing is ever un
 
 import json
 import math
+import os
 import reprlib
 from pathlib import Path
 
@@ -100,6 +101,11 @@ class Writer(Stream):
             raise ValueError(f"the header announced {len(missing)} more tensors, first {missing[0]}")
 
 
+def _last_byte(file) -> bytes:
+    file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+    return file.read(1)
+
+
 def _header(path: Path) -> tuple[dict, int]:
     """The parsed header, and where the data begins."""
     with open(path, "rb") as file:
@@ -107,8 +113,9 @@ def _header(path: Path) -> tuple[dict, int]:
         length = int.from_bytes(prefix[:8], "little")
         if not begins(prefix):
             large = prefix[8:9] == b"{"
+            last = _last_byte(file)
             what = f"has a header of {length:,} bytes, more than the {MAX_HEADER:,} allowed. {signature.WANTED}"
-            raise StageError(f"{path} {what if large else signature.describe(prefix)}")
+            raise StageError(f"{path} {what if large else signature.describe(prefix, last)}")
         file.seek(8)
         text = file.read(length)
     if len(text) < length:

@@ -95,8 +95,12 @@ def _renamed(path: Path, found: Found, rename: Callable[[str], str]) -> Found:
 
 def _stability_recipes(found: Found, config: SDXLConfig, parts: list[str]) -> Recipes:
     shapes = {name: shape for name, shape in layout.shapes(config).items() if part_of(name) in parts}
-    recipes = {name: Recipe((name,), (shape,)) for name, shape in shapes.items()}
+    recipes = {
+        name: Recipe((name,), diffusers.vae_shapes(name, shape) if part_of(name) == "vae" else (shape,))
+        for name, shape in shapes.items()
+    }
     if "clip_g" in parts:
+        recipes[LOGIT_SCALE] = Recipe((LOGIT_SCALE,), ((), (1,)))  # a vector of one where tools know no scalars
         name = LINEAR if PROJECTION not in found and LINEAR in found else PROJECTION
         if LOGIT_SCALE not in found and name in found:
             recipes[LOGIT_SCALE] = Recipe((), ((),))
@@ -135,6 +139,11 @@ def _assemble(path: Path, found: Found, config: SDXLConfig, parts: list[str], re
         raise StageError(
             f"{path} does not hold the weights of this model.config{_why(found, wanted, parts)}:\n{faults}"
         )
+    if PROJECTION in wanted and LINEAR in found:
+        if not projection.agree(found[PROJECTION], found[LINEAR]):
+            raise StageError(f"{path} holds {PROJECTION} and {LINEAR}, which disagree: neither is the other or its "
+                             "transposed; take out the one that is not this model's")  # fmt: skip
+        found = {name: tensor for name, tensor in found.items() if name != LINEAR}
     shapes = layout.shapes(config)
     _say(path, found, recipes, shapes[PROJECTION])
     return {name: _make(path, recipe, shapes[name], found, recipes) for name, recipe in recipes.items()}
@@ -150,10 +159,16 @@ def _why(found: Found, wanted: Wanted, parts: list[str]) -> str:
 
 def _faults(found: Found, wanted: Wanted) -> str:
     """What keeps the tensors from being those wanted; "" when nothing does. Further ones alone do not, unless they are
-    further layers of the same network: then it is another network."""
+    further layers of the same network: then it is another network.
+
+    Those whose name no kind explains are listed, for they may be what is missing; the others are counted."""
     layers = {_without_numbers(name) for name in wanted}
     own = {name: tensor for name, tensor in found.items() if name in wanted or _without_numbers(name) in layers}
-    return differences(found, wanted) if differences(own, wanted) else ""
+    if not differences(own, wanted):
+        return ""
+    beside = {name: tensor for name, tensor in found.items() if name not in own and further.is_harmless(name)}
+    rest = {name: tensor for name, tensor in found.items() if name not in beside}
+    return "\n".join(filter(None, [differences(rest, wanted), further.counted(beside)]))
 
 
 def _without_numbers(name: str) -> str:
