@@ -261,6 +261,22 @@ def test_absent_pictures_and_those_not_read_are_rejected(tmp_path):
     ]
 
 
+def test_pictures_whose_caption_cannot_be_read_are_rejected(tmp_path):
+    """All are named, and none is used with the empty caption."""
+    bad = {"b.txt": b"caf\xe9", "c.txt": b"\xff\xfe\x00", "d.caption": b"x" * (1 << 20) + b"y"}
+    good = {"a.png": A, "a.txt": "x", "b.png": B, "c.png": C, "d.png": D, "d.txt": "y"}
+    data = write_folder(tmp_path / "data", good | bad)
+    with pytest.raises(StageError, match=r"3 of 4 pictures are rejected \(3 caption not read\)"):
+        run(data, tmp_path / "out", max_rejected=0.7)
+    summary = run(data, tmp_path / "out", max_rejected=0.8)
+    assert (summary.files, summary.used, summary.without_caption) == (4, 1, 0)
+    assert texts(tmp_path / "out") == [(name(A), "x", None)]
+    rejected, unmatched = (listed(tmp_path / f"out/{table}.csv")[1:] for table in ("rejected", "unmatched"))
+    for (picture_, reason), (path, what, why), file in zip(rejected, unmatched, bad, strict=True):
+        assert (picture_, path, what) == (Path(file).stem + ".png", file, "caption")
+        assert reason.startswith(f"caption not read: {file}: ") and why.startswith(f"not read: {file}: ")
+
+
 def test_a_damaged_tar(tmp_path):
     files = {f"{n:02}.{end}": data for n in range(20) for end, data in (("png", picture(n)), ("txt", f"caption {n}"))}
     data = bytearray(write_tar(tmp_path / "data/a.tar", files).read_bytes())

@@ -278,13 +278,33 @@ def test_links_to_folders_are_named_and_not_followed(tmp_path):
 
 def test_broken_links_and_pipes_are_named(tmp_path):
     write_folder(tmp_path, {"a.png": A})
-    (tmp_path / "b.png").symlink_to("absent.png")
-    with pytest.raises(SourceError, match="b.png is neither a file nor a folder"):
-        listed(open_source(str(tmp_path)))
-    (tmp_path / "b.png").unlink()
-    os.mkfifo(tmp_path / "b.png")
-    with pytest.raises(SourceError, match="b.png is neither a file nor a folder"):
-        listed(open_source(str(tmp_path)))
+    write_folder(tmp_path, {name: B for name in ("good.png", "good.txt", "spoilt.png")})
+    links = {"b.png": "absent.png", "c.heic": "c.heic", "spoilt.txt": "x", "orphan.txt": "x", "d.md": "../d", "e.bin": "x"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "good.txt").write_text("x")
+    (tmp_path / "metadata.jsonl").write_text(jsonl({"file_name": "e.bin", "text": "x"}))
+    os.mkfifo(tmp_path / "f.png")
+    os.mkfifo(tmp_path / "f")
+    source = open_source(str(tmp_path))
+    assert listed(source) == {"a.png": [], "good.png": [("x", None)]}
+    end, pipe = "where nothing is; mend it or remove it", "no plain file: a pipe, a socket or a device; remove it"
+    assert lost(source) == {
+        "b.png": f"broken link: to absent.png, {end}",
+        "c.heic": f"broken link: to c.heic, {end}",
+        "e.bin": f"broken link: to x, {end}",
+        "f.png": pipe,
+        "spoilt.png": f"caption not read: spoilt.txt: broken link: to x, {end}",
+    }
+    assert unmatched(source) == [
+        ("d.md", "file", f"broken link: to ../d, {end}"),
+        ("f", "file", pipe),
+        ("orphan.txt", "caption", "no picture of this name"),
+        ("spoilt.txt", "caption", f"not read: spoilt.txt: broken link: to x, {end}"),
+    ]
+    (tmp_path / "metadata.csv").symlink_to("metadata.csv")
+    with pytest.raises(SourceError, match="metadata.csv: broken link: to metadata.csv"):
+        listed(source)
 
 
 def test_names_that_are_no_text(tmp_path):

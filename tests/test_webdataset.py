@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.data.captions import CaptionError
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
 from tests.data_sets import picture, write_tar
@@ -246,9 +245,24 @@ def counts(folder) -> list[tuple[str, int]]:
 
 
 def test_a_broken_caption_in_a_tar_is_named(tmp_path):
-    write_tar(tmp_path / "a.tar", {"0.png": A, "0.txt": b"caf\xe9"})
-    with pytest.raises(CaptionError, match="a.tar!0.txt: not UTF-8"):
-        listed(open_source(str(tmp_path)))
+    """Its picture is not used without it, and neither stops the others."""
+    members = {"0.png": A, "0.txt": b"caf\xe9", "1.png": A, "1.json": "{", "1.txt": "x", "2.png": A, "2.txt": "two"}
+    write_tar(tmp_path / "a.tar", members)
+    source = open_source(str(tmp_path))
+    assert listed(source) == {"a.tar!2.png": [("two", None)]}
+    reasons = lost(source)
+    assert list(reasons) == ["a.tar!0.png", "a.tar!1.png"]
+    assert reasons["a.tar!0.png"].startswith("caption not read: a.tar!0.txt: not UTF-8: ")
+    assert reasons["a.tar!1.png"].startswith("caption not read: a.tar!1.json: not JSON: ")
+    assert [row[:2] for row in unmatched(source)] == [("a.tar!0.txt", "caption"), ("a.tar!1.json", "caption")]
+
+
+def test_json_without_a_caption_is_named(tmp_path):
+    """Where the sample has no other: beside a text it is what a tool knows about the picture."""
+    members = {"0.png": A, "0.json": '{"prompt": "x"}', "1.png": A, "1.json": '{"width": 40}', "1.txt": "x"}
+    write_tar(tmp_path / "a.tar", members)
+    reason = "its JSON has no text or caption, or an empty one"
+    assert unmatched(open_source(str(tmp_path))) == [("a.tar!0.json", "caption", reason)]
 
 
 def test_gnu_tars_own_archives(tmp_path):

@@ -23,11 +23,13 @@ from pipeline.data.part import (
     Part,
     SourceError,
     Unmatched,
+    broken_link,
     is_plain,
     linked_folder,
     make_part,
     place_in,
     stamp,
+    unread_caption,
 )
 
 _Captions = list[tuple[str, str | None]]  # (text, text_2) each
@@ -50,16 +52,19 @@ class Folder:
 
     def parts(self) -> Iterator[Part]:
         """The whole folder as one part, pictures sorted by path. Raises SourceError, CaptionError."""
-        statuses, linked_folders = _files(self.root)
+        statuses, linked_folders, odd = _files(self.root)
         files = sorted(statuses)
         unread = {path: reason for path in files if (reason := not_read(path))}
         described, lost = self._metadata(files, unread)
+        lost |= {path: reason for path, reason in odd.items() if is_picture(path) or not_read(path) or path in lost}
         # What metadata.jsonl names is a picture, whatever its name ends in.
         rows = {path: row for row, path in enumerate(p for p in files if is_picture(p) or p in described)}
-        texts = [path for path in files if extension(path) in TEXTS and path not in rows]
+        no_texts = {*rows, *lost}
+        texts = [path for path in sorted([*files, *odd]) if extension(path) in TEXTS and path not in no_texts]
         known = {*rows, *unread, *texts}
         others = [path for path in files if not (path in known or is_metadata(path))]
         unmatched = [linked_folder(path) for path in linked_folders]
+        unmatched += [Unmatched(path, "file", odd[path]) for path in odd.keys() - lost.keys() - set(texts)]
         found = [(rows[path], *pair) for path, pairs in described.items() for pair in pairs]
 
         rows_of_stem, unread_of_stem = defaultdict(list), {_stem(path): path for path in unread}
@@ -68,9 +73,15 @@ class Folder:
         stems = {_stem(path) for path in texts}
         partner = match(stems, rows_of_stem)
         near = match(stems - partner.keys(), unread_of_stem)
+        spoilt: dict[int, str] = {}
         for path in texts:
             if stem := partner.get(_stem(path)):
-                pairs = self._texts(path)
+                try:
+                    pairs = self._texts(path, odd)
+                except captions.CaptionError as error:
+                    unmatched.append(Unmatched(path, "caption", f"not read: {error}"))
+                    spoilt |= dict.fromkeys(rows_of_stem[stem], unread_caption(error))
+                    continue
                 found += [(row, *pair) for row in rows_of_stem[stem] for pair in pairs]
             elif stem := near.get(_stem(path)):
                 unmatched.append(Unmatched(path, "caption", f"its picture is not read: {unread_of_stem[stem]}"))
@@ -97,6 +108,7 @@ class Folder:
             others,
             [Lost(path, reason) for path, reason in lost.items()],
             unmatched,
+            spoilt,
         )
 
     def _metadata(self, files: list[str], unread: dict[str, str]) -> tuple[dict[str, _Captions], dict[str, str]]:
@@ -122,19 +134,22 @@ class Folder:
                     described[picture] += pairs
         return described, lost
 
-    def _texts(self, path: str) -> _Captions:
+    def _texts(self, path: str, odd: dict[str, str]) -> _Captions:
+        if path in odd:
+            raise captions.CaptionError(f"{path}: {odd[path]}")
         parse = captions.whole if self.whole_texts else captions.lines
-        return parse(self.read(path), os.path.join(self.root, path))
+        return parse(self.read(path), path)
 
 
 def _stem(path: str) -> str:
     return posixpath.splitext(path)[0]
 
 
-def _files(root: str) -> tuple[dict[str, os.stat_result], list[str]]:
-    """All files below `root`, as path relative to it with its status, and links to folders, which are not followed.
-    Hidden ones are left out."""
-    found, linked_folders, folders = {}, [], [""]
+def _files(root: str) -> tuple[dict[str, os.stat_result], list[str], dict[str, str]]:
+    """All files below `root`, as path relative to it with its status; links to folders, which are not followed; and
+    why others cannot be read (path -> reason). Hidden ones are left out. Raises SourceError for metadata that cannot
+    be read."""
+    found, linked_folders, odd, folders = {}, [], {}, [""]
     while folders:
         folder = folders.pop()
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -142,12 +157,14 @@ def _files(root: str) -> tuple[dict[str, os.stat_result], list[str]]:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if entry.is_symlink() and (reason := broken_link(entry.path)):
+                    odd[path] = reason
+                elif entry.is_dir():
                     (linked_folders if entry.is_symlink() else folders).append(path)
                 elif entry.is_file():
                     found[path] = entry.stat()
                 else:
-                    raise SourceError(
-                        f"{os.path.join(root, path)} is neither a file nor a folder (a broken link?); remove it"
-                    )
-    return found, sorted(linked_folders)
+                    odd[path] = "no plain file: a pipe, a socket or a device; remove it"
+                if path in odd and is_metadata(path):
+                    raise SourceError(f"{os.path.join(root, path)}: {odd[path]}")
+    return found, sorted(linked_folders), dict(sorted(odd.items()))

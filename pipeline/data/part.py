@@ -62,9 +62,16 @@ def make_part(
     others: list[str],
     lost: list[Lost] = (),
     unmatched: list[Unmatched] = (),
+    spoilt: dict[int, str] | None = None,
 ) -> Part:
-    """A Part of plain lists; `captions` holds (index into paths, text, text_2). Raises SourceError for a name that is
-    no text."""
+    """A Part of plain lists; `captions` holds (index into paths, text, text_2). Pictures that are `spoilt` (index into
+    paths -> reason) become lost ones. Raises SourceError for a name that is no text."""
+    if spoilt:
+        lost = [*lost, *(Lost(paths[row], reason) for row, reason in spoilt.items())]
+        kept = [row for row in range(len(paths)) if row not in spoilt]
+        new = {row: number for number, row in enumerate(kept)}
+        paths, stamps = [paths[row] for row in kept], stamps[kept]
+        captions = [(new[row], *pair) for row, *pair in captions if row in new]
     try:
         names = pa.array(paths, pa.string())
     except UnicodeEncodeError:
@@ -82,6 +89,18 @@ def make_part(
         [Lost(shown(path), shown(reason), count) for path, reason, count in lost],
         [Unmatched(shown(path), what, shown(reason)) for path, what, reason in unmatched],
     )
+
+
+def broken_link(path: str) -> str | None:
+    """What is wrong with a link that leads to nothing; None for all else."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    return f"broken link: to {os.readlink(path)}, where nothing is; mend it or remove it"
+
+
+def unread_caption(reason: object) -> str:
+    """Why a picture is lost whose caption cannot be read: it would be trained on without one."""
+    return f"caption not read: {reason}"
 
 
 def linked_folder(path: str) -> Unmatched:

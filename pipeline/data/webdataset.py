@@ -18,7 +18,19 @@ import numpy as np
 from pipeline.data import captions, tar
 from pipeline.data.kinds import PICTURES, TEXTS, extension, not_read
 from pipeline.data.match import match
-from pipeline.data.part import Lost, Part, SourceError, Unmatched, beside, make_part, place_in, replaced, shown, stamp
+from pipeline.data.part import (
+    Lost,
+    Part,
+    SourceError,
+    Unmatched,
+    beside,
+    make_part,
+    place_in,
+    replaced,
+    shown,
+    stamp,
+    unread_caption,
+)
 
 _MARK = re.compile(r"(?<=\.tar)!", re.IGNORECASE)
 _RECORDS = frozenset({".json"})
@@ -127,17 +139,31 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     partner = match(samples.texts, samples.pictures)
     near = match(samples.texts.keys() - partner.keys(), samples.unread)
     found, unmatched, lost = [], samples.unmatched, []
+    spoilt: dict[int, str] = {}
+    empty: dict[str, list[int]] = {}  # JSON without a caption -> the pictures of its sample
     for key, rows in samples.texts.items():
         for row in rows:
             member = members.names[row].decode()
             if key in partner:
                 parse = captions.record if extension(member) in _RECORDS else captions.whole
-                for pair in parse(members.read(row), f"{place}!{member}"):
-                    found += [(position[picture], *pair) for picture in samples.pictures[partner[key]]]
+                own = [position[picture] for picture in samples.pictures[partner[key]]]
+                try:
+                    pairs = parse(members.read(row), f"{name}!{member}")
+                except captions.CaptionError as error:
+                    unmatched.append(Unmatched(f"{name}!{member}", "caption", f"not read: {error}"))
+                    spoilt |= dict.fromkeys(own, unread_caption(error))
+                    continue
+                found += [(picture, *pair) for picture in own for pair in pairs]
+                if not pairs and extension(member) in _RECORDS:
+                    empty[f"{name}!{member}"] = own
             elif key in near:
                 unmatched.append(Unmatched(f"{name}!{member}", "caption", "its picture is not read"))
             else:
                 unmatched.append(Unmatched(f"{name}!{member}", "caption", "no picture of this name"))
+    captioned = {row for row, *_ in found}
+    for path, own in empty.items():
+        if not captioned.intersection(own):  # else the text beside it is the caption
+            unmatched.append(Unmatched(path, "caption", "its JSON has no text or caption, or an empty one"))
     twins = match(samples.unread, samples.pictures)
     for key, names in samples.unread.items():
         for member in names:
@@ -166,7 +192,7 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     lost += _damages(name, members, members.extents[pictures, 0], status[0], largest)
     stamps = np.tile(np.array(status, np.int64), (len(pictures), 1))
     paths = [f"{name}!{members.names[row].decode()}" for row in pictures]
-    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched)
+    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched, spoilt)
 
 
 class _Samples:
