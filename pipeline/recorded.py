@@ -135,7 +135,7 @@ def _files(place: str) -> Files:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if not _is_broken(entry) and entry.is_dir():
                         folders.append(entry.path)
                     else:
                         names.append(entry.name)
@@ -143,6 +143,11 @@ def _files(place: str) -> Files:
             continue
         found[folder] = _with_stamps(folder, sorted(names))
     return found
+
+
+def _is_broken(entry: os.DirEntry) -> bool:
+    """A link to nothing or to itself, on which is_dir raises."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _with_stamps(folder: str, names: list[str]) -> tuple[str, array]:
@@ -157,7 +162,7 @@ def _stamp(path: str) -> tuple[int, int, int, int]:
     is left out where the file has other names too, since one more or less changes it (DVC's cache links files)."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:  # gone, or a link to nothing
+    except OSError:  # gone, or a link to nothing or to itself
         return 0, 0, 0, 0
     only_here = status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)
     inode = status.st_ino - (1 << 64 if status.st_ino >= 1 << 63 else 0)  # as a signed number
@@ -166,7 +171,8 @@ def _stamp(path: str) -> tuple[int, int, int, int]:
 
 def _changes(old: Files, new: Files) -> dict[str, list[str]]:
     """Kind of change -> paths."""
-    changes: dict[str, list[str]] = {"added": [], "removed": [], "changed": []}
+    touched = "with a new time and the same size (touched or written again)"
+    changes: dict[str, list[str]] = {"added": [], "removed": [], "changed": [], touched: []}
     for folder in sorted(old.keys() | new.keys()):
         before, after = old.get(folder), new.get(folder)
         if before == after:
@@ -175,6 +181,8 @@ def _changes(old: Files, new: Files) -> dict[str, list[str]]:
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
                 kind = "added" if name not in before else "removed" if name not in after else "changed"
+                if kind == "changed" and before[name][:2] == after[name][:2]:  # size and inode
+                    kind = touched
                 changes[kind].append(os.path.join(folder, name))
     return changes
 

@@ -91,6 +91,25 @@ def test_byte_order_marks(encoding):
     assert captions.whole(data, "f") == [("größe\nzwei", None)]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_metadata_in_any_unicode(tmp_path, encoding):
+    """U+010A and U+0A0A have the byte of a line feed within."""
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    text = "größe \u010a \u0a0a"
+    lines = f'{{"file_name": "a.png", "text": "{text}"}}\r\n{{"file_name": "b.png", "text": "b"}}\n'
+    (tmp_path / "metadata.jsonl").write_bytes((mark + lines).encode(encoding))
+    (tmp_path / "metadata.csv").write_bytes(f"{mark}file_name,text\na.png,{text}\nb.png,b\n".encode(encoding))
+    for name, first in (("metadata.jsonl", 1), ("metadata.csv", 2)):
+        file = tmp_path / name
+        wanted = [(f"{file}:{first}", "a.png", [(text, None)]), (f"{file}:{first + 1}", "b.png", [("b", None)])]
+        assert list(captions.metadata(file)) == wanted
+        if encoding.startswith("utf-16"):
+            with open(file, "ab") as stream:
+                stream.write(b"x")
+            with pytest.raises(CaptionError, match=f"{name}: not UTF-16.*; write it as UTF-8"):
+                list(captions.metadata(file))
+
+
 @pytest.mark.parametrize("parse", [captions.lines, captions.whole, captions.record])
 def test_bad_files(parse):
     with pytest.raises(CaptionError, match="x.txt: not UTF-8"):

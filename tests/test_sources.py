@@ -204,6 +204,22 @@ def test_what_metadata_names_is_a_picture_whatever_its_name_ends_in(tmp_path):
     assert others(source) == ["c.bin"]
 
 
+def test_a_text_named_by_the_whole_name_of_its_picture(tmp_path):
+    """Unless another picture is named so but for its extension."""
+    pictures = {name: A for name in ("a.png", "b.PNG", "c.jpg", "c.jpg.png", "d.png")}
+    texts = {"a.png.txt": "a", "a.txt": "too", "b.png.caption": "b", "c.jpg.txt": "c", "d.heic.txt": "none"}
+    write_folder(tmp_path, pictures | texts)
+    source = open_source(str(tmp_path))
+    assert listed(source) == {
+        "a.png": [("a", None), ("too", None)],
+        "b.PNG": [("b", None)],
+        "c.jpg": [],
+        "c.jpg.png": [("c", None)],
+        "d.png": [],
+    }
+    assert unmatched(source) == [("d.heic.txt", "caption", "no picture of this name")]
+
+
 def test_a_text_file_as_one_caption(tmp_path):
     source = open_source(str(write_folder(tmp_path, {"a.png": A, "a.txt": "one\ntwo\n"})), "one")
     assert listed(source) == {"a.png": [("one\ntwo", None)]}

@@ -81,6 +81,7 @@ LISTED = {
     "outs": ["outs/it/table"],
     "metrics": [{"outs/it/metrics.json": {"cache": False}}],
 }
+TOUCHED = "1 with a new time and the same size (touched or written again) (data/images/a.png)"
 EDITS = {  # what is done while the stage runs -> what it must say; None: it may not fail
     "Path('data/images/c.png').write_text('c')": "data/images: 1 added (data/images/c.png)",
     "os.remove('data/images/a.png')": "data/images: 1 removed (data/images/a.png)",
@@ -88,7 +89,9 @@ EDITS = {  # what is done while the stage runs -> what it must say; None: it may
     "os.rename('data/images/deep', 'data/images/other')": "data/images: 1 added (data/images/other/b.txt), 1 removed (",
     # size and time stay
     "s = os.stat('data/images/a.png'); Path('data/images/a.png').write_text('z'); "
-    "os.utime('data/images/a.png', ns=(s.st_atime_ns, s.st_mtime_ns))": "data/images: 1 changed (data/images/a.png)",
+    "os.utime('data/images/a.png', ns=(s.st_atime_ns, s.st_mtime_ns))": "data/images: " + TOUCHED,
+    "Path('data/images/a.png').touch()": "data/images: " + TOUCHED,
+    "os.symlink('s.png', 'data/images/s.png')": "data/images: 1 added (data/images/s.png)",
     "s = os.stat('data/images/a.png'); Path('n').write_text('z'); os.utime('n', ns=(s.st_atime_ns, s.st_mtime_ns)); "
     "os.replace('n', 'data/images/a.png')": "data/images: 1 changed (data/images/a.png)",
     "Path('blobs/1').write_text('other')": "data/images: 1 changed (data/images/linked.png)",
@@ -119,6 +122,7 @@ def test_an_edit_of_what_dvc_records_fails_the_stage_and_leaves_no_out(project, 
     (images / "linked.png").symlink_to("../../blobs/1")
     (images / "folder").symlink_to("../../blobs/folder")
     (images / "deep/up").symlink_to("..")
+    (images / "self.png").symlink_to("self.png")
     (images / "twice.png").write_text("twice")
     os.link(images / "twice.png", folder / "cached.png")
     (folder / "base.safetensors").write_text("base")

@@ -47,7 +47,7 @@ def test_tables_against_plain_python(tmp_path, monkeypatch, count):
             columns = [dict(zip(tables.TEXTS.names, row)) for row in given[::order][start : start + step]]
             text_rows.add(pa.Table.from_pylist(columns, schema=tables.TEXTS))
         tables.write_images(image_rows, folder / "images.parquet")
-        empty, without = tables.write_captions(image_rows, text_rows, folder / "captions.parquet")
+        distinct, empty, without = tables.write_captions(image_rows, text_rows, folder / "captions.parquet")
         outs.append([(folder / name).read_bytes() for name in ("images.parquet", "captions.parquet")])
     assert outs[0] == outs[1]
     assert rows(folder / "images.parquet") == sorted(images, key=lambda row: (row["image"], row["path"]))
@@ -56,7 +56,7 @@ def test_tables_against_plain_python(tmp_path, monkeypatch, count):
     ]
     assert found == plain_captions(images, given)
     bare = {image for image, _, text, _ in found if text == ""}
-    assert empty == len(bare)
+    assert empty == len(bare) and distinct == len(found) - empty
     assert sorted(without.to_pylist()) == sorted(
         row["path"] for row in images if row["image"] in bare and row["rejected"] is None
     )

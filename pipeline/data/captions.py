@@ -76,9 +76,13 @@ def metadata(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        is_utf_16 = _is_utf_16(file.read(2))
+        file.seek(0)
+        # UTF-16 has the byte of \n within other characters too.
+        rows = _text(file.read(), str(path)).split("\n") if is_utf_16 else file
+        for number, row in enumerate(rows, 1):
             where = f"{path}:{number}"
-            text = _text(line, where)
+            text = row if isinstance(row, str) else _text(row, where)
             if text.strip():
                 yield where, _json(text, where)
 
@@ -86,8 +90,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if _is_utf_16(data) else "utf-8-sig")
     except UnicodeDecodeError as error:
+        if _is_utf_16(data):
+            raise CaptionError(f"{path}: not UTF-16: {error}; write it as UTF-8") from None
         line = data.count(b"\n", 0, error.start) + 1
         raise CaptionError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None
     reader = csv.DictReader(io.StringIO(text, newline="\n"), strict=True)
@@ -135,8 +141,13 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _text(data: bytes, where: str) -> str:
-    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # "Unicode" of Windows' editors
+    is_utf_16 = _is_utf_16(data)
     try:
         return data.decode("utf-16" if is_utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CaptionError(f"{where}: not UTF-{16 if is_utf_16 else 8}: {error}") from None
+        raise CaptionError(f"{where}: not UTF-{16 if is_utf_16 else 8}: {error}; write it as UTF-8") from None
+
+
+def _is_utf_16(data: bytes) -> bool:
+    """By its byte order mark: "Unicode" of Windows' editors."""
+    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -1,7 +1,7 @@
 """A folder of pictures as a source: Hugging Face imagefolder form, kohya form, or both at once.
 
 imagefolder: metadata.jsonl or metadata.csv, in the folder or any folder below it, names pictures beside or below
-itself. kohya: name.txt or name.caption beside name.png. A picture has the captions of all of them together. Names find
+itself. kohya: name.txt or name.caption beside name.png; name.png.txt too. A picture has the captions of all of them together. Names find
 each other as `match` says."""
 
 import os
@@ -72,6 +72,9 @@ class Folder:
             rows_of_stem[_stem(path)].append(row)
         stems = {_stem(path) for path in texts}
         partner = match(stems, rows_of_stem)
+        for stem, path in match(stems - partner.keys(), rows).items():  # a.png.txt beside a.png
+            partner[stem] = path
+            rows_of_stem[path] = [rows[path]]
         near = match(stems - partner.keys(), unread_of_stem)
         spoilt: dict[int, str] = {}
         for path in texts:

@@ -16,7 +16,7 @@ from pipeline.data import tables
 from pipeline.data.buckets import choose
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
-from pipeline.data.part import Lost, Part, Unmatched, some
+from pipeline.data.part import Lost, Part, SourceError, Unmatched, some
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
 
@@ -28,11 +28,12 @@ class Summary:
     read: int = 0  # files that the memo did not know
     reasons: Counter = field(default_factory=Counter)  # kind of rejection → files
     buckets: Counter = field(default_factory=Counter)  # (width, height) → files
-    captions: int = 0  # caption of a file, before equal ones are joined
+    captions: int = 0  # distinct ones of each distinct picture that is used
     without_caption: int = 0  # distinct pictures
     profiles_ignored: int = 0
     enlarged: int = 0  # files that are smaller than their bucket
     most_enlarged: float = 1.0  # times, of those
+    places: list[str] = field(default_factory=list)  # the folder or files that were read
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
     lost: list[Lost] = field(default_factory=list)  # pictures that could not be opened; counted in files and reasons
     unmatched: list[Unmatched] = field(default_factory=list)
@@ -85,9 +86,16 @@ def index(
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left; SourceError, CaptionError, OSError."""
-    with Examiner(source, max_pixels, workers) as examiner:
-        parts = ((part, *examiner.examine(part)) for part in source.parts())
-        return tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected)
+    try:
+        with Examiner(source, max_pixels, workers) as examiner:
+            parts = ((part, *examiner.examine(part)) for part in source.parts())
+            return tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not Path(str(error.filename)).is_relative_to(source.root):
+            raise
+        raise SourceError(
+            f"{error.filename} is gone: the pictures were moved or removed while index ran; run `dvc repro` again"
+        ) from None
 
 
 def tabulate(
@@ -119,7 +127,7 @@ def tabulate(
         store.atomic(out / "unmatched.csv") as unmatched_file,
     ):
         tables.write_images(images, images_file)
-        summary.without_caption, without_caption = tables.write_captions(images, texts, captions_file)
+        summary.captions, summary.without_caption, without_caption = tables.write_captions(images, texts, captions_file)
         tables.write_unmatched(summary.unmatched, without_caption, unmatched_file)
         with open(rejected_file, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
@@ -171,8 +179,8 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     summary.files += len(rows) + sum(lost.count for lost in part.lost)
     summary.read += read
     summary.used += rows["rejected"].null_count
-    summary.captions += len(part.texts)
     summary.profiles_ignored += pc.sum(found["profile_ignored"]).as_py() or 0
+    summary.places.append(part.place)
     summary.others += part.others
     used = rows.filter(pc.is_null(rows["rejected"]))
     times = enlargement(*(used[name].to_numpy() for name in ("width", "height", "bucket_width", "bucket_height")))
@@ -192,7 +200,7 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
 
 def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: float) -> None:
     if not summary.files:
-        raise StageError("data.images holds no pictures")
+        raise StageError(f"data.images holds no pictures: {some(summary.places)}")
     # Damages of whole tars come first: each stands for many pictures.
     rejected = sorted(rejected, key=lambda row: (_kind(row[1]) != "damaged", row))
     few = "\n".join(f"  {path}: {reason}" for path, reason in rejected[:20])

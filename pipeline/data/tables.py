@@ -71,24 +71,25 @@ def write_images(images: Rows, file: Path) -> None:
     _write(file, IMAGES, (_sorted_images(rows) for rows in images.stretches()))
 
 
-def write_captions(images: Rows, texts: Rows, file: Path) -> tuple[int, pa.ChunkedArray]:
+def write_captions(images: Rows, texts: Rows, file: Path) -> tuple[int, int, pa.ChunkedArray]:
     """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption. A picture with
-    none gets the empty one; returns how many did, and the paths of their files. `texts` holds rows of TEXTS, of used
-    pictures only."""
-    empty, paths = 0, [pa.array([], pa.string())]
+    none gets the empty one; returns how many captions the others have, how many pictures have none, and the paths of
+    their files. `texts` holds rows of TEXTS, of used pictures only."""
+    given, empty, paths = 0, 0, [pa.array([], pa.string())]
 
     def sorted_captions() -> Iterator[pa.Table]:
-        nonlocal empty
+        nonlocal given, empty
         for rows, stretch in zip(images.stretches(), texts.stretches()):
             is_used = pc.is_null(rows["rejected"])
             table, filled = _distinct_captions(pc.unique(rows["image"].filter(is_used)), stretch)
+            given += len(table) - len(filled)
             empty += len(filled)
             is_bare = pc.and_(is_used, pc.is_in(rows["image"], value_set=filled))
             paths.extend(rows["path"].filter(is_bare).chunks)
             yield table
 
     _write(file, CAPTIONS, sorted_captions())
-    return empty, pa.chunked_array(paths)
+    return given, empty, pa.chunked_array(paths)
 
 
 def write_unmatched(unmatched: list[tuple[str, str, str]], without_caption: pa.ChunkedArray, file: Path) -> None:
