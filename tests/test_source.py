@@ -1,5 +1,6 @@
 """Single files as people have them: further tensors, MindSpore's .ckpt, and models that are no SDXL base."""
 
+import json
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import safetensors.numpy
 
 from pipeline.models.config import TINY
 from pipeline.stage import StageError
-from pipeline.weights import ckpt, layout
+from pipeline.weights import ckpt, layout, marks
 from pipeline.weights.names import PREFIX, to_mindspore
 from pipeline.weights.source import open_weights
 from tests import synthetic
@@ -196,6 +197,42 @@ def test_a_vaes_attention_as_linear_is_the_convolutions(tmp_path, base, arrays, 
     path = save(tmp_path / "cut.safetensors", arrays | {flat[0]: arrays[flat[0]][:-1]})
     with pytest.raises(StageError, match=r"attn_1.q.weight \(.*, wanted \(\d+, \d+, 1, 1\) or \(\d+, \d+\)"):
         open_weights(path, path, TINY)
+
+
+# Shards
+
+
+def shards(folder, arrays, index="model.safetensors.index.json"):
+    """A single file's layout in two shards."""
+    folder.mkdir()
+    names = sorted(arrays)
+    files = {name: f"model-{1 + (i > 300):05d}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save(folder / file, {name: arrays[name] for name in names if files[name] == file})
+    if index:
+        (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return folder
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "sd_xl.safetensors.index.fp16.json"])
+def test_a_single_files_shards_are_read_through_their_index(tmp_path, base, arrays, index):
+    folder = shards(tmp_path / "x", arrays, index)
+    check(open_weights(folder, folder, TINY))
+    check(open_weights(base, folder, TINY))
+    marks.check(folder, "epsilon", False)
+    marked = shards(tmp_path / "v", arrays | {"v_pred": np.zeros(0, np.float32)}, index)
+    with pytest.raises(StageError, match="its tensor v_pred says"):
+        marks.check(marked, "epsilon", False)
+    (folder / "other.safetensors.index.json").write_text("{}")
+    with pytest.raises(StageError, match="has the indices .*; wanted one"):
+        open_weights(folder, folder, TINY)
+
+
+def test_shards_without_index_are_not_named_as_single_files(tmp_path, arrays):
+    folder = shards(tmp_path / "x", arrays, None)
+    with pytest.raises(StageError, match="00001-of-00002.safetensors is a shard of a single file") as error:
+        open_weights(folder, folder, TINY)
+    assert "join them into one file" in str(error.value) and "own path" not in str(error.value)
 
 
 # MindSpore

@@ -8,17 +8,31 @@ from pathlib import Path
 
 from pipeline.stage import StageError, shown
 from pipeline.weights import ckpt, safetensors, signature
+from pipeline.weights.diffusers import FOLDER
 from pipeline.weights.tensor import Tensor
 
 Found = dict[str, Tensor]
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _LONGEST_NAME = 255  # bytes that a file's name may have
 MAX_JSON = 100_000_000  # bytes of JSON; as the header of a safetensors file
 
 
+def has_parts(path: Path) -> bool:
+    """Whether the path is a folder of models, and not a file or the folder of one file's shards with their index."""
+    return path.is_dir() and (any((path / part).is_dir() for part in FOLDER.values()) or not _indices(path))
+
+
 def read_file(path: Path) -> Found:
-    """The tensors of a safetensors file or a MindSpore checkpoint; which of them it is, its first bytes say.
+    """The tensors of a safetensors file, also as the folder of its shards and their index, or of a MindSpore
+    checkpoint; which of the two a file is, its first bytes say.
 
     Raises StageError for any other file, saying what it is, and for a damaged one."""
+    if path.is_dir():
+        indices = _indices(path)
+        if len(indices) != 1:
+            names = shown(", ".join(index.name for index in indices))
+            raise StageError(f"{path} has the indices {names}; wanted one: take the others out")
+        return _read(_read_index(indices[0]))
     if not path.exists():
         raise StageError(
             f"{path} does not exist; wanted a safetensors file, a MindSpore .ckpt or a diffusers folder (model.base, "
@@ -33,8 +47,12 @@ def read_file(path: Path) -> Found:
 
 def read_folder(folder: Path) -> Found:
     """The tensors of one model's folder as save_pretrained writes it: one file, or shards with an index."""
+    return _read(_files(folder))
+
+
+def _read(files: dict[Path, set[str] | None]) -> Found:
     tensors: Found = {}
-    for file, names in _files(folder).items():
+    for file, names in files.items():
         found = safetensors.read(file)
         if names is not None and set(found) != names:
             odd = shown(min(set(found) ^ names))
@@ -73,11 +91,26 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     if pickled:
         raise StageError(f"{folder} has pickled weights only ({', '.join(pickled)}), which can run code when they are "
                          "opened and so are not read; wanted *.safetensors (save_pretrained writes them)")  # fmt: skip
-    single = sorted(path.name for path in folder.parent.glob("*.safetensors"))
-    absent = f"does not exist (for a single file give its own path: {single[0]})" if single else "does not exist"
+    absent = f"does not exist{_single(folder.parent)}"
     what = f"has {shown(', '.join(there)) or 'no files'}" if folder.is_dir() else absent
     raise StageError(f"{folder} {what}; wanted diffusion_pytorch_model.safetensors or model.safetensors, a variant "
                      "such as .fp16 or shards, in each of unet/, vae/, text_encoder/ and text_encoder_2/")  # fmt: skip
+
+
+def _indices(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors.index*.json"))
+
+
+def _single(folder: Path) -> str:
+    """What to do with the single files, or the shards of one, that lie in a folder which should hold models."""
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    single = [name for name in files if not _SHARD.search(name)]
+    if single:
+        return f" (for a single file give its own path: {shown(single[0])})"
+    if files:
+        return (f" ({shown(files[0])} is a shard of a single file: put the shards' index, *.safetensors.index.json,"
+                " beside them, or join them into one file)")  # fmt: skip
+    return ""
 
 
 def _variants(folder: Path, stem: str) -> list[str]:

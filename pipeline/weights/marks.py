@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.stage import StageError, shown
 from pipeline.weights import safetensors
-from pipeline.weights.files import read_file, read_folder, read_json
+from pipeline.weights.files import has_parts, read_file, read_folder, read_json
 
 V, ZERO_SNR = "v_pred", "ztsnr"
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")  # Playground 2.5; CosXL
@@ -26,7 +26,7 @@ def check(base: Path, prediction: str, zero_terminal_snr: bool) -> None:
 
     A v model without `ztsnr` may be trained with zero_terminal_snr: that is how such models come about. Metadata that
     says otherwise is named in the log and no more: tools write epsilon there for whatever they were not told."""
-    marks, says = _of_folder(base) if base.is_dir() else _of_file(base)
+    marks, says = _of_folder(base) if has_parts(base) else _of_file(base)
     if edm := [mark for mark in _EDM if mark in marks]:
         raise StageError(f"{base} is an EDM model ({marks[edm[0]]}), whose noise levels and scaling are not those that "
                          "are trained here; wanted a base that predicts epsilon or v")  # fmt: skip
@@ -50,7 +50,7 @@ def _of_file(base: Path) -> tuple[dict[str, str], str]:
     """Mark -> where it stands; and what the metadata call the prediction ("" if nothing)."""
     found = read_file(base)
     marks = {mark: f"its tensor {mark}" for mark in (V, ZERO_SNR, *_EDM) if mark in found}
-    metadata = safetensors.metadata(base) if safetensors.is_one(base) else {}
+    metadata = safetensors.metadata(base) if base.is_file() and safetensors.is_one(base) else {}
     # sd-scripts and modelspec call it prediction_type, ComfyUI predict_key
     says = metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key") or ""
     return marks, {"v": "v", "v_prediction": "v", "epsilon": "epsilon"}.get(says, "")

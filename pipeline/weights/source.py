@@ -16,7 +16,7 @@ from pipeline.stage import StageError, shown
 from pipeline.weights import diffusers, further, layout, projection, recognise
 from pipeline.weights.check import differences
 from pipeline.weights.diffusers import Recipe
-from pipeline.weights.files import Found, read_file, read_folder
+from pipeline.weights.files import Found, has_parts, read_file, read_folder
 from pipeline.weights.names import PREFIX, canonical, part_of
 from pipeline.weights.numeric import cast
 from pipeline.weights.tensor import Tensor
@@ -43,7 +43,7 @@ def open_weights(base: Path, vae: Path, config: SDXLConfig) -> dict[str, Tensor]
 
 
 def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
-    if path.is_dir():
+    if has_parts(path):
         found: Found = {}
         for part in parts:
             found |= _of_folder(path / diffusers.FOLDER[part], part)
@@ -54,7 +54,7 @@ def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
 
 def _open_vae(path: Path, config: SDXLConfig) -> Found:
     """A VAE alone (Stability's names with or without prefix, or diffusers'), or that of another whole checkpoint."""
-    if path.is_dir():
+    if has_parts(path):
         folder = path / "vae" if (path / "vae").is_dir() else path
         return _assemble(folder, _of_folder(folder, "vae"), config, ["vae"], _diffusers_recipes)
     found = read_file(path)
