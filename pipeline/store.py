@@ -29,7 +29,12 @@ def root() -> Path:
     """The store's folder, created when absent."""
     chosen = os.environ.get("PIPELINE_STORE")
     project = os.environ.get("DVC_ROOT") or Path(__file__).resolve().parent.parent
-    return make(Path(chosen) if chosen else Path(project) / ".store")
+    folder = Path(chosen).expanduser() if chosen else Path(project) / ".store"
+    try:
+        return make(folder)
+    except OSError as error:
+        where = "PIPELINE_STORE" if chosen else "the project"
+        raise OSError(f"the store {folder} cannot be made: {error.strerror}; {where} says where it is") from None
 
 
 def make(folder: Path) -> Path:

@@ -169,3 +169,10 @@ def test_a_contact_sheet_shows_each_picture_beside_its_latent(tmp_path):
     assert len(lines) == 5 and sum("mirrored" in line for line in lines) > 0
     assert all(float(line.split()[-2]) > 40 for line in lines), lines  # one colour survives the block mean
     assert sheet.size == (4 * (2 * 64 + 4) + 4, 2 * (32 + 4) + 4)
+
+
+def test_gc_keeps_no_less_than_none(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pipeline.cache", "gc", "--keep", "-1"])
+    with pytest.raises(SystemExit):
+        tools.main()
+    assert "--keep: wanted 0 or more, found -1" in capsys.readouterr().err

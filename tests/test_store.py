@@ -139,3 +139,17 @@ def test_a_watched_folder_that_is_moved_or_deleted_is_another(tmp_path):
             assert not there()
             folder.mkdir(parents=True)
             assert not there()
+
+
+def test_a_home_folder_is_meant_by_its_sign(tmp_path, monkeypatch):
+    """Quoted in a shell, ~ comes as it is; some libraries take it for the home folder and some for a name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PIPELINE_STORE", "~/store")
+    assert store.root() == tmp_path / "store" and (tmp_path / "store").is_dir()
+
+
+def test_a_store_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"the store .*/file cannot be made: File exists; PIPELINE_STORE says where it is"):
+        store.root()

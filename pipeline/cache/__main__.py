@@ -34,7 +34,7 @@ def main() -> None:
     command = commands.add_parser("gc", help="remove what neither the workspace nor the newest states need")
     command.add_argument(
         "--keep",
-        type=int,
+        type=_count,
         default=3,
         help="how many to keep, the newest, of each cache's states beside the workspace's, of half-done trainings, of "
         "finished ones, and of compiled graphs (default 3); nothing goes that a process works on",
@@ -115,6 +115,13 @@ def show(count: int, out: Path) -> None:
     with store.atomic(out) as temporary:
         sheet.save(temporary, "PNG")
     print(f"each pair in {out}: the picture, then its decoded latent")
+
+
+def _count(text: str) -> int:
+    """A number of things, 0 or more."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"wanted 0 or more, found {number}")
+    return number
 
 
 def collect_garbage(keep: int, dry: bool = False) -> None:
