@@ -7,7 +7,7 @@ import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from pipeline.models import forms
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet

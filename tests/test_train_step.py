@@ -1,12 +1,16 @@
 """The step's graph: against PyTorch's five steps, and what it does with overflows, accumulation and each setting."""
 
+from collections import Counter
+
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
+from pipeline.models import kernels
 from pipeline.models.unet import UNet
 
+from benchmarks import kernels as benchmark
 from pipeline.diffusion import conditioning, loss, schedule
 from pipeline.training import rates
 from pipeline.training.optimizer import AdamW, decays
@@ -65,6 +69,26 @@ def test_five_steps_equal_pytorch(stepping):
             assert np.linalg.norm(picked - golden) <= 1e-5 * np.linalg.norm(golden), own.name
             # the steps themselves agree, which are small beside the weights
             assert np.linalg.norm(picked - golden) <= 0.05 * np.linalg.norm(golden - moved), own.name
+
+
+# Kernels by part, with convolutions by oneDNN and by products. Who needs more raises them, and says why.
+BUDGET = {False: {"forward": 0, "backward": 0, "update": 0}, True: {"forward": 0, "backward": 0, "update": 0}}
+
+
+def test_the_kernels_of_a_step_keep_to_their_budget(stepping):
+    _, step, inputs = stepping
+    if not step.compile_cache:
+        step(*inputs(0), *SCALARS)
+    kinds = benchmark.compiled(step)
+    found = Counter()
+    for (part, _), count in kinds.items():
+        found[part] += count
+    budget = BUDGET[kernels.convolves_by_products()]
+    assert found.keys() == budget.keys() and all(found[part] <= budget[part] for part in budget), benchmark.report(kinds)
+    # two a parameter that decays, one for the others
+    decayed = sum(step.update.optimizer.decayed)
+    assert kinds["update", "Adam"] == len(step.update.parameters)
+    assert kinds["update", "ApplyProximalGradientDescent"] == decayed
 
 
 def test_a_phase_is_passed_on_only_when_it_changes():
