@@ -110,10 +110,10 @@ def train_step(config: str, side: int, batch: int, recompute: bool):
     optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8)
     settings = Settings(max_grad_norm=1.0, loss_scale=65536.0 if npu else None)
     cell = TrainStep(SampleLoss(unet, settings), Update(optimizer, None, settings))
-    shapes = [(batch, 4, side, side), (batch,), (batch, 77, c.context_dim), (batch, c.vector_dim), (batch, 4, side, side)]
-    arrays = [np.zeros(shape, np.int32 if len(shape) == 1 else np.float32) for shape in (*shapes, (batch,))]
-    arrays[-1] = arrays[-1].astype(np.float32)
-    return cell, [*map(ms.Tensor, arrays), ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)]
+    latents, context, vector = (batch, 4, side, side), (batch, 77, c.context_dim), (batch, c.vector_dim)
+    arrays = [np.zeros(shape, np.float32) for shape in (latents, (batch,), context, vector, latents, (batch,))]
+    arrays[1] = arrays[1].astype(np.int32)
+    return cell, [*map(ms.Tensor, arrays), ms.Tensor(0.0, ms.float32)]
 
 
 @contextlib.contextmanager
@@ -138,7 +138,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         if options.npu:
-            os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}
+            os.environ |= {
+                "MS_DEV_SAVE_GRAPHS": "1",
+                "MS_DEV_SAVE_GRAPHS_PATH": folder,
+                "MS_DEV_DUMP_IR_PASSES": "backend_pass",
+            }
             import pipeline.device  # noqa: F401
 
             stack.enter_context(npu_forms())

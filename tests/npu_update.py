@@ -29,7 +29,7 @@ def main(half: bool, folder: str) -> None:
     from benchmarks import kernels as benchmark
     from pipeline.training import parameter_buckets
     from pipeline.training.optimizer import AdamW
-    from pipeline.training.step import Settings, Update, average_of
+    from pipeline.training.step import Settings, Update
 
     device = pipeline.device.setup("CPU", distributed="MS_ROLE" in os.environ)
     parameter_buckets.BYTES = 2000  # several buckets
@@ -46,11 +46,11 @@ def main(half: bool, folder: str) -> None:
         settings = Settings(
             max_grad_norm=1.0, loss_scale=2.0**10 if half else None, rank=device.rank, ranks=device.world_size
         )
-        return Update(optimizer, average_of(optimizer.parameters), settings)
+        return Update(optimizer, None, settings)
 
     def compile(cell: Update) -> None:
         gradients = tuple(ops.ones(p.shape, p.dtype) for p in cell.parameters)
-        cell.compile(Tensor(1.0), gradients, Tensor(0.1), Tensor(0.9))
+        cell.compile(Tensor(1.0), gradients, Tensor(0.1))
 
     def kinds() -> Counter:
         found: Counter = Counter()

@@ -16,6 +16,9 @@ class Device:
     def __init__(self, first=0, counted_twice=False):
         self.events, self.taken, self.each = [], first, 2 if counted_twice else 1
 
+    def end(self, outcome, decay):
+        return outcome
+
     def take(self, micro_batches, rate, decay):
         self.taken += self.each
         number, taken = self.taken, self.taken

@@ -7,7 +7,7 @@ import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from pipeline.models import forms
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet
@@ -15,7 +15,7 @@ from pipeline.models.unet import UNet
 from pipeline.training import rates
 from pipeline.training.memory import sharded
 from pipeline.training.optimizer import Adafactor, AdamW, decays
-from pipeline.training.step import Outcome, Settings, Update, average_of
+from pipeline.training.step import Average, Outcome, Settings, Update, average_of
 from tests.golden import rule
 from tests.golden import training_rule as t
 from tests.golden.compare import training
@@ -42,9 +42,11 @@ def adamw(values, **changes):
 
 def run(update: Update, steps=4, lr=1e-2) -> list[float]:
     norms = []
+    average = update.ema and Average(update)
     for step in range(steps):
-        decay = rates.ema_decay(step, 0.6)
-        outcome = update(Tensor(1.0, ms.float32), gradients(step), Tensor(lr, ms.float32), Tensor(decay, ms.float32))
+        outcome = update(Tensor(1.0, ms.float32), gradients(step), Tensor(lr, ms.float32))
+        if average:
+            average(outcome, Tensor(rates.ema_decay(step, 0.6), ms.float32))
         norms.append(Outcome(*outcome.asnumpy()).norm)
     return norms
 
@@ -88,13 +90,12 @@ def test_the_npus_kernel_counts_the_updates_before(first, equal):
 class Documented(nn.Cell):
     """In place of ops.auto_generate.AdamW, which no CPU has: the same arguments, changed in place."""
 
-    def construct(
-        self, value, m, v, max_v, gradient, before, lr, beta1, beta2, decay, epsilon, amsgrad, maximize
-    ):  # fmt: skip
+    def construct(self, value, m, v, max_v, gradient, before, lr, beta1, beta2, decay, epsilon, amsgrad, maximize):
         t = ops.cast(before, ms.float32) + 1.0
         new_m = beta1 * m + (1.0 - beta1) * gradient
         new_v = beta2 * v + (1.0 - beta2) * gradient * gradient
-        update = new_m / (1.0 - ops.pow(Tensor(beta1), t)) / (ops.sqrt(new_v / (1.0 - ops.pow(Tensor(beta2), t))) + epsilon)
+        corrected = ops.sqrt(new_v / (1.0 - ops.pow(Tensor(beta2), t)))
+        update = new_m / (1.0 - ops.pow(Tensor(beta1), t)) / (corrected + epsilon)
         new = value - lr * update - lr * decay * value
         return ops.assign(value, new), ops.assign(m, new_m), ops.assign(v, new_v)
 

@@ -12,7 +12,7 @@ from mindspore import nn
 
 from pipeline.stage import StageError
 from pipeline.training import feed
-from pipeline.training.step import Accumulate, Boundary, Outcome, SampleLoss, Settings, TrainStep, Update
+from pipeline.training.step import Accumulate, Average, Boundary, Outcome, SampleLoss, Settings, TrainStep, Update
 
 Rates = Callable[[int], tuple[float, float]]  # of a step's number: its learning rate and EMA decay
 
@@ -54,24 +54,35 @@ class Graphs:
         else:
             self.accumulate = Accumulate(sample_loss, update)
             self.boundary = Boundary(self.accumulate, update)
+        self.average = Average(update) if update.ema is not None else None
 
     def compile(self, example: feed.Inputs) -> None:
         """Compile for inputs of these shapes, and run nothing."""
-        inputs, scalars = map(ms.Tensor, example.arrays()), [ms.Tensor(0.0, ms.float32)] * 2
+        inputs, scalar = map(ms.Tensor, example.arrays()), ms.Tensor(0.0, ms.float32)
         if self.whole:
-            self.whole.compile(*inputs, *scalars)
+            self.whole.compile(*inputs, scalar)
         else:
             self.accumulate.compile(*inputs)
-            self.boundary.compile(*scalars)
+            self.boundary.compile(scalar)
+        if self.average:
+            self.average.compile(ms.Tensor(np.zeros(len(Outcome._fields), np.float32)), scalar)
 
     def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> ms.Tensor:
         """One step: launches it, and gives its Outcome, which an NPU has yet to compute."""
-        scalars = ms.Tensor(rate, ms.float32), ms.Tensor(decay, ms.float32)
+        rate = ms.Tensor(rate, ms.float32)
         if self.whole:
-            return self.whole(*map(ms.Tensor, micro_batches[0].arrays()), *scalars)
-        for micro_batch in micro_batches:
-            self.accumulate(*map(ms.Tensor, micro_batch.arrays()))
-        return self.boundary(*scalars)
+            outcome = self.whole(*map(ms.Tensor, micro_batches[0].arrays()), rate)
+        else:
+            for micro_batch in micro_batches:
+                self.accumulate(*map(ms.Tensor, micro_batch.arrays()))
+            outcome = self.boundary(rate)
+        return self.end(outcome, decay)
+
+    def end(self, outcome: ms.Tensor, decay: float) -> ms.Tensor:
+        """What follows each step, also one of a data sink; gives its outcome back."""
+        if self.average:
+            self.average(outcome, ms.Tensor(decay, ms.float32))
+        return outcome
 
 
 def passed(interval: int, result: Result | _Launch) -> bool:
@@ -96,8 +107,11 @@ def results(
         ready = len(waiting) if looks else logged[-1] + 1 if logged else 0
         if ready:
             found = [Outcome(*map(float, old.outcome.asnumpy())) for old in waiting[:ready]]
-            if sink_size and (last := waiting[ready - 1].done) != (taken := int(found[-1].taken)):
-                raise StageError(f"the device took {taken} steps and the host counted {last}: set device.sink_size to 0")
+            last, taken = waiting[ready - 1].done, int(found[-1].taken)
+            if sink_size and taken != last:
+                raise StageError(
+                    f"the device took {taken} steps and the host counted {last}: set device.sink_size to 0"
+                )
             count = sum(old.steps for old in waiting[:ready])
             seconds = (time.perf_counter() - begin) / count
             for old, outcome in zip(waiting, found, strict=False):
@@ -116,9 +130,9 @@ def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[_La
 
 
 class _Columns:
-    """Steps as a data set of MindSpore: (x_t, timesteps, context, vector, target, weight, learning rate, EMA decay)."""
+    """Steps as a data set of MindSpore: (x_t, timesteps, context, vector, target, weight, learning rate)."""
 
-    NAMES = ["x_t", "timesteps", "context", "vector", "target", "weight", "learning_rate", "ema_decay"]
+    NAMES = ["x_t", "timesteps", "context", "vector", "target", "weight", "learning_rate"]
 
     def __init__(self, steps: feed.Steps, rates: Rates):
         self.steps, self.rates = steps, rates
@@ -128,7 +142,7 @@ class _Columns:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         step = self.steps[int(index)]
-        return *step.micro_batches[0].arrays(), *(np.array(value, np.float32) for value in self.rates(step.number))
+        return *step.micro_batches[0].arrays(), np.array(self.rates(step.number)[0], np.float32)
 
 
 def _sinks(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[_Launch]:
@@ -136,7 +150,7 @@ def _sinks(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> I
     done = steps.first
     while done < steps.end:
         count = min(sink_size, steps.end - done)  # the remainder of the run is a shorter sink
-        for _ in range(count):
-            outcome = take()
+        for number in range(done, done + count):
+            outcome = graphs.end(take(), rates(number)[1])
         done += count
         yield _Launch(done, count, steps.samples(done - 1), outcome, rates(done - 1)[0], 0.0)

@@ -176,8 +176,8 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
     samples = [reader.names[sample].tobytes().hex() for sample in result.samples if sample >= 0]
     good = states.newest()
     raise StageError(
-        f"step {result.done - 1}: the loss is {outcome.loss} and the gradient norm {outcome.norm}. Its samples (content "
-        f"hashes, `image` in outs/index/images.parquet): {', '.join(samples)}. The last good checkpoint is "
+        f"step {result.done - 1}: the loss is {outcome.loss} and the gradient norm {outcome.norm}. Its samples "
+        f"(content hashes, `image` in outs/index/images.parquet): {', '.join(samples)}. The last good checkpoint is "
         f"{good or 'the base model: none was saved yet'}. Look at those pictures and captions, or lower "
         "train.learning_rate"
     )

@@ -60,9 +60,13 @@ class _ScaledLoss(nn.Cell):
         return (self.sample_loss(x_t, timesteps, context, vector, target) * weight).mean() * scale
 
 
-def _square_sum(x):
-    x = ops.cast(x, ms.float32)
+def _square_sum(turn, x):
+    x = ops.cast(ops.depend(x, turn), ms.float32)
     return (x * x).sum()
+
+
+def _after(turn, x):
+    return ops.depend(x, turn)
 
 
 def _multiply(factor, x):
@@ -113,12 +117,13 @@ class _Reduce(nn.Cell):
         flats, mine, everyones, now = (), 0.0, 0.0, turn
         for bucket in self.backwards:
             flat = bucket.reduce(gradients, now)
-            now = ops.depend(turn, flat)
+            squares = _square_sum(turn, flat)
+            now = ops.depend(turn, squares)
             flats += (flat,)
             if bucket.cut:
-                mine = mine + _square_sum(flat)
+                mine = mine + squares
             else:
-                everyones = everyones + _square_sum(flat)
+                everyones = everyones + squares
         if self.cut:
             everyones = everyones + self.all_reduce(mine.reshape(1)).reshape(())
         return flats, everyones
@@ -133,7 +138,7 @@ class _Reduce(nn.Cell):
 
 
 class Update(nn.Cell):
-    """Gradients of the scaled loss (summed over micro-batches) -> new weights, EMA and loss scale.
+    """Gradients of the scaled loss (summed over micro-batches) -> new weights and loss scale.
 
     The order matters with several ranks: sum over ranks in float32, check, unscale and clip, update. So all ranks see
     the same norm, and agree on whether to skip. `ema` are float32 averages, one for each parameter, or None."""
@@ -161,7 +166,7 @@ class Update(nn.Cell):
             self.all_reduce = ops.AllReduce()
         self.multiplies = self.scaled or self.accumulation > 1 or self.max_grad_norm > 0
 
-    def construct(self, loss, gradients, lr, ema_decay):
+    def construct(self, loss, gradients, lr):
         """-> (6,) float32, an Outcome"""
         factor = 1.0 / (self.loss_scale * self.accumulation * self.ranks)
         loss = loss * factor
@@ -169,7 +174,7 @@ class Update(nn.Cell):
             loss = self.all_reduce(loss.reshape(1)).reshape(())
             flats, squares = self.reduce(gradients, lr)
         else:
-            squares = self.sum_of_squares(gradients)
+            squares = self._squares(gradients, lr)
         norm = ops.sqrt(squares) * factor
         finite = ops.isfinite(norm)
         if self.max_grad_norm > 0:
@@ -180,18 +185,20 @@ class Update(nn.Cell):
         elif self.multiplies:
             gradients = self.map(ops.partial(_multiply, factor), gradients)
         if not self.scaled:
-            self._apply(gradients, lr, ema_decay)
+            self.optimizer(gradients, lr)
         else:
             if finite:
-                self._apply(gradients, lr, ema_decay)
+                self.optimizer(gradients, lr)
             self._rescale(finite)
         taken = ops.assign_add(self.taken, self.one)
         return ops.Concat()(self.map(_scalar, (loss, norm, finite, self.loss_scale, self.overflows, taken)))
 
-    def _apply(self, gradients, lr, ema_decay):
-        turn = self.optimizer(gradients, lr)
-        if self.ema is not None:
-            self.in_turns(_average, 1.0 - ema_decay, turn, self.ema, self.parameters)
+    def _squares(self, gradients, turn):
+        total, now = 0.0, turn
+        for start, stop in self.in_turns.ranges:
+            total = total + self.sum_of_squares(self.map(ops.partial(_after, now), gradients[start:stop]))
+            now = ops.depend(turn, total)
+        return total
 
     def _rescale(self, finite):
         """An overflow halves the loss scale (not below 1); GROWTH_STEPS steps in a row without one double it."""
@@ -228,9 +235,9 @@ class TrainStep(_Graph):
         self.scaled_loss = _ScaledLoss(sample_loss)
         self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, update.parameters)
 
-    def construct(self, x_t, timesteps, context, vector, target, weight, lr, ema_decay):
+    def construct(self, x_t, timesteps, context, vector, target, weight, lr):
         loss, gradients = self.value_and_grad(x_t, timesteps, context, vector, target, weight, self.update.loss_scale)
-        return self.update(loss, gradients, lr, ema_decay)
+        return self.update(loss, gradients, lr)
 
 
 class Accumulate(_Graph):
@@ -262,10 +269,27 @@ class Boundary(_Graph):
         self.update, self.totals, self.loss = update, accumulate.totals, accumulate.loss
         self.in_turns = InTurns(update.parameters)
 
-    def construct(self, lr, ema_decay):
-        result = self.update(self.loss, self.totals, lr, ema_decay)
+    def construct(self, lr):
+        result = self.update(self.loss, self.totals, lr)
         zeroed = (self.in_turns(_zero, (), lr, self.totals), ops.assign(self.loss, ops.zeros_like(self.loss)))
         return ops.depend(result, zeroed)
+
+
+class Average(_Graph):
+    """Moves the averages towards the new weights, after a step that was applied.
+
+    A graph of its own: in one with the step MindSpore 2.10.0 copies every parameter twice, 20 GB at full size, because
+    weights are read on both sides of their update."""
+
+    def __init__(self, update: Update):
+        super().__init__(auto_prefix=False)
+        self.averages, self.parameters = update.ema, update.parameters
+        self.in_turns = InTurns(update.parameters)
+        self.finite = Outcome._fields.index("finite")
+
+    def construct(self, outcome, ema_decay):
+        weight = (1.0 - ema_decay) * outcome[self.finite]
+        return self.in_turns(_average, weight, weight, self.averages, self.parameters)
 
 
 def average_of(parameters) -> ParameterTuple:
