@@ -5,8 +5,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import ops
-from pipeline.models.cpu import kernels
 from pipeline.models.attention import KINDS, FlashAttention, PlainAttention, TiledAttention, make_attention
+from pipeline.models.cpu import kernels
 
 from tests.golden.compare import peak
 

@@ -1,5 +1,5 @@
-"""The NPU's form of layers, networks and training step on a CPU: compiled as far as a CPU's kernels go, their primitives
-against those that have an NPU's aclnn kernel, and run with stand-ins for the kernels that a CPU lacks."""
+"""The NPU's form of layers, networks and training step on a CPU: compiled as far as a CPU's kernels go, its primitives
+compared with those that have an aclnn kernel, and run with stand-ins for the kernels that a CPU lacks."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from mindspore import ops
 from pipeline.models import layers
-from pipeline.models.cpu import layers as cpu_layers
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import TINY
+from pipeline.models.cpu import layers as cpu_layers
 from pipeline.models.unet import UNet
 from pipeline.models.vae import VAEDecoder, VAEEncoder
 

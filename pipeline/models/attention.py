@@ -208,8 +208,8 @@ def make_attention(
     centred: type = CentredScores,
     between: type = Between,
 ) -> nn.Cell:
-    """The attention cell of this kind (one of KINDS) for heads of this size, called with tensors of this dtype. The last
-    three are what the forms by matrices are made of."""
+    """The attention cell of this kind (one of KINDS) for heads of this size, called with tensors of this dtype. `swap`,
+    `centred` and `between` are what the two kinds by matrices are made of."""
     if kind == "plain":
         return PlainAttention(heads, head_dim, swap, centred)
     if kind == "tiled":

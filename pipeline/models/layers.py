@@ -1,7 +1,7 @@
 """The layers that the four networks are made of, in the form that an NPU wants: every one of MindSpore's primitives in
 them and in their gradients has an aclnn kernel, where the older primitives (Conv2D, BiasAdd, LayerNorm, Split, AddN) go
 by way of GE's adapters (tests/test_npu_form.py). What a CPU wants instead stands in models/cpu under the same names,
-and models/forms.py chooses. Compiled up to the first kernel that a CPU lacks, not run on an NPU.
+and models/forms.py chooses. Compiled, not run on an NPU.
 
 One rule of precision holds in both: a layer computes in the dtype of its input, whatever dtype its parameters have, and
 a norm computes in float32 and gives back the input's dtype. So float32 master weights with a float16 compute, and
@@ -143,7 +143,7 @@ class AddToChannels(nn.Cell):
 
 
 class Fork(nn.Cell):
-    """x -> (x, x), for whatever two cells take. MindSpore would sum their gradients by AddN, which has no aclnn kernel."""
+    """x -> (x, x), for what two cells take: MindSpore would sum their gradients by AddN, which has no aclnn kernel."""
 
     def construct(self, x):
         return x, x

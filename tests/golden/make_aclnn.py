@@ -1,10 +1,10 @@
-"""Writes aclnn.txt: of MindSpore's primitives those with an aclnn kernel, and those that only view memory, by the answers
-of the installed package's own plug-in for NPUs.  python -m tests.golden.make_aclnn
+"""Writes aclnn.txt: which of MindSpore's primitives have an aclnn kernel, and which only view memory, as the installed
+package's plug-in for NPUs answers.  python -m tests.golden.make_aclnn
 
-The plug-in (libmindspore_ops_ascend.so) wants CANN's libraries to be loaded. Nothing of them is called where it says
-what it has, so empty functions under their names will do; gcc makes them. IsRegisteredAclnnOp and IsAclnnViewOp are what
-MindSpore asks when it selects an NPU's kernels, with a C++ string of GCC's old form: its length, capacity and owners
-stand before the characters."""
+The plug-in (libmindspore_ops_ascend.so) wants CANN's libraries. Nothing of them is called where it says what it has, so
+empty functions under their names will do; gcc and nm make them. MindSpore itself asks IsRegisteredAclnnOp and
+IsAclnnViewOp when it selects an NPU's kernels. They take a C++ string of GCC's old form, whose length, capacity and
+owners stand before its characters."""
 
 import ctypes
 import os

@@ -91,8 +91,6 @@ def _swapped(b: int, m: int, n: int) -> ms.Tensor:
 def swap_middle(x):
     """x (b, m, n, d) -> (b, n, m, d). Transpose takes as long and keeps twice the array's size in memory."""
     b, m, n, d = x.shape
-    if m == 1 or n == 1:
-        return x.reshape(b, n, m, d)
     return ops.Gather()(x.reshape(-1, d), _swapped(b, m, n), 0).reshape(b, n, m, d)
 
 
@@ -106,9 +104,17 @@ class SwapMiddle(nn.Cell):
         return (swap_middle(dout),)
 
 
+class SwapOne(nn.Cell):
+    """SwapMiddle of x (b, m, n, d) with m or n = 1, which needs no kernel."""
+
+    def construct(self, x):
+        b, m, n, d = x.shape
+        return x.reshape(b, n, m, d)
+
+
 class CentredScores(nn.Cell):
-    """dout vᵀ (b, heads, queries, keys) less each query's Σ dout∘out over head_dim: the sum by a product, the difference as
-    a bias of channels."""
+    """dout vᵀ (b, heads, queries, keys) less each query's Σ dout∘out over head_dim: the sum by a product, the
+    difference as a bias of channels, because a broadcast subtraction builds an index of every element, and keeps it."""
 
     def construct(self, dout, v, out):
         b, heads, queries, head_dim = out.shape

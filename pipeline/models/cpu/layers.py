@@ -1,7 +1,6 @@
 """The layers of models/layers.py in the form that a CPU wants: the same names, parameters and numbers, from kernels of
 MindSpore's CPU backend that are there and fast (kernels.py, convolution.py)."""
 
-import functools
 import os
 
 import mindspore as ms
@@ -131,9 +130,6 @@ class UpsampleNearest(nn.Cell):
         return kernels.upsample(x)
 
 
-make_attention = functools.partial(
-    attention.make_attention,
-    swap=kernels.SwapMiddle,
-    centred=kernels.CentredScores,
-    between=kernels.Between,
-)
+def make_attention(kind: str, heads: int, head_dim: int, dtype: ms.Type = ms.float32) -> nn.Cell:
+    swap = kernels.SwapOne if heads == 1 else kernels.SwapMiddle
+    return attention.make_attention(kind, heads, head_dim, dtype, swap, kernels.CentredScores, kernels.Between)
