@@ -111,8 +111,10 @@ def test_a_cache_stage_beside_which_garbage_is_collected(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("first", [0.2, 0.6, 1.2])
 def test_ranks_that_fill_a_cache(tmp_path, monkeypatch, first):
-    """Rank 1 is quicker, so the store goes before, while, and after it works."""
+    """Rank 1 is quicker, so the store goes before, while, and after it works. Where it has ended before rank 0 looks
+    for it, and its files and lock are gone, rank 0 waits as for one that has not started yet."""
     monkeypatch.setattr(locks, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(ranks, "START_SECONDS", 5.0)
     monkeypatch.setattr(ranks, "GONE_SECONDS", 1.0)
     with monkeypatch.context() as patch:
         patch.setenv("PIPELINE_STORE", str(tmp_path / "alone store"))
