@@ -3,19 +3,15 @@
 Import it before anything that needs MindSpore: environment variables must be set before the first import.
 What concerns the NPU was written against MindSpore 2.10.0's own signatures and not run on an NPU."""
 
-import contextlib
 import functools
-import hashlib
 import importlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from pipeline import locks, npu, store
+from pipeline import npu
 from pipeline.stage import StageError
 
 # On CPUs with AVX-512 the wheel's oneDNN falls back to a reference convolution, up to 80 times slower. Only the train
@@ -28,7 +24,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # half an hour on a 910B (MindONE's tables). CANN takes up to 7200 for the first and more for the second.
 os.environ.setdefault("HCCL_CONNECT_TIMEOUT", "7200")
 os.environ.setdefault("HCCL_EXEC_TIMEOUT", "7200")
-if not npu.files():  # where there are some, MindSpore's warnings about its Ascend plug-in are for the reader
+if npu.files():
+    os.environ.setdefault("MS_DEV_RUNTIME_CONF", "backend_compile_cache:False")  # see training/compiled.py
+else:  # where there are NPUs, MindSpore's warnings about its Ascend plug-in are for the reader
     os.environ.setdefault("GLOG_v", "3")
 
 import mindspore as ms  # noqa: E402
@@ -37,8 +35,6 @@ from mindspore import communication  # noqa: E402
 from mindspore._c_expression import MSContext  # noqa: E402
 
 log = logging.getLogger(__name__)
-
-_KEPT_CACHES = 8  # of compiled graphs; the least recently used are dropped
 
 
 @dataclass(frozen=True)
@@ -196,42 +192,6 @@ def _join() -> tuple[int, int]:
         raise SystemExit(0)
     ms.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
     return communication.get_rank(), communication.get_group_size()
-
-
-@contextlib.contextmanager
-def cached_graphs(key: dict, device: Device) -> Iterator[None]:
-    """Graphs that are compiled in the block are kept in the store under `key`, or are taken from there. Every rank must
-    come here.
-
-    MindSpore numbers the graphs that a process compiles, and gives back by number alone: another code, constant or
-    shape under the same number is not noticed and computes nonsense. So `key` must hold all that the graphs depend on,
-    the block must be the process's first compilation with the cache on, and compile the same graphs in the same order
-    whenever the key is the same.
-
-    The ranks read all together or compile all together: one that had to compile anew, because it was killed while it
-    compiled, would let the others wait in their first collective, perhaps for longer than that takes."""
-    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = store.root() / "compile" / name
-    whole = folder / f"rank-{device.rank}-is-whole"
-    with locks.attempt(f"compile-{name}-{device.rank}") as mine, store.watched(folder) as there:
-        reads = device.all_agree(mine and whole.exists())
-        if not mine:
-            log.info("compile cache: another process compiles the same graphs, this one compiles its own")
-            yield
-            return
-        log.info("compile cache: %s %s", "reads" if reads else "writes", folder)
-        if not reads:  # a killed process may have left parts of files
-            store.remove(whole)
-            store.remove(folder / f"rank_{device.rank}")
-        os.environ.setdefault("RANK_ID", str(device.rank))
-        os.environ.update(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=str(folder))
-        try:
-            yield
-        finally:
-            os.environ["MS_COMPILER_CACHE_ENABLE"] = "0"
-        if there():  # else the store was deleted, and the first of the graphs with it
-            store.keep(whole, Path.touch)
-            store.keep_newest(folder.parent, _KEPT_CACHES)
 
 
 def sink(step: Callable, source, names: list[str]) -> Callable[[], tuple]:

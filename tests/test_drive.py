@@ -15,6 +15,10 @@ class Device:
 
     def __init__(self, first=0, counted_twice=False):
         self.events, self.taken, self.each = [], first, 2 if counted_twice else 1
+        self.compiler = SimpleNamespace(seconds=0.0)
+
+    def compile(self, example):
+        pass
 
     def end(self, outcome, decay):
         return outcome
@@ -33,7 +37,7 @@ class Device:
 
 class Steps(list):
     def __init__(self, first, end):
-        super().__init__(Step(number, np.array([number, -1]), []) for number in range(first, end))
+        super().__init__(Step(number, np.array([number, -1]), [None]) for number in range(first, end))
         self.first, self.end = first, end
 
     def samples(self, number):

@@ -73,9 +73,12 @@ def test_a_state_is_saved_and_resumed_though_the_store_is_deleted_at_any_moment(
 
     def save():
         states.open()
-        other = ms.Parameter(ms.Tensor(np.full(4, 5, np.float32)), "moment")
-        for rank, half in ((1, [state.Slot(other, 1, 2)]), (0, slots(5))):
-            states.save(3, half, {"pending": None}, tmp_path / "live", 1, rank, lambda: None)
+        moment = ms.Parameter(ms.Tensor(np.full(4, 5, np.float32)), "moment")
+        other = state.States("name", {"seed": 0})
+        states.save(3, slots(5), {"pending": None}, tmp_path / "live", 1, 0, lambda: None)
+        other.save(3, [state.Slot(moment, 1, 2)], {"pending": None}, tmp_path / "live", 1, 1, lambda: None)
+        states.wait()
+        other.wait()
 
     def resume() -> tuple[dict, list[state.Slot]]:
         while True:

@@ -152,12 +152,14 @@ def _start(start, device, script: list[str], logs: Path) -> None:
 def _kill_at(place: str, number: str) -> None:
     from pipeline.training import run, state
 
-    count = 0
+    count, check = 0, run._check
 
     def kill_after(function, when):
         def wrapped(*args, **kwargs):
             result = function(*args, **kwargs)
             if when(*args):
+                if function is check:  # by then its last state is written
+                    args[-1].wait()
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-import pipeline.device
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
 import numpy as np
 from mindspore import nn
@@ -16,7 +16,7 @@ from pipeline.models import forms
 from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
-from pipeline.training.feed import Inputs, Objective
+from pipeline.training.feed import Objective
 from pipeline.training.key import code_digest
 from pipeline.training.optimizer import Adafactor, AdamW, decays
 from pipeline.training.state import Slot
@@ -117,8 +117,8 @@ _GRAPH_KEYS = {
 }
 
 
-def graph_key(model: str, device: Device, train: params.Train, examples: list[Inputs], validates: bool) -> dict:
-    """All that the run's graphs and the order of their compilation depend on."""
+def graph_key(model: str, device: Device, train: params.Train) -> dict:
+    """All that the run's graphs depend on, but the shapes of their inputs."""
     return {
         "model": dataclasses.asdict(CONFIGS[model].unet),
         "device": [
@@ -126,8 +126,6 @@ def graph_key(model: str, device: Device, train: params.Train, examples: list[In
             device.deterministic, forms.convolves_by_products(),
         ],  # fmt: skip
         "train": train.model_dump(include=_GRAPH_KEYS),
-        "shapes": [[array.shape for array in example.arrays()] for example in examples],
-        "validates": validates,
         "versions": [ms.__version__, np.__version__],
         "code": code_digest(),
     }

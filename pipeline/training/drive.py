@@ -12,7 +12,21 @@ from mindspore import nn
 
 from pipeline.stage import StageError
 from pipeline.training import feed
-from pipeline.training.step import Accumulate, Average, Boundary, Outcome, SampleLoss, Settings, TrainStep, Update
+from pipeline.training.compiled import Compiler
+from pipeline.training.step import (
+    Accumulate,
+    Apply,
+    Average,
+    Boundary,
+    Gradients,
+    Outcome,
+    SampleLoss,
+    Settings,
+    TrainStep,
+    Update,
+)
+
+_OUTCOME = ms.Tensor(np.zeros(len(Outcome._fields), np.float32))
 
 Rates = Callable[[int], tuple[float, float]]  # of a step's number: its learning rate and EMA decay
 
@@ -27,7 +41,7 @@ class Result:
     outcome: Outcome
     learning_rate: float
     waited: float  # seconds for data
-    seconds: float  # of each step, the mean over those whose results came together
+    seconds: float  # of each step, the mean over those whose results came together; without compilation
 
 
 @dataclass(frozen=True)
@@ -43,40 +57,46 @@ class _Launch:
 
 
 class Graphs:
-    """The graphs of a step: a single one, or with micro-batches one for each of them and one at their end."""
+    """The graphs of a step: one of the gradients for each bucket, compiled when it is first met, and one of the update;
+    with micro-batches that of the gradients adds them up. A data sink has a single one for the whole step."""
 
-    def __init__(self, unet: nn.Cell, update: Update, settings: Settings):
+    def __init__(self, unet: nn.Cell, update: Update, settings: Settings, compiler: Compiler, sinks: bool):
         sample_loss = SampleLoss(unet, settings)
-        self.update = update
-        self.whole = self.accumulate = self.boundary = None
-        if settings.gradient_accumulation_steps == 1:
-            self.whole = TrainStep(sample_loss, update)
-        else:
-            self.accumulate = Accumulate(sample_loss, update)
-            self.boundary = Boundary(self.accumulate, update)
+        self.accumulates = settings.gradient_accumulation_steps > 1
+        self.compiler = compiler
+        self.compiled = set()  # shapes of latents
+        self.whole = TrainStep(sample_loss, update) if sinks else None
+        self.gradients = (Accumulate if self.accumulates else Gradients)(sample_loss, update)
+        self.update = Boundary(self.gradients, update) if self.accumulates else Apply(update)
         self.average = Average(update) if update.ema is not None else None
 
+    @staticmethod
+    def count(buckets: int, sinks: bool, ema: bool) -> int:
+        """How many graphs a run over so many buckets compiles."""
+        return (1 if sinks else buckets + 1) + ema
+
     def compile(self, example: feed.Inputs) -> None:
-        """Compile for inputs of these shapes, and run nothing."""
-        inputs, scalar = map(ms.Tensor, example.arrays()), ms.Tensor(0.0, ms.float32)
-        if self.whole:
-            self.whole.compile(*inputs, scalar)
-        else:
-            self.accumulate.compile(*inputs)
-            self.boundary.compile(scalar)
+        """Compile a data sink's graphs, and run nothing."""
+        scalar = ms.Tensor(0.0, ms.float32)
+        self.compiler(self.whole, f"step {feed.size(example.x_t)}", *map(ms.Tensor, example.arrays()), scalar)
         if self.average:
-            self.average.compile(ms.Tensor(np.zeros(len(Outcome._fields), np.float32)), scalar)
+            self.compiler(self.average, "average", _OUTCOME, scalar)
 
     def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> ms.Tensor:
         """One step: launches it, and gives its Outcome, which an NPU has yet to compute."""
-        rate = ms.Tensor(rate, ms.float32)
-        if self.whole:
-            outcome = self.whole(*map(ms.Tensor, micro_batches[0].arrays()), rate)
-        else:
-            for micro_batch in micro_batches:
-                self.accumulate(*map(ms.Tensor, micro_batch.arrays()))
-            outcome = self.boundary(rate)
-        return self.end(outcome, decay)
+        for micro_batch in micro_batches:
+            inputs = tuple(map(ms.Tensor, micro_batch.arrays()))
+            if inputs[0].shape not in self.compiled:
+                self.compiler(self.gradients, f"gradients {feed.size(micro_batch.x_t)}", *inputs)
+                self.compiled.add(inputs[0].shape)
+            found = self.gradients(*inputs)
+        inputs = (ms.Tensor(rate, ms.float32), *(() if self.accumulates else found))
+        if "update" not in self.compiled:
+            self.compiler(self.update, "update", *inputs)
+            if self.average:
+                self.compiler(self.average, "average", _OUTCOME, inputs[0])
+            self.compiled.add("update")
+        return self.end(self.update(*inputs), decay)
 
     def end(self, outcome: ms.Tensor, decay: float) -> ms.Tensor:
         """What follows each step, also one of a data sink; gives its outcome back."""
@@ -99,7 +119,7 @@ def results(
     multiples of `log_interval`, those in between together with it. At multiples of one of `look_intervals`, and at the
     end, nothing is launched before the last result was taken: then the host may look at weights and state."""
     launches = _sinks(graphs, steps, rates, sink_size) if sink_size else _one_by_one(graphs, steps, rates)
-    waiting, begin = [], time.perf_counter()
+    waiting, begin, compiled = [], time.perf_counter(), graphs.compiler.seconds
     for launch in launches:
         waiting.append(launch)
         looks = launch.done == steps.end or any(passed(interval, launch) for interval in look_intervals)
@@ -113,10 +133,10 @@ def results(
                     f"the device took {taken} steps and the host counted {last}: set device.sink_size to 0"
                 )
             count = sum(old.steps for old in waiting[:ready])
-            seconds = (time.perf_counter() - begin) / count
+            seconds = (time.perf_counter() - begin - (graphs.compiler.seconds - compiled)) / count
             for old, outcome in zip(waiting, found, strict=False):
                 yield Result(old.done, old.steps, old.samples, outcome, old.learning_rate, old.waited, seconds)
-            waiting, begin = waiting[ready:], time.perf_counter()
+            waiting, begin, compiled = waiting[ready:], time.perf_counter(), graphs.compiler.seconds
 
 
 def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[_Launch]:
@@ -146,6 +166,7 @@ class _Columns:
 
 
 def _sinks(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[_Launch]:
+    graphs.compile(steps[0].micro_batches[0])
     take = pipeline.device.sink(graphs.whole, _Columns(steps, rates), _Columns.NAMES)
     done = steps.first
     while done < steps.end:

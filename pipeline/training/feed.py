@@ -56,6 +56,12 @@ class Step:
     micro_batches: list[Inputs]  # of this rank
 
 
+def size(latents: np.ndarray) -> str:
+    """The bucket in pixels, of which both configurations' VAEs make latents (b, 4, h, w) with sides of an eighth."""
+    height, width = latents.shape[2:]
+    return f"{8 * width}x{8 * height}"
+
+
 def latents(batch: Batch, posterior: np.ndarray | None, scaling_factor: float) -> np.ndarray:
     """(b, 4, h, w) float32 latents as the UNet sees them. Of cached moments, a draw with the standard normal numbers
     `posterior` (b, 4, h, w), or the mean when that is None; cached latents as they are."""
@@ -161,12 +167,6 @@ class Steps:
                 for part in parts
             ],
         )
-
-
-def examples(reader: Reader, objective: Objective, size: int) -> list[Inputs]:
-    """A micro-batch of `size` for each bucket, in the order of the buckets: the shapes that a run may meet."""
-    first = np.unique(reader.buckets, axis=0, return_index=True)[1]
-    return [micro_batch(reader, objective, np.full(size, sample), int(sample), 0, 0, size, size) for sample in first]
 
 
 def ahead(source: Iterable, depth: int = 2) -> Iterator:

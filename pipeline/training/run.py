@@ -2,11 +2,9 @@
 
 import logging
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
-import pipeline.device
-import mindspore as ms
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import numpy as np
 from mindspore import nn
 
@@ -16,6 +14,7 @@ from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError
 from pipeline.training import agreement, build, drive, feed, finished, preview, rates, state, validation
+from pipeline.training.compiled import Compiler
 from pipeline.training.data import Data, Paths, count_steps
 from pipeline.training.key import Training
 from pipeline.training.log import PICTURES, Log
@@ -75,15 +74,14 @@ def fine_tune(
             log.info("starts anew beside the half-done run in %s", other)
     curves = Log(paths.out / "live", end, done, facts["pending"]) if rank == 0 else None
 
-    # Graphs, compiled before the first step in an order that depends on nothing but their key
-    graphs, evaluate = drive.Graphs(unet, update, settings), validation.Evaluator(unet)
-    examples = feed.examples(reader, objective, train.batch_size)
-    key = build.graph_key(model, device, train, examples, len(held_out) > 0)
-    with pipeline.device.cached_graphs(key, device) if device.compile_cache else nullcontext():
-        for example in examples:
-            graphs.compile(example)
-            if len(held_out):
-                evaluate.compile(example)
+    # Graphs, compiled when they are first met
+    used, validated = (np.unique(reader.buckets[samples], axis=0) for samples in (subset, held_out))
+    count = drive.Graphs.count(len(used), device.sink_size > 0, train.ema)
+    count += len(validated) + (2 if train.ema and len(held_out) else 0)
+    compiler = Compiler(build.graph_key(model, device, train) if device.compile_cache else None, device, count)
+    graphs = drive.Graphs(unet, update, settings, compiler, device.sink_size > 0)
+    evaluate = validation.Evaluator(unet, compiler)
+    swap = validation.Swap(update, compiler) if train.ema else None
 
     # Validation
     grid = validation.Grid(
@@ -98,8 +96,8 @@ def fine_tune(
         found = losses()
         values = {"validation/loss": float(found.mean())}
         values |= {f"validation/loss_t{t}": float(value) for t, value in zip(grid.timesteps, found, strict=True)}
-        if update.ema is not None:
-            with validation.swapped(parameters, update.ema):
+        if swap is not None:
+            with swap.averaged():
                 values["validation/ema_loss"] = float(losses().mean())
         if curves is not None:
             curves.point(done, values)
@@ -154,6 +152,8 @@ def fine_tune(
             states.save(done, slots, facts, paths.out / "live", train.checkpoints_total_limit, rank, device.barrier)
 
     # Outs
+    states.wait()
+    device.barrier()
     if rank == 0:
         with store.out(paths.out / "weights") as folder:
             folder.mkdir()
@@ -173,6 +173,7 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
         return
     if settings.loss_scale is not None and outcome.loss_scale > 1:
         return
+    states.wait()
     samples = [reader.names[sample].tobytes().hex() for sample in result.samples if sample >= 0]
     good = states.newest()
     raise StageError(

@@ -3,11 +3,13 @@
 The key is a digest of everything that shapes the run, so a run goes on from its own state only. `step-*/state.ckpt` has
 weights, EMA, moments, loss scale by name; with a sharded optimizer each rank's moments are in `slices-*/` beside it.
 Both are read on any number of ranks. When the store is deleted a run loses the states that it would go on from, no
-more."""
+more. A state is written beside the training, from a copy in the host's memory."""
 
 import contextlib
 import json
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from pipeline.weights import ckpt
 
 log = logging.getLogger(__name__)
 
+SLICES_SECONDS = 1800.0  # how long rank 0 waits for the other ranks' slices of a state
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -39,6 +43,7 @@ class States:
 
     def __init__(self, name: str, description: dict):
         self.description = description
+        self._writing: _Background | None = None
         self.folder = store.root() / "train" / name
 
     def open(self) -> list[str]:
@@ -76,30 +81,61 @@ class States:
         rank: int,
         barrier: Callable[[], None],
     ) -> None:
-        """Write the state after `step` steps, then drop all but the newest `keep`. All ranks call it; `facts` are plain
-        values and `live` a folder, both given back by the one who resumes."""
+        """Take a copy of the state after `step` steps, and write it while the training goes on; then drop all but the
+        newest `keep`. Waits for the state before it. All ranks call it; `facts` are plain values and `live` a folder,
+        both given back by the one who resumes.
+
+        Raises what the state before it could not be written for, as `wait` does."""
+        self.wait()
+        begin = time.monotonic()
         slots = list(slots)
-        mine = [slot for slot in slots if slot.parts > 1]
+        whole, mine = (
+            [(slot.parameter.name, np.array(slot.parameter.asnumpy())) for slot in slots if (slot.parts > 1) == cut]
+            for cut in (False, True)
+        )
         parts = max(slot.parts for slot in slots)
+        text = json.dumps({**facts, "step": step, "parts": parts})
+        curves = {path.relative_to(live): path.read_bytes() for path in live.rglob("*") if path.is_file()}
+        slices = self.folder / f"slices-{step:08d}"
 
         def write(path: Path) -> None:
             path.mkdir()
-            _write(path / "state.ckpt", [slot for slot in slots if slot.parts == 1])
-            store.copy_folder(live, path / "live")
-            (path / "facts.json").write_text(json.dumps({**facts, "step": step, "parts": parts}))
+            _write(path / "state.ckpt", whole)
+            for name, content in curves.items():
+                (path / "live" / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / "live" / name).write_bytes(content)
+            (path / "facts.json").write_text(text)
 
-        if mine:
-            slices = self.folder / f"slices-{step:08d}"
-            store.keep(slices / f"{rank}-of-{parts}.ckpt", lambda path: _write(path, mine))
-        barrier()
-        if rank == 0:
-            store.keep(self.folder / f"step-{step:08d}", write)
-            for old in self.steps()[:-keep]:
-                store.remove(old)
-            self._drop_slices()
-            if not (self.folder / "run.json").exists():
-                self._describe()
-        barrier()
+        stack = contextlib.ExitStack()
+        there = stack.enter_context(store.watched(slices)) if mine and rank == 0 else None
+
+        def work() -> None:
+            with stack:
+                if mine:
+                    store.keep(slices / f"{rank}-of-{parts}.ckpt", lambda path: _write(path, mine))
+                if rank:
+                    return
+                if mine and not _wait_for([slices / f"{part}-of-{parts}.ckpt" for part in range(parts)], there):
+                    log.warning("%s was deleted while the state of step %d was written; it is not kept", slices, step)
+                    return
+                store.keep(self.folder / f"step-{step:08d}", write)
+                for old in self.steps()[:-keep]:
+                    store.remove(old)
+                self._drop_slices()
+                if not (self.folder / "run.json").exists():
+                    self._describe()
+                log.info("the state of step %d is written, %.1f s after it", step, time.monotonic() - begin)
+
+        barrier()  # so rank 0 sees when what the others write is deleted
+        self._writing = _Background(work)
+
+    def wait(self) -> None:
+        """Until the last state is written. Raises what it could not be written for."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.join()
+            if writing.error is not None:
+                raise writing.error
 
     def _drop_slices(self) -> None:
         """Slices without a finished state: dropped ones, and those of a run that was killed while it saved."""
@@ -164,7 +200,38 @@ class States:
         store.remove(self.folder)
 
 
-def _write(path: Path, slots: list[Slot]) -> None:
+class _Background(threading.Thread):
+    """Runs `work` beside the training; a daemon, so that a run that fails ends without it."""
+
+    def __init__(self, work: Callable[[], None]):
+        super().__init__(name="state", daemon=True)
+        self.work, self.error = work, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:  # noqa: BLE001  (handed to the one who waits)
+            self.error = error
+
+
+def _wait_for(slices: list[Path], there: Callable[[], bool]) -> bool:
+    """Until all ranks have written theirs; False when their folder is no more `there`. Raises StageError when one does
+    not write."""
+    end = time.monotonic() + SLICES_SECONDS
+    while missing := [path for path in slices if not path.exists()]:
+        if not there():
+            return False
+        if time.monotonic() > end:
+            raise StageError(
+                f"{missing[0]} is not there, {SLICES_SECONDS:.0f} s after this rank wrote its own: all nodes need one "
+                "store, on a disk that they share (PIPELINE_STORE)"
+            )
+        time.sleep(0.05)
+    return True
+
+
+def _write(path: Path, values: list[tuple[str, np.ndarray]]) -> None:
     with ckpt.Writer(path) as writer:
-        for slot in slots:
-            writer.add(slot.parameter.name, slot.parameter.asnumpy())
+        for name, value in values:
+            writer.add(name, value)

@@ -168,20 +168,25 @@ class Update(nn.Cell):
 
     def construct(self, loss, gradients, lr):
         """-> (6,) float32, an Outcome"""
+        return self.apply(*self.reduced(loss, gradients), lr)
+
+    def reduced(self, loss, gradients):
+        """-> the sum of the losses over the ranks, that of the gradients as _Reduce keeps it, and its sum of squares"""
+        if self.ranks > 1:
+            return self.all_reduce(loss.reshape(1)).reshape(()), *self.reduce(gradients, loss)
+        return loss, gradients, self._squares(gradients, loss)
+
+    def apply(self, loss, gradients, squares, lr):
+        """`reduced`'s results -> (6,) float32, an Outcome"""
         factor = 1.0 / (self.loss_scale * self.accumulation * self.ranks)
         loss = loss * factor
-        if self.ranks > 1:
-            loss = self.all_reduce(loss.reshape(1)).reshape(())
-            flats, squares = self.reduce(gradients, lr)
-        else:
-            squares = self._squares(gradients, lr)
         norm = ops.sqrt(squares) * factor
         finite = ops.isfinite(norm)
         if self.max_grad_norm > 0:
             # torch.nn.utils.clip_grad_norm_ has the same 1e-6
             factor = factor * ops.minimum(self.max_grad_norm / (norm + 1e-6), self.one)
         if self.ranks > 1:
-            gradients = self.reduce.parts(flats, factor)
+            gradients = self.reduce.parts(gradients, factor)
         elif self.multiplies:
             gradients = self.map(ops.partial(_multiply, factor), gradients)
         if not self.scaled:
@@ -238,6 +243,33 @@ class TrainStep(_Graph):
     def construct(self, x_t, timesteps, context, vector, target, weight, lr):
         loss, gradients = self.value_and_grad(x_t, timesteps, context, vector, target, weight, self.update.loss_scale)
         return self.update(loss, gradients, lr)
+
+
+class Gradients(_Graph):
+    """The first part of TrainStep, which depends on the bucket: loss and gradients of a micro-batch, summed over the
+    ranks while the backward pass goes on. Its results are for Apply."""
+
+    def __init__(self, sample_loss: SampleLoss, update: Update):
+        super().__init__(auto_prefix=False)
+        self.update = update
+        self.scaled_loss = _ScaledLoss(sample_loss)  # as a child, as in TrainStep
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, update.parameters)
+
+    def construct(self, x_t, timesteps, context, vector, target, weight):
+        loss, gradients = self.value_and_grad(x_t, timesteps, context, vector, target, weight, self.update.loss_scale)
+        loss, gradients, squares = self.update.reduced(loss, gradients)
+        return loss, squares, *gradients
+
+
+class Apply(_Graph):
+    """The second part of TrainStep, which is the same for all buckets."""
+
+    def __init__(self, update: Update):
+        super().__init__(auto_prefix=False)
+        self.update = update
+
+    def construct(self, lr, loss, squares, *gradients):
+        return self.update.apply(loss, gradients, squares, lr)
 
 
 class Accumulate(_Graph):

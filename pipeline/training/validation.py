@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import nn, ops
 
 from pipeline.cache.reader import Reader
 from pipeline.diffusion import conditioning, draws, schedule
-from pipeline.training.feed import Inputs, latents
-from pipeline.training.step import SampleLoss, Settings
+from pipeline.models import forms
+from pipeline.training.compiled import Compiler
+from pipeline.training.feed import latents, size
+from pipeline.training.step import SampleLoss, Settings, Update
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,71 @@ def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]
 class Evaluator:
     """The function of x_t, timesteps, context, vector, target as arrays that gives the (b,) mean squared errors."""
 
-    def __init__(self, unet: nn.Cell):
-        self.sample_loss = SampleLoss(unet, Settings())
-
-    def compile(self, example: Inputs) -> None:
-        """Compile for inputs of these shapes, and run nothing."""
-        self.sample_loss.compile(*map(ms.Tensor, example.arrays()[:5]))
+    def __init__(self, unet: nn.Cell, compiler: Compiler):
+        self.sample_loss, self.compiler = SampleLoss(unet, Settings()), compiler
+        self.compiled = set()  # shapes of latents
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        return self.sample_loss(*map(ms.Tensor, arrays)).asnumpy()
+        inputs = tuple(map(ms.Tensor, arrays))
+        if inputs[0].shape not in self.compiled:
+            # The ranks meet the buckets in other orders here, and there is no collective in it.
+            self.compiler(self.sample_loss, f"validation {size(arrays[0])}", *inputs, together=False)
+            self.compiled.add(inputs[0].shape)
+        return self.sample_loss(*inputs).asnumpy()
 
 
-@contextmanager
-def swapped(parameters, others) -> Iterator[None]:
-    """In the block the `parameters` have the values of `others`."""
-    values = [parameter.asnumpy().copy() for parameter in parameters]
-    try:
-        for parameter, other in zip(parameters, others, strict=True):
-            parameter.set_data(ms.Tensor(other.asnumpy(), parameter.dtype))
-        yield
-    finally:
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.set_data(ms.Tensor(value))
+def _assigned(parameter, value):
+    return ops.assign(parameter, ops.cast(value, parameter.dtype))
+
+
+class _Replace(nn.Cell):
+    """Gives copies of the `parameters`, which then have the values of `others`."""
+
+    def __init__(self, parameters, others):
+        super().__init__(auto_prefix=False)
+        self.parameters, self.others = parameters, others
+        self.map = ops.HyperMap()
+        # each has a kernel on its target only, or copies nothing on the other
+        self.copy = ops.auto_generate.Identity() if forms.on_cpu() else ops.auto_generate.Clone()
+
+    def construct(self):
+        copies = self.map(self.copy, self.parameters)
+        others = ops.depend(self.others, copies)
+        return ops.depend(copies, self.map(_assigned, self.parameters, others))
+
+
+class _PutBack(nn.Cell):
+    """Gives the `parameters` the values of the inputs."""
+
+    def __init__(self, parameters):
+        super().__init__(auto_prefix=False)
+        self.parameters = parameters
+        self.map = ops.HyperMap()
+
+    def construct(self, *values):
+        return ops.depend(0, self.map(_assigned, self.parameters, values))
+
+
+class Swap:
+    """In a block of `averaged` the parameters have the averages' values. On the device: the weights do not cross over
+    to the host and back."""
+
+    def __init__(self, update: Update, compiler: Compiler):
+        self.replace, self.put_back = _Replace(update.parameters, update.ema), _PutBack(update.parameters)
+        self.compiler, self.compiled = compiler, False
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        if not self.compiled:
+            self.compiler(self.replace, "average to weights")
+        values = self.replace()
+        if not self.compiled:
+            self.compiler(self.put_back, "weights back", *values)
+            self.compiled = True
+        try:
+            yield
+        finally:
+            self.put_back(*values)
 
 
 def losses(
