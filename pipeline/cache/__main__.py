@@ -124,7 +124,7 @@ def _count(least: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-            raise argparse.ArgumentTypeError(f"wanted a whole number of {least} or more, found {text!r}")
+            raise argparse.ArgumentTypeError(f"wanted {least} or more, found {text}")
         return int(text)
 
     return read
