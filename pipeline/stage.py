@@ -1,6 +1,7 @@
 """What every stage does around its work: fail clearly, die with DVC, and notice what is edited under its feet."""
 
 import ctypes
+import faulthandler
 import os
 import re
 import signal
@@ -62,6 +63,7 @@ def run(main: Callable[[Params], None]) -> None:
 
     So does an edit of what DVC records of the stage (pipeline/recorded.py) while it ran; its outs are removed then."""
     _die_with_parent()
+    faulthandler.enable()  # a crash in a library of C shows where
     name = Path(sys.argv[0]).stem
     try:
         params = load()
