@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline import leftovers, store
 from pipeline.cache import shards, shelf, verify
 from pipeline.cache.collect import collect
-from pipeline.stage import StageError
+from pipeline.stage import StageError, explained
 
 OUTS = {"latents": Path("outs/latents"), "text": Path("outs/text")}
 IMAGES = Path("outs/index/images.parquet")
@@ -28,13 +28,13 @@ def main() -> None:
     )
     command.set_defaults(run=lambda args: check(args.folders, args.remove))
     command = commands.add_parser("show", help="decode some latents beside their pictures")
-    command.add_argument("--count", type=int, default=16)
+    command.add_argument("--count", type=_count(least=1), default=16)
     command.add_argument("--out", type=Path, default=Path("dvc_plots/cache.png"))
     command.set_defaults(run=lambda args: show(args.count, args.out))
     command = commands.add_parser("gc", help="remove what neither the workspace nor the newest states need")
     command.add_argument(
         "--keep",
-        type=_count,
+        type=_count(least=0),
         default=3,
         help="how many to keep, the newest, of each cache's states beside the workspace's, of half-done trainings, of "
         "finished ones, and of compiled graphs (default 3); nothing goes that a process works on",
@@ -45,7 +45,7 @@ def main() -> None:
     try:
         args.run(args)
     except (StageError, ValueError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+        sys.exit(f"{parser.prog}: {explained(error)}")
 
 
 def list_caches() -> None:
@@ -102,6 +102,8 @@ def check(folders: list[Path], remove: bool) -> None:
 
 
 def show(count: int, out: Path) -> None:
+    for path in (OUTS["latents"], IMAGES, VAE):  # before MindSpore is imported
+        path.stat()
     from pipeline import device, params  # the other commands need neither MindSpore nor params.yaml
     from pipeline.cache.sheet import contact_sheet
     from pipeline.data.sources import open_source
@@ -117,11 +119,15 @@ def show(count: int, out: Path) -> None:
     print(f"each pair in {out}: the picture, then its decoded latent")
 
 
-def _count(text: str) -> int:
-    """A number of things, 0 or more."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"wanted 0 or more, found {number}")
-    return number
+def _count(least: int) -> Callable[[str], int]:
+    """Reads a number of things."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"wanted {least} or more, found {text}")
+        return int(text)
+
+    return read
 
 
 def collect_garbage(keep: int, dry: bool = False) -> None:
