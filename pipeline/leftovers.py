@@ -11,7 +11,7 @@ from pipeline.training.key import differences
 
 UNUSED_DAYS = 30  # a memo goes when no stage used it for so long
 _SHOWN = 4  # settings in which a training differs
-_LOCKS = {"half-done training": "train-{}", "compiled graphs": "compile-{}-*"}
+_LOCKS = {"half-done training": "train-{}"}
 _FOLDERS = {"half-done training": "train", "finished training": "trained", "compiled graphs": "compile"}
 
 

@@ -157,21 +157,17 @@ def test_two_ranks_read_together_and_compile_together(workspace, tmp_path):
 
     def what() -> list[set[str]]:
         logs = [(workspace / f"outs/train-logs/worker_{rank}.log").read_text() for rank in range(2)]
-        return [set(re.findall(r"graph \d of 3: ([a-z0-9 ]+, \w+)", log)) for log in logs]
+        return [set(re.findall(r"graph \d of 3: ([a-z]+).*, (compiles|reads)", log)) for log in logs]
 
     train(workspace, tmp_path, *arguments, port())
-    wanted, first = ends(workspace), what()
-    assert first[0] == first[1] and "update, compiles" in first[0]
+    wanted = ends(workspace)
+    assert what() == 2 * [{("gradients", "compiles"), ("update", "compiles")}]
     # as when rank 1 was killed while it compiled
     for folder in graphs(tmp_path):
         if folder.name.startswith("update") and folder.name.endswith("rank-1"):
             shutil.rmtree(folder)
     train(workspace, tmp_path, *arguments, port())
-    mixed = what()
-    assert mixed[0] == mixed[1] and "update, compiles" in mixed[0]
-    assert {name for name in mixed[0] if name.startswith("gradients")} <= {
-        "gradients 64x64, reads", "gradients 64x32, reads"
-    }  # fmt: skip
+    assert what() == 2 * [{("gradients", "reads"), ("update", "compiles")}]
     assert ends(workspace) == wanted
 
 

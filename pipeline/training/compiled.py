@@ -81,8 +81,8 @@ class Compiler:
         kept, begin = self.folder / name, time.perf_counter()
         graphs = Path(_folder().name) / f"rank_{self.device.rank}" / "graph_cache"
         graphs.mkdir(parents=True, exist_ok=True)
-        number = next(_next_number)
-        reads = _copy(kept, graphs / f"compile_cache_{number}.mindir")
+        role = os.environ.get("MS_ROLE", "")  # of msrun's
+        reads = _copy(kept, graphs / f"{role}compile_cache_{next(_next_number)}.mindir")
         if together and not self.device.all_agree(reads):
             reads = False
         if not reads:
@@ -95,9 +95,11 @@ class Compiler:
         finally:
             os.environ["MS_COMPILER_CACHE_ENABLE"] = "0"
         seconds = time.perf_counter() - begin
-        written = list(graphs.glob("compile_cache_*.mindir"))
-        if not reads and len(written) == 1:
-            store.keep(kept, lambda path: _write(path, written[0], seconds))
+        found = list(graphs.glob("*.mindir"))
+        if len(found) != 1:
+            log.warning("%s: MindSpore has kept %d graphs, wanted 1; it will be compiled anew", what, len(found))
+        elif not reads:
+            store.keep(kept, lambda path: _write(path, found[0], seconds))
         _clear(graphs)
 
     def _last(self, name: str) -> str:

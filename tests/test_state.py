@@ -1,0 +1,68 @@
+"""A state is written beside the training: what it holds, and what happens when it cannot be written."""
+
+import pipeline.device  # noqa: F401  (before MindSpore)
+import mindspore as ms
+import numpy as np
+import pytest
+from pipeline.device import Device
+from pipeline.training import state
+
+from pipeline.stage import StageError
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "live/plots").mkdir(parents=True)
+
+
+def slot(value: float, **part) -> state.Slot:
+    return state.Slot(ms.Parameter(ms.Tensor(np.full(4, value, np.float32)), "weight"), **part)
+
+
+def save(states: state.States, slots: list[state.Slot], tmp_path, rank: int = 0) -> None:
+    states.save(3, slots, {"pending": None}, tmp_path / "live", 1, rank, lambda: None)
+
+
+def test_it_holds_what_was_there_when_it_was_saved(tmp_path, monkeypatch):
+    (tmp_path / "live/plots/loss.tsv").write_text("1")
+    write, trained = state._write, []
+
+    def late(path, values):
+        while not trained:
+            pass
+        write(path, values)
+
+    monkeypatch.setattr(state, "_write", late)
+    states, kept = state.States("name", {}), slot(1)
+    save(states, [kept], tmp_path)
+    kept.parameter.set_data(ms.Tensor(np.full(4, 2, np.float32)))
+    (tmp_path / "live/plots/loss.tsv").write_text("2")
+    assert not states.steps()
+    trained.append(True)
+    states.wait()
+    assert states.resume([kept], tmp_path / "resumed", Device("CPU"))["step"] == 3
+    np.testing.assert_array_equal(kept.parameter.asnumpy(), 1)
+    assert (tmp_path / "resumed/plots/loss.tsv").read_text() == "1"
+
+
+def test_what_it_could_not_be_written_for_is_raised_at_the_next_one_and_at_the_end(tmp_path, monkeypatch):
+    def full(path, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "_write", full)
+    states = state.States("name", {})
+    for again in (lambda: save(states, [slot(1)], tmp_path), states.wait):
+        save(states, [slot(1)], tmp_path)
+        with pytest.raises(OSError, match="No space left"):
+            again()
+    states.wait()
+    assert not states.steps()
+
+
+def test_a_rank_whose_part_does_not_come_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "SLICES_SECONDS", 0.2)
+    states = state.States("name", {})
+    save(states, [slot(1, part=0, parts=2)], tmp_path)
+    with pytest.raises(StageError, match="slices-00000003/1-of-2.ckpt is not there, 0 s after .* one store"):
+        states.wait()
