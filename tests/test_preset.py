@@ -141,7 +141,7 @@ OWN = {
     "model__vae": "/models/vae.safetensors",
     "model__tokenizer": "/models/tokenizer",
     "index__caption_lines": "one",
-    "device__master": "10.0.0.1:8118",
+    "device__master": "10.0.0.7:8118",
     "diffusion__prediction": "v",
 }
 
@@ -164,7 +164,7 @@ def test_the_base_of_sdxl_does_not_follow_to_the_tiny_model():
     written = preset.write("tiny", sdxl.text)
     assert loaded(written.text).model == loaded(TEXT).model and loaded(written.text).diffusion == loaded(TEXT).diffusion
     assert written.kept == {"data.images": "/data/pictures", "index.caption_lines": "one",
-                            "device.master": "10.0.0.1:8118"}  # fmt: skip
+                            "device.master": "10.0.0.7:8118"}  # fmt: skip
     assert written.changed["model.base"] == ("/models/own.safetensors", "data/base/tiny_sdxl.safetensors")
 
 
