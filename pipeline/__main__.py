@@ -5,8 +5,10 @@ The stages themselves are run by `dvc repro`, or one alone by `python -m stages.
 import importlib
 import sys
 
-# Tool -> (its module, which has parser() and run(), what it is for). Modules are imported when they are asked for: most
-# need neither pictures nor MindSpore.
+from pipeline import cli
+
+# Tool -> (its module, whose main() reads the command line; what it is for). A module is imported when it is asked for:
+# most need neither pictures nor MindSpore.
 TOOLS = {
     "preset": ("pipeline.preset", "write params.yaml for a model and a number of NPUs"),
     "doctor": ("pipeline.doctor.__main__", "say whether the run of params.yaml can start, and what to do if not"),
@@ -18,18 +20,14 @@ TOOLS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    from pipeline import cli
-
+def main() -> None:
     made = cli.parser("", __doc__)
-    made.prog = "python -m pipeline"
     tools = made.add_subparsers(dest="tool", metavar="TOOL", required=True, title="tools")
     for name, (_, purpose) in TOOLS.items():
         tools.add_parser(name, help=purpose, add_help=False)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    given, _ = made.parse_known_args(arguments[:1])
-    tool = importlib.import_module(TOOLS[given.tool][0])
-    cli.main(tool.parser(), tool.run, arguments[1:])
+    tool = made.parse_known_args(sys.argv[1:2])[0].tool
+    sys.argv = [f"{made.prog} {tool}", *sys.argv[2:]]
+    importlib.import_module(TOOLS[tool][0]).main()
 
 
 if __name__ == "__main__":

@@ -18,12 +18,19 @@ _CODES = "exit code: 0 all is well; 1 a problem was found, or it failed; 2 the c
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A tool's parser, to which its module adds arguments or subcommands."""
+    """A tool's parser, to which its module adds arguments; its subcommands are made with `subcommand`."""
     return argparse.ArgumentParser(
-        prog=f"python -m pipeline {name}",
+        prog=f"python -m pipeline {name}".strip(),
         description=description,
         epilog=_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def subcommand(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """A parser of `commands`, what add_subparsers gave, in the same style."""
+    return commands.add_parser(
+        name, help=purpose, description=purpose, epilog=_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
@@ -31,21 +38,37 @@ def add_json(made: argparse.ArgumentParser) -> None:
     made.add_argument("--json", action="store_true", help="print one JSON document, for scripts")
 
 
+def count(text: str) -> int:
+    """The type of an argument: a number of things, 0 or more."""
+    if not (text.isascii() and text.isdigit() and int(text) < 10**12):
+        raise argparse.ArgumentTypeError(f"wanted 0 or more, found {text}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """The type of an argument: a number of things, above 0."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**12):
+        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, found {text!r}")
+    return int(text)
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def main(
-    made: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None], arguments: list[str] | None = None
+def run(
+    made: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int | None], arguments: list[str] | None = None
 ) -> None:
-    """Parse, run and exit with the code that `run` returns (None: 0). What the user can mend is a message."""
+    """Parse, run and exit with the code that `work` returns (None: 0). What the user can mend is a message."""
     given = made.parse_args(arguments)
     try:
-        code = run(given) or 0
+        code = work(given) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (StageError, ParamsError, OSError, pa.ArrowException) as error:
         code = f"{made.prog}: {error}"
+    except KeyboardInterrupt:
+        code = 130
     sys.exit(code)

@@ -1,14 +1,12 @@
-"""`python -m pipeline.plan`: what a training run will take, before it is started: memory per device, cache, steps,
-hours.
+"""Say what a training run will take, before it is started: memory per device, cache, steps, hours.
 
 Takes params.yaml as it stands, and the pictures and captions that outs/index lists; the options replace single numbers
 of them. Bytes of parameters, gradients and optimizer are
 exact, activations are estimated, and hours come from published step times of SDXL on Ascend 910B."""
 
 import argparse
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -16,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import cli
 from pipeline.contradictions import side_multiple
 from pipeline.models.config import CONFIGS
-from pipeline.params import Params, ParamsError, load
+from pipeline.params import Params, load
 from pipeline.training import memory
 from pipeline.weights import layout
 from pipeline.weights.names import PREFIX, to_mindspore
@@ -214,40 +213,51 @@ def report(run: Run) -> str:
     return "\n".join(lines)
 
 
+def as_json(run: Run) -> dict:
+    """What `report` says, in bytes and hours."""
+    spread = hours(run)
+    return {
+        "run": asdict(run),
+        "device_bytes": device_bytes(run),
+        "card_bytes": CARD,
+        "reserved_bytes": RESERVED,
+        "fits": fits(run),
+        "ways_to_fit": [] if fits(run) else ways_to_fit(run),
+        "cache_bytes": cache_bytes(run),
+        "steps": steps(run),
+        "hours": spread and {"best": spread[0], "worst": spread[1]},
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = cli.parser("plan", __doc__)
+    made.add_argument(
+        "--images", type=cli.positive, help=f"pictures, one caption each; default: what {INDEX} has (`dvc repro index`)"
     )
-    parser.add_argument(
-        "--images", type=_positive, help=f"pictures, one caption each; default: what {INDEX} has (`dvc repro index`)"
-    )
-    parser.add_argument("--config", choices=sorted(CONFIGS), help="model.config")
-    parser.add_argument("--devices", type=_positive, help="device.workers times device.nodes")
-    parser.add_argument("--batch-size", type=_positive, help="train.batch_size, of each device")
-    parser.add_argument("--resolution", type=_positive, help="index.resolution")
-    parser.add_argument("--steps", type=_positive, help="train.steps, in place of train.epochs")
-    parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
-    given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    try:
-        params = load()
-        images, captions = (given.pop("images"), None) if "images" in given else _counted(parser.error)
-    except (ParamsError, OSError, pa.ArrowException) as error:
-        sys.exit(f"{parser.prog}: {error}")
+    made.add_argument("--config", choices=sorted(CONFIGS), help="model.config")
+    made.add_argument("--devices", type=cli.positive, help="device.workers times device.nodes")
+    made.add_argument("--batch-size", type=cli.positive, help="train.batch_size, of each device")
+    made.add_argument("--resolution", type=cli.positive, help="index.resolution")
+    made.add_argument("--steps", type=cli.positive, help="train.steps, in place of train.epochs")
+    made.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
+    cli.add_json(made)
+    cli.run(made, lambda given: _run(given, made.error), arguments)
+
+
+def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> None:
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    json = given.pop("json")
+    params = load()
+    images, captions = (given.pop("images"), None) if "images" in given else _counted(refuse)
     if "steps" in given:
         given["epochs"] = None
     run = replace(from_params(params, images, captions), **given)
     multiple = side_multiple(CONFIGS[run.config])
     if run.resolution % multiple:
-        parser.error(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
+        refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
     if run.param_fp16 and run.precision != "float16":
-        parser.error(f"--precision {run.precision} contradicts train.param_fp16 true in params.yaml")
-    print(report(run))
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**12):
-        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, found {text!r}")
-    return int(text)
+        refuse(f"--precision {run.precision} contradicts train.param_fp16 true in params.yaml")
+    cli.print_json(as_json(run)) if json else print(report(run))
 
 
 def _counted(refuse: Callable[[str], None]) -> tuple[int, int]:

@@ -156,13 +156,13 @@ def _entry(key: str, value: object, comment: str) -> list[str]:
 # The command
 
 
-def parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> None:
     made = cli.parser("preset", __doc__)
     made.add_argument("name", choices=PRESETS, help="the preset to write into params.yaml")
-    return made
+    cli.run(made, _run, arguments)
 
 
-def run(given: argparse.Namespace) -> int:
+def _run(given: argparse.Namespace) -> int:
     path = Path("params.yaml")
     if not (Path("dvc.yaml").exists() or path.exists()):
         raise StageError("there is no dvc.yaml here; presets are written in the project's folder")
@@ -189,4 +189,4 @@ def _shown(value: object) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(parser(), run)
+    main()

@@ -205,7 +205,7 @@ def test_a_broken_index_and_broken_params_are_named(capsys, project):
     write_index(project, 3, 3)
     (project / "outs/index/images.parquet").write_bytes(b"PAR1 and no more")
     code, text = said(capsys)
-    assert code == 1 and "python -m pipeline.plan: " in text and "arquet" in text
+    assert code == 1 and "python -m pipeline plan: " in text and "arquet" in text
     (project / "params.yaml").write_text("data: 5")
     code, text = said(capsys)
     assert code == 1 and "params.yaml does not fit the schema" in text

@@ -1,13 +1,17 @@
-"""Say whether the run of params.yaml can start, a line for each thing that it needs: what was found, what was wanted, and
-what to do. Nothing is written but into temporary folders outside the project.
+"""Say whether the run of params.yaml can start, a line for each thing that it needs: what was found, what was wanted,
+and what to do. Nothing is written but into temporary folders outside the project.
 
 ok: good; look: the run can start, but look at it; BAD: it cannot start; -: not looked at."""
 
 import argparse
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 
+import pyarrow as pa
+
 from pipeline import cli, params, plan
-from pipeline.doctor import inputs, machine
+from pipeline.doctor import disks, inputs, machine
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, SKIPPED, Finding, look
 from pipeline.doctor.rehearsal import STEPS, rehearse
 from pipeline.doubts import doubts
@@ -15,14 +19,14 @@ from pipeline.doubts import doubts
 _IMAGES = 1000  # taken where nothing is indexed yet
 
 
-def parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> None:
     made = cli.parser("doctor", __doc__)
     made.add_argument("--no-training", action="store_true", help="leave out the two steps of training")
     cli.add_json(made)
-    return made
+    cli.run(made, _run, arguments)
 
 
-def run(given: argparse.Namespace) -> int:
+def _run(given: argparse.Namespace) -> int:
     findings = []
     for finding in _examine(given.no_training):
         findings.append(finding)
@@ -36,7 +40,7 @@ def run(given: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _examine(no_training: bool):
+def _examine(no_training: bool) -> Iterator[Finding]:
     """Yield the findings, those first that others need."""
     for name, check in (("Python", machine.python), ("packages", machine.packages)):
         yield from look(name, check)
@@ -51,8 +55,8 @@ def _examine(no_training: bool):
     device = look("device", machine.device, found)
     yield from device
     yield from look("memory", machine.memory, found, run)
-    links = look("links", machine.links)
-    yield from look("disk", machine.disk, found, run, all(finding.state == GOOD for finding in links))
+    links = look("links", disks.links)
+    yield from look("disk", disks.disk, found, run, all(finding.state == GOOD for finding in links))
     yield from links
     for name, check in (("weights", inputs.weights), ("tokenizer", inputs.tokenizer), ("data", inputs.data)):
         yield from look(name, check, found)
@@ -61,6 +65,7 @@ def _examine(no_training: bool):
         reason = "--no-training" if no_training else "not tried before the device is right"
         yield Finding("training", SKIPPED, reason)
     else:
+        print("two steps of training are compiled and run, which takes a minute or more ...", file=sys.stderr, flush=True)
         yield from look("training", _train, found)
 
 
@@ -74,7 +79,7 @@ def _planned(found: params.Params) -> plan.Run:
     """By the pictures that are indexed, or by some."""
     try:
         counted = plan.count_index(plan.INDEX)
-    except (OSError, ValueError):
+    except (OSError, pa.ArrowException):
         counted = (_IMAGES, None)
     return plan.from_params(found, max(counted[0], 1), counted[1])
 
@@ -88,4 +93,4 @@ def _train(found: params.Params) -> Finding:
 
 
 if __name__ == "__main__":
-    cli.main(parser(), run)
+    main()

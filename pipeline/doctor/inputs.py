@@ -31,8 +31,8 @@ def weights(params: Params) -> Finding:
     for key, path in (("model.base", base), ("model.vae", vae)):
         if not path.exists():
             wanted = "a safetensors file, a MindSpore .ckpt or a diffusers folder"
-            do = f"Put it there, or set {key}" + ("" if params.model.config == "tiny" else "; `make preset NAME=tiny` is the demo")
-            return Finding("weights", BAD, f"{path} does not exist", wanted, do)
+            demo = "" if params.model.config == "tiny" else "; `make preset NAME=tiny` is the demo"
+            return Finding("weights", BAD, f"{path} does not exist", wanted, f"Put it there, or set {key}{demo}")
     with contextlib.redirect_stdout(io.StringIO()):
         tensors = open_weights(base, vae, CONFIGS[params.model.config])
         marks.check(base, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
@@ -93,6 +93,6 @@ def _captions(part: Part) -> Finding:
     texts = itertools.islice(part.texts.to_pylist(), 1)
     if captioned == len(part.paths):
         return Finding("captions", GOOD, f"{found}, such as {next(texts)[:60]!r}")
-    do = "name.txt beside name.png, or a metadata.jsonl, metadata.csv or .parquet column; `dvc repro index` lists the others"
+    do = "Captions are name.txt beside name.png, or a column of metadata.jsonl, metadata.csv or a .parquet"
     state = DOUBTFUL if captioned else BAD
     return Finding("captions", state, found, "one for each, or they are trained on with the empty caption", do)
