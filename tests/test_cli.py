@@ -71,7 +71,7 @@ def test_outside_of_a_project_it_is_said(tmp_path, tool):
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(StageError("a"), "x: a"), (ParamsError("b"), "x: b"), (FileNotFoundError(2, "No such file", "c"), "x: [Errno 2]")],
+    [(StageError("a"), "x: a"), (ParamsError("b"), "x: b"), (FileNotFoundError(2, "None", "c"), "x: [Errno 2]")],
 )
 def test_what_the_user_can_mend_is_a_message_and_a_bug_is_not(error, said):
     made = cli.parser("x", "")
@@ -131,7 +131,8 @@ def test_data_as_json_and_as_lines(clone):
     files |= {"small.png": data_sets.picture(9, 8, 8), "broken.png": b"no picture", "lost.txt": "c", "x.heic": b"1"}
     data_sets.write_folder(clone / "pictures", files)
     found = as_json(clone, "data", "pictures")
-    assert (found["form"], found["pictures"], found["captioned"], found["decoded"], found["used"]) == ("Folder", 7, 2, 7, 5)
+    counts = [found[name] for name in ("pictures", "captioned", "decoded", "used")]
+    assert found["form"] == "Folder" and counts == [7, 2, 7, 5]
     assert found["rejected"] == {"too small": 1, "broken": 1} or sum(found["rejected"].values()) == 2
     assert found["buckets"] == {"64x64": 5} and sum(found["lost"].values()) == 1
     assert found["left_alone"] and "caption" in next(iter(found["left_alone"]))

@@ -87,7 +87,7 @@ def test_npus_that_are_too_few(monkeypatch, tmp_path, npus, said):
 def test_npus_that_mindspore_cannot_use_are_told_in_its_words(monkeypatch, tmp_path):
     stub_npus.show(monkeypatch, tmp_path, 8)
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    error = 'Traceback (most recent call last):\n  File "x", line 1\npipeline.stage.StageError: this machine has an NPU\n'
+    error = 'Traceback (most recent call last):\n  File "x"\npipeline.stage.StageError: this machine has an NPU\n'
     monkeypatch.setattr(machine.subprocess, "run", ended(1, "", f"[WARNING] x\n{error}libascendcl.so: not found\n"))
     found = only(machine.device(sdxl()))
     assert found.state == BAD and "CANN: not sourced" in found.found and "Traceback" not in str(found)
@@ -169,7 +169,7 @@ def test_files_that_are_copied_count_in_each_place(here, monkeypatch):
     parts = disks.needs(found, run)
     several = sum(size for name, size in parts.items() if name not in ("state of training", "graphs"))
     findings = disks.disk(found, run, linked=False)
-    assert [f"takes {2 * several / 1e9:.1f} more" in findings[0].found, "for store and" in findings[1].found] == [True] * 2
+    assert f"takes {2 * several / 1e9:.1f} more" in findings[0].found and "for store and" in findings[1].found
     assert f"takes {sum(parts.values()) / 1e9:.1f} more" in findings[1].found
 
 
@@ -192,7 +192,7 @@ def test_caches_that_are_there_need_no_room(here, monkeypatch):
         ({}, "copy", False, "DVC's cache.type is copy: it copies"),
         ({}, None, False, "DVC's cache.type is reflink, copy: it copies"),
         ({}, None, True, "reflink between"),
-        ({"store": "/other"}, "hardlink", False, "between store and outs and between store and DVC's cache files are copied"),
+        ({"store": "/other"}, "hardlink", False, "between store and outs and between store and DVC's cache "),
     ],
 )  # fmt: skip
 def test_links(here, monkeypatch, mounts, types, reflinks, said):
@@ -264,10 +264,10 @@ def test_weights_print_nothing_of_their_own(tiny, capsys):
 def test_tokenizers(tmp_path):
     found = params(**{"model.tokenizer": str(ROOT / "data/tokenizer")})
     assert only(inputs.tokenizer(found)).state == GOOD
-    absent = only(inputs.tokenizer(params(**{"model.tokenizer": str(tmp_path)})))
+    absent = only(look("tokenizer", inputs.tokenizer, params(**{"model.tokenizer": str(tmp_path)})))
     assert absent.state == BAD and "no vocab.json and no merges.txt" in absent.found
     other = only(look("tokenizer", inputs.tokenizer, sdxl(model__tokenizer=str(ROOT / "data/tokenizer"))))
-    assert other.state == BAD and "1024 tokens and the text encoders of model.config sdxl-base know 49408" in other.found
+    assert other.state == BAD and "1024 tokens and the text encoders of model.config sdxl-base know" in other.found
 
 
 def data(path, settings=params, **changes):
@@ -322,9 +322,11 @@ def test_the_steps_are_those_of_the_settings(name):
     whole = schema.check(schema.parse(preset.write(name, None).text, name), name)
     small = rehearsal._settings(whole)
     assert (small.model.config, small.train.steps, small.device.nodes) == ("tiny", 2, 1)
-    for section, key in (("device", "workers"), ("device", "target"), ("train", "precision"), ("train", "optimizer"),
-                         ("train", "ema"), ("train", "gradient_checkpointing"), ("diffusion", "prediction")):  # fmt: skip
-        assert getattr(getattr(small, section), key) == getattr(getattr(whole, section), key)
+    same = {"device": ("workers", "target"), "diffusion": ("prediction",)}
+    same["train"] = ("precision", "optimizer", "ema", "gradient_checkpointing", "learning_rate", "snr_gamma")
+    for section, keys in same.items():
+        for key in keys:
+            assert getattr(getattr(small, section), key) == getattr(getattr(whole, section), key)
 
 
 @pytest.mark.parametrize(

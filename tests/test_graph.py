@@ -15,7 +15,8 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PLUMBING = {
     f"pipeline/{name}.py"
     for name in (
-        "__init__", "params", "contradictions", "doubts", "hardware", "locks", "npu", "recorded", "stage", "store",
+        "__init__", "params", "contradictions", "doubts", "hardware", "hub", "locks", "npu", "recorded", "stage",
+        "store",
     )  # fmt: skip
 }
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the

@@ -249,3 +249,25 @@ def test_it_is_written_in_a_project_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = start("tiny")
     assert done.returncode == 1 and "project's folder" in done.stderr and not list(tmp_path.iterdir())
+
+
+def stages_with_other_keys(one: str, other: str) -> set[str]:
+    """The stages of dvc.yaml whose own keys differ between two presets."""
+    listed = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    before, after = preset.values(one), preset.values(other)
+    changed = {key for key in before if before[key] != after[key]}
+    return {stage for stage, entry in listed.items()
+            if any(key == name or key.startswith(f"{name}.") for name in entry["params"] for key in changed)}  # fmt: skip
+
+
+def test_another_number_of_npus_encodes_nothing_anew():
+    """As docs/presets.md and the README's table have it."""
+    assert stages_with_other_keys("sdxl-1x910b", "sdxl-8x910b") == {"train", "merge"}
+    assert stages_with_other_keys("sdxl-8x910b", "sdxl-16x910b") == {"train"}
+    assert stages_with_other_keys("tiny", "sdxl-1x910b") >= {"index", "convert", "cache_latents", "cache_text", "train"}
+
+
+def test_the_documents_name_all_presets_and_what_is_kept():
+    text = (ROOT / "docs/presets.md").read_text()
+    assert all(f"`{name}`" in text for name in preset.PRESETS)
+    assert all(f"`{key}`" in text or f"`{key}.*`" in text for key in preset.OWN)

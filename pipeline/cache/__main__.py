@@ -62,9 +62,8 @@ def list_caches(as_json: bool = False) -> None:
     memos = [item.bytes for item in found if item.kind == "memo"]
     if as_json:
         others = [{**asdict(item), "path": str(item.path)} for item in found if item.kind != "memo"]
-        cli.print_json({"caches": caches, "store": {
-            "path": str(store.root()), "states": states, "memos": len(memos), "memo_bytes": sum(memos), "others": others,
-        }})  # fmt: skip
+        kept = {"path": str(store.root()), "states": states, "memos": len(memos), "memo_bytes": sum(memos)}
+        cli.print_json({"caches": caches, "store": kept | {"others": others}})
         return
     for one in caches:
         notes = [f"{one[key]} {key}" for key in ("parts", "damaged") if one[key]]
@@ -122,6 +121,8 @@ def check(folders: list[Path], remove: bool) -> None:
 
 
 def show(count: int, out: Path, as_json: bool = False) -> None:
+    if not list(OUTS["latents"].glob("*.parquet")) or not VAE.exists():
+        raise StageError(f"{OUTS['latents']} or {VAE} is not there; run `dvc repro cache_latents`")
     from pipeline import device, params  # the other commands need neither MindSpore nor params.yaml
     from pipeline.cache.sheet import contact_sheet
     from pipeline.data.sources import open_source
@@ -129,8 +130,6 @@ def show(count: int, out: Path, as_json: bool = False) -> None:
     from pipeline.models.encode import vae_decoder
 
     p = params.load()
-    if not list(OUTS["latents"].glob("*.parquet")) or not VAE.exists():
-        raise StageError(f"{OUTS['latents']} or {VAE} is not there; run `dvc repro cache_latents`")
     decode = vae_decoder(CONFIGS[p.model.config], VAE, device.setup(p.device.target), p.cache_latents.precision)
     sheet, lines = contact_sheet(OUTS["latents"], IMAGES, open_source(p.data.images), decode, count)
     if not as_json:

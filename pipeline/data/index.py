@@ -213,13 +213,15 @@ def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: floa
     rejected = sorted(rejected, key=lambda row: (_kind(row[1]) != "damaged", row))
     few = "\n".join(f"  {path}: {reason}" for path, reason in rejected[:20])
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.reasons.items()))
+    small = "too small" in summary.reasons
+    bounds = "; index.min_side and index.max_enlargement, with index.resolution, say what is too small" if small else ""
     if not summary.used:
-        raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}):\n{few}")
+        raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}){bounds}:\n{few}")
     count = summary.reasons.total()
     if count > max_rejected * summary.files:
         raise StageError(
             f"{count:,} of {summary.files:,} pictures are rejected ({reasons}), more than the share "
-            f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share:\n{few}"
+            f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share{bounds}:\n{few}"
         )
 
 

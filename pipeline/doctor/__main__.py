@@ -65,7 +65,7 @@ def _examine(no_training: bool) -> Iterator[Finding]:
         reason = "--no-training" if no_training else "not tried before the device is right"
         yield Finding("training", SKIPPED, reason)
     else:
-        print("two steps of training are compiled and run, which takes a minute or more ...", file=sys.stderr, flush=True)
+        print("two steps of training are compiled and run, for a minute or more ...", file=sys.stderr, flush=True)
         yield from look("training", _train, found)
 
 

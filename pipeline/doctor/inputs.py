@@ -17,6 +17,7 @@ from pipeline.data.index import reject
 from pipeline.data.part import Part
 from pipeline.data.sources import open_source
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
+from pipeline.hub import hint
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError
@@ -32,7 +33,8 @@ def weights(params: Params) -> Finding:
         if not path.exists():
             wanted = "a safetensors file, a MindSpore .ckpt or a diffusers folder"
             demo = "" if params.model.config == "tiny" else "; `make preset NAME=tiny` is the demo"
-            return Finding("weights", BAD, f"{path} does not exist", wanted, f"Put it there, or set {key}{demo}")
+            do = f"Put it there, or set {key}{demo}{hint(path)}"
+            return Finding("weights", BAD, f"{path} does not exist", wanted, do)
     with contextlib.redirect_stdout(io.StringIO()):
         tensors = open_weights(base, vae, CONFIGS[params.model.config])
         marks.check(base, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
@@ -44,12 +46,6 @@ def weights(params: Params) -> Finding:
 
 def tokenizer(params: Params) -> Finding:
     folder = Path(params.model.tokenizer)
-    absent = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
-    if absent:
-        return Finding(
-            "tokenizer", BAD, f"{folder} has no {' and no '.join(absent)}", "those of openai/clip-vit-large-patch14",
-            "Put both there, or set model.tokenizer (a diffusers folder has them in tokenizer/)",
-        )  # fmt: skip
     size = CONFIGS[params.model.config].clip_l.vocab_size
     check_vocabulary(folder, size, params.model.config)
     return Finding("tokenizer", GOOD, f"{folder}: {size:,} tokens")
