@@ -68,7 +68,10 @@ def main() -> None:
     prompts = params.load().sample.prompts
     found = {}
     for model in ("base", "tuned"):
-        drawn = [np.array(Image.open(path)) for path in sorted(Path("outs/sample").glob(f"*_{model}.png"))]
+        paths = sorted(Path("outs/sample").glob(f"*_{model}.png"))
+        if len(paths) != len(prompts):
+            sys.exit(f"outs/sample holds {len(paths)} pictures for {len(prompts)} prompts; run `dvc repro sample`")
+        drawn = [np.array(Image.open(path)) for path in paths]
         found[model] = report(drawn, prompts)
         print(model, {key: round(value, 3) for key, value in found[model].items()})
     base, tuned = found["base"], found["tuned"]

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.params import ParamsError
-from pipeline.stage import StageError
+from pipeline.stage import StageError, explained
 
 _CODES = "exit code: 0 all is well; 1 a problem was found, or it failed; 2 the command is not understood"
 
@@ -38,11 +38,15 @@ def add_json(made: argparse.ArgumentParser) -> None:
     made.add_argument("--json", action="store_true", help="print one JSON document, for scripts")
 
 
-def count(text: str) -> int:
-    """The type of an argument: a number of things, 0 or more."""
-    if not (text.isascii() and text.isdigit() and int(text) < 10**12):
-        raise argparse.ArgumentTypeError(f"wanted 0 or more, found {text}")
-    return int(text)
+def count(least: int) -> Callable[[str], int]:
+    """The type of an argument: a number of things."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"wanted {least} or more, found {text}")
+        return int(text)
+
+    return read
 
 
 def positive(text: str) -> int:
@@ -68,7 +72,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (StageError, ParamsError, OSError, pa.ArrowException) as error:
-        code = f"{made.prog}: {error}"
+        code = f"{made.prog}: {explained(error)}"
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

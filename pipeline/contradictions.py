@@ -1,11 +1,15 @@
 """What the keys of params.yaml demand of each other and of the device. Imports no MindSpore: what can't work stops the
 first stage, and not the one that would fail hours later."""
 
+import ipaddress
 import os
+import re
 from collections.abc import Iterator
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS, SDXLConfig
 
 if TYPE_CHECKING:
@@ -120,8 +124,19 @@ def _device(params: "Params") -> Iterator[tuple[str, str]]:
     device, train = params.device, params.train
     if device.node_rank >= device.nodes:
         yield "device.node_rank", f"must be below nodes ({device.nodes}), found {device.node_rank}"
-    if not 0 < int(device.master.rpartition(":")[2]) < 2**16:
+    host, _, port = device.master.rpartition(":")
+    if not 0 < int(port) < 2**16:
         yield "device.master", f"wanted a port of 1 to 65535, found {device.master}"
+    address = _ipv4(host)
+    if address is None and re.fullmatch(r"[0-9.]+", host):
+        yield "device.master", f"wanted four numbers of 0 to 255, or a name, before the port; found {device.master}"
+    own = address is not None and (address.is_loopback or address.is_unspecified)
+    if device.nodes > 1 and (own or host.lower().removesuffix(".").endswith("localhost")):
+        yield (
+            "device.master",
+            f"nodes {device.nodes} need an address of node 0 that the others can reach, such as 10.0.0.1:8118; on each "
+            f"of them {device.master} is itself, and it would wait for ever",
+        )
     if device.max_device_memory is not None and float(device.max_device_memory.removesuffix("GB")) == 0:
         yield "device.max_device_memory", f"wanted more than none, or null; found {device.max_device_memory}"
     if device.attention.startswith("flash") and train.precision == "float32":
@@ -143,11 +158,20 @@ def _device(params: "Params") -> Iterator[tuple[str, str]]:
         yield "device.sink_size", f"above 0 needs train.gradient_accumulation_steps 1, found {found}"
 
 
+def _ipv4(host: str) -> ipaddress.IPv4Address | None:
+    try:
+        return ipaddress.IPv4Address(host)
+    except ValueError:  # a name
+        return None
+
+
 def _index(index: "Index", config: SDXLConfig) -> Iterator[tuple[str, str]]:
     multiple = side_multiple(config)
+    sizes = []
     if not index.buckets:
         if index.resolution % multiple:
             yield "index.resolution", f"must be a multiple of {multiple}, found {index.resolution}"
+        sizes = [(index.resolution, index.resolution)]
     elif index.bucket_step % multiple:
         yield "index.bucket_step", f"must be a multiple of {multiple} (SDXL: 64), found {index.bucket_step}"
     elif index.resolution % index.bucket_step:
@@ -155,11 +179,22 @@ def _index(index: "Index", config: SDXLConfig) -> Iterator[tuple[str, str]]:
             "index.bucket_step",
             f"must divide resolution ({index.resolution}; SDXL: 64 and 1024), found {index.bucket_step}",
         )
+    else:
+        sizes = buckets(index.resolution, index.bucket_step)
     if index.min_side**2 > index.max_pixels:
         yield (
             "index.min_side",
             f"every picture is rejected: a side of {index.min_side} makes more than max_pixels ({index.max_pixels})",
         )
+    elif sizes and index.max_enlargement is not None:
+        least = min(prod(max(ceil(side / index.max_enlargement), index.min_side) for side in size) for size in sizes)
+        if least > index.max_pixels:
+            yield (
+                "index.max_pixels",
+                f"every picture is rejected: with resolution {index.resolution}, max_enlargement "
+                f"{index.max_enlargement:g} and min_side {index.min_side} one needs {least} pixels at least, found "
+                f"{index.max_pixels}",
+            )
 
 
 def _diffusion(diffusion: "Diffusion") -> Iterator[tuple[str, str]]:
@@ -190,6 +225,12 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
     begin, end = train.timestep_bias_begin, train.timestep_bias_end
     if train.timestep_bias_strategy == "range" and begin >= end:
         yield "train.timestep_bias_begin", f"must be below timestep_bias_end ({end}), found {begin}"
+    if train.timestep_bias_strategy in ("earlier", "later") and train.timestep_bias_portion * 1000 < 1:
+        yield (
+            "train.timestep_bias_portion",
+            f"{train.timestep_bias_strategy} needs 0.001 or more, one of the 1000 timesteps; found "
+            f"{train.timestep_bias_portion:g}",
+        )
     if train.param_fp16 and train.precision != "float16":
         yield "train.param_fp16", f"true needs precision float16, found {train.precision}"
     if train.shard_optimizer is True and train.optimizer != "adamw":

@@ -38,6 +38,17 @@ class Holder:
     def __str__(self) -> str:
         return f"PID {self.pid} on {self.host}"
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it is seen to be stopped, by Ctrl-Z, SIGSTOP or a debugger; of another computer nothing is seen."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:  # it has ended, or there is no /proc
+            return False
+        return status.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])  # proc_pid_stat(5)
+
 
 @contextlib.contextmanager
 def lock(name: str, what: str, job: str = "") -> Iterator[Callable[[], None]]:
@@ -159,6 +170,9 @@ def _polls(name: str, what: str) -> Iterator[None]:
                     since = time.strftime("%H:%M:%S", time.localtime(by.since))
                     still = "waits" if told is None else f"still waits (for {waited / 60:.0f} min)"
                     log.warning("%s for %s, which %s in %s since %s", still, by, what, by.place, since)
+                    if by.stopped:
+                        advice = "PID %d is stopped and does nothing: `kill -CONT %d` lets it go on, `kill -KILL %d` ends it"
+                        log.warning(advice, by.pid, by.pid, by.pid)
                     told, last = time.monotonic(), by
             time.sleep(_POLL_SECONDS)
     except GeneratorExit:  # the caller needs to wait no longer

@@ -21,7 +21,7 @@ _FLOAT32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the smallest and the largest 
 
 
 class ParamsError(ValueError):
-    """params.yaml does not fit the schema; the message lists each key with what was found and what is wanted."""
+    """params.yaml does not fit the schema, or its keys contradict each other; the message lists each key with what was found and what is wanted."""
 
 
 def _in_float32(value: float) -> float:
@@ -230,7 +230,7 @@ def check(tree: Any, path: str | Path) -> Params:
         lines = [line for e in error.errors(include_url=False) for line in _lines(e)]
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     text = "\n".join(f"  {line}" for line in lines[:_SHOWN] + more)
-    raise ParamsError(f"{path} does not fit the schema in pipeline/params.py:\n{text}") from None
+    raise ParamsError(f"{path} cannot be used as it stands:\n{text}") from None
 
 
 class _Constructor(SafeConstructor):

@@ -39,7 +39,7 @@ class Recorded:
 
 def take(stage: str, params: Params) -> Recorded:
     """What DVC will record of the stage of this name in dvc.yaml, if it knows it."""
-    listed = _listed(stage)
+    listed = _stages().get(stage, {})
     deps = [dep for dep in map(_path, listed.get("deps", [])) if not dep.startswith(_OWN)]
     places = [re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(params, match[1])), dep) for dep in deps]
     values = {name: value for key in listed.get("params", []) for name, value in _leaves(key, _value(params, key))}
@@ -65,9 +65,14 @@ def differences(old: Recorded, new: Recorded) -> list[str]:
 
 def remove_outs(stage: str) -> None:
     """Remove what dvc.yaml names as outs of the stage, as DVC does before it runs one."""
-    listed = _listed(stage)
-    for out in (out for kind in ("outs", "metrics", "plots") for out in listed.get(kind, [])):
-        store.remove(_path(out))
+    for out in _outs(_stages().get(stage, {})):
+        store.remove(out)
+
+
+def maker(path: str) -> str | None:
+    """The stage of dvc.yaml that makes the file at `path`, which is relative to the project."""
+    found = (name for name, listed in _stages().items() for out in _outs(listed) if Path(path).is_relative_to(out))
+    return next(found, None)
 
 
 def settle(recorded: Recorded) -> None:
@@ -79,11 +84,15 @@ def settle(recorded: Recorded) -> None:
     time.sleep(max(0, min(coarse, newest + coarse - time.time_ns())) / 1e9)
 
 
-def _listed(stage: str) -> dict:
-    """The stage's entry in dvc.yaml. Without one DVC records nothing."""
+def _stages() -> dict[str, dict]:
+    """Those of dvc.yaml, by name. Without one DVC records nothing."""
     if not os.path.exists("dvc.yaml"):
         return {}
-    return YAML(typ="safe").load(Path("dvc.yaml"))["stages"].get(stage, {})
+    return YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
+
+
+def _outs(listed: dict) -> list[str]:
+    return [_path(out) for kind in ("outs", "metrics", "plots") for out in listed.get(kind, [])]
 
 
 def _path(entry: str | dict) -> str:

@@ -1,7 +1,9 @@
 """What every stage does around its work: fail clearly, die with DVC, and notice what is edited under its feet."""
 
 import ctypes
+import faulthandler
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -13,6 +15,21 @@ from pipeline.params import Params, ParamsError, load
 from pipeline.recorded import PROJECT as PROJECT
 
 _PR_SET_PDEATHSIG = 1
+# What MindSpore 2.10's RuntimeErrors say, on the host and on an NPU, of std::bad_alloc and of memory pools that are full.
+_OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|out of memory|cannot allocate memory|memory (is not|isn't|not) enough|\bm?alloc\w* [\w ]*mem(ory)? failed"
+    r"|memory m?alloc\w* fail",
+    re.IGNORECASE,
+)
+_LOWER = {  # stage -> what makes it take less memory
+    "index": "index.workers, each of which decodes a picture at a time, or index.max_pixels",
+    "cache_latents": "cache_latents.batch_size, cache_latents.workers or (on a CPU) device.workers",
+    "cache_text": "cache_text.batch_size or (on a CPU) device.workers",
+    "train": "train.batch_size (with train.gradient_accumulation_steps higher by as much), or set "
+    "train.gradient_checkpointing to true; `python -m pipeline.plan` says what fits",
+    "sample": "sample.batch_size, or sample.width and sample.height",
+}
+
 
 
 class StageError(Exception):
@@ -25,11 +42,29 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
 
 
+def explained(error: Exception, stage: str = "") -> str | None:
+    """What to tell the user of an error, with what to do about memory that ran out and outs that are not there yet;
+    None for an error that is the code's."""
+    text = str(error)
+    if isinstance(error, MemoryError) or not isinstance(error, StageError) and _OUT_OF_MEMORY.search(text):
+        advice = f"lower {_LOWER[stage]}, or free memory" if stage in _LOWER else "free some (this takes little)"
+        found = shown(next(filter(None, map(str.strip, text.splitlines())), type(error).__name__))
+        return f"this computer's or the NPU's memory is full: {advice} ({found})"
+    if isinstance(error, RuntimeError):
+        return None
+    absent = re.search(r"\bouts/[\w./-]+", text) if isinstance(error, FileNotFoundError) else None
+    if absent and (maker := recorded.maker(absent[0])) and not os.path.lexists(absent[0]):
+        return f"{absent[0]} is not there; run `dvc repro {maker}`, which makes it"
+    return text
+
+
 def run(main: Callable[[Params], None]) -> None:
-    """Run one stage's `main(params)`. A StageError, ParamsError or OSError ends in a message and exit code 1.
+    """Run one stage's `main(params)`. A StageError, ParamsError or OSError ends in a message and exit code 1, and so
+    does memory that ran out.
 
     So does an edit of what DVC records of the stage (pipeline/recorded.py) while it ran; its outs are removed then."""
     _die_with_parent()
+    faulthandler.enable()  # a crash in a library of C shows where
     name = Path(sys.argv[0]).stem
     try:
         params = load()
@@ -39,8 +74,10 @@ def run(main: Callable[[Params], None]) -> None:
                 print(f"{name}.py: {key}: {doubt}", file=sys.stderr, flush=True)
         recorded.settle(before)
         main(params)
-    except (StageError, ParamsError, OSError) as error:
-        sys.exit(f"{name}.py: {error}")
+    except (StageError, ParamsError, OSError, MemoryError, RuntimeError) as error:
+        if (reason := explained(error, name)) is None:
+            raise
+        sys.exit(f"{name}.py: {reason}")
     try:
         edited = recorded.differences(before, recorded.take(name, load()))
     except (ParamsError, OSError) as error:

@@ -18,7 +18,7 @@ def main(params: Params) -> None:
     unet = TRAINED[params.merge.weights]
     if not unet.exists():
         hint = {
-            "raw": "run the train stage first",
+            "raw": "run `dvc repro train`",
             "ema": "set train.ema to true and train again, or set merge.weights to raw",
         }
         wanted = f"merge.weights: {params.merge.weights} asks for it"

@@ -4,6 +4,7 @@ outs/convert/unet.ckpt and outs/merge/merged.ckpt → outs/sample: <number>_base
 the base model above and the fine-tuned one below. VAE and text encoders are those of the merged checkpoint."""
 
 import logging
+import os
 import sys
 
 from pipeline import hardware, store
@@ -21,6 +22,8 @@ def main(params: Params) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     p, config, diffusion = params.sample, CONFIGS[params.model.config], params.diffusion
     hardware.check(params, "sample")
+    for path in (BASE, MERGED):
+        os.stat(path)
     check_vocabulary(params.model.tokenizer, config.clip_l.vocab_size, params.model.config)
 
     # Only now: importing MindSpore takes seconds.

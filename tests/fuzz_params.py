@@ -122,7 +122,7 @@ def _try(path: Path) -> None:
     except ParamsError as error:
         said = str(error)
         assert str(path) in said and len(said) < 6000, "a message that names the file and can be read"
-        if "does not fit the schema" in said:
+        if "cannot be used as it stands" in said:
             keys = [line.split(": ")[0] for line in said.splitlines()[1:]]
             assert keys and all(key.strip() for key in keys), "the path of each key"
         return

@@ -127,7 +127,9 @@ def check_contents(
             assert told or renamed or at_end, f"{case}: {name} at {first} was hit and is lost without a word"
     assert skipped <= 1, f"{case}: {skipped} members behind it are lost"  # one whose long name was hit
     if kind == "nothing":
-        assert not found.damages and len(found.members) == len(members), f"{case}: {found.damages}"
+        # One in twenty tars put together without padding has the length of a padded one: no member of it is lost.
+        seams = len(data) % 10240 == 0 and all(d.end - d.start == 1024 for d in found.damages)
+        assert (not found.damages or seams) and len(found.members) == len(members), f"{case}: {found.damages}"
     place = 0
     for first, last in sorted([(m.start, m.end) for m in found.members] + [(d.start, d.end) for d in found.damages]):
         assert first >= place, f"{case}: what begins at {first} lies in what ends at {place}"

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +14,15 @@ from PIL import Image
 
 from pipeline import locks, store
 from pipeline.cache import __main__ as tools
-from pipeline.cache import engine, latents, shards, verify
+from pipeline.cache import engine, latents, shards, sheet, verify
 from pipeline.cache.collect import collect
 from pipeline.cache.sheet import contact_sheet
 from pipeline.data.sources import open_source
 from pipeline.stage import StageError
 from tests.cache_jobs import Encoder, job
 from tests.cache_samples import FINGERPRINT, latent
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -171,8 +176,24 @@ def test_a_contact_sheet_shows_each_picture_beside_its_latent(tmp_path):
     assert sheet.size == (4 * (2 * 64 + 4) + 4, 2 * (32 + 4) + 4)
 
 
-def test_gc_keeps_no_less_than_none(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["pipeline.cache", "gc", "--keep", "-1"])
-    with pytest.raises(SystemExit):
+def ends(monkeypatch, *arguments: str) -> str:
+    """What the command ends with."""
+    monkeypatch.setattr(sys, "argv", ["pipeline.cache", *arguments])
+    with pytest.raises(SystemExit) as end:
         tools.main()
-    assert "--keep: wanted 0 or more, found -1" in capsys.readouterr().err
+    return str(end.value)
+
+
+def test_show_says_which_stage_to_run(monkeypatch):
+    shutil.copy2(ROOT / "dvc.yaml", ".")
+    for stage, path in (("cache_latents", tools.OUTS["latents"]), ("index", tools.IMAGES), ("convert", tools.VAE)):
+        assert f"{path} is not there; run `dvc repro {stage}`" in ends(monkeypatch, "show")
+        path.mkdir(parents=True)
+    with pytest.raises(StageError, match="outs/latents holds no shards; run `dvc repro cache_latents`"):
+        sheet._spread(tools.OUTS["latents"], 1)
+
+
+@pytest.mark.parametrize("arguments", [("show", "--count", "0"), ("gc", "--keep", "-1"), ("gc", "--keep", "x")])
+def test_a_number_of_things_is_one(monkeypatch, capsys, arguments):
+    assert ends(monkeypatch, *arguments) == "2"
+    assert f"{arguments[1]}: wanted {'1' if arguments[0] == 'show' else '0'} or more, found {arguments[2]}" in capsys.readouterr().err

@@ -173,5 +173,6 @@ def test_csv(tmp_path):
 )
 def test_broken_metadata_names_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CaptionError, match=message):
+    with pytest.raises(CaptionError, match=message) as error:
         list(captions.metadata(tmp_path / name))
+    assert str(error.value).endswith("(no table is used of which a line is broken: mend or remove that line)")

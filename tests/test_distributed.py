@@ -163,8 +163,10 @@ def test_nodes_that_share_the_folder_keep_their_logs(monkeypatch, tmp_path):
         return ["sh", "-c", f"echo node {device.node_rank} > {logs}/worker_{device.node_rank}.log"]
 
     monkeypatch.setattr(launch, "command", write)
+    monkeypatch.setattr(launch, "check_master", lambda device: None)
     for node in (0, 1):
-        launch.start(params(**{"device.nodes": 2, "device.node_rank": node}).device, [], tmp_path)
+        settings = {"device.nodes": 2, "device.node_rank": node, "device.master": "10.0.0.1:8118"}
+        launch.start(params(**settings).device, [], tmp_path)
     assert [path.read_text() for path in sorted(tmp_path.rglob("worker_*.log"))] == ["node 0\n", "node 1\n"]
 
 

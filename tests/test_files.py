@@ -187,3 +187,25 @@ def test_unsound_indices_are_refused(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content, errors="surrogatepass")
     with pytest.raises(StageError, match="is not an index"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a-00001-of-00002.safetensors", r"is one of 2 shards, whose index, \*.safetensors.index.json, is not beside it"),
+        ("a.safetensors.index.json", "is the index of sharded weights"),
+        ("a.safetensors.index.fp16.json", "is the index of sharded weights"),
+        ("unet/diffusion_pytorch_model-00002-of-00002.safetensors", "is one of 2 shards"),
+    ],
+)
+def test_a_part_of_sharded_weights_names_the_folder_to_give(tmp_path, name, said):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    safetensors.numpy.save_file({"a": ONES}, path)
+    with pytest.raises(StageError, match=f"{said}.*; give the folder, {tmp_path}, which DVC then watches"):
+        read_file(path)
+
+
+def test_the_only_shard_is_a_file(tmp_path):
+    safetensors.numpy.save_file({"a": ONES}, tmp_path / "a-00001-of-00001.safetensors")
+    assert list(read_file(tmp_path / "a-00001-of-00001.safetensors")) == ["a"]

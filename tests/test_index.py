@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -376,6 +377,35 @@ def test_a_picture_that_ends_its_worker_is_rejected_alone(tmp_path, how):
         assert {path for path, reason in reasons.items() if reason} == set(wanted)
         assert all(reasons[path].startswith("broken: the decoder crashed") for path in wanted)
         assert found["image"].to_pylist() == [name(picture(len(path))) for path in part.paths.to_pylist()]
+
+
+CRASH = """
+import ctypes, faulthandler, sys
+from pipeline.data import examine
+from pipeline.data.sources import open_source
+faulthandler.enable()
+source = open_source(sys.argv[1])
+look = examine.look
+examine.look = lambda source, paths, most: ctypes.string_at(0) if paths == ["b.png"] else look(source, paths, most)
+with examine.Examiner(source, 10_000, 2) as examiner:
+    examiner.examine(next(source.parts()))
+"""
+A_FEW = ("a.png", "b.png", "c.png")
+
+
+def test_a_crash_at_a_few_pictures_names_the_one_and_the_next_run_goes_on(tmp_path):
+    data = write_folder(tmp_path / "data", {path: picture(len(path)) for path in A_FEW})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, str(data)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGSEGV and "Segmentation fault" in done.stderr
+    assert "b.png" in done.stderr.partition("Fatal Python error")[0].splitlines()[-1]
+    part = next(open_source(str(data)).parts())
+    with Examiner(Deadly(("b.png",)), 10_000, 2) as examiner:
+        found, _ = examiner.examine(part)
+    assert [reason is None for reason in found["rejected"].to_pylist()] == [True, False, True]
+    assert not memo.mark(part.place).exists()
 
 
 def test_no_picture_is_rejected_when_no_worker_can_start(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """pipeline/training/launch.py: each run of one training in its turn, however its ranks were started. That ranks train is
 in tests/test_distributed.py."""
 
+import socket
 import threading
 
 import pytest
 
 from pipeline import locks
+from pipeline.stage import StageError
 from pipeline.training import launch
 from tests.training_samples import params
 
@@ -106,3 +108,36 @@ def test_ranks_that_the_stage_started_are_under_its_lock(monkeypatch):
     device = started(monkeypatch, MSRUN | {"RANK_ID": "0", launch._UNDER_LOCK: "1"}, {})
     with locks.lock("train-t", "trains the same", "PID 1"), launch.turn("t", device):
         pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"device.master": "no-such-host.invalid:8118"}, "no address of no-such-host.invalid is known on this computer"),
+        ({"device.master": f"{'a' * 70}:8118"}, "no address of aaa"),
+        ({"device.master": "203.0.113.7:8118"}, "cannot listen there: it is no address of this computer"),  # RFC 5737
+        ({"device.nodes": 2, "device.node_rank": 1, "device.master": "own-name:8118"}, "own-name means 127.0.1.1 on"),
+    ],
+)
+def test_a_master_at_which_ranks_cannot_meet_stops_before_they_start(monkeypatch, tmp_path, settings, said):
+    resolve = socket.getaddrinfo
+    own = {"own-name": "127.0.1.1"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **more: resolve(own.get(host, host), *args, **more))
+    monkeypatch.setattr(launch, "command", lambda *_: pytest.fail("was started"))
+    with pytest.raises(StageError, match=said) as error:
+        launch.start(params(**{"device.workers": 2} | settings).device, [], tmp_path / "logs")
+    assert str(error.value).startswith(f"device.master is {settings['device.master']}, and ")
+    assert "wanted an address of node 0" in str(error.value)
+
+
+def test_a_port_that_another_process_has(monkeypatch):
+    monkeypatch.setattr(launch, "_PORT_WAIT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        device = params(**{"device.master": f"127.0.0.1:{server.getsockname()[1]}"}).device
+        with pytest.raises(StageError, match="another process has this port"):
+            launch.check_master(device)
+    launch.check_master(device)
+
+
+def test_a_node_other_than_the_first_asks_for_no_address_of_its_own():
+    launch.check_master(params(**{"device.nodes": 2, "device.node_rank": 1, "device.master": "203.0.113.7:1"}).device)

@@ -1,8 +1,10 @@
 """pipeline/locks.py"""
 
+import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +69,34 @@ def test_the_second_waits_and_says_for_whom_until_the_first_has_ended(other, end
         other.communicate("\n")
     out, err = second.communicate(timeout=20)
     assert out == "held\n" and f"goes on: PID {other.pid} on " in err
+
+
+@pytest.mark.parametrize("end", ["goes on", "is killed"])
+def test_a_holder_that_is_stopped_is_said_to_be(other, end):
+    os.kill(other.pid, signal.SIGSTOP)
+    second = start(WAIT)
+    said = [second.stderr.readline() for _ in range(2)]
+    assert said[0].startswith(f"waits for PID {other.pid} on ")
+    assert said[1].startswith(f"PID {other.pid} is stopped and does nothing: `kill -CONT {other.pid}` lets it go on, ")
+    assert f"`kill -KILL {other.pid}` ends it" in said[1]
+    if end == "goes on":
+        os.kill(other.pid, signal.SIGCONT)
+        other.communicate("\n")
+    else:
+        os.kill(other.pid, signal.SIGKILL)
+    out, _ = second.communicate(timeout=20)
+    assert out == "held\n"
+
+
+def test_a_process_that_works_or_has_ended_or_is_elsewhere_is_not_stopped(other):
+    by = locks.holder("k")
+    assert not by.stopped
+    os.kill(other.pid, signal.SIGSTOP)
+    eventually(lambda: by.stopped)
+    assert not dataclasses.replace(by, host="another").stopped
+    other.kill()
+    other.wait()
+    assert not by.stopped
 
 
 def test_other_locks_are_free(other):

@@ -66,8 +66,6 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 FULL = {"model.config": "sdxl-base", "index.resolution": 1024, "sample.width": 1024, "sample.height": 1024}
-NEXT = "run `dvc repro|No such file or directory: '.*outs/"
-
 MISTAKES = {
     # pictures
     "a single picture": Mistake("index", "file 'p/0.png'; wanted a folder", {"data.images": "p/0.png"}, PICTURES),
@@ -165,10 +163,15 @@ MISTAKES = {
         "train", "this machine shows no NPU", {"device.target": "Ascend", "device.workers": 8}
     ),
     # order and place
-    "captions encoded before the weights are converted": Mistake("cache_text", NEXT),
-    "pictures encoded before the weights are converted": Mistake("cache_latents", NEXT),
+    "captions encoded before the weights are converted": Mistake(
+        "cache_text", r"outs/convert/clip_l\.ckpt is not there; run `dvc repro convert`"
+    ),
+    "pictures encoded before the weights are converted": Mistake(
+        "cache_latents", r"outs/convert/vae\.ckpt is not there; run `dvc repro convert`"
+    ),
     "training before the caches": Mistake("train", "run `dvc repro cache_latents`"),
-    "a merge before a training": Mistake("merge", r"unet\.ckpt does not exist"),
+    "a merge before a training": Mistake("merge", r"unet\.ckpt does not exist.*run `dvc repro train`"),
+    "pictures before a merge": Mistake("sample", "outs/.* is not there; run `dvc repro "),
     "latents shown before there are some": Mistake("pipeline cache show", "run `dvc repro cache_latents`"),
     "a plan before the index": Mistake("pipeline plan", "run `dvc repro index`, or say how many", code=2),
     "a preset by half its name": Mistake("pipeline preset sdxl", "sdxl-8x910b", code=2),

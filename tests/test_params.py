@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from dvc.utils.serialize import modify_yaml, parse_yaml
 
 from pipeline import contradictions, hardware, params
-from pipeline.data import buckets
+from pipeline.data import buckets, geometry
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params, ParamsError, load
 from pipeline.stage import StageError
@@ -233,6 +234,19 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"device.max_device_memory": "0.0GB"}, r"device\.max_device_memory: wanted more than none"),
         ({"device.master": "a:65536"}, r"device\.master: wanted a port of 1 to 65535"),
         ({"device.master": "a:0"}, r"device\.master: wanted a port of 1 to 65535"),
+        ({"device.master": "10.0.0.300:8118"}, r"device\.master: wanted four numbers of 0 to 255.*10\.0\.0\.300"),
+        ({"device.master": "10.0.1:8118"}, r"device\.master: wanted four numbers"),
+        ({"device.nodes": 2}, r"device\.master: nodes 2 need an address .*127\.0\.0\.1:8118 is itself"),
+        *[({"device.nodes": 3, "device.node_rank": 2, "device.master": f"{host}:8118"}, r"device\.master: nodes 3 need")
+          for host in ("127.0.1.1", "0.0.0.0", "localhost", "LOCALHOST.", "a.localhost")],
+        ({"index.resolution": 512, "index.max_pixels": 10_000}, r"index\.max_pixels: every picture is rejected: with "
+         r"resolution 512.* one needs \d+ pixels at least, found 10000"),
+        ({"index.buckets": False, "index.resolution": 128, "index.max_enlargement": 2.0, "index.max_pixels": 4095},
+         r"index\.max_pixels: .* needs 4096 pixels"),
+        ({"index.resolution": 16384, "index.max_enlargement": 1.0}, r"index\.max_pixels: every picture is rejected"),
+        *[({"train.timestep_bias_strategy": strategy, "train.timestep_bias_portion": portion},
+           rf"train\.timestep_bias_portion: {strategy} needs 0\.001 or more.*found {portion:g}")
+          for strategy in ("earlier", "later") for portion in (0.0, 0.0009)],
         ({"train.validation_timesteps": [500, 500]}, r"train\.validation_timesteps: wanted each once"),
         ({"data.images": "outs/sample"}, r"data\.images: outs/sample is an out of the stages"),
         ({"data.images": "."}, r"data\.images: \. holds outs/"),
@@ -283,6 +297,12 @@ def test_what_cannot_work_is_refused(tmp_path, changes, said):
         {"train.precision": "bfloat16", "device.attention": "flash", "device.jit_level": "O1"},  # auto may find an NPU
         ASCEND | {"cache_text.precision": "bfloat16"},
         {"data.images": "/elsewhere/outs/pictures"},
+        {"device.nodes": 2, "device.master": "10.0.0.1:8118"},
+        {"device.nodes": 2, "device.master": "node-0.cluster:8118"},
+        {"device.master": "localhost:8118"},
+        {"index.buckets": False, "index.resolution": 128, "index.max_enlargement": 2.0, "index.max_pixels": 4096},
+        {"index.resolution": 512, "index.max_enlargement": None, "index.max_pixels": 10_000},
+        {"train.timestep_bias_strategy": "later", "train.timestep_bias_portion": 0.001},
     ],
 )
 def test_what_can_work_is_taken(tmp_path, changes):
@@ -296,6 +316,32 @@ def test_all_faults_are_listed_at_once(tmp_path):
     assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
         "train.param_fp16", "merge.weights", "sample.steps",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"merge.weights": "ema"}, {"merge.weights": "best"}])
+def test_one_heading_for_a_wrong_value_and_for_keys_that_contradict_each_other(tmp_path, changes):
+    with pytest.raises(ParamsError) as error:
+        load(file := with_changes(tmp_path, changes))
+    assert str(error.value).startswith(f"{file} cannot be used as it stands:\n  merge.weights: ")
+
+
+@pytest.mark.parametrize(
+    ("resolution", "step", "most", "least"), [(512, 64, 1.25, 32), (256, 32, 3.0, 80), (128, 32, 1.0, 1)]
+)
+def test_the_fewest_pixels_are_those_of_a_picture_that_the_index_takes(tmp_path, resolution, step, most, least):
+    """No picture of fewer pixels has a bucket that it covers; one of so many has."""
+    keys = {"index.resolution": resolution, "index.bucket_step": step, "index.max_enlargement": most}
+    with pytest.raises(ParamsError) as error:
+        load(with_changes(tmp_path, keys | {"index.min_side": least, "index.max_pixels": least**2}))
+    found = int(re.search(r"needs (\d+) pixels", str(error.value))[1])
+    load(with_changes(tmp_path, keys | {"index.min_side": least, "index.max_pixels": found}))
+    sizes = buckets.buckets(resolution, step)
+    sides = np.arange(least, 4 * resolution)
+    for width in sides:
+        heights = sides[(found - width * sides >= 0) & (width * sides > found - 4 * resolution)]
+        chosen = np.array(sizes)[buckets.choose(np.full(len(heights), width), heights, sizes)]
+        times = geometry.enlargement(np.full(len(heights), width), heights, *chosen.T)
+        assert (times[width * heights < found] > most).all()
 
 
 def test_every_model_has_sides_of_which_buckets_are_made():

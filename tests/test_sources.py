@@ -323,6 +323,23 @@ def test_broken_links_and_pipes_are_named(tmp_path):
         listed(source)
 
 
+@pytest.mark.parametrize("end", ["tar", "parquet"])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_broken_link_and_a_pipe_in_the_place_of_a_shard_stop(tmp_path, end, is_alone):
+    """How many pictures it stands for nothing says."""
+    if not is_alone:
+        write_tar(tmp_path / "a.tar", {"0.png": A})
+    (tmp_path / f"x.{end}").symlink_to("/absent/x")
+    with pytest.raises(SourceError, match=rf"x\.{end}: broken link: to /absent/x, where nothing is; mend it or remove it"):
+        open_source(str(tmp_path))
+    with pytest.raises(SourceError, match="data.images is .*broken link: to /absent/x"):
+        open_source(str(tmp_path / f"x.{end}"))
+    (tmp_path / f"x.{end}").unlink()
+    os.mkfifo(tmp_path / f"x.{end}")
+    with pytest.raises(SourceError, match=rf"x\.{end}: no plain file: a pipe"):
+        open_source(str(tmp_path))
+
+
 def test_names_that_are_no_text(tmp_path):
     write_folder(tmp_path, {"a.png": A})
     with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:

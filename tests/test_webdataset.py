@@ -165,6 +165,24 @@ def test_names_with_dots(tmp_path):
     ]
 
 
+def test_a_text_named_by_the_whole_name_of_its_picture(tmp_path):
+    """As in a folder (tests/test_sources.py)."""
+    pictures = {name: A for name in ("a.png", "d/b.PNG", "c.jpg", "c.jpg.png", "e.png", "e.jpg", "f 1.5.png")}
+    texts = {"a.png.txt": "a", "a.txt": "too", "d/b.png.caption": "b", "c.jpg.txt": "c", "e.png.txt": "e"}
+    more = {"f 1.5.png.txt": "f", "g.heic.txt": "none"}
+    source = open_source(str(write_tar(tmp_path / "a.tar", pictures | texts | more)))
+    assert listed(source) == {
+        "a.tar!a.png": [("a", None), ("too", None)],
+        "a.tar!d/b.PNG": [("b", None)],
+        "a.tar!c.jpg": [],
+        "a.tar!c.jpg.png": [("c", None)],
+        "a.tar!e.jpg": [],
+        "a.tar!e.png": [("e", None)],
+        "a.tar!f 1.5.png": [("f", None)],
+    }
+    assert unmatched(source) == [("a.tar!g.heic.txt", "caption", "no picture of this name")]
+
+
 def test_two_members_of_one_name(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for data in (A, B):

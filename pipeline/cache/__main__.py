@@ -30,14 +30,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     command.set_defaults(run=lambda args: check(args.folders, args.remove))
     command = cli.subcommand(commands, "show", "decode some latents beside their pictures")
-    command.add_argument("--count", type=cli.positive, default=16, help="how many pairs (default 16)")
+    command.add_argument("--count", type=cli.count(least=1), default=16, help="how many pairs (default 16)")
     command.add_argument("--out", type=Path, default=Path("dvc_plots/cache.png"))
     cli.add_json(command)
     command.set_defaults(run=lambda args: show(args.count, args.out, args.json))
     command = cli.subcommand(commands, "gc", "remove what neither the workspace nor the newest states need")
     command.add_argument(
         "--keep",
-        type=cli.count,
+        type=cli.count(least=0),
         default=3,
         help="how many to keep, the newest, of each cache's states beside the workspace's, of half-done trainings, of "
         "finished ones, and of compiled graphs (default 3); nothing goes that a process works on",
@@ -121,8 +121,8 @@ def check(folders: list[Path], remove: bool) -> None:
 
 
 def show(count: int, out: Path, as_json: bool = False) -> None:
-    if not list(OUTS["latents"].glob("*.parquet")) or not VAE.exists():
-        raise StageError(f"{OUTS['latents']} or {VAE} is not there; run `dvc repro cache_latents`")
+    for path in (OUTS["latents"], IMAGES, VAE):  # before MindSpore is imported
+        path.stat()
     from pipeline import device, params  # the other commands need neither MindSpore nor params.yaml
     from pipeline.cache.sheet import contact_sheet
     from pipeline.data.sources import open_source

@@ -12,6 +12,7 @@ from pipeline.cache.latents import as_pixels
 from pipeline.cache.names import latent_row
 from pipeline.data import geometry
 from pipeline.data.sources import Source
+from pipeline.stage import StageError
 
 _GAP = 4  # pixels
 _COLUMNS = 4  # pairs in a line
@@ -46,6 +47,8 @@ def contact_sheet(
 
 def _spread(latents: Path, count: int) -> list[tuple[dict, dict]]:
     paths = sorted(latents.glob("*.parquet"))
+    if not paths:
+        raise StageError(f"{latents} holds no shards; run `dvc repro cache_latents`")
     opened = [shards.open_shard(path, shards.LATENTS) for path in paths]
     ends = np.cumsum([len(shard) for shard in opened])
     chosen = np.unique(np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).round().astype(int))

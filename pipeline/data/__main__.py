@@ -17,7 +17,7 @@ from pipeline.data.sources import open_source
 def main(arguments: list[str] | None = None) -> None:
     made = cli.parser("data", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
-    made.add_argument("--decode", type=cli.count, default=64, metavar="N", help="pictures to decode (default 64)")
+    made.add_argument("--decode", type=cli.count(least=0), default=64, metavar="N", help="pictures to decode (default 64)")
     cli.add_json(made)
     cli.run(made, _run, arguments)
 

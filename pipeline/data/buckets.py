@@ -4,14 +4,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from pipeline.stage import StageError
-
 SIDE_MULTIPLE = 32  # the VAE shrinks a side by 8, the UNet by 4 more, and its skip connections have to meet again
 _LEAST_SHARE = 0.9  # of the square's pixels: what SDXL's list keeps to
 _NOT_IN_SDXL = (704, 1344)  # SDXL's list has 1344×704, but not this one, though every other size has its counterpart
 
 
-class BucketError(StageError):
+class BucketError(ValueError):
     """No buckets can be made of these numbers."""
 
 

@@ -64,6 +64,13 @@ def metadata(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]
     file:line.
 
     Raises CaptionError for a line that is broken, has no file_name or no text."""
+    try:
+        yield from _rows(path)
+    except CaptionError as error:
+        raise CaptionError(f"{error} (no table is used of which a line is broken: mend or remove that line)") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]]]]:
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
     for where, row in rows:
         file_name = row.get("file_name")
@@ -95,7 +102,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
         if _is_utf_16(data):
             raise CaptionError(f"{path}: not UTF-16: {error}; write it as UTF-8") from None
         line = data.count(b"\n", 0, error.start) + 1
-        raise CaptionError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None
+        raise CaptionError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}; write it as UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline="\n"), strict=True)
     try:
         for row in reader:

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from pipeline import store
 from pipeline.data import images, memo
-from pipeline.data.part import Part, SourceError
+from pipeline.data.part import Part, SourceError, shown
 from pipeline.data.sources import Source
 
 _CHUNK = 16  # pictures that a worker takes at once
@@ -58,7 +59,7 @@ class Examiner:
             self._progress.total += len(new)
         rows, tables = [known], [table]
         saved, unsaved = time.monotonic(), 0
-        for chunk, found in self._look(part.paths.take(pa.array(new)).to_pylist(), new):
+        for chunk, found in self._look(part.place, part.paths.take(pa.array(new)).to_pylist(), new):
             rows.append(chunk)
             tables.append(found)
             unsaved += len(chunk)
@@ -77,14 +78,24 @@ class Examiner:
         order, found = order[lasting], found.take(pa.array(lasting))
         memo.save(part.place, self.rules, part.paths.take(pa.array(order)), part.stamps[order], found, now)
 
-    def _look(self, paths: list[str], rows: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    def _look(self, place: str, paths: list[str], rows: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """A few pictures are decoded in this process. A crash in a decoder ends it: the last line of its progress then
+        names the picture, and the mark that stays sends the next run to workers, which find it and go on."""
         chunks = [(paths[i : i + _CHUNK], rows[i : i + _CHUNK]) for i in range(0, len(paths), _CHUNK)]
-        if len(paths) <= _FEW:
-            for names, chunk in chunks:
-                try:
-                    yield chunk, look(self.source, names, self.max_pixels)
-                except MemoryError:
-                    yield chunk, self._one_by_one(names)
+        mark = memo.mark(place)
+        crashed = mark.exists()
+        if paths and len(paths) <= _FEW and not crashed:
+            with contextlib.suppress(FileNotFoundError):  # the store is being deleted
+                store.make(mark.parent)
+                mark.touch()
+            try:
+                for names, chunk in chunks:
+                    try:
+                        yield chunk, pa.concat_tables([self._look_here(name) for name in names])
+                    except MemoryError:
+                        yield chunk, self._one_by_one(names)
+            finally:
+                mark.unlink(missing_ok=True)
             return
         waiting: deque[tuple[list[str], np.ndarray, Future]] = deque()
         for names, chunk in chunks:
@@ -93,6 +104,11 @@ class Examiner:
                 yield self._result(*waiting.popleft())
         while waiting:
             yield self._result(*waiting.popleft())
+        mark.unlink(missing_ok=True)
+
+    def _look_here(self, name: str) -> pa.Table:
+        self._progress.set_postfix_str(shown(name))
+        return look(self.source, [name], self.max_pixels)
 
     def _submit(self, names: list[str]) -> Future:
         if self._pool is not None:

@@ -1,8 +1,8 @@
 """A folder of pictures as a source: Hugging Face imagefolder form, kohya form, or both at once.
 
 imagefolder: metadata.jsonl or metadata.csv, in the folder or any folder below it, names pictures beside or below
-itself. kohya: name.txt or name.caption beside name.png; name.png.txt too. A picture has the captions of all of them together. Names find
-each other as `match` says."""
+itself. kohya: name.txt or name.caption beside name.png; name.png.txt too. A picture has the captions of all of them
+together. Names find each other as `match` says."""
 
 import os
 import posixpath
@@ -18,6 +18,7 @@ from pipeline.data.kinds import TEXTS, extension, is_metadata, is_picture, not_r
 from pipeline.data.match import match
 from pipeline.data.parquet import holds_pictures
 from pipeline.data.part import (
+    NO_PLAIN_FILE,
     STAMP,
     Lost,
     Part,
@@ -167,7 +168,7 @@ def _files(root: str) -> tuple[dict[str, os.stat_result], list[str], dict[str, s
                 elif entry.is_file():
                     found[path] = entry.stat()
                 else:
-                    odd[path] = "no plain file: a pipe, a socket or a device; remove it"
+                    odd[path] = NO_PLAIN_FILE
                 if path in odd and is_metadata(path):
                     raise SourceError(f"{os.path.join(root, path)}: {odd[path]}")
     return found, sorted(linked_folders), dict(sorted(odd.items()))

@@ -71,6 +71,11 @@ def rules(max_pixels: int) -> str:
     return f"{max_pixels} {metadata.version('pillow')} {hashlib.blake2b(code, digest_size=16).hexdigest()}"
 
 
+def mark(place: str) -> Path:
+    """A file that is there while a few pictures of this part are decoded."""
+    return _file(place).with_suffix(".looking")
+
+
 def _file(place: str) -> Path:
     return store.root() / "index" / f"{hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest()}.memo"
 

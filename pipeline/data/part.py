@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.stage import StageError
 
 STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
+NO_PLAIN_FILE = "no plain file: a pipe, a socket or a device; remove it"
 _NAMED = 5  # of many files, so many are named in a message
 
 

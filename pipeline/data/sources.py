@@ -8,7 +8,7 @@ from typing import Protocol
 from pipeline.data.folder import Folder
 from pipeline.data.kinds import is_metadata, is_picture, not_read
 from pipeline.data.parquet import ParquetFiles, holds_pictures
-from pipeline.data.part import Part, SourceError, Unmatched, linked_folder, some
+from pipeline.data.part import NO_PLAIN_FILE, Part, SourceError, Unmatched, broken_link, linked_folder, some
 from pipeline.data.webdataset import WebDataset
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
@@ -37,7 +37,7 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
     writes them, are left alone. `caption_lines` (params.index.caption_lines) says what the lines of name.txt in a
     folder are; it does not matter for reading pictures. Raises SourceError."""
     if not os.path.exists(path):
-        raise SourceError(f"data.images is {path!r}, and there is no such folder or file")
+        raise SourceError(f"data.images is {path!r}, and {broken_link(path) or 'there is no such folder or file'}")
     if os.path.isfile(path):
         root, name = os.path.split(path)
         if name.lower().endswith(".tar"):
@@ -63,6 +63,9 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
         )
     for found in (tars, parquets, others, links):
         found.sort()
+    for name in [*tars, *parquets]:
+        if not os.path.isfile(place := os.path.join(path, name)):
+            raise SourceError(f"{place}: {broken_link(place) or NO_PLAIN_FILE}")
     unmatched = tuple(map(linked_folder, links))
     if tars:
         with_pictures = [name for name in parquets if holds_pictures(os.path.join(path, name))]

@@ -85,7 +85,7 @@ def _walk(handle: int, size: int) -> Contents:
             _add(found, Damage(last.start, inner, f"bytes of {last.name} are missing"))
             at, damaged, nameless = inner, True, False
             continue
-        is_end = _is_end(at - piece, after_zeros - piece)
+        is_end = _is_end(at - piece, after_zeros - piece, (size - piece) % _RECORD == 0)
         if after_zeros == size:
             found.ended |= size - at >= _END
             if size - at >= _END + _RECORD:
@@ -241,10 +241,12 @@ def _extends(block: bytes) -> bool:
     return block[156:157] in (b"L", b"x", b"X") or b"PaxHeader" in block[:100] or b"@LongLink" in block[:100]
 
 
-def _is_end(zeros: int, next_tar: int) -> bool:
+def _is_end(zeros: int, next_tar: int, padded: bool) -> bool:
     """Whether zeros that begin at `zeros` of a tar are its end, when another tar begins at `next_tar`: two blocks, or
-    as many more as fill a record."""
-    return next_tar in (zeros + _END, -(-(zeros + _END) // _RECORD) * _RECORD)
+    as many more as fill a record. Two that do not end a record are a hole where the file as a whole is `padded` to
+    records, as it hardly would be with a tar in it that is not."""
+    fills = next_tar == -(-(zeros + _END) // _RECORD) * _RECORD
+    return fills or next_tar == zeros + _END and not padded
 
 
 def _zeros_end(handle: int, at: int, size: int) -> int:

@@ -1,5 +1,5 @@
-"""WebDataset tars as a source, read in place: key.jpg with key.txt (one caption) and key.json (text or caption,
-text_2).
+"""WebDataset tars as a source, read in place: key.jpg with key.txt or key.jpg.txt (one caption) and key.json (text or
+caption, text_2).
 
 Members are found by the offsets of their data and read with one system call, so nothing is unpacked and threads can
 share a source. Pictures are named `shard.tar!member`."""
@@ -137,16 +137,20 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     pictures.sort()
     position = {row: number for number, row in enumerate(pictures)}
     partner = match(samples.texts, samples.pictures)
-    near = match(samples.texts.keys() - partner.keys(), samples.unread)
+    owners = {key: samples.pictures[partner[key]] for key in partner}
+    names = {posixpath.normpath(members.names[row].decode()): row for row in pictures}
+    for key, picture in match(samples.texts.keys() - owners.keys(), names).items():  # a.png.txt beside a.png
+        owners[key] = [names[picture]]
+    near = match(samples.texts.keys() - owners.keys(), samples.unread)
     found, unmatched, lost = [], samples.unmatched, []
     spoilt: dict[int, str] = {}
     empty: dict[str, list[int]] = {}  # JSON without a caption -> the pictures of its sample
     for key, rows in samples.texts.items():
         for row in rows:
             member = members.names[row].decode()
-            if key in partner:
+            if key in owners:
                 parse = captions.record if extension(member) in _RECORDS else captions.whole
-                own = [position[picture] for picture in samples.pictures[partner[key]]]
+                own = [position[picture] for picture in owners[key]]
                 try:
                     pairs = parse(members.read(row), f"{name}!{member}")
                 except captions.CaptionError as error:

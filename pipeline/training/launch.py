@@ -2,8 +2,11 @@
 
 import contextlib
 import ctypes
+import errno
+import ipaddress
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +21,12 @@ from pipeline.stage import PROJECT, StageError
 _PR_SET_PDEATHSIG = 1
 _SHOWN = 25  # lines of a failed rank's log that the error shows
 _MASTER_WAIT = 600  # seconds that the processes of a run wait for each other
+_PORT_WAIT = 20  # seconds
+_REASONS = {
+    errno.EADDRINUSE: "another process has this port",
+    errno.EADDRNOTAVAIL: "it is no address of this computer (`ip address` lists them)",
+    errno.EACCES: "a port below 1024 is root's",
+}
 _UNDER_LOCK = "TRAIN_UNDER_LOCK"  # set for ranks whose launcher has the training's lock
 
 
@@ -75,6 +84,38 @@ def _job(device: Device) -> str:
     return os.environ.get("PMIX_NAMESPACE") or os.environ.get("RANK_TABLE_FILE") or ""
 
 
+def check_master(device: Device) -> None:
+    """Raises StageError when the ranks could not find each other at device.master, and would wait until they give up."""
+    host, _, port = device.master.rpartition(":")
+    found = f"device.master is {device.master}"
+    wanted = "wanted an address of node 0 that all nodes can reach, or a name of it, and a free port: 10.0.0.1:8118"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:  # the latter for what is no host's name
+        raise StageError(f"{found}, and no address of {host} is known on this computer ({error}); {wanted}") from None
+    if device.nodes > 1 and ipaddress.ip_address(address[0]).is_loopback:
+        raise StageError(
+            f"{found}, and {host} means {address[0]} on this computer (/etc/hosts?), which no other can reach; {wanted}"
+        )
+    if device.node_rank == 0 and (reason := _cannot_listen(family, address)):
+        raise StageError(f"{found}, and node 0, which is this computer, cannot listen there: {reason}; {wanted}")
+
+
+def _cannot_listen(family: socket.AddressFamily, address: tuple) -> str | None:
+    """Why, or None. The processes of a run that was killed just now are given time to end."""
+    until = time.monotonic() + _PORT_WAIT
+    while True:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended keep no port
+            try:
+                probe.bind(address)
+                return None
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                    return _REASONS.get(error.errno, error.strerror)
+        time.sleep(0.2)
+
+
 def command(device: Device, script: list[str], logs: Path) -> list[str]:
     """msrun's command line for this node. `script` is a Python file and its arguments."""
     address, port = device.master.rsplit(":", 1)
@@ -97,7 +138,8 @@ def command(device: Device, script: list[str], logs: Path) -> list[str]:
 def start(device: Device, script: list[str], logs: Path) -> None:
     """Run `script` on all ranks of this node and wait; rank 0's progress is passed on. The ranks end with this process.
 
-    Raises StageError with the end of the failed rank's log."""
+    Raises StageError with the end of the failed rank's log, and for a device.master at which nodes cannot meet."""
+    check_master(device)
     if device.nodes > 1:  # they may share the folder
         logs = logs / f"node_{device.node_rank}"
     logs.mkdir(parents=True, exist_ok=True)

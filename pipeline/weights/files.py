@@ -13,7 +13,8 @@ from pipeline.weights.diffusers import FOLDER
 from pipeline.weights.tensor import Tensor
 
 Found = dict[str, Tensor]
-_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+_SHARD = re.compile(r"-\d+-of-(\d+)\.safetensors$")
+_INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$")
 _LONGEST_NAME = 255  # bytes that a file's name may have
 MAX_JSON = 100_000_000  # bytes of JSON; as the header of a safetensors file
 
@@ -39,11 +40,27 @@ def read_file(path: Path) -> Found:
             f"{path} does not exist; wanted a safetensors file, a MindSpore .ckpt or a diffusers folder (model.base, "
             f"model.vae){hint(path)}"
         )
+    if part := _part_of_sharded(path):
+        folder = path.absolute().parent
+        model = folder.parent if folder.name in FOLDER.values() else folder
+        raise StageError(f"{path} is {part}; give the folder, {model}, which DVC then watches as a whole")
     with open(path, "rb") as file:
         prefix = file.read(signature.LENGTH)
     if ckpt.begins(prefix) and not safetensors.begins(prefix):  # a header of 10 bytes begins as a .ckpt does
         return ckpt.read(path)
     return safetensors.read(path)
+
+
+def _part_of_sharded(path: Path) -> str | None:
+    """What a file is that is a part of sharded weights, by its name; None for all others."""
+    if _INDEX.search(path.name):
+        return "the index of sharded weights"
+    shard = _SHARD.search(path.name)
+    if not shard or int(shard[1]) == 1:
+        return None
+    has_index = bool(_indices(path.parent))
+    lacks = "" if has_index else ", whose index, *.safetensors.index.json, is not beside it: put it there"
+    return f"one of {int(shard[1])} shards{lacks}"
 
 
 def read_folder(folder: Path) -> Found:
