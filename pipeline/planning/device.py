@@ -58,7 +58,8 @@ def backward(run: Run) -> Parts:
 
 
 def update(run: Run) -> Parts:
-    """From the gradients of all parameters on. The orders are those of training/step.py and optimizer.py."""
+    """From the gradients of all parameters on, which stay until its end. The orders are those of training/step.py and
+    optimizer.py."""
     shapes = unet_shapes(run.config)
     gradients = memory.parameters(shapes, run.param_fp16)
     bucket = min(memory.in_float32(shapes), max(memory.BUCKET, max(4 * prod(shape) for shape in shapes.values())))
@@ -105,6 +106,12 @@ def room(run: Run) -> int:
 
 def fits(run: Run) -> bool:
     return needed(run) <= room(run)
+
+
+def relies_on_checkpointing(run: Run) -> bool:
+    """Whether a run fits only by what gradient checkpointing is counted to save: MindSpore's order of the kernels shows
+    it (benchmarks/memory.py), but no NPU has."""
+    return run.gradient_checkpointing and fits(run) and not fits(replace(run, gradient_checkpointing=False))
 
 
 def ways_to_fit(run: Run) -> list[str]:
