@@ -116,7 +116,7 @@ def test_plan_as_json(clone):
     assert found["fits"] and found["run"]["images"] == 100 and found["steps"] == 600 and found["hours"] is None
     assert start(clone, "preset", "sdxl-8x910b").returncode == 0
     found = as_json(clone, "plan", "--images", "100")
-    assert found["device_bytes"]["parameters"] == 2_567_463_684 * 4 and found["hours"]["best"] < found["hours"]["worst"]
+    assert found["stays_bytes"]["weights"] == 2_567_463_684 * 4 and found["hours"]["best"] < found["hours"]["worst"]
 
 
 def test_cache_as_json(clone):

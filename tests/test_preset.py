@@ -7,11 +7,13 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import doubts, hardware, params, plan, preset
+from pipeline import doubts, hardware, params, preset
 from pipeline.contradictions import side_multiple
 from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS
 from pipeline.params import ParamsError
+from pipeline.planning import device, duration
+from pipeline.planning.run import from_params
 from pipeline.training.rates import ema_decay, learning_rate
 from tests import stub_npus
 from tests.training_samples import ROOT
@@ -109,13 +111,15 @@ def test_every_stage_takes_a_preset_at_full_size(monkeypatch, tmp_path, name):
 @pytest.mark.parametrize("name", preset.PRESETS)
 @pytest.mark.parametrize("images", [100, 100_000])
 def test_a_preset_fits(name, images):
-    run = plan.from_params(loaded(preset.write(name, None).text), images)
-    assert plan.fits(run), plan.device_bytes(run)
-    assert plan.steps(run) == loaded(preset.write(name, None).text).train.steps
+    found = loaded(preset.write(name, None).text)
+    run = from_params(found, images)
+    assert device.fits(run), device.device_bytes(run)
+    assert duration.steps(run) == found.train.steps
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", SDXL)
-def test_the_unet_of_a_preset_is_made_at_full_size(monkeypatch, device, name):
+def test_the_unet_of_a_preset_is_made_at_full_size(name):
     """Its parameters only: no value of the 10 GB is."""
     from mindspore.nn.utils import no_init_parameters
     from pipeline.device import Device

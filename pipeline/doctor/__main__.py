@@ -6,15 +6,16 @@ ok: good; look: the run can start, but look at it; BAD: it cannot start; -: not 
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 
-from pipeline import cli, params, plan
+from pipeline import cli, npu, params, plan
 from pipeline.doctor import disks, inputs, machine
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, SKIPPED, Finding, look
 from pipeline.doctor.rehearsal import STEPS, rehearse
 from pipeline.doubts import doubts
+from pipeline.planning.run import Run, count_index, from_params
 
 _IMAGES = 1000  # taken where nothing is indexed yet
 
@@ -56,7 +57,7 @@ def _examine(no_training: bool) -> Iterator[Finding]:
     yield from device
     yield from look("memory", machine.memory, found, run)
     links = look("links", disks.links)
-    yield from look("disk", disks.disk, found, run, all(finding.state == GOOD for finding in links))
+    yield from look("disk", disks.disk, run, all(finding.state == GOOD for finding in links))
     yield from links
     for name, check in (("weights", inputs.weights), ("tokenizer", inputs.tokenizer), ("data", inputs.data)):
         yield from look(name, check, found)
@@ -75,13 +76,15 @@ def _settings() -> list[Finding]:
     return said or [Finding("settings", GOOD, f"params.yaml: {found.model.config}, no contradictions")]
 
 
-def _planned(found: params.Params) -> plan.Run:
-    """By the pictures that are indexed, or by some."""
+def _planned(found: params.Params) -> Run:
+    """By the pictures that are indexed, or by some, on the device that the stages would find."""
     try:
-        counted = plan.count_index(plan.INDEX)
+        counted = count_index(plan.INDEX)
     except (OSError, pa.ArrowException):
         counted = (_IMAGES, None)
-    return plan.from_params(found, max(counted[0], 1), counted[1])
+    run = from_params(found, max(counted[0], 1), counted[1])
+    on_cpu = found.device.target == "CPU" or (found.device.target == "auto" and not npu.files())
+    return replace(run, target="CPU") if on_cpu else run
 
 
 def _train(found: params.Params) -> Finding:

@@ -3,22 +3,21 @@
 import ctypes
 import os
 import tempfile
-from math import prod
 from pathlib import Path
 
 import psutil
 from dvc.config import Config, ConfigError
 
-from pipeline import plan, store
+from pipeline import store
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
-from pipeline.models.config import CONFIGS
-from pipeline.params import Params
+from pipeline.planning import disk as planned
+from pipeline.planning.run import Run
 from pipeline.recorded import PROJECT
-from pipeline.weights import layout
-from pipeline.weights.names import part_of
 
 GB = 10**9
 _FICLONE = 0x40049409
+_GRAPHS = "graphs (assumed)"
+_IN_STORE = ("states", _GRAPHS)  # and nowhere else
 _LASTING = ("latents", "text", "convert")  # outs that are not made anew when they are there
 _LINKLESS = {"vfat", "exfat", "msdos", "fuseblk", "9p", "cifs", "smb3"}  # kinds of disks that have no hard links
 
@@ -91,9 +90,9 @@ def _mount(folder: Path) -> tuple[str, str]:
     return found, mounts.get(found, "")
 
 
-def disk(params: Params, run: plan.Run, linked: bool) -> list[Finding]:
+def disk(run: Run, linked: bool) -> list[Finding]:
     """Free space of each disk against what the run will put there, beside what is there already."""
-    parts = needs(params, run)
+    parts = needs(run)
     there = sum(store.size(Path("outs") / name) for name in _LASTING if (Path("outs") / name).exists())
     wanted: dict[str, int] = {}
     folders = places()
@@ -102,8 +101,7 @@ def disk(params: Params, run: plan.Run, linked: bool) -> list[Finding]:
         if linked:  # one copy, wherever it is
             wanted[mount] = sum(parts.values())
         else:
-            kept = ("state of training", "graphs")  # in the store alone
-            own = [value for name, value in parts.items() if place == "store" or name not in kept]
+            own = [size for name, size in parts.items() if place == "store" or not name.startswith(_IN_STORE)]
             wanted[mount] = wanted.get(mount, 0) + sum(own)
     listed = ", ".join(f"{name} {value / GB:.1f}" for name, value in parts.items() if value >= GB / 10)
     findings = []
@@ -123,23 +121,6 @@ def disk(params: Params, run: plan.Run, linked: bool) -> list[Finding]:
     return findings
 
 
-def needs(params: Params, run: plan.Run) -> dict[str, int]:
+def needs(run: Run) -> dict[str, int]:
     """Bytes that a run of these settings puts on disks, by what they are."""
-    unet = sum(_sizes(run.config, "unet")) * 4
-    whole = sum(_sizes(run.config))
-    moments = unet * 2 if run.optimizer == "adamw" else 0
-    width = 4 if params.merge.dtype == "float32" else 2
-    return {
-        "caches": plan.cache_bytes(run),
-        "converted weights": whole * 2,  # a base in float16
-        "trained weights": unet * (2 if run.ema else 1),
-        "merged weights": 2 * whole * width,
-        # one more while it is written
-        "state of training": (params.train.checkpoints_total_limit + 1) * (unet * (2 if run.ema else 1) + moments),
-        "graphs": 2 * GB if run.config == "sdxl-base" else GB // 50,
-    }
-
-
-def _sizes(config: str, part: str | None = None) -> list[int]:
-    shapes = layout.shapes(CONFIGS[config]).items()
-    return [prod(shape) for name, shape in shapes if part is None or part_of(name) == part]
+    return planned.disk_bytes(run) | {_GRAPHS: 2 * GB if run.config == "sdxl-base" else GB // 50}

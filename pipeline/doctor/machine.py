@@ -12,9 +12,11 @@ from pathlib import Path
 import psutil
 from packaging.specifiers import SpecifierSet
 
-from pipeline import hardware, npu, plan
+from pipeline import hardware, npu
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.params import Params
+from pipeline.planning import device as device_memory
+from pipeline.planning.run import Run
 from pipeline.recorded import PROJECT
 
 GB = 10**9
@@ -91,16 +93,15 @@ def _cpu() -> str:
     return f"{os.cpu_count()} cores, no NPU"
 
 
-def memory(params: Params, run: plan.Run) -> Finding:
+def memory(params: Params, run: Run) -> Finding:
     """What the planner counts for training, against a card or this computer's free memory."""
-    wanted = sum(plan.device_bytes(run).values())
-    if params.device.target == "Ascend" or (params.device.target == "auto" and npu.files()):
-        card = plan.CARD - plan.RESERVED
+    wanted = device_memory.needed(run)
+    ways = "; ".join(device_memory.ways_to_fit(run)) or "take a lower index.resolution"
+    if run.target == "Ascend":
         found = f"training takes {wanted / GB:.1f} GB of each NPU, by the planner"
-        if plan.fits(run):
-            return Finding("memory", GOOD, f"{found}, of {plan.CARD // GB}")
-        ways = "; ".join(plan.ways_to_fit(run)) or "take a lower index.resolution"
-        return Finding("memory", BAD, found, f"{card / GB:.0f} GB at most", f"Would fit with {ways}")
+        if device_memory.fits(run):
+            return Finding("memory", GOOD, f"{found}, of {device_memory.CARD // GB}")
+        return Finding("memory", BAD, found, f"{device_memory.room(run) / GB:.0f} GB at most", f"Would fit with {ways}")
     wanted *= params.device.workers
     found = f"{_free_memory() / GB:.1f} GB are free and training takes {wanted / GB:.1f}, by the planner"
     if wanted <= _free_memory():
