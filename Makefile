@@ -1,4 +1,5 @@
 # `make repro` sets up everything and runs the pipeline; `make test` sets up everything and runs the tests.
+# `make preset NAME=sdxl-8x910b` writes params.yaml for a model and a machine; `make doctor` says whether a run can start.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(CURDIR)/.venv/bin
 
@@ -8,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 # What CANN wants of Python is installed where there is an NPU, and with `make repro NPU=1`.
 NPU ?= $(wildcard /dev/davinci[0-9]*)
 
-.PHONY: repro test requirements
+.PHONY: repro test preset doctor requirements
 
 repro: .venv/.run $(if $(NPU),.venv/.npu)
 	dvc repro
@@ -16,6 +17,12 @@ repro: .venv/.run $(if $(NPU),.venv/.npu)
 # In two processes, each file of tests in one: most of the time is graphs' compilation, which takes one core.
 test: .venv/.test
 	python -m pytest -n 2 --dist loadfile tests
+
+preset: .venv/.run
+	@python -m pipeline preset $(NAME)
+
+doctor: .venv/.run $(if $(NPU),.venv/.npu)
+	@python -m pipeline doctor
 
 .venv/.run: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

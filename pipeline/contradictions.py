@@ -13,9 +13,10 @@ from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS, SDXLConfig
 
 if TYPE_CHECKING:
-    from pipeline.params import Device, Diffusion, Index, Params, Train
+    from pipeline.params import Diffusion, Index, Params, Train
 
 OUTS = "outs"
+PRESET = "`make preset NAME=...` sets all that goes with model.config: sdxl-1x910b, sdxl-8x910b, sdxl-16x910b, tiny"
 
 
 class Demand(NamedTuple):
@@ -59,13 +60,14 @@ def contradictions(params: "Params") -> Iterator[tuple[str, str]]:
         for key, found, what, wanted in of_ascend(params):
             yield key, f"{what} runs on Ascend only and device.target is CPU; wanted {wanted}, found {found}"
     yield from _paths(params)
+    yield from _of_the_other_model(params)
     yield from _device(params)
     yield from _index(params.index, config)
     if params.cache_latents.crops > 1 and params.cache_latents.crop == "center":
         found = params.cache_latents.crops
         yield "cache_latents.crops", f"above 1 needs crop random: a picture has one center; found {found}"
     yield from _diffusion(params.diffusion)
-    yield from _train(params.train, params.device)
+    yield from _train(params.train, peak_rate(params))
     if params.merge.weights == "ema" and not params.train.ema:
         yield "merge.weights", "ema needs train.ema true, or no average is kept; wanted raw"
     yield from _sample(params, config)
@@ -87,6 +89,35 @@ def _paths(params: "Params") -> Iterator[tuple[str, str]]:
             yield key, f"{value} is an out of the stages, which would depend on themselves; copy it out of {OUTS}/"
         elif outs.is_relative_to(path):
             yield key, f"{value} holds {OUTS}/, so the stages would depend on themselves; wanted a folder of its own"
+
+
+def peak_rate(params: "Params") -> float:
+    """The learning rate after warm-up."""
+    train, device = params.train, params.device
+    samples = train.batch_size * train.gradient_accumulation_steps * device.workers * device.nodes
+    return train.learning_rate * (samples if train.scale_lr else 1)
+
+
+def _of_the_other_model(params: "Params") -> Iterator[tuple[str, str]]:
+    """What can only be left over from another model.config; what is merely unusual is in pipeline/doubts.py."""
+    resolution, rate = params.index.resolution, peak_rate(params)
+    batch = params.train.batch_size
+    if params.model.config == "tiny":
+        if resolution > 512:
+            yield "index.resolution", f"{resolution} is SDXL's, and the tiny model was trained at 64; {PRESET}"
+        return
+    if rate >= 5e-4:
+        yield (
+            "train.learning_rate",
+            f"{rate:g} ruins SDXL within a few steps, it is the tiny model's; wanted 4e-7 to 1e-5; {PRESET}",
+        )
+    if resolution < 256:
+        yield "index.resolution", f"{resolution} is the tiny model's, and SDXL was trained at 1024; {PRESET}"
+    elif batch * (resolution / 1024) ** 2 > 64:
+        yield "train.batch_size", f"{batch} pictures of {resolution}² at once fit no device with SDXL; {PRESET}"
+    for key in ("width", "height"):
+        if (side := getattr(params.sample, key)) < 256:
+            yield f"sample.{key}", f"{side} is the tiny model's, and SDXL draws 1024 pixels a side; {PRESET}"
 
 
 def _device(params: "Params") -> Iterator[tuple[str, str]]:
@@ -174,14 +205,12 @@ def _diffusion(diffusion: "Diffusion") -> Iterator[tuple[str, str]]:
         )
 
 
-def _train(train: "Train", device: "Device") -> Iterator[tuple[str, str]]:
+def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
     if (train.steps is None) == (train.epochs is None):
         found = f"{train.steps} and {train.epochs}"
         yield "train.steps", f"give one of steps and epochs and set the other to null, found {found}"
     elif train.steps is not None and (fault := warm_up_fault(train, train.steps)):
         yield "train.lr_warmup_steps", fault
-    samples = train.batch_size * train.gradient_accumulation_steps * device.workers * device.nodes
-    peak = train.learning_rate * (samples if train.scale_lr else 1)
     if train.weight_decay * peak >= 1:
         yield (
             "train.weight_decay",

@@ -1,253 +1,178 @@
-"""`python -m pipeline.plan`: what a training run will take, before it is started: memory per device, cache, steps,
-hours.
+"""Say what a training run will take, before it is started: memory of a device and of its host, disk, steps, hours.
 
 Takes params.yaml as it stands, and the pictures and captions that outs/index lists; the options replace single numbers
-of them. Bytes of parameters, gradients and optimizer are
-exact, activations are estimated, and hours come from published step times of SDXL on Ascend 910B."""
+of them. What is exact, counted, published or assumed is said beside each number. Ends with exit code 1 when the run does
+not fit a device."""
 
 import argparse
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import ceil
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
+from pipeline import cli, store
 from pipeline.contradictions import side_multiple
 from pipeline.models.config import CONFIGS
-from pipeline.params import Params, ParamsError, load
-from pipeline.training import memory
-from pipeline.weights import layout
-from pipeline.weights.names import PREFIX, to_mindspore
+from pipeline.params import load
+from pipeline.planning import device, disk, duration, host
+from pipeline.planning.device import CARD, GB, MARGIN, RESERVED, Parts
+from pipeline.planning.run import Run, count_index, from_params
 
 INDEX = Path("outs/index")
-GB = 10**9
-CARD = 64 * GB
-# Part of a card that the system, the collectives' buffers and fragmentation take.
-RESERVED = 5 * GB
-# MindONE's tables, 8 cards, 1024 x 1024: (batch per card, seconds per step at best, at worst) over MindSpore 2.2.10 and
-# 2.3.1, with and without flash attention, cache and sink.
-PUBLISHED = ((1, 0.53, 1.10), (4, 1.07, None), (6, 2.15, 2.70))
 
 
-@dataclass(frozen=True)
-class Run:
-    config: str
-    images: int
-    resolution: int
-    devices: int
-    batch_size: int
-    accumulation: int
-    steps: int | None
-    epochs: int | None
-    precision: str
-    param_fp16: bool
-    optimizer: str
-    shard_optimizer: bool
-    ema: bool
-    gradient_checkpointing: bool
-    attention: str
-    latent_channels: int
-    chunks: int
-    captions: int | None = None  # distinct ones; None: as many as pictures
-    rows_per_picture: int = 1  # of the latents' cache: mirrored, cropped
-    validation_share: float = 0.0
+def report(run: Run, place: disk.Place | None = None) -> str:
+    """`place`: the disk that the run will write to, None where that is not known."""
+    title = f"{run.config}, {run.devices} device(s) ({run.target}), batch {run.batch_size} on each"
+    title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
+    title += f", {run.resolution} x {run.resolution}, {run.precision}"
+    groups = [[title], _memory(run), _host(run), _disk(run, place), _time(run, place)]
+    return "\n\n".join("\n".join(lines) for lines in groups)
 
 
-def unet_shapes(config: str) -> memory.Shapes:
-    """The UNet's parameters under MindSpore's names."""
-    prefix = PREFIX["unet"]
-    return {
-        to_mindspore(name): shape for name, shape in layout.shapes(CONFIGS[config]).items() if name.startswith(prefix)
-    }
+def _table(parts: Parts, indent: str = "  ") -> list[str]:
+    return [f"{indent}{name:58} {size / GB:9.3f} GB  ({size:,} bytes)" for name, size in parts.items()]
 
 
-def device_bytes(run: Run) -> dict[str, int]:
-    """What each device holds."""
-    config, shapes = CONFIGS[run.config], unet_shapes(run.config)
-    side = run.resolution // config.vae.factor
-    parts = {
-        "parameters": memory.parameters(shapes, run.param_fp16),
-        "gradients": memory.gradients(shapes, run.param_fp16, run.accumulation),
-        "optimizer": memory.optimizer(shapes, run.optimizer, run.devices if run.shard_optimizer else 1),
-    }
-    if run.precision != "float32" and not run.param_fp16:
-        parts["half-precision copies of the weights"] = memory.parameters(shapes, param_fp16=True)
-    if run.ema:
-        parts["EMA"] = memory.ema(shapes)
-    parts["activations (estimated)"] = memory.activations(
-        config.unet,
-        run.batch_size,
-        side,
-        side,
-        run.precision,
-        run.attention,
-        run.gradient_checkpointing,
-        77 * run.chunks,
-    )
-    return parts
-
-
-def cache_bytes(run: Run) -> int:
-    """Both caches, all pictures in a square bucket."""
-    config = CONFIGS[run.config]
-    side = run.resolution // config.vae.factor
-    latent = run.latent_channels * side * side * 2
-    text = 77 * run.chunks * config.unet.context_dim * 2 + config.clip_g.projection_dim * 4
-    captions = run.images if run.captions is None else run.captions
-    return run.images * run.rows_per_picture * latent + captions * text
-
-
-def steps(run: Run) -> int:
-    """Of an epoch all pictures but those held out, as if they were all of one bucket."""
-    pictures = max(1, round(run.images * (1 - run.validation_share)))
-    return run.steps or run.epochs * ceil(pictures / (run.batch_size * run.accumulation * run.devices))
-
-
-def hours(run: Run) -> tuple[float, float] | None:
-    """At best and at worst, by the published step time whose batch is nearest, scaled to this run's batch, accumulation
-    and resolution; None for what nothing was published of."""
-    if run.config != "sdxl-base":
-        return None
-    batch, best, worst = min(PUBLISHED, key=lambda row: abs(row[0] - run.batch_size))
-    # where one number is published, the spread of the nearest batch with two
-    worst = worst or best * PUBLISHED[0][2] / PUBLISHED[0][1]
-    factor = steps(run) * run.accumulation * run.batch_size / batch * (run.resolution / 1024) ** 2 / 3600
-    return best * factor, worst * factor
-
-
-def ways_to_fit(run: Run) -> list[str]:
-    """Single settings, and then all of them together, with which the run fits a card."""
-    changes = {"train.gradient_checkpointing: true": {"gradient_checkpointing": True}}
-    if run.attention == "plain":
-        changes["device.attention: tiled"] = {"attention": "tiled"}
-    if run.precision == "float32":
-        changes["train.precision: bfloat16"] = {"precision": "bfloat16"}
-    if run.devices > 1 and run.optimizer == "adamw":
-        changes["train.shard_optimizer: true"] = {"shard_optimizer": True}
-    if run.optimizer == "adamw":
-        changes["train.optimizer: adafactor"] = {"optimizer": "adafactor", "shard_optimizer": False}
-    if run.batch_size > 1:
-        changes[f"train.batch_size: 1 with gradient_accumulation_steps: {run.batch_size * run.accumulation}"] = {
-            "batch_size": 1, "accumulation": run.batch_size * run.accumulation,
-        }  # fmt: skip
-    if run.ema:
-        changes["train.ema: false"] = {"ema": False}
-    found = [name for name, change in changes.items() if fits(replace(run, **change))]
-    if found:
-        return found
-    for name, change in changes.items():
-        run = replace(run, **change)
-        found.append(name)
-        if fits(run):
-            return [" and ".join(found)]
-    return []
-
-
-def fits(run: Run) -> bool:
-    return sum(device_bytes(run).values()) <= CARD - RESERVED
-
-
-def count_index(folder: Path) -> tuple[int, int]:
-    """(pictures that are used, captions) that the index lists, each content once. Raises OSError, pa.ArrowException."""
-    images = pq.read_table(folder / "images.parquet", columns=["image", "rejected"])
-    captions = pq.read_table(folder / "captions.parquet", columns=["caption"])
-    used = images.filter(pc.is_null(images["rejected"]))
-    return pc.count_distinct(used["image"]).as_py(), pc.count_distinct(captions["caption"]).as_py() + 1  # the empty one
-
-
-def from_params(params: Params, images: int, captions: int | None = None) -> Run:
-    train, device, latents = params.train, params.device, params.cache_latents
-    return Run(
-        config=params.model.config,
-        images=images,
-        resolution=params.index.resolution,
-        devices=device.workers * device.nodes,
-        batch_size=train.batch_size,
-        accumulation=train.gradient_accumulation_steps,
-        steps=train.steps,
-        epochs=train.epochs,
-        precision=train.precision,
-        param_fp16=train.param_fp16,
-        optimizer=train.optimizer,
-        shard_optimizer=train.optimizer == "adamw" if train.shard_optimizer == "auto" else train.shard_optimizer,
-        ema=train.ema,
-        gradient_checkpointing=train.gradient_checkpointing,
-        attention="plain" if device.attention == "plain" else "tiled",
-        latent_channels=8 if latents.store == "moments" else 4,
-        chunks=params.cache_text.chunks,
-        captions=captions,
-        rows_per_picture=(latents.crops if latents.crop == "random" else 1) * (2 if latents.flip else 1),
-        validation_share=train.validation_share,
-    )
-
-
-def report(run: Run) -> str:
-    parts = device_bytes(run)
-    total = sum(parts.values())
-    lines = [
-        f"{run.config}, {run.devices} device(s), batch {run.batch_size} on each, {run.resolution} x {run.resolution}",
-        "",
-        "On each device:",
+def _memory(run: Run) -> list[str]:
+    backward, update, form = device.backward(run), device.update(run), "a CPU's" if run.target == "CPU" else "an NPU's"
+    steady, most = sum(device.stays(run).values()), sum(device.device_bytes(run).values())
+    lines = ["Memory of each device", "  stays from step to step (exact):", *_table(device.stays(run), "    ")]
+    lines += [f"  the backward pass beside it, at its fullest (counted by layer, in {form} form):"]
+    lines += _table(backward, "    ")
+    lines += ["  or the update (all gradients exact, temporaries in the order of its graph):", *_table(update, "    ")]
+    lines += [
+        *_table({"together: backward pass": steady + sum(backward.values())}),
+        *_table({"together: update": steady + sum(update.values())}),
+        *_table({"the larger": most, f"with {MARGIN:.0%} more of what is counted": device.needed(run)}),
     ]
-    lines += [f"  {name:40} {value / GB:10.3f} GB  ({value:,} bytes)" for name, value in parts.items()]
-    lines += [f"  {'together':40} {total / GB:10.3f} GB"]
-    lines += ["  (activations are counted from below, not measured on an NPU: leave room, try a few steps first)", ""]
-    of = f"{run.images:,} pictures" + ("" if run.captions is None else f" and {run.captions:,} captions")
-    lines += [f"Caches of {of}: {cache_bytes(run) / GB:.2f} GB", f"Steps: {steps(run):,}"]
-    spread = hours(run)
-    if spread:
-        lines.append(f"Hours on Ascend 910B, by published step times: {spread[0]:.1f} to {spread[1]:.1f}")
-    else:
-        lines.append("Hours: no step times were published for this configuration")
-    if fits(run):
-        lines.append(f"Fits a card of {CARD // GB} GB, of which {RESERVED // GB} GB are left to the system.")
-    else:
-        ways = ways_to_fit(run)
-        lines.append(f"Does NOT fit a card of {CARD // GB} GB, of which {RESERVED // GB} GB are left to the system.")
-        lines += [f"  would fit with {way}" for way in ways] or [
-            "  and no setting makes it fit: take a lower index.resolution"
+    if run.target == "Ascend":
+        lines += [
+            f"  Counts were compared with a CPU's memory (README, Measured), to {MARGIN:.0%}. An NPU has other forms:",
+            "  flash attention, the fused AdamW, norms in float32 of half inputs, one kernel for GELU. Not run on one;",
+            "  its kernels' workspaces and fragmentation are not known, and have a part of",
+            f"  the {RESERVED // GB} GB that are left to the system.",
         ]
-    return "\n".join(lines)
+    room = f"a card of {CARD // GB} GB, of which {RESERVED // GB} GB are left to the system"
+    room = room if run.target == "Ascend" else f"this computer: {device.room(run) / GB:.1f} GB a process"
+    if device.relies_on_checkpointing(run):
+        plain = device.needed(replace(run, gradient_checkpointing=False))
+        return [
+            *lines,
+            f"  MAY fit {room}:",
+            "    only by what gradient checkpointing is counted to save. MindSpore's order of kernels has it so, no NPU has",
+            f"    shown it; without it {plain / GB:.1f} GB. Published for 64 GB and 1024 x 1024: MindONE, without it, batch 4",
+            "    ran and 6 was out of memory (MindSpore 2.3.1). Try a few steps first.",
+        ]
+    if device.fits(run):
+        return [*lines, f"  Fits {room}."]
+    ways = [f"    by the count would fit with {way}" for way in device.ways_to_fit(run)]
+    ways = ways or ["    and no setting makes it fit: take a lower index.resolution"]
+    return [*lines, f"  Does NOT fit {room}.", *ways]
+
+
+def _host(run: Run) -> list[str]:
+    parts = host.host_bytes(run)
+    return ["Memory of each node's host (estimated)", *_table(parts), *_table({"together": sum(parts.values())})]
+
+
+def _disk(run: Run, place: disk.Place | None) -> list[str]:
+    parts = disk.disk_bytes(run)
+    total = sum(parts.values())
+    of = f"{run.images:,} pictures" + ("" if run.captions is None else f" and {run.captions:,} captions")
+    latents, text = disk.cache_parts(run)
+    lines = [
+        f"Disk, for {of}",
+        f"  a picture takes {latents:,} bytes of latents, a caption {text:,} of text",
+        *_table(parts),
+        *_table({"together": total}),
+    ]
+    if place is None:
+        return lines
+    lines += _table({"there already": place.used, "free": place.free})
+    if total - place.used > place.free:
+        lines.append(f"  Does NOT fit this disk: {(total - place.used - place.free) / GB:.1f} GB are missing.")
+    return lines
+
+
+def _time(run: Run, place: disk.Place | None) -> list[str]:
+    lines = ["Time", f"  Steps: {duration.steps(run):,}"]
+    spread, launches = duration.hours(run), duration.launches(run)
+    if spread:
+        lines += [
+            f"  Hours on Ascend 910B, by published step times: {spread[0]:.1f} to {spread[1]:.1f}",
+            "    MindONE's, 0.53 s a step at best (8 cards, batch 1 each): MindSpore 2.3.1 with jit level O2, which 2.10",
+            "    no longer has. They are not of this program.",
+        ]
+    else:
+        lines.append("  Hours: no step times were published for this configuration")
+    if launches:
+        low, high = (duration.steps(run) * seconds / 3600 for seconds in launches)
+        lines += [
+            f"  With O0 the host's launches alone: {launches[0]:.2f} to {launches[1]:.2f} s a step, {low:.1f} to {high:.1f} hours",
+            f"    some {duration.kernels(run):,} kernels a step (estimated from counts of smaller graphs) at "
+            f"{1e6 * duration.LAUNCH[0]:.0f} to {1e6 * duration.LAUNCH[1]:.0f} µs (assumed).",
+            "    O1 fuses kernels: how many are left is not known.",
+        ]
+    lines.append(
+        "  Compilation: not measured on an NPU (MindONE's tables: 30 to 38 minutes a graph, with MindSpore 2.2 and 2.3.1)"
+    )
+    size = disk.state_bytes(run)
+    took = "not measured" if place is None else f"{size / place.speed:.1f} s at the {place.speed / GB:.2f} GB/s of this disk"
+    lines.append(f"  Writing a state of {size / GB:.3f} GB, every {run.checkpointing_steps} steps: {took}")
+    return lines
+
+
+def as_json(run: Run, place: disk.Place) -> dict:
+    """What `report` says, in bytes and hours."""
+    spread = duration.hours(run)
+    return {
+        "run": asdict(run),
+        "stays_bytes": device.stays(run),
+        "backward_bytes": device.backward(run),
+        "update_bytes": device.update(run),
+        "needed_bytes": device.needed(run),
+        "room_bytes": device.room(run),
+        "fits": device.fits(run),
+        "ways_to_fit": [] if device.fits(run) else device.ways_to_fit(run),
+        "host_bytes": host.host_bytes(run),
+        "disk_bytes": disk.disk_bytes(run),
+        "disk": {"free_bytes": place.free, "used_bytes": place.used},
+        "steps": duration.steps(run),
+        "hours": spread and {"best": spread[0], "worst": spread[1]},
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = cli.parser("plan", __doc__)
+    made.add_argument(
+        "--images", type=cli.positive, help=f"pictures, one caption each; default: what {INDEX} has (`dvc repro index`)"
     )
-    parser.add_argument(
-        "--images", type=_positive, help=f"pictures, one caption each; default: what {INDEX} has (`dvc repro index`)"
-    )
-    parser.add_argument("--config", choices=sorted(CONFIGS), help="model.config")
-    parser.add_argument("--devices", type=_positive, help="device.workers times device.nodes")
-    parser.add_argument("--batch-size", type=_positive, help="train.batch_size, of each device")
-    parser.add_argument("--resolution", type=_positive, help="index.resolution")
-    parser.add_argument("--steps", type=_positive, help="train.steps, in place of train.epochs")
-    parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
-    given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    try:
-        params = load()
-        images, captions = (given.pop("images"), None) if "images" in given else _counted(parser.error)
-    except (ParamsError, OSError, pa.ArrowException) as error:
-        sys.exit(f"{parser.prog}: {error}")
+    made.add_argument("--config", choices=sorted(CONFIGS), help="model.config")
+    made.add_argument("--devices", type=cli.positive, help="device.workers times device.nodes")
+    made.add_argument("--batch-size", type=cli.positive, help="train.batch_size, of each device")
+    made.add_argument("--resolution", type=cli.positive, help="index.resolution")
+    made.add_argument("--steps", type=cli.positive, help="train.steps, in place of train.epochs")
+    made.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
+    cli.add_json(made)
+    cli.run(made, lambda given: _run(given, made.error), arguments)
+
+
+def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    json = given.pop("json")
+    params = load()
+    images, captions = (given.pop("images"), None) if "images" in given else _counted(refuse)
+    place = disk.look(store.root(), Path("outs"))
     if "steps" in given:
         given["epochs"] = None
     run = replace(from_params(params, images, captions), **given)
     multiple = side_multiple(CONFIGS[run.config])
     if run.resolution % multiple:
-        parser.error(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
+        refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
     if run.param_fp16 and run.precision != "float16":
-        parser.error(f"--precision {run.precision} contradicts train.param_fp16 true in params.yaml")
-    print(report(run))
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**12):
-        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, found {text!r}")
-    return int(text)
+        refuse(f"--precision {run.precision} contradicts train.param_fp16 true in params.yaml")
+    cli.print_json(as_json(run, place)) if json else print(report(run, place))
+    return 0 if device.fits(run) else 1
 
 
 def _counted(refuse: Callable[[str], None]) -> tuple[int, int]:

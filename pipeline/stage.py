@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import recorded
+from pipeline.doubts import doubts
 from pipeline.params import Params, ParamsError, load
 from pipeline.recorded import PROJECT as PROJECT
 
@@ -68,6 +69,9 @@ def run(main: Callable[[Params], None]) -> None:
     try:
         params = load()
         before = recorded.take(name, params)
+        for key, doubt in doubts(params):
+            if key in before.params:  # each is said by the stages that it concerns
+                print(f"{name}.py: {key}: {doubt}", file=sys.stderr, flush=True)
         recorded.settle(before)
         main(params)
     except (StageError, ParamsError, OSError, MemoryError, RuntimeError) as error:

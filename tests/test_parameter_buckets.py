@@ -29,7 +29,7 @@ def test_a_bucket_holds_up_to_its_bytes_and_count_and_one_kind(monkeypatch):
 def test_sdxls_gradients_are_some_fifty_buffers():
     from types import SimpleNamespace
 
-    from pipeline.plan import unet_shapes
+    from pipeline.planning.run import unet_shapes
     from pipeline.training.memory import sharded
 
     shapes = sorted(unet_shapes("sdxl-base").values(), key=lambda shape: not sharded(shape, 8))

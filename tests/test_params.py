@@ -59,7 +59,7 @@ SCALARS = {
 
 @pytest.mark.parametrize("text", SCALARS)
 def test_a_scalar_is_read_as_yaml_1_2_has_it_and_as_dvc_does(text):
-    found = params._parse(f"a: {text}\n", "params.yaml")
+    found = params.parse(f"a: {text}\n", "params.yaml")
     assert found == {"a": SCALARS[text]} == parse_yaml(f"a: {text}\n", "params.yaml")
     assert type(found["a"]) is type(SCALARS[text])
 

@@ -152,7 +152,8 @@ def test_train_says_so_before_mindspore_is_imported(workspace, tmp_path, monkeyp
     [
         ({"cache_text.precision": "bfloat16"}, "cache_text.precision: bfloat16 needs an Ascend NPU"),
         (
-            {"model.config": "sdxl-base"},
+            {"model.config": "sdxl-base", "train.learning_rate": 1e-5, "index.resolution": 1024}
+            | {"sample.width": 1024, "sample.height": 1024},
             "vocab.json has 1024 tokens and the text encoders of model.config sdxl-base know",
         ),
     ],

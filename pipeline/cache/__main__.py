@@ -1,14 +1,15 @@
-"""python -m pipeline.cache ls | verify | show | gc: look at the caches in outs/ and at the store."""
+"""Look at the caches in outs/ and at the store; remove what is not needed."""
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import leftovers, store
+from pipeline import cli, leftovers, store
 from pipeline.cache import shards, shelf, verify
 from pipeline.cache.collect import collect
-from pipeline.stage import StageError, explained
+from pipeline.stage import StageError
 
 OUTS = {"latents": Path("outs/latents"), "text": Path("outs/text")}
 IMAGES = Path("outs/index/images.parquet")
@@ -16,64 +17,82 @@ VAE = Path("outs/convert/vae.ckpt")
 DVC_CACHE = Path(".dvc/cache")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.cache", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("ls", help="what is in the outs and in the store, with sizes and settings")
-    command.set_defaults(run=lambda _: list_caches())
-    command = commands.add_parser("verify", help="check every byte; exit code 1 when a file is damaged")
+def main(arguments: list[str] | None = None) -> None:
+    made = cli.parser("cache", __doc__)
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    command = cli.subcommand(commands, "ls", "what is in the outs and in the store, with sizes and settings")
+    cli.add_json(command)
+    command.set_defaults(run=lambda args: list_caches(args.json))
+    command = cli.subcommand(commands, "verify", "check every byte; exit code 1 when a file is damaged")
     command.add_argument("folders", nargs="*", type=Path, help="default: the outs and the store")
     command.add_argument(
         "--remove", action="store_true", help="remove damaged files, so that `dvc repro` makes them again"
     )
     command.set_defaults(run=lambda args: check(args.folders, args.remove))
-    command = commands.add_parser("show", help="decode some latents beside their pictures")
-    command.add_argument("--count", type=_count(least=1), default=16)
+    command = cli.subcommand(commands, "show", "decode some latents beside their pictures")
+    command.add_argument("--count", type=cli.count(least=1), default=16, help="how many pairs (default 16)")
     command.add_argument("--out", type=Path, default=Path("dvc_plots/cache.png"))
-    command.set_defaults(run=lambda args: show(args.count, args.out))
-    command = commands.add_parser("gc", help="remove what neither the workspace nor the newest states need")
+    cli.add_json(command)
+    command.set_defaults(run=lambda args: show(args.count, args.out, args.json))
+    command = cli.subcommand(commands, "gc", "remove what neither the workspace nor the newest states need")
     command.add_argument(
         "--keep",
-        type=_count(least=0),
+        type=cli.count(least=0),
         default=3,
         help="how many to keep, the newest, of each cache's states beside the workspace's, of half-done trainings, of "
         "finished ones, and of compiled graphs (default 3); nothing goes that a process works on",
     )
     command.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     command.set_defaults(run=lambda args: collect_garbage(args.keep, args.dry_run))
-    args = parser.parse_args()
+    cli.run(made, _run, arguments)
+
+
+def _run(given: argparse.Namespace) -> None:
     try:
-        args.run(args)
-    except (StageError, ValueError, OSError) as error:
-        sys.exit(f"{parser.prog}: {explained(error)}")
+        given.run(given)
+    except ValueError as error:  # what a cache does not fit
+        raise StageError(str(error)) from error
 
 
-def list_caches() -> None:
+def list_caches(as_json: bool = False) -> None:
     """One line for each folder of shards, and below it what its rows were made with; then what else the store has."""
-    for kind, folder in _folders():
-        paths = sorted(folder.glob("[!.]*.parquet"))
-        rows = damaged = 0
-        made_with = set()
-        for path in paths:
-            try:
-                opened = shards.open_shard(path, kind)
-                rows += len(opened)
-                made_with.add(shards.canonical(opened.fingerprint))
-            except shards.ShardError:
-                damaged += 1
-        parts = sum(map(shelf.is_part, paths))
-        size = sum(path.stat().st_size for path in paths)
-        notes = [f"{parts} parts"] * bool(parts) + [f"{damaged} damaged"] * bool(damaged)
-        print(f"{folder}: {kind.name}, {rows:,} rows, {len(paths) - parts:,} shards, {_size(size)}", *notes, sep=", ")
-        print(*(f"    {text}" for text in sorted(made_with)), sep="\n")
-    states = list(shelf.states().glob("[!.]*.json"))
-    print(f"{len(states)} states in the store ({store.root()})")
+    caches = [_cache(kind, folder) for kind, folder in _folders()]
+    states = len(list(shelf.states().glob("[!.]*.json")))
     found = leftovers.find()
+    memos = [item.bytes for item in found if item.kind == "memo"]
+    if as_json:
+        others = [{**asdict(item), "path": str(item.path)} for item in found if item.kind != "memo"]
+        kept = {"path": str(store.root()), "states": states, "memos": len(memos), "memo_bytes": sum(memos)}
+        cli.print_json({"caches": caches, "store": kept | {"others": others}})
+        return
+    for one in caches:
+        notes = [f"{one[key]} {key}" for key in ("parts", "damaged") if one[key]]
+        size = f"{one['folder']}: {one['kind']}, {one['rows']:,} rows, {one['shards']:,} shards, {_size(one['bytes'])}"
+        print(size, *notes, sep=", ")
+        print(*(f"    {text}" for text in one["made_with"]), sep="\n")
+    print(f"{states} states in the store ({store.root()})")
     for item in found:
         if item.kind != "memo":
             print(_line(item))
-    memos = [item.bytes for item in found if item.kind == "memo"]
     print(f"{len(memos)} memos of pictures and files, {_size(sum(memos))}")
+
+
+def _cache(kind: shards.Kind, folder: Path) -> dict:
+    paths = sorted(folder.glob("[!.]*.parquet"))
+    rows = damaged = 0
+    made_with = set()
+    for path in paths:
+        try:
+            opened = shards.open_shard(path, kind)
+            rows += len(opened)
+            made_with.add(shards.canonical(opened.fingerprint))
+        except shards.ShardError:
+            damaged += 1
+    parts = sum(map(shelf.is_part, paths))
+    return {
+        "folder": str(folder), "kind": kind.name, "rows": rows, "shards": len(paths) - parts, "parts": parts,
+        "damaged": damaged, "bytes": sum(path.stat().st_size for path in paths), "made_with": sorted(made_with),
+    }  # fmt: skip
 
 
 def check(folders: list[Path], remove: bool) -> None:
@@ -101,7 +120,7 @@ def check(folders: list[Path], remove: bool) -> None:
         sys.exit(f"{advice}")
 
 
-def show(count: int, out: Path) -> None:
+def show(count: int, out: Path, as_json: bool = False) -> None:
     for path in (OUTS["latents"], IMAGES, VAE):  # before MindSpore is imported
         path.stat()
     from pipeline import device, params  # the other commands need neither MindSpore nor params.yaml
@@ -113,21 +132,14 @@ def show(count: int, out: Path) -> None:
     p = params.load()
     decode = vae_decoder(CONFIGS[p.model.config], VAE, device.setup(p.device.target), p.cache_latents.precision)
     sheet, lines = contact_sheet(OUTS["latents"], IMAGES, open_source(p.data.images), decode, count)
-    print(*lines, sep="\n")
+    if not as_json:
+        print(*lines, sep="\n")
     with store.atomic(out) as temporary:
         sheet.save(temporary, "PNG")
-    print(f"each pair in {out}: the picture, then its decoded latent")
-
-
-def _count(least: int) -> Callable[[str], int]:
-    """Reads a number of things."""
-
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-            raise argparse.ArgumentTypeError(f"wanted {least} or more, found {text}")
-        return int(text)
-
-    return read
+    if as_json:
+        cli.print_json({"picture": str(out), "pairs": lines})
+    else:
+        print(f"each pair in {out}: the picture, then its decoded latent")
 
 
 def collect_garbage(keep: int, dry: bool = False) -> None:

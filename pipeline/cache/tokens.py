@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.hub import hint
 from pipeline.stage import StageError
 
 CHUNK = 75  # tokens of a caption in one pass; with the begin and end tokens 77
@@ -37,6 +38,12 @@ def check_vocabulary(folder: str | Path, size: int, config: str) -> None:
     """Raises StageError when the tokenizer in `folder` has not the `size` tokens that the text encoders of model.config
     `config` were trained with: its ids would mean other words to them, without an error anywhere."""
     path = Path(folder) / "vocab.json"
+    absent = [name for name in ("vocab.json", "merges.txt") if not (Path(folder) / name).is_file()]
+    if absent:
+        raise StageError(
+            f"{folder} has no {' and no '.join(absent)}; wanted in model.tokenizer the folder with both that belong to "
+            f"the base model (SDXL: those of openai/clip-vit-large-patch14){hint(folder)}"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -138,6 +138,21 @@ def _rows(
     part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: int, max_enlargement: float | None
 ) -> pa.Table:
     """The rows of tables.IMAGES of a part."""
+    chosen, reasons = reject(found, sizes, min_side, max_enlargement)
+    reasons = pa.array(reasons, pa.string())
+    is_used = pc.is_null(reasons)
+    null = pa.scalar(None, pa.int32())
+    bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
+    columns = [found["image"], part.paths, found["width"], found["height"], bucket_width, bucket_height, reasons]
+    return pa.Table.from_arrays(
+        [pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=tables.IMAGES
+    )
+
+
+def reject(
+    found: pa.Table, sizes: list[tuple[int, int]], min_side: int, max_enlargement: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The bucket of each picture of a memo.FOUND table, (n, 2) int32, and why it is not used, (n,) text or None."""
     width, height = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
     chosen = np.array(sizes, np.int32)[choose(width, height, sizes)]
     reasons = found["rejected"].to_numpy(zero_copy_only=False)
@@ -152,14 +167,7 @@ def _rows(
             f"too small: {width[row]}×{height[row]} would be enlarged {_times(times[row])} times to "
             f"{chosen[row][0]}×{chosen[row][1]}, above {max_enlargement:g}"
         )
-    reasons = pa.array(reasons, pa.string())
-    is_used = pc.is_null(reasons)
-    null = pa.scalar(None, pa.int32())
-    bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
-    columns = [found["image"], part.paths, found["width"], found["height"], bucket_width, bucket_height, reasons]
-    return pa.Table.from_arrays(
-        [pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=tables.IMAGES
-    )
+    return chosen, reasons
 
 
 def _times(enlargement: float) -> str:
@@ -205,13 +213,15 @@ def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: floa
     rejected = sorted(rejected, key=lambda row: (_kind(row[1]) != "damaged", row))
     few = "\n".join(f"  {path}: {reason}" for path, reason in rejected[:20])
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.reasons.items()))
+    small = "too small" in summary.reasons
+    bounds = "; index.min_side and index.max_enlargement, with index.resolution, say what is too small" if small else ""
     if not summary.used:
-        raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}):\n{few}")
+        raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}){bounds}:\n{few}")
     count = summary.reasons.total()
     if count > max_rejected * summary.files:
         raise StageError(
             f"{count:,} of {summary.files:,} pictures are rejected ({reasons}), more than the share "
-            f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share:\n{few}"
+            f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share{bounds}:\n{few}"
         )
 
 

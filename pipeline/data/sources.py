@@ -81,7 +81,17 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
     if as_folder:
         return Folder(path, caption_lines == "one")
     hint = f" (links to folders are not followed: {some(links)})" if links else ""
-    raise SourceError(f"{path} holds no pictures, no .tar and no .parquet{hint}")
+    raise SourceError(f"{path} holds no pictures, no .tar and no .parquet{hint}{_instead(others)}")
+
+
+def _instead(others: list[str]) -> str:
+    """What to do with the files that a folder has in place of what is read."""
+    ends = {Path(name).suffix.lower() for name in others}
+    if ".arrow" in ends:
+        return "; it is a data set that `datasets` saved to disk: write it as Parquet (to_parquet) or as pictures"
+    if packed := ends & {".zip", ".7z", ".rar"}:
+        return f"; unpack the {' and '.join(sorted(packed))}"
+    return f"; found {some(others)}" if others else ""
 
 
 def _relative(root: str, folder: str, name: str) -> str:

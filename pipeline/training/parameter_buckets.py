@@ -9,8 +9,9 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from pipeline.models import forms
+from pipeline.training import memory
 
-BYTES = 256 * 2**20  # of a bucket, counted as float32
+BYTES = memory.BUCKET
 COUNT = 100  # parameters in a bucket: MindSpore compiles a loop over them to calls, at most 1,000 deep
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from pipeline.hub import hint
 from pipeline.stage import StageError, shown
 from pipeline.weights import ckpt, safetensors, signature
 from pipeline.weights.diffusers import FOLDER
@@ -37,7 +38,7 @@ def read_file(path: Path) -> Found:
     if not path.exists():
         raise StageError(
             f"{path} does not exist; wanted a safetensors file, a MindSpore .ckpt or a diffusers folder (model.base, "
-            "model.vae)"
+            f"model.vae){hint(path)}"
         )
     if part := _part_of_sharded(path):
         folder = path.absolute().parent

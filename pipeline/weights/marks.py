@@ -26,7 +26,7 @@ def check(base: Path, prediction: str, zero_terminal_snr: bool) -> None:
 
     A v model without `ztsnr` may be trained with zero_terminal_snr: that is how such models come about. Metadata that
     says otherwise is named in the log and no more: tools write epsilon there for whatever they were not told."""
-    marks, says = _of_folder(base) if has_parts(base) else _of_file(base)
+    marks, says = read(base)
     if edm := [mark for mark in _EDM if mark in marks]:
         raise StageError(f"{base} is an EDM model ({marks[edm[0]]}), whose noise levels and scaling are not those that "
                          "are trained here; wanted a base that predicts epsilon or v")  # fmt: skip
@@ -46,8 +46,12 @@ def check(base: Path, prediction: str, zero_terminal_snr: bool) -> None:
               "diffusion.prediction says", flush=True)  # fmt: skip
 
 
-def _of_file(base: Path) -> tuple[dict[str, str], str]:
+def read(base: Path) -> tuple[dict[str, str], str]:
     """Mark -> where it stands; and what the metadata call the prediction ("" if nothing)."""
+    return _of_folder(base) if has_parts(base) else _of_file(base)
+
+
+def _of_file(base: Path) -> tuple[dict[str, str], str]:
     found = read_file(base)
     marks = {mark: f"its tensor {mark}" for mark in (V, ZERO_SNR, *_EDM) if mark in found}
     metadata = safetensors.metadata(base) if base.is_file() and safetensors.is_one(base) else {}

@@ -38,7 +38,7 @@ def open_weights(base: Path, vae: Path, config: SDXLConfig) -> dict[str, Tensor]
     parts = [part for part in PREFIX if own_vae or part != "vae"]
     tensors = _open_base(base, config, parts)
     if not own_vae:
-        tensors |= _open_vae(vae, config)
+        tensors |= open_vae(vae, config)
     return {name: tensors[name] for name in layout.shapes(config)}
 
 
@@ -52,7 +52,7 @@ def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
     return _assemble(path, _renamed(path, found, canonical), config, parts, _stability_recipes)
 
 
-def _open_vae(path: Path, config: SDXLConfig) -> Found:
+def open_vae(path: Path, config: SDXLConfig) -> Found:
     """A VAE alone (Stability's names with or without prefix, or diffusers'), or that of another whole checkpoint."""
     if has_parts(path):
         folder = path / "vae" if (path / "vae").is_dir() else path

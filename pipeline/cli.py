@@ -1,0 +1,78 @@
+"""What all tools of the command line have in common: their help's style, their exit codes and how they say an error.
+
+Exit codes: 0 all is well; 1 something is wrong with what was found, or it failed; 2 the command itself."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.params import ParamsError
+from pipeline.stage import StageError, explained
+
+_CODES = "exit code: 0 all is well; 1 a problem was found, or it failed; 2 the command is not understood"
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A tool's parser, to which its module adds arguments; its subcommands are made with `subcommand`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m pipeline {name}".strip(),
+        description=description,
+        epilog=_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def subcommand(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """A parser of `commands`, what add_subparsers gave, in the same style."""
+    return commands.add_parser(
+        name, help=purpose, description=purpose, epilog=_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_json(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--json", action="store_true", help="print one JSON document, for scripts")
+
+
+def count(least: int) -> Callable[[str], int]:
+    """The type of an argument: a number of things."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"wanted {least} or more, found {text}")
+        return int(text)
+
+    return read
+
+
+def positive(text: str) -> int:
+    """The type of an argument: a number of things, above 0."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**12):
+        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def run(
+    made: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int | None], arguments: list[str] | None = None
+) -> None:
+    """Parse, run and exit with the code that `work` returns (None: 0). What the user can mend is a message."""
+    given = made.parse_args(arguments)
+    try:
+        code = work(given) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (StageError, ParamsError, OSError, pa.ArrowException) as error:
+        code = f"{made.prog}: {explained(error)}"
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

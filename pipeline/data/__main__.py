@@ -1,0 +1,77 @@
+"""Look at pictures and captions before they are indexed: all names and captions, and some of the pictures. Writes
+nothing; `dvc repro index` looks at every picture."""
+
+import argparse
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import cli, params
+from pipeline.data.buckets import buckets
+from pipeline.data.examine import look
+from pipeline.data.index import reject
+from pipeline.data.sources import open_source
+
+
+def main(arguments: list[str] | None = None) -> None:
+    made = cli.parser("data", __doc__)
+    made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
+    made.add_argument("--decode", type=cli.count(least=0), default=64, metavar="N", help="pictures to decode (default 64)")
+    cli.add_json(made)
+    cli.run(made, _run, arguments)
+
+
+def _run(given: argparse.Namespace) -> int:
+    found = examine(given.path, params.load(), given.decode)
+    if given.json:
+        cli.print_json(found)
+    else:
+        print(f"{found['path']}: {found['form']}, {found['pictures']:,} pictures, {found['captioned']:,} with captions")
+        print(f"  decoded {found['decoded']:,}, of which {found['used']:,} would be used")
+        for kind, count in found["rejected"].items():
+            print(f"  rejected, {kind}: {count:,}")
+        for size, count in found["buckets"].items():
+            print(f"  bucket {size}: {count:,}")
+        for kind, count in found["lost"].items():
+            print(f"  cannot be opened, {kind}: {count:,}")
+        for kind, count in found["left_alone"].items():
+            print(f"  left alone, {kind}: {count:,}")
+    return 0 if found["used"] or not found["decoded"] and found["pictures"] else 1
+
+
+def examine(path: str | None, settings: params.Params, decode: int) -> dict:
+    """Counts of a data set, as the index's settings would have it. Of its pictures `decode` are opened, spread evenly.
+
+    Raises StageError, OSError."""
+    path, index = path or settings.data.images, settings.index
+    source = open_source(path, index.caption_lines)
+    names, captioned, lost, alone = [], 0, Counter(), Counter()
+    for part in source.parts():
+        names.append(part.paths)
+        captioned += len(np.unique(part.caption_rows))
+        for one in part.lost:
+            lost[one.reason.partition(":")[0]] += one.count
+        alone.update(f"{one.what}, {one.reason.partition(':')[0]}" for one in part.unmatched)
+    paths = pa.chunked_array(names, pa.string())
+    chosen = np.unique(np.linspace(0, max(len(paths) - 1, 0), min(decode, len(paths))).astype(int))
+    found = look(source, paths.take(pa.array(chosen, pa.int64())).to_pylist(), index.max_pixels)
+    sizes = buckets(index.resolution, index.bucket_step) if index.buckets else [(index.resolution,) * 2]
+    places, reasons = reject(found, sizes, index.min_side, index.max_enlargement)
+    used = [tuple(place) for place, reason in zip(places.tolist(), reasons, strict=True) if reason is None]
+    return {
+        "path": path,
+        "form": type(source).__name__,
+        "pictures": len(paths),
+        "captioned": captioned,
+        "decoded": len(found),
+        "used": len(used),
+        "rejected": dict(Counter(reason.partition(":")[0] for reason in reasons if reason)),
+        "buckets": {f"{width}x{height}": count for (width, height), count in sorted(Counter(used).items())},
+        "lost": dict(lost),
+        "left_alone": dict(alone),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Settings that are allowed and that few runs want: most are left over from the other model. What can't be wanted is
+refused by pipeline/contradictions.py."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.contradictions import PRESET, peak_rate
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+
+def doubts(params: "Params") -> Iterator[tuple[str, str]]:
+    """(key, what is doubtful and what is usual)."""
+    yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
+    if params.diffusion.zero_terminal_snr and params.train.snr_gamma is not None:
+        yield (
+            "train.snr_gamma",
+            "with diffusion.zero_terminal_snr true the last timestep, which has no signal, gets the weight 0 and is "
+            "not learned; null is usual",
+        )
+
+
+def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
+    train, index, sample = params.train, params.index, params.sample
+    if (rate := peak_rate(params)) > 5e-5:
+        yield "train.learning_rate", f"{rate:g} is high for all of SDXL's UNet: 4e-7 to 1e-5 is usual; {PRESET}"
+    if index.resolution < 768:
+        yield "index.resolution", f"SDXL was trained at 1024 and draws worse at {index.resolution}; {PRESET}"
+    if index.buckets and index.bucket_step < 64:
+        yield "index.bucket_step", f"{index.bucket_step} makes many more buckets, each a graph to compile; 64 is usual"
+    if index.max_enlargement is None and index.min_side < index.resolution // 4:
+        yield (
+            "index.min_side",
+            f"pictures of {index.min_side} pixels a side are enlarged to {index.resolution}; wanted "
+            f"{index.resolution // 2} or a bound in index.max_enlargement",
+        )
+    if train.precision == "float32":
+        yield "train.precision", "float32 has no flash attention and takes more memory; float16 or bfloat16 is usual"
+    if train.checkpointing_steps <= 100:
+        yield (
+            "train.checkpointing_steps",
+            f"a state of SDXL's training takes 10 to 41 GB and {train.checkpointing_steps} steps some minutes; 500 or "
+            "1000 is usual",
+        )
+    for key in ("width", "height"):
+        if getattr(sample, key) < 512:
+            yield f"sample.{key}", f"SDXL draws pictures of 1024 pixels a side, and worse at {getattr(sample, key)}"
+
+
+def _of_tiny(params: "Params") -> Iterator[tuple[str, str]]:
+    train, index, sample = params.train, params.index, params.sample
+    if (rate := peak_rate(params)) < 1e-4:
+        yield "train.learning_rate", f"{rate:g} is SDXL's; the tiny model learns next to nothing by it, 1e-3 is usual"
+    if index.resolution > 128:
+        yield "index.resolution", f"the tiny model was trained at 64, and {index.resolution} is asked for; {PRESET}"
+    for key in ("width", "height"):
+        if getattr(sample, key) > 256:
+            yield f"sample.{key}", f"{getattr(sample, key)} is SDXL's; the tiny model draws 64 pixels a side"

@@ -1,0 +1,144 @@
+"""Memory of a device: what stays from step to step, and what the two parts of a step need beside it.
+
+The backward pass ends with the gradients of all parameters in memory, and the update begins with them."""
+
+import os
+from dataclasses import replace
+from functools import cache
+from math import prod
+
+from pipeline.models.config import CONFIGS
+from pipeline.planning import cpu, npu, step, unet
+from pipeline.planning.run import Run, unet_shapes
+from pipeline.training import memory
+
+GB = 10**9
+CARD = 64 * GB
+# Part of a card that the system, kernels' workspaces and fragmentation take: an assumption. MindONE left 5 GB of 64
+# (max_device_memory 59GB).
+RESERVED = 5 * GB
+# What is estimated may be this much more: to so much it was checked on a CPU (benchmarks/memory.py).
+MARGIN = 0.25
+TOKENS = 77  # of a chunk of text
+
+Parts = dict[str, int]  # what -> bytes
+
+
+def stays(run: Run) -> Parts:
+    """Exact, but the collectives' buffers, which are what CANN documents."""
+    shapes = unet_shapes(run.config)
+    parts = {
+        "weights": memory.parameters(shapes, run.param_fp16),
+        "optimizer's state": memory.optimizer(shapes, run.optimizer, run.devices if run.shard_optimizer else 1),
+    }
+    if run.ema:
+        parts["EMA"] = memory.in_float32(shapes)
+    if run.accumulation > 1:
+        parts["float32 totals of micro-batches' gradients"] = memory.in_float32(shapes)
+    if run.devices > 1 and run.target == "Ascend":
+        parts["HCCL's buffers, to send and to receive"] = 2 * run.hccl_buffer
+    return parts
+
+
+@cache
+def backward(run: Run) -> Parts:
+    """At the fullest moment of the forward and backward pass of a micro-batch."""
+    on_cpu = run.target == "CPU"
+    blocks = unet.blocks(
+        CONFIGS[run.config].unet, run.batch_size, run.side, run.side, run.size, run.attention_kind,
+        TOKENS * run.chunks, cpu if on_cpu else npu,
+    )  # fmt: skip
+    # MindSpore's CPU backend computes again, and saves nothing by it (models/unet.py)
+    recompute = run.gradient_checkpointing and not on_cpu
+    moment = step.peak(blocks, recompute, memory.FLOAT16 if run.param_fp16 else memory.FLOAT32)
+    parts = {name: size for name, size in moment.kept.most_common() if size > 0}
+    if moment.gradients:
+        parts["gradients by then"] = moment.gradients
+    return parts | {"temporaries of a layer": moment.temporary}
+
+
+def update(run: Run) -> Parts:
+    """From the gradients of all parameters on, which stay until its end. The orders are those of training/step.py and
+    optimizer.py."""
+    shapes = unet_shapes(run.config)
+    gradients = memory.parameters(shapes, run.param_fp16)
+    bucket = min(memory.in_float32(shapes), max(memory.BUCKET, max(4 * prod(shape) for shape in shapes.values())))
+    # with micro-batches the totals are updated with, and they stay
+    parts = {"gradients": gradients} if run.accumulation == 1 else {}
+    if run.devices > 1:
+        ranks = run.devices if run.shard_optimizer else 1
+        mine = sum(4 * prod(shape) // (ranks if memory.sharded(shape, ranks) else 1) for shape in shapes.values())
+        parts["gradients summed over the ranks, in buffers"] = mine
+        parts["the same, unscaled and clipped"] = mine
+        parts["buckets on their way"] = 3 * bucket  # joined, sent, cut up again
+    elif run.precision == "float16" or run.accumulation > 1 or run.max_grad_norm > 0:
+        # MindSpore computes all of them before the first write to a parameter
+        parts["gradients, unscaled and clipped"] = memory.in_float32(shapes)
+    if run.optimizer == "adafactor":
+        parts["Adafactor's temporaries, of a bucket"] = 6 * bucket  # squares, scale, update, its square, value, result
+    elif run.param_fp16:
+        parts["weights in float32, of a bucket"] = bucket
+    return parts
+
+
+def device_bytes(run: Run) -> Parts:
+    """All that a device holds at the fullest moment of a step."""
+    return stays(run) | max(backward(run), update(run), key=lambda parts: sum(parts.values()))
+
+
+def needed(run: Run) -> int:
+    """Bytes of the fullest moment, with the margin on what is estimated."""
+    steady = sum(stays(run).values())
+    exact = ("gradients", "gradients by then")
+    worst = 0
+    for parts in (backward(run), update(run)):
+        estimated = sum(size for name, size in parts.items() if name not in exact)
+        worst = max(worst, sum(parts.values()) + round(MARGIN * estimated))
+    return steady + worst
+
+
+def room(run: Run) -> int:
+    """Bytes that a device has for a run: of a card, or a process's part of this computer's memory."""
+    if run.target == "Ascend":
+        return CARD - RESERVED
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * run.nodes // run.devices
+
+
+def fits(run: Run) -> bool:
+    return needed(run) <= room(run)
+
+
+def relies_on_checkpointing(run: Run) -> bool:
+    """Whether a run fits only by what gradient checkpointing is counted to save: MindSpore's order of the kernels shows
+    it (benchmarks/memory.py), but no NPU has."""
+    return run.gradient_checkpointing and fits(run) and not fits(replace(run, gradient_checkpointing=False))
+
+
+def ways_to_fit(run: Run) -> list[str]:
+    """Single settings, and then all of them together, with which the run fits a card."""
+    changes = {}
+    if not run.gradient_checkpointing:
+        changes["train.gradient_checkpointing: true"] = {"gradient_checkpointing": True}
+    if run.attention_kind == "plain":
+        changes["device.attention: auto"] = {"attention": "auto"}
+    if run.precision == "float32":
+        changes["train.precision: bfloat16"] = {"precision": "bfloat16"}
+    if run.devices > 1 and run.optimizer == "adamw" and not run.shard_optimizer:
+        changes["train.shard_optimizer: true"] = {"shard_optimizer": True}
+    if run.optimizer == "adamw":
+        changes["train.optimizer: adafactor"] = {"optimizer": "adafactor", "shard_optimizer": False}
+    if run.batch_size > 1:
+        changes[f"train.batch_size: 1 with gradient_accumulation_steps: {run.batch_size * run.accumulation}"] = {
+            "batch_size": 1, "accumulation": run.batch_size * run.accumulation,
+        }  # fmt: skip
+    if run.ema:
+        changes["train.ema: false"] = {"ema": False}
+    found = [name for name, change in changes.items() if fits(replace(run, **change))]
+    if found:
+        return found
+    for name, change in changes.items():
+        run = replace(run, **change)
+        found.append(name)
+        if fits(run):
+            return [" and ".join(found)]
+    return []

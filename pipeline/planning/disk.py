@@ -1,0 +1,97 @@
+"""Bytes on disk: caches, components, states, outs; and how long a state takes to write."""
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from pipeline.models.config import CONFIGS
+from pipeline.planning.device import TOKENS, Parts
+from pipeline.planning.run import Run, component_shapes, unet_shapes
+from pipeline.training import memory
+from pipeline.weights.names import PREFIX
+
+_PROBE = 32 * 2**20  # bytes
+
+
+def cache_parts(run: Run) -> tuple[int, int]:
+    """(bytes of a picture's rows of latents, of a caption's text), in float16 but for the pooled text in float32"""
+    config = CONFIGS[run.config]
+    latent = run.latent_channels * run.side**2 * 2
+    text = TOKENS * run.chunks * config.unet.context_dim * 2 + config.clip_g.projection_dim * 4
+    return run.rows_per_picture * latent, text
+
+
+def cache_bytes(run: Run) -> int:
+    """Both caches, all pictures in a square bucket."""
+    latents, text = cache_parts(run)
+    return run.images * latents + (run.images if run.captions is None else run.captions) * text
+
+
+def state_bytes(run: Run) -> int:
+    """A state: weights, EMA and the moments of all ranks."""
+    shapes = unet_shapes(run.config)
+    held = memory.parameters(shapes, run.param_fp16) + memory.optimizer(shapes, run.optimizer, 1)
+    return held + (memory.in_float32(shapes) if run.ema else 0)
+
+
+def numbers(run: Run, *parts: str) -> int:
+    return sum(prod(shape) for part in parts for shape in component_shapes(run.config, part).values())
+
+
+def disk_bytes(run: Run) -> Parts:
+    """What a run adds at most, where nothing of it is there yet. Links between store, outs and DVC's cache count
+    once."""
+    weights = 4 * numbers(run, "unet") * (2 if run.ema else 1)
+    whole = run.merge_bytes * numbers(run, *PREFIX)
+    return {
+        "caches of latents and text": cache_bytes(run),
+        "components of the base (float16)": 2 * numbers(run, *PREFIX),
+        # the one that is being written stands beside those that are kept
+        f"states: {run.states} kept and the next being written": (run.states + 1) * state_bytes(run),
+        "trained weights (the store keeps those of 3 runs)": weights,
+        "merged.ckpt and merged.safetensors": 2 * whole,
+    }
+
+
+@dataclass(frozen=True)
+class Place:
+    """The disk that a run writes to."""
+
+    free: int  # bytes
+    used: int  # bytes that the store and the outs have already
+    speed: float  # bytes a second that it takes
+
+
+def look(store: Path, outs: Path) -> Place:
+    """Raises OSError."""
+    return Place(shutil.disk_usage(store).free, _used(store, outs), _write_speed(store))
+
+
+def _used(*folders: Path) -> int:
+    """Bytes of all files below, linked ones once."""
+    sizes = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a stage that runs may drop it
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(sizes.values())
+
+
+def _write_speed(folder: Path) -> float:
+    """Of one file of 32 MiB written through to the disk."""
+    block = os.urandom(2**20)
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(_PROBE // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return _PROBE / (time.perf_counter() - begin)

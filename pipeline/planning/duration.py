@@ -1,0 +1,44 @@
+"""Steps and hours: what was published of SDXL on Ascend 910B, and what the launches of kernels take by themselves."""
+
+from math import ceil
+
+from pipeline.planning.run import Run, unet_shapes
+
+# MindONE's tables, 8 cards, 1024 x 1024: (batch per card, seconds per step at best, at worst) over MindSpore 2.2.10 and
+# 2.3.1, with and without flash attention, cache and sink.
+PUBLISHED = ((1, 0.53, 1.10), (4, 1.07, None), (6, 2.15, 2.70))
+# Kernels of sdxl-base's forward and backward pass at jit level O0, and with gradient checkpointing: estimated from
+# counts of smaller graphs.
+KERNELS = {False: 15_000, True: 20_000}
+LAUNCH = (5e-6, 10e-6)  # seconds of the host for each: an assumption, not measured here
+
+
+def steps(run: Run) -> int:
+    """Of an epoch all pictures but those held out, as if they were all of one bucket."""
+    pictures = max(1, round(run.images * (1 - run.validation_share)))
+    return run.steps or run.epochs * ceil(pictures / run.samples)
+
+
+def hours(run: Run) -> tuple[float, float] | None:
+    """At best and at worst, by the published step time whose batch is nearest, scaled to this run's batch, accumulation
+    and resolution; None for what nothing was published of."""
+    if run.config != "sdxl-base":
+        return None
+    batch, best, worst = min(PUBLISHED, key=lambda row: abs(row[0] - run.batch_size))
+    # where one number is published, the spread of the nearest batch with two
+    worst = worst or best * PUBLISHED[0][2] / PUBLISHED[0][1]
+    factor = steps(run) * run.accumulation * run.batch_size / batch * (run.resolution / 1024) ** 2 / 3600
+    return best * factor, worst * factor
+
+
+def kernels(run: Run) -> int:
+    """Of an optimizer step of sdxl-base, without fusion. The update's are two a parameter, of the gradients' sum of
+    squares, one where they are scaled, and AdamW's own."""
+    return run.accumulation * KERNELS[run.gradient_checkpointing] + 4 * len(unet_shapes(run.config))
+
+
+def launches(run: Run) -> tuple[float, float] | None:
+    """Seconds a step in which the host launches kernels, at best and at worst; None where nothing was counted."""
+    if run.config != "sdxl-base":
+        return None
+    return LAUNCH[0] * kernels(run), LAUNCH[1] * kernels(run)

@@ -1,0 +1,132 @@
+"""What of params.yaml, and of the data, a plan depends on."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.models.config import CONFIGS
+from pipeline.params import Params
+from pipeline.training import memory
+from pipeline.weights import layout
+from pipeline.weights.names import PREFIX, to_mindspore
+
+BUFFER_MB = 200  # HCCL_BUFFSIZE of CANN, where it is not set
+
+
+@dataclass(frozen=True)
+class Run:
+    config: str
+    images: int
+    resolution: int
+    devices: int
+    batch_size: int
+    accumulation: int
+    steps: int | None
+    epochs: int | None
+    precision: str
+    param_fp16: bool
+    optimizer: str
+    shard_optimizer: bool
+    ema: bool
+    gradient_checkpointing: bool
+    attention: str
+    latent_channels: int
+    chunks: int
+    captions: int | None = None  # distinct ones; None: as many as pictures
+    rows_per_picture: int = 1  # of the latents' cache: mirrored, cropped
+    validation_share: float = 0.0
+    max_grad_norm: float = 1.0
+    nodes: int = 1
+    target: str = "Ascend"  # or "CPU"
+    states: int = 1  # train.checkpoints_total_limit
+    checkpointing_steps: int = 100
+    validation_interval: int = 100
+    merge_bytes: int = 2  # of a number in the merged files
+    hccl_buffer: int = BUFFER_MB * 2**20
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in the dtype of the computation."""
+        return 4 if self.precision == "float32" else 2
+
+    @property
+    def attention_kind(self) -> str:
+        """As Device.attention_kind chooses (pipeline/device.py, which needs MindSpore)."""
+        if self.attention != "auto":
+            return self.attention
+        return "flash" if self.target == "Ascend" and self.precision != "float32" else "tiled"
+
+    @property
+    def side(self) -> int:
+        """Of a square picture's latents."""
+        return self.resolution // CONFIGS[self.config].vae.factor
+
+    @property
+    def samples(self) -> int:
+        """Pictures of one optimizer step."""
+        return self.batch_size * self.accumulation * self.devices
+
+
+def from_params(params: Params, images: int, captions: int | None = None) -> Run:
+    train, device, latents = params.train, params.device, params.cache_latents
+    target = "CPU" if device.target == "CPU" else "Ascend"
+    shards = target == "Ascend" and train.optimizer == "adamw"
+    return Run(
+        config=params.model.config,
+        images=images,
+        resolution=params.index.resolution,
+        devices=device.workers * device.nodes,
+        batch_size=train.batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        steps=train.steps,
+        epochs=train.epochs,
+        precision=train.precision,
+        param_fp16=train.param_fp16,
+        optimizer=train.optimizer,
+        shard_optimizer=shards if train.shard_optimizer == "auto" else train.shard_optimizer,
+        ema=train.ema,
+        gradient_checkpointing=train.gradient_checkpointing,
+        attention=device.attention,
+        latent_channels=8 if latents.store == "moments" else 4,
+        chunks=params.cache_text.chunks,
+        captions=captions,
+        rows_per_picture=(latents.crops if latents.crop == "random" else 1) * (2 if latents.flip else 1),
+        validation_share=train.validation_share,
+        max_grad_norm=train.max_grad_norm,
+        nodes=device.nodes,
+        target=target,
+        states=train.checkpoints_total_limit,
+        checkpointing_steps=train.checkpointing_steps,
+        validation_interval=train.validation_interval,
+        merge_bytes=4 if params.merge.dtype == "float32" else 2,
+        hccl_buffer=_buffer_megabytes() * 2**20,
+    )
+
+
+def _buffer_megabytes() -> int:
+    """As CANN reads it from the environment, which the ranks inherit."""
+    said = os.environ.get("HCCL_BUFFSIZE", "")
+    return int(said) if said.isascii() and said.isdigit() else BUFFER_MB
+
+
+def count_index(folder: Path) -> tuple[int, int]:
+    """(pictures that are used, captions) that the index lists, each content once. Raises OSError, pa.ArrowException."""
+    images = pq.read_table(folder / "images.parquet", columns=["image", "rejected"])
+    captions = pq.read_table(folder / "captions.parquet", columns=["caption"])
+    used = images.filter(pc.is_null(images["rejected"]))
+    return pc.count_distinct(used["image"]).as_py(), pc.count_distinct(captions["caption"]).as_py() + 1  # the empty one
+
+
+def component_shapes(config: str, part: str) -> memory.Shapes:
+    """A component's tensors under MindSpore's names."""
+    prefix = PREFIX[part]
+    return {
+        to_mindspore(name): shape for name, shape in layout.shapes(CONFIGS[config]).items() if name.startswith(prefix)
+    }
+
+
+def unet_shapes(config: str) -> memory.Shapes:
+    return component_shapes(config, "unet")

@@ -1,0 +1,72 @@
+"""The memory of a forward and backward pass over its time, from what each layer keeps and needs."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All in bytes, but `numbers`."""
+
+    what: str  # as the plan names what it keeps
+    kept: int  # from its forward to its backward pass; below 0 for what is let go in between (joined skips)
+    forward: int  # beside that, while it runs forward
+    backward: int  # beside that, while it runs backward: gradients of its output and input, temporaries
+    numbers: int = 0  # of its parameters
+    copies: int = 0  # of its weights in the compute dtype, kept as well
+
+
+@dataclass(frozen=True)
+class Block:
+    layers: tuple[Layer, ...]
+    inputs: int = 0  # bytes of its inputs
+    recomputable: bool = False  # a unit of gradient checkpointing
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is in memory at one time, in bytes."""
+
+    kept: Counter  # what -> bytes
+    gradients: int
+    temporary: int
+
+    @property
+    def together(self) -> int:
+        return self.kept.total() + self.gradients + self.temporary
+
+
+def moments(blocks: Iterable[Block], recompute: bool, gradient: int) -> Iterable[Moment]:
+    """Each layer's turn, forward and then backward; gradients of `gradient` bytes a number stay. With `recompute`
+    recomputable blocks keep their inputs, and compute all else again when their backward pass comes."""
+    blocks = list(blocks)
+    kept: Counter = Counter()
+    for block in blocks:
+        inside: Counter = Counter()
+        for layer in block.layers:
+            yield Moment(kept + inside, 0, layer.forward)
+            inside.update(_kept(layer))
+        if recompute and block.recomputable:
+            kept["inputs of recomputed blocks"] += block.inputs
+        else:
+            kept.update(inside)
+    gradients = 0
+    for block in reversed(blocks):
+        if recompute and block.recomputable:
+            kept["inputs of recomputed blocks"] -= block.inputs
+            for layer in block.layers:
+                kept.update(_kept(layer))
+        for layer in reversed(block.layers):
+            yield Moment(+kept, gradients, layer.backward)
+            kept.subtract(_kept(layer))
+            gradients += layer.numbers * gradient
+    yield Moment(+kept, gradients, 0)
+
+
+def peak(blocks: Iterable[Block], recompute: bool, gradient: int) -> Moment:
+    return max(moments(blocks, recompute, gradient), key=lambda moment: moment.together)
+
+
+def _kept(layer: Layer) -> dict[str, int]:
+    return {layer.what: layer.kept, "weights in the compute dtype": layer.copies}

@@ -1,0 +1,172 @@
+"""One command line: all tools are listed, explain themselves alike and end with the codes that they say."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import cli
+from pipeline.__main__ import TOOLS
+from pipeline.params import ParamsError
+from pipeline.stage import StageError
+from tests import data_sets, project, synthetic
+from tests.training_samples import ROOT
+
+THERE = [name for name, (module, _) in TOOLS.items() if importlib.util.find_spec(module.removesuffix(".__main__"))]
+CODES = "exit code: 0 all is well; 1 a problem was found, or it failed; 2 the command is not understood"
+OWN = [name for name in THERE if name != "report"]
+
+
+def start(folder, *arguments: str, module: str = "pipeline") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "clone").mkdir()
+    project.copy_project(tmp_path / "clone")
+    return tmp_path / "clone"
+
+
+def test_the_help_lists_all_tools(tmp_path):
+    done = start(tmp_path, "--help")
+    assert done.returncode == 0 and CODES in done.stdout and "dvc repro" in done.stdout
+    for name in ("cache", "data", "weights", "plan", "doctor", "report", "preset"):
+        assert f"\n    {name} " in done.stdout
+
+
+@pytest.mark.parametrize("tool", OWN)
+def test_each_tool_explains_itself_in_one_style(tmp_path, tool):
+    done = start(tmp_path, tool, "--help")
+    assert done.returncode == 0 and CODES in done.stdout
+    assert done.stdout.startswith(f"usage: python -m pipeline {tool} [-h]")
+    alone = start(tmp_path, "--help", module=TOOLS[tool][0].removesuffix(".__main__"))
+    assert (alone.returncode, alone.stdout) == (0, done.stdout)  # python -m pipeline.plan and the like
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["teleport"], ["preset"], ["preset", "sd15"], ["plan", "--images", "none"], ["doctor", "--quick"], ["cache"],
+     ["cache", "rm"], ["cache", "gc", "--keep", "-1"], ["cache", "show", "--count", "0"], ["data", "--decode", "x"],
+     ["weights"], ["weights", "inspect"]],
+)  # fmt: skip
+def test_a_command_that_is_not_understood(tmp_path, arguments):
+    done = start(tmp_path, *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("usage: python -m pipeline") and not done.stdout
+
+
+@pytest.mark.parametrize("tool", [["plan", "--images", "5"], ["data"], ["doctor", "--no-training"], ["preset", "tiny"]])
+def test_outside_of_a_project_it_is_said(tmp_path, tool):
+    done = start(tmp_path, *tool)
+    text = done.stdout + done.stderr
+    assert done.returncode == 1 and "project's folder" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(StageError("a"), "x: a"), (ParamsError("b"), "x: b"), (FileNotFoundError(2, "None", "c"), "x: [Errno 2]")],
+)
+def test_what_the_user_can_mend_is_a_message_and_a_bug_is_not(error, said):
+    made = cli.parser("x", "")
+
+    def work(given):
+        raise error
+
+    with pytest.raises(SystemExit, match="python -m pipeline x: ") as ended:
+        cli.run(made, work, [])
+    assert said in str(ended.value)
+    with pytest.raises(KeyError):
+        cli.run(made, lambda given: {}["bug"], [])
+
+
+def test_a_reader_that_goes_is_no_error(clone):
+    script = f"{sys.executable} -m pipeline plan --images 10 --json | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {script}"], cwd=clone, capture_output=True, text=True)
+    assert done.stdout == "{" and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_stages_need_no_dvc(clone):
+    """Without dvc on PATH, and without a .dvc folder."""
+    pictures = {"a.png": data_sets.picture(0, 64, 64), "a.txt": "a"}
+    data_sets.write_folder(clone / "data/images", pictures)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.index"], cwd=clone, env=os.environ | {"PATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and (clone / "outs/index/images.parquet").exists(), done.stderr
+
+
+# JSON
+
+
+def as_json(folder, *arguments: str):
+    done = start(folder, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_plan_as_json(clone):
+    found = as_json(clone, "plan", "--images", "100")
+    assert found["fits"] and found["run"]["images"] == 100 and found["steps"] == 600 and found["hours"] is None
+    assert start(clone, "preset", "sdxl-8x910b").returncode == 0
+    found = as_json(clone, "plan", "--images", "100")
+    assert found["stays_bytes"]["weights"] == 2_567_463_684 * 4 and found["hours"]["best"] < found["hours"]["worst"]
+
+
+def test_cache_as_json(clone):
+    found = as_json(clone, "cache", "ls")
+    assert found["caches"] == [] and found["store"]["states"] == 0
+    done = start(clone, "cache", "show")
+    assert done.returncode == 1 and "dvc repro cache_latents" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_data_as_json_and_as_lines(clone):
+    files = {f"{n}.png": data_sets.picture(n, 64, 64) for n in range(5)} | {"0.txt": "a", "1.txt": "b"}
+    files |= {"small.png": data_sets.picture(9, 8, 8), "broken.png": b"no picture", "lost.txt": "c", "x.heic": b"1"}
+    data_sets.write_folder(clone / "pictures", files)
+    found = as_json(clone, "data", "pictures")
+    counts = [found[name] for name in ("pictures", "captioned", "decoded", "used")]
+    assert found["form"] == "Folder" and counts == [7, 2, 7, 5]
+    assert found["rejected"] == {"too small": 1, "broken": 1} or sum(found["rejected"].values()) == 2
+    assert found["buckets"] == {"64x64": 5} and sum(found["lost"].values()) == 1
+    assert found["left_alone"] and "caption" in next(iter(found["left_alone"]))
+    done = start(clone, "data", "pictures", "--decode", "0")
+    assert done.returncode == 0 and "pictures: Folder, 7 pictures, 2 with captions" in done.stdout
+    assert not (clone / "outs").exists() and not (clone.parent / "store").exists()
+    broken = data_sets.write_folder(clone / "broken", {"a.png": b"no picture"})
+    assert start(clone, "data", str(broken)).returncode == 1
+
+
+def test_weights_as_json_and_as_lines(clone):
+    from pipeline.models.config import TINY
+
+    base = synthetic.write_checkpoint(clone / "base.safetensors", TINY)
+    found = as_json(clone, "weights", "inspect", str(base))
+    assert (found["form"], found["kind"], found["config"]) == ("safetensors", "base model", "tiny")
+    assert {part["name"]: part["dtypes"] for part in found["components"]} == dict.fromkeys(
+        ("unet", "clip_l", "clip_g", "vae"), "float16")  # fmt: skip
+    assert sum(part["parameters"] for part in found["components"]) == 9_912_316
+    done = start(clone, "weights", "inspect", str(base))
+    assert done.returncode == 0 and "base model of model.config tiny" in done.stdout
+    (clone / "x.safetensors").write_bytes(b"\x80\x02}q\x00.")
+    done = start(clone, "weights", "inspect", "x.safetensors")
+    assert done.returncode == 1 and "x.safetensors" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_vae_alone_is_known(clone):
+    import safetensors.numpy
+    from pipeline.models.config import TINY
+    from pipeline.weights import layout
+
+    arrays = {name.removeprefix("first_stage_model."): synthetic.bits(name, shape, "float32")
+              for name, shape in layout.shapes(TINY).items() if name.startswith("first_stage_model.")}  # fmt: skip
+    safetensors.numpy.save_file(arrays, clone / "vae.safetensors", {"modelspec.title": "a\x1b[31mb"})
+    found = as_json(clone, "weights", "inspect", "vae.safetensors")
+    assert (found["kind"], found["config"], found["marks"]) == ("VAE", "tiny", {})
+    assert found["metadata"] == {"modelspec.title": "a\\x1b[31mb"}

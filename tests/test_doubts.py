@@ -1,0 +1,119 @@
+"""Numbers of one model that are left when model.config is switched: refused by name, or doubted."""
+
+import re
+
+import pytest
+
+from pipeline import params, preset
+from pipeline.doubts import doubts
+from pipeline.params import ParamsError
+from tests.training_samples import ROOT
+
+TINY = params.parse((ROOT / "params.yaml").read_text(), "params.yaml")
+SDXL = params.parse(preset.write("sdxl-1x910b", None).text, "sdxl-1x910b")
+
+
+def changed(tree: dict, changes: dict) -> dict:
+    tree = {section: dict(keys) for section, keys in tree.items()}
+    for name, value in changes.items():
+        section, key = name.split(".")
+        tree[section][key] = value
+    return tree
+
+
+def refused(tree: dict) -> str:
+    try:
+        params.check(tree, "params.yaml")
+    except ParamsError as error:
+        return str(error)
+    return ""
+
+
+def test_sdxl_on_the_tiny_models_numbers_is_refused_with_each_of_them():
+    said = refused(changed(TINY, {"model.config": "sdxl-base"}))
+    for key in ("train.learning_rate", "index.resolution", "sample.width", "sample.height"):
+        assert re.search(rf"(?m)^  {re.escape(key)}: .*tiny model's.*`make preset NAME=.*sdxl-8x910b", said), said
+
+
+def test_the_tiny_model_on_sdxls_numbers_is_refused_or_doubted_with_each_of_them():
+    tree = changed(SDXL, {"model.config": "tiny"})
+    assert re.search(r"index\.resolution: 1024 is SDXL's.*`make preset NAME=", refused(tree))
+    found = params.check(changed(tree, {"index.resolution": 512}), "params.yaml")
+    assert {key for key, _ in doubts(found)} == {
+        "train.learning_rate", "index.resolution", "sample.width", "sample.height",
+    }  # fmt: skip
+
+
+REFUSED = {
+    "train.learning_rate": [1e-3, 5e-4, 1.0],
+    "index.resolution": [64, 128, 192],
+    "train.batch_size": [65, 4096],
+    "sample.width": [64, 128],
+    "sample.height": [64, 224],
+}
+DOUBTED = {
+    "train.learning_rate": [1e-4, 3e-4],
+    "index.resolution": [256, 512, 704],
+    "index.bucket_step": [32],
+    "train.precision": ["float32"],
+    "train.checkpointing_steps": [1, 100],
+    "sample.width": [256],
+    "sample.height": [480],
+}
+TAKEN = {
+    "train.learning_rate": [4e-7, 1e-6, 1e-5, 2e-5, 5e-5],
+    "index.resolution": [768, 832, 1024, 1536],
+    "index.bucket_step": [64, 128],
+    "index.min_side": [32, 256],  # max_enlargement bounds them
+    "index.max_enlargement": [None, 1.0, 2.0],
+    "train.batch_size": [1, 8, 16],
+    "train.optimizer": ["adamw"],
+    "train.checkpointing_steps": [500],
+    "train.steps": [300, 10**6],
+    "train.snr_gamma": [None],
+    "train.precision": ["bfloat16"],
+    "sample.width": [512, 832, 1536],
+}
+
+
+def cases(table: dict) -> list[tuple]:
+    return [(key, value) for key, values in table.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), cases(REFUSED))
+def test_what_sdxl_cannot_want_is_refused(key, value):
+    assert re.search(rf"(?m)^  {re.escape(key)}: {value:g} .*`make preset", refused(changed(SDXL, {key: value})))
+
+
+@pytest.mark.parametrize(("key", "value"), cases(DOUBTED))
+def test_what_sdxl_seldom_wants_is_taken_and_doubted(key, value):
+    found = params.check(changed(SDXL, {key: value}), "params.yaml")
+    assert [name for name, _ in doubts(found)] == [key]
+
+
+@pytest.mark.parametrize(("key", "value"), cases(TAKEN))
+def test_what_some_run_wants_is_not_doubted(key, value):
+    assert list(doubts(params.check(changed(SDXL, {key: value}), "params.yaml"))) == []
+
+
+def test_a_rate_that_is_multiplied_counts_as_such():
+    """5e-6 times 16 samples."""
+    found = params.check(changed(SDXL, {"train.scale_lr": True}), "params.yaml")
+    assert [text for key, text in doubts(found) if key == "train.learning_rate"][0].startswith("8e-05 is high")
+    assert "train.learning_rate: 0.00064 ruins" in refused(
+        changed(SDXL, {"train.scale_lr": True, "train.gradient_accumulation_steps": 32}))  # fmt: skip
+
+
+def test_a_batch_counts_by_its_pixels():
+    found = changed(SDXL, {"index.resolution": 512, "train.batch_size": 128})
+    assert refused(found) == "" and "train.batch_size" in refused(changed(found, {"index.resolution": 1024}))
+
+
+def test_unbounded_enlargement_and_a_last_timestep_without_weight():
+    found = changed(SDXL, {"index.max_enlargement": None, "index.min_side": 32, "diffusion.prediction": "v",
+                           "diffusion.zero_terminal_snr": True})  # fmt: skip
+    assert [key for key, _ in doubts(params.check(found, "params.yaml"))] == ["index.min_side", "train.snr_gamma"]
+
+
+def test_the_demo_is_not_doubted():
+    assert list(doubts(params.check(TINY, "params.yaml"))) == []
