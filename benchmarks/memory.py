@@ -53,7 +53,7 @@ def _warm_up() -> None:
     res, transformer = ResBlock(layers, 32, 32, 64, 8), TransformerBlock(layers, 32, 32, 32, "tiled", ms.float32)
     x, emb, rows = (ms.Tensor(np.ones(shape, np.float32)) for shape in ((1, 32, 8, 8), (1, 32), (1, 64, 32)))
     for cell, inputs in ((res, (x, emb)), (transformer, (rows, rows))):
-        graph = ms.jit(ms.grad(lambda *inputs, cell=cell: cell(*inputs).sum(), None, cell.trainable_params()))
+        graph = ms.ops.GradOperation(get_by_list=True)(cell, list(cell.trainable_params()))
         graph(*inputs)[0].asnumpy()
 
 
