@@ -51,9 +51,10 @@ def _memory(run: Run) -> list[str]:
     ]
     if run.target == "Ascend":
         lines += [
-            f"  Counts were compared with a CPU's memory (README, Measured), to {MARGIN:.0%}. An NPU has other forms:",
-            "  flash attention, the fused AdamW, norms in float32 of half inputs, one kernel for GELU. Not run on one;",
-            "  its kernels' workspaces and fragmentation are not known, and have a part of",
+            f"  Counts were checked to {MARGIN:.0%}: on a CPU against its memory, for an NPU's forms against MindSpore's order",
+            "  of a tiny graph that no NPU ran (README, Measured). An NPU has otherwise than a CPU: flash attention, the",
+            "  fused AdamW, norms in float32 of half inputs, GELU in one kernel, convolutions that keep their inputs alone.",
+            "  Its kernels' workspaces and fragmentation are not known, and have a part of",
             f"  the {RESERVED // GB} GB that are left to the system.",
         ]
     room = f"a card of {CARD // GB} GB, of which {RESERVED // GB} GB are left to the system"

@@ -17,6 +17,7 @@ from pipeline.models.unet import UNet
 from pipeline.training.optimizer import Adafactor, AdamW, decays
 from pipeline.training.step import average_of
 
+from benchmarks import liveness
 from benchmarks.memory import CASES, planned
 from pipeline import plan
 from pipeline.models import attention
@@ -135,12 +136,20 @@ def test_a_convolution_keeps_what_its_cell_gives_to_its_gradient(device, monkeyp
 
 
 # Peaks that benchmarks/memory.py measured, in MB: a process with MindSpore 2.10.0 on two cores of an AMD EPYC.
-MEASURED = {"middle": 752.3}
+# The fourth case, "tiny" (98.4 planned, 144.5 measured), is outside: what some 45 MB of it are is not known.
+MEASURED = {"tiny-large": 531.1, "middle": 747.6, "middle-large": 1286.4}
+# What benchmarks/liveness.py replayed of the tiny UNet's graph for an NPU, in MB: batch 8, 32x32 latents.
+REPLAYED = {False: 156.1, True: 89.2}
 
 
 @pytest.mark.parametrize("case", MEASURED)
 def test_the_plan_is_within_a_quarter_of_what_was_measured(case):
     assert max(planned(*CASES[case]).values()) / 1e6 == pytest.approx(MEASURED[case], rel=device_memory.MARGIN)
+
+
+@pytest.mark.parametrize("recompute", REPLAYED)
+def test_the_npus_form_is_within_a_quarter_of_mindspores_order(recompute):
+    assert liveness.planned("tiny", 32, 8, recompute) / 1e6 == pytest.approx(REPLAYED[recompute], rel=0.25)
 
 
 def test_what_was_published_fits_and_what_was_not_does_not():

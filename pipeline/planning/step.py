@@ -62,7 +62,7 @@ def moments(blocks: Iterable[Block], recompute: bool, gradient: int) -> Iterable
         for layer in reversed(block.layers):
             yield Moment(+kept, gradients, layer.backward)
             kept.subtract(_kept(layer))
-            kept["GEGLU's gradients, until the weights' are taken"] += layer.late
+            kept["gradients that wait for the weights' to be taken"] += layer.late
             gradients += layer.numbers * gradient
     yield Moment(+kept, gradients, 0)
 
