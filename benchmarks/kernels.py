@@ -73,9 +73,11 @@ def _bytes(types: str) -> tuple[int, ...]:
     """Of each output, as MindSpore writes a node's types."""
     made = types.rsplit("->", 1)[-1]
     shapes = re.findall(r"\(([\d, ]*)\)", made)
-    dtypes = [dtype for dtype, count in re.findall(r"Tensor\[(\w+)\](?:\*(\d+))?", made) for _ in range(int(count or 1))]
-    sizes = (_SIZES.get(dtype, 4) * math.prod(map(int, re.findall(r"\d+", shape))) for dtype, shape in zip(dtypes, shapes))
-    return tuple(sizes)
+    dtypes = []
+    for dtype, count in re.findall(r"Tensor\[(\w+)\](?:\*(\d+))?", made):
+        dtypes += [dtype] * int(count or 1)
+    numbers = [math.prod(map(int, re.findall(r"\d+", shape))) for shape in shapes]
+    return tuple(_SIZES.get(dtype, 4) * count for dtype, count in zip(dtypes, numbers, strict=False))
 
 
 def dumped(folder: Path) -> Kinds:

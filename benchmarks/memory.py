@@ -1,9 +1,11 @@
 """A training step's memory on this CPU against the planner's: python -m benchmarks.memory [CASE ...]
 
 Each case is a process of its own, which compiles the graph (minutes), gives free memory back to the system, and takes
-three steps; measured is what these add to the process at its highest. MindSpore's own statistics are 0 on a CPU. What the
-first kernels of a process cost (code, threads) is there before, by a small layer that runs forward and backward.
-Weights and optimizer's state, which are exact (tests/test_planner.py), are in neither number. A CPU's forms are counted (pipeline/planning/cpu.py), float32, attention by tiles."""
+three steps; measured is what these add to the process at its highest. MindSpore's own statistics are 0 on a CPU. What
+the first kernels of a process cost (code, threads) is there before, by two small layers that run forward and backward.
+Weights and optimizer's state, which are exact (tests/test_planner.py), are in neither number. A CPU's forms are counted
+(pipeline/planning/cpu.py), float32, attention by tiles. The cases "...-large" of README were taken without the small
+layers before."""
 
 import argparse
 import ctypes

@@ -100,7 +100,8 @@ def test_what_was_kept_is_let_go(form):
 
 
 def test_moments_of_two_blocks_by_hand():
-    one = step.Block((step.Layer("a", 10, 1, 2, numbers=3), step.Layer("b", 20, 4, 5, once=2)), inputs=7, recomputable=True)
+    layers = step.Layer("a", 10, 1, 2, numbers=3), step.Layer("b", 20, 4, 5, once=2)
+    one = step.Block(layers, inputs=7, recomputable=True)
     two = step.Block((step.Layer("a", 100, 0, 50, numbers=1, copies=8, late=1),))
 
     def course(recompute):

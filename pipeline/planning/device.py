@@ -17,8 +17,8 @@ CARD = 64 * GB
 # Part of a card that the system, kernels' workspaces and fragmentation take: an assumption. MindONE left 5 GB of 64
 # (max_device_memory 59GB).
 RESERVED = 5 * GB
-# What is estimated may be this much more: to so much it was checked, in a CPU's form by its memory (benchmarks/memory.py)
-# and in an NPU's by the order of its graph (benchmarks/liveness.py).
+# What is estimated may be this much more: to so much it was checked, in a CPU's form by its memory
+# (benchmarks/memory.py), and in an NPU's by the order of its graph (benchmarks/liveness.py).
 MARGIN = 0.25
 TOKENS = 77  # of a chunk of text
 

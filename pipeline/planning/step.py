@@ -15,7 +15,7 @@ class Layer:
     backward: int  # beside that, while it runs backward: gradients of its output and input, temporaries
     numbers: int = 0  # of its parameters
     copies: int = 0  # of its weights in the compute dtype, kept as well
-    late: int = 0  # that its backward pass makes and that stays until the end, when MindSpore lists its weights' gradient
+    late: int = 0  # of what its backward pass makes or reads: what waits to the end, for gradients of weights
     once: int = 0  # of what it keeps: what MindSpore does not compute again in a recomputed block
 
 
