@@ -86,8 +86,8 @@ def _disk(run: Run, place: disk.Place | None) -> list[str]:
     of = f"{run.images:,} pictures" + ("" if run.captions is None else f" and {run.captions:,} captions")
     latents, text = disk.cache_parts(run)
     lines = [
-        f"Disk, for {of}",
-        f"  a picture takes {latents:,} bytes of latents, a caption {text:,} of text",
+        "Disk",
+        f"  Caches of {of}: {latents:,} bytes of latents a picture, {text:,} of text a caption",
         *_table(parts),
         *_table({"together": total}),
     ]

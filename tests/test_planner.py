@@ -344,10 +344,10 @@ def test_the_command_counts_the_index(capsys, project):
     write_index(project, 40, 7)
     code, text = said(capsys)
     latent, caption = 8 * 8 * 8 * 2, 77 * 160 * 2 + 96 * 4
-    assert code == 0 and "Disk, for 40 pictures and 8 captions" in text  # the empty one is the eighth
+    assert code == 0 and "Caches of 40 pictures and 8 captions:" in text  # the empty one is the eighth
     counted = from_params(params(), *count_index(project / "outs/index"))
     assert disk.cache_bytes(counted) == 40 * latent + 8 * caption
-    assert "Disk, for 77 pictures" in said(capsys, "--images", "77")[1]
+    assert "Caches of 77 pictures:" in said(capsys, "--images", "77")[1]
 
 
 def test_rows_and_held_out_pictures_count():
