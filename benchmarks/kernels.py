@@ -8,6 +8,7 @@ kernel."""
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import tempfile
@@ -26,6 +27,8 @@ class Node(NamedTuple):
     kind: str  # of primitive
     scope: str  # its place in the tree of cells
     inputs: list[str]  # names of nodes
+    made: tuple[int, ...] = ()  # bytes of each output, where they were read
+    item: int = 0  # of TupleGetItem: which
 
 
 def _kinds(nodes: dict[str, Node]) -> Kinds:
@@ -38,7 +41,7 @@ def _kinds(nodes: dict[str, Node]) -> Kinds:
             forward.add(name)
             ahead += nodes[name].inputs
     found: Kinds = Counter()
-    for name, (kind, scope, _) in nodes.items():
+    for name, (kind, scope, *_) in nodes.items():
         if kind in NO_KERNEL or not kind.isidentifier():  # a call of a subgraph
             continue
         part = "recompute" if "recompute_" in scope else "update" if "/update-" in scope else "backward"
@@ -63,11 +66,30 @@ def compiled(cell) -> Kinds:
     return _kinds(nodes)
 
 
+_SIZES = {"Float16": 2, "BFloat16": 2, "Float32": 4, "Int32": 4, "Int64": 8, "Bool": 1, "UInt8": 1}
+
+
+def _bytes(types: str) -> tuple[int, ...]:
+    """Of each output, as MindSpore writes a node's types."""
+    made = types.rsplit("->", 1)[-1]
+    shapes = re.findall(r"\(([\d, ]*)\)", made)
+    dtypes = []
+    for dtype, count in re.findall(r"Tensor\[(\w+)\](?:\*(\d+))?", made):
+        dtypes += [dtype] * int(count or 1)
+    numbers = [math.prod(map(int, re.findall(r"\d+", shape))) for shape in shapes]
+    return tuple(_SIZES.get(dtype, 4) * count for dtype, count in zip(dtypes, numbers, strict=False))
+
+
 def dumped(folder: Path) -> Kinds:
     """Of the last graph that was compiled, as far as the choice of kernels, in a process with MS_DEV_SAVE_GRAPHS=1 and
     MS_DEV_SAVE_GRAPHS_PATH=folder."""
+    return _kinds(dumped_nodes(folder))
+
+
+def dumped_nodes(folder: Path) -> dict[str, Node]:
+    """Of that graph, in MindSpore's order."""
     file = max(folder.rglob("*_backend_pass_*.ir"), key=lambda path: path.stat().st_mtime)
-    nodes, graph, text = {}, "", ""
+    nodes, graph, text, types = {}, "", "", ""
     for line in file.read_text().splitlines():
         if line.startswith("subgraph @"):
             graph = line
@@ -76,11 +98,15 @@ def dumped(folder: Path) -> Kinds:
         elif text and (scope := re.match(r"      # Fullname with scope: \((.*)\)", line)):
             name, kind, rest = re.match(r"  (%\d+)\([^)]*\) = (?:PrimFunc_)?([^(]+)(.*)", text).groups()
             inputs = rest.split(" cnode_attrs: ")[0].split(" primitive_attrs: ")[0]
-            nodes[graph + name] = Node(kind, scope[1], [graph + found for found in re.findall(r"%\d+", inputs)])
-            text = ""
-        elif text and not line.startswith("      :"):
+            names = [graph + found for found in re.findall(r"%\d+", inputs)]
+            item = re.search(r"I64\((\d+)\)", inputs) if kind == "TupleGetItem" else None
+            nodes[graph + name] = Node(kind, scope[1], names, _bytes(types), int(item[1]) if item else 0)
+            text = types = ""
+        elif text and line.startswith("      :"):
+            types += line
+        elif text:
             text += line  # a constant's values
-    return _kinds(nodes)
+    return nodes
 
 
 def report(kinds: Kinds) -> str:

@@ -1,9 +1,11 @@
 """A training step's memory on this CPU against the planner's: python -m benchmarks.memory [CASE ...]
 
 Each case is a process of its own, which compiles the graph (minutes), gives free memory back to the system, and takes
-three steps; measured is what these add to the process at its highest. MindSpore's own statistics are 0 on a CPU. What the
-first kernels of a process cost (code, threads) is there before, by a small layer that runs forward and backward.
-Weights and optimizer's state, which are exact (tests/test_planner.py), are in neither number. A CPU's forms are counted (pipeline/planning/cpu.py), float32, attention by tiles."""
+three steps; measured is what these add to the process at its highest. MindSpore's own statistics are 0 on a CPU. What
+the first kernels of a process cost (code, threads) is there before, by two small layers that run forward and backward.
+Weights and optimizer's state, which are exact (tests/test_planner.py), are in neither number. A CPU's forms are counted
+(pipeline/planning/cpu.py), float32, attention by tiles. The cases "...-large" of README were taken without the small
+layers before."""
 
 import argparse
 import ctypes
@@ -53,7 +55,7 @@ def _warm_up() -> None:
     res, transformer = ResBlock(layers, 32, 32, 64, 8), TransformerBlock(layers, 32, 32, 32, "tiled", ms.float32)
     x, emb, rows = (ms.Tensor(np.ones(shape, np.float32)) for shape in ((1, 32, 8, 8), (1, 32), (1, 64, 32)))
     for cell, inputs in ((res, (x, emb)), (transformer, (rows, rows))):
-        graph = ms.jit(ms.grad(lambda *inputs, cell=cell: cell(*inputs).sum(), None, cell.trainable_params()))
+        graph = ms.ops.GradOperation(get_by_list=True)(cell, list(cell.trainable_params()))
         graph(*inputs)[0].asnumpy()
 
 

@@ -1,8 +1,8 @@
 """Say what a training run will take, before it is started: memory of a device and of its host, disk, steps, hours.
 
 Takes params.yaml as it stands, and the pictures and captions that outs/index lists; the options replace single numbers
-of them. What is exact, counted, published or assumed is said beside each number. Ends with exit code 1 when the run does
-not fit a device."""
+of them. What is exact, counted, published or assumed is said beside each number. Ends with exit code 1 when the run
+does not fit a device."""
 
 import argparse
 from collections.abc import Callable
@@ -47,9 +47,10 @@ def _memory(run: Run) -> list[str]:
     ]
     if run.target == "Ascend":
         lines += [
-            f"  Counts were compared with a CPU's memory (README, Measured), to {MARGIN:.0%}. An NPU has other forms:",
-            "  flash attention, the fused AdamW, norms in float32 of half inputs, one kernel for GELU. Not run on one;",
-            "  its kernels' workspaces and fragmentation are not known, and have a part of",
+            f"  Counts were checked to {MARGIN:.0%}: a CPU's against its memory, an NPU's against MindSpore's order of a tiny",
+            "  graph that no NPU ran (README, Measured). An NPU has otherwise than a CPU: flash attention, the fused AdamW,",
+            "  norms in float32 of half inputs, GELU in one kernel, convolutions that keep their inputs alone.",
+            "  Its kernels' workspaces and fragmentation are not known, and have a part of",
             f"  the {RESERVED // GB} GB that are left to the system.",
         ]
     room = f"a card of {CARD // GB} GB, of which {RESERVED // GB} GB are left to the system"
@@ -59,9 +60,9 @@ def _memory(run: Run) -> list[str]:
         return [
             *lines,
             f"  MAY fit {room}:",
-            "    only by what gradient checkpointing is counted to save. MindSpore's order of kernels has it so, no NPU has",
-            f"    shown it; without it {plain / GB:.1f} GB. Published for 64 GB and 1024 x 1024: MindONE, without it, batch 4",
-            "    ran and 6 was out of memory (MindSpore 2.3.1). Try a few steps first.",
+            "    only by what gradient checkpointing is counted to save, by MindSpore's order of kernels; no NPU has shown",
+            f"    it. Without it: {plain / GB:.1f} GB. Published for 64 GB, 1024 x 1024 and half weights (MindONE,",
+            "    MindSpore 2.3.1): without it batch 4 ran, and 6 was out of memory. Try a few steps first.",
         ]
     if device.fits(run):
         return [*lines, f"  Fits {room}."]
@@ -81,8 +82,8 @@ def _disk(run: Run, place: disk.Place | None) -> list[str]:
     of = f"{run.images:,} pictures" + ("" if run.captions is None else f" and {run.captions:,} captions")
     latents, text = disk.cache_parts(run)
     lines = [
-        f"Disk, for {of}",
-        f"  a picture takes {latents:,} bytes of latents, a caption {text:,} of text",
+        "Disk",
+        f"  Caches of {of}: {latents:,} bytes of latents a picture, {text:,} of text a caption",
         *_table(parts),
         *_table({"together": total}),
     ]
@@ -100,7 +101,7 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
     if spread:
         lines += [
             f"  Hours on Ascend 910B, by published step times: {spread[0]:.1f} to {spread[1]:.1f}",
-            "    MindONE's, 0.53 s a step at best (8 cards, batch 1 each): MindSpore 2.3.1 with jit level O2, which 2.10",
+            "    MindONE's, 0.53 s a step at best (8 cards, batch 1): MindSpore 2.3.1 with jit level O2, which 2.10",
             "    no longer has. They are not of this program.",
         ]
     else:
@@ -108,16 +109,19 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
     if launches:
         low, high = (duration.steps(run) * seconds / 3600 for seconds in launches)
         lines += [
-            f"  With O0 the host's launches alone: {launches[0]:.2f} to {launches[1]:.2f} s a step, {low:.1f} to {high:.1f} hours",
+            f"  With O0 the host's launches alone: {launches[0]:.2f} to {launches[1]:.2f} s a step, "
+            f"{low:.2f} to {high:.2f} hours",
             f"    some {duration.kernels(run):,} kernels a step (estimated from counts of smaller graphs) at "
             f"{1e6 * duration.LAUNCH[0]:.0f} to {1e6 * duration.LAUNCH[1]:.0f} µs (assumed).",
             "    O1 fuses kernels: how many are left is not known.",
         ]
     lines.append(
-        "  Compilation: not measured on an NPU (MindONE's tables: 30 to 38 minutes a graph, with MindSpore 2.2 and 2.3.1)"
+        "  Compilation: not measured on an NPU (MindONE's tables: 30 to 38 minutes, with MindSpore 2.2.11 and 2.3.1)"
     )
     size = disk.state_bytes(run)
-    took = "not measured" if place is None else f"{size / place.speed:.1f} s at the {place.speed / GB:.2f} GB/s of this disk"
+    took = "not measured"
+    if place:
+        took = f"{size / place.speed:.1f} s at the {place.speed / GB:.2f} GB/s of this disk, measured now"
     lines.append(f"  Writing a state of {size / GB:.3f} GB, every {run.checkpointing_steps} steps: {took}")
     return lines
 

@@ -17,6 +17,7 @@ from pipeline.models.unet import UNet
 from pipeline.training.optimizer import Adafactor, AdamW, decays
 from pipeline.training.step import average_of
 
+from benchmarks import liveness
 from benchmarks.memory import CASES, planned
 from pipeline import plan
 from pipeline.models import attention
@@ -92,22 +93,24 @@ def test_what_was_kept_is_let_go(form):
     for recompute in (False, True):
         blocks = list(unet_walk.blocks(TINY.unet, 2, 16, 16, 2, "tiled", 77, form))
         *_, last = step.moments(blocks, recompute, 4)
-        assert last.kept.total() == 0 and last.temporary == 0
+        late = sum(layer.late for block in blocks for layer in block.layers)
+        assert last.kept.total() == late and last.temporary == 0 and bool(late) is (form is npu)
         assert last.gradients == memory.in_float32(SHAPES)
         assert all(size >= 0 for moment in step.moments(blocks, recompute, 4) for size in moment.kept.values())
 
 
 def test_moments_of_two_blocks_by_hand():
-    one = step.Block((step.Layer("a", 10, 1, 2, numbers=3), step.Layer("b", 20, 4, 5)), inputs=7, recomputable=True)
-    two = step.Block((step.Layer("a", 100, 0, 50, numbers=1, copies=8),))
+    layers = step.Layer("a", 10, 1, 2, numbers=3), step.Layer("b", 20, 4, 5, once=2)
+    one = step.Block(layers, inputs=7, recomputable=True)
+    two = step.Block((step.Layer("a", 100, 0, 50, numbers=1, copies=8, late=1),))
 
     def course(recompute):
         return [moment.together for moment in step.moments([one, two], recompute, 4)]
 
-    # forward 1, 10 + 4, 30 + 0; backward 138 + 50, 30 + 4 + 5, 10 + 4 + 2; all gradients
-    assert course(False) == [1, 14, 30, 188, 39, 16, 16]
-    # the first block keeps its 7, and has all of it again
-    assert course(True) == [1, 14, 7, 165, 39, 16, 16]
+    # forward 1, 10 + 4, 30; backward 138 + 50, then beside 4 of gradients and 1 that is late 30 + 5 and 10 + 2
+    assert course(False) == [1, 14, 30, 188, 40, 17, 17]
+    # the first block keeps its 7 and 2 that are not computed again, and then has all
+    assert course(True) == [1, 14, 9, 167, 40, 17, 17]
 
 
 def test_constants_are_those_of_the_layers():
@@ -134,12 +137,20 @@ def test_a_convolution_keeps_what_its_cell_gives_to_its_gradient(device, monkeyp
 
 
 # Peaks that benchmarks/memory.py measured, in MB: a process with MindSpore 2.10.0 on two cores of an AMD EPYC.
-MEASURED = {"middle": 752.3}
+# The fourth case, "tiny" (98.4 planned, 144.5 measured), is outside: what some 45 MB of it are is not known.
+MEASURED = {"tiny-large": 531.1, "middle": 747.6, "middle-large": 1286.4}
+# What benchmarks/liveness.py replayed of the tiny UNet's graph for an NPU, in MB: batch 8, 32x32 latents.
+REPLAYED = {False: 156.1, True: 89.2}
 
 
 @pytest.mark.parametrize("case", MEASURED)
 def test_the_plan_is_within_a_quarter_of_what_was_measured(case):
     assert max(planned(*CASES[case]).values()) / 1e6 == pytest.approx(MEASURED[case], rel=device_memory.MARGIN)
+
+
+@pytest.mark.parametrize("recompute", REPLAYED)
+def test_the_npus_form_is_within_a_quarter_of_mindspores_order(recompute):
+    assert liveness.planned("tiny", 32, 8, recompute) / 1e6 == pytest.approx(REPLAYED[recompute], rel=0.25)
 
 
 def test_what_was_published_fits_and_what_was_not_does_not():
@@ -158,11 +169,11 @@ def test_what_was_published_fits_and_what_was_not_does_not():
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("batch", [6, 8, 16])
-def test_a_batch_of_16_does_not_fit(devices, precision, batch):
+@pytest.mark.parametrize(("batch", "checkpointing"), [(6, False), (8, False), (16, False), (16, True)])
+def test_batches_that_do_not_fit(devices, precision, batch, checkpointing):
     run = replace(
         FULL, devices=devices, precision=precision, batch_size=batch, attention="auto",
-        shard_optimizer=devices > 1, gradient_checkpointing=False,
+        shard_optimizer=devices > 1, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     assert not device_memory.fits(run)
 
@@ -262,8 +273,8 @@ def test_it_says_what_would_make_a_run_fit():
 
 
 def test_checkpointings_saving_is_not_promised():
-    """Batch 16 with it: the count fits, and the plan says that no NPU has shown so."""
-    run = replace(FULL, batch_size=16, shard_optimizer=True)
+    """Where the count fits by it alone, the plan says that no NPU has shown so."""
+    run = replace(FULL, batch_size=4, shard_optimizer=True)
     assert device_memory.relies_on_checkpointing(run)
     assert "MAY fit a card" in plan.report(run) and "Fits a card" not in plan.report(run)
     assert "Fits a card" in plan.report(replace(run, batch_size=1))
@@ -334,10 +345,10 @@ def test_the_command_counts_the_index(capsys, project):
     write_index(project, 40, 7)
     code, text = said(capsys)
     latent, caption = 8 * 8 * 8 * 2, 77 * 160 * 2 + 96 * 4
-    assert code == 0 and "Disk, for 40 pictures and 8 captions" in text  # the empty one is the eighth
+    assert code == 0 and "Caches of 40 pictures and 8 captions:" in text  # the empty one is the eighth
     counted = from_params(params(), *count_index(project / "outs/index"))
     assert disk.cache_bytes(counted) == 40 * latent + 8 * caption
-    assert "Disk, for 77 pictures" in said(capsys, "--images", "77")[1]
+    assert "Caches of 77 pictures:" in said(capsys, "--images", "77")[1]
 
 
 def test_rows_and_held_out_pictures_count():

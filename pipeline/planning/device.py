@@ -17,7 +17,8 @@ CARD = 64 * GB
 # Part of a card that the system, kernels' workspaces and fragmentation take: an assumption. MindONE left 5 GB of 64
 # (max_device_memory 59GB).
 RESERVED = 5 * GB
-# What is estimated may be this much more: to so much it was checked on a CPU (benchmarks/memory.py).
+# What is estimated may be this much more: to so much it was checked, in a CPU's form by its memory
+# (benchmarks/memory.py), and in an NPU's by the order of its graph (benchmarks/liveness.py).
 MARGIN = 0.25
 TOKENS = 77  # of a chunk of text
 
@@ -110,7 +111,7 @@ def fits(run: Run) -> bool:
 
 def relies_on_checkpointing(run: Run) -> bool:
     """Whether a run fits only by what gradient checkpointing is counted to save: MindSpore's order of the kernels shows
-    it (benchmarks/memory.py), but no NPU has."""
+    it (benchmarks/liveness.py), but no NPU has."""
     return run.gradient_checkpointing and fits(run) and not fits(replace(run, gradient_checkpointing=False))
 
 

@@ -58,7 +58,9 @@ def attention(batch: int, queries: int, keys: int, channels: int, heads: int, ki
     output = size * batch * channels * queries
     what = "queries, keys, values of attention"
     if kind.startswith("flash"):
-        return Layer(what, inputs + batch * heads * queries * 2 * 8 * FLOAT32, output, inputs + 2 * output)
+        statistics = batch * heads * queries * 2 * 8 * FLOAT32
+        # output and gradients wait for the weights' gradients, as GEGLU's
+        return Layer(what, inputs + statistics, output, inputs + 2 * output, late=inputs + output)
     whole = kind == "plain" or queries <= TILE
     matrix = batch * heads * (queries if whole else TILE) * keys
     return Layer(
@@ -70,9 +72,11 @@ def attention(batch: int, queries: int, keys: int, channels: int, heads: int, ki
 
 
 def geglu(rows: int, width: int, size: int) -> Layer:
-    """Value, gate and its GELU (rows, width); their product is the next layer's input."""
+    """Value, gate and its GELU (rows, width); their product is the next layer's input. In the NPU's graph the GELU is
+    in none of the recomputed scopes, so that its output is kept; and the value, and the gradients of value and gate, stay
+    to the end, where MindSpore lists the weights' gradients that want them (both seen by benchmarks/liveness.py)."""
     n = size * rows * width
-    return Layer("GEGLU: value, gate, GELU", 3 * n, 2 * n, 4 * n)
+    return Layer("GEGLU: value, gate, GELU", 3 * n, 2 * n, 4 * n, late=3 * n, once=n)
 
 
 def upsample(n: int, size: int) -> Layer:

@@ -15,6 +15,8 @@ class Layer:
     backward: int  # beside that, while it runs backward: gradients of its output and input, temporaries
     numbers: int = 0  # of its parameters
     copies: int = 0  # of its weights in the compute dtype, kept as well
+    late: int = 0  # of what its backward pass makes or reads: what waits to the end, for gradients of weights
+    once: int = 0  # of what it keeps: what MindSpore does not compute again in a recomputed block
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,19 @@ def moments(blocks: Iterable[Block], recompute: bool, gradient: int) -> Iterable
             yield Moment(kept + inside, 0, layer.forward)
             inside.update(_kept(layer))
         if recompute and block.recomputable:
-            kept["inputs of recomputed blocks"] += block.inputs
+            kept.update(_kept_by_recomputed(block))
         else:
             kept.update(inside)
     gradients = 0
     for block in reversed(blocks):
         if recompute and block.recomputable:
-            kept["inputs of recomputed blocks"] -= block.inputs
+            kept.subtract(_kept_by_recomputed(block))
             for layer in block.layers:
                 kept.update(_kept(layer))
         for layer in reversed(block.layers):
             yield Moment(+kept, gradients, layer.backward)
             kept.subtract(_kept(layer))
+            kept["gradients that wait for the weights' to be taken"] += layer.late
             gradients += layer.numbers * gradient
     yield Moment(+kept, gradients, 0)
 
@@ -70,3 +73,8 @@ def peak(blocks: Iterable[Block], recompute: bool, gradient: int) -> Moment:
 
 def _kept(layer: Layer) -> dict[str, int]:
     return {layer.what: layer.kept, "weights in the compute dtype": layer.copies}
+
+
+def _kept_by_recomputed(block: Block) -> dict[str, int]:
+    once = sum(layer.once for layer in block.layers)
+    return {"inputs of recomputed blocks": block.inputs, "GELU in recomputed blocks": once}

@@ -1,0 +1,93 @@
+"""The memory of a step's graph for an NPU, by replaying MindSpore's order of its kernels, against the planner's:
+python -m benchmarks.liveness [--config tiny] [--side 32] [--batch 8] [--recompute]
+
+Compiled on a CPU as by benchmarks/kernels.py --npu. The order is the one in which MindSpore lists the graph when it
+chooses kernels, where this CPU stops; a tensor lives from the kernel that makes it to the last that reads it. Weights,
+moments and inputs are not in it, workspaces neither. The graph is a whole step: a gradient is let go when it is
+unscaled."""
+
+import argparse
+import contextlib
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.kernels import Node, dumped_nodes, npu_forms, train_step
+from pipeline.models.config import CONFIGS
+from pipeline.planning import npu, step, unet
+
+_VIEWS = {"Depend", "Load", "Reshape", "Identity", "Return"}  # of their first input
+_IN_PLACE = {"UpdateState", "Assign", "AssignAdd", "AdamW"}
+Buffer = tuple[str, int]  # a node's output
+
+
+def lives(nodes: dict[str, Node]) -> list[int]:
+    """Bytes in memory at each node of the largest graph among them, in their order."""
+    graph = Counter(name.rpartition("%")[0] for name in nodes).most_common(1)[0][0]
+    order = [(name, node) for name, node in nodes.items() if name.rpartition("%")[0] == graph]
+    outputs: dict[str, list[set[Buffer]]] = {}  # of each name: the buffers that each output stands for
+    last: dict[Buffer, int] = {}
+
+    def whole(name: str) -> set[Buffer]:
+        return set().union(*outputs.get(name, ()))
+
+    for place, (name, node) in enumerate(order):
+        first = node.inputs[0] if node.inputs else ""
+        forwards = True
+        if node.kind in _VIEWS:
+            outputs[name] = outputs.get(first, [])
+        elif node.kind == "TupleGetItem":
+            found = outputs.get(first, [])
+            outputs[name] = [found[node.item]] if node.item < len(found) else []
+        elif node.kind == "MakeTuple":
+            outputs[name] = [whole(other) for other in node.inputs]
+        elif node.kind in _IN_PLACE:
+            outputs[name], forwards = [], node.kind == "UpdateState"
+        else:
+            outputs[name], forwards = [{(name, item)} for item in range(len(node.made))], False
+            last |= {(name, item): place for item in range(len(node.made))}
+        if not forwards or node.kind == "Return":
+            last |= dict.fromkeys(set().union(*map(whole, node.inputs)), place)
+    ends: dict[int, list[Buffer]] = {}
+    for buffer, place in last.items():
+        ends.setdefault(place, []).append(buffer)
+    found, live = [], 0
+    for place, (name, node) in enumerate(order):
+        live += sum(size for item, size in enumerate(node.made) if (name, item) in last)
+        found.append(live)
+        live -= sum(nodes[other].made[item] for other, item in ends.get(place, ()))
+    return found
+
+
+def planned(config: str, side: int, batch: int, recompute: bool) -> int:
+    blocks = unet.blocks(CONFIGS[config].unet, batch, side, side, 2, "flash")
+    return step.peak(blocks, recompute, 4).together
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="tiny", choices=sorted(CONFIGS))
+    parser.add_argument("--side", type=int, default=32, help="of the latents")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--recompute", action="store_true", help="train.gradient_checkpointing")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        os.environ |= {
+            "MS_DEV_SAVE_GRAPHS": "1",
+            "MS_DEV_SAVE_GRAPHS_PATH": folder,
+            "MS_DEV_DUMP_IR_PASSES": "backend_pass",
+        }
+        import pipeline.device  # noqa: F401
+
+        stack.enter_context(npu_forms())
+        cell, inputs = train_step(options.config, options.side, options.batch, options.recompute)
+        with contextlib.suppress(RuntimeError):  # a kernel that this CPU lacks
+            cell.compile(*inputs)
+        most = max(lives(dumped_nodes(Path(folder))))
+    count = planned(options.config, options.side, options.batch, options.recompute)
+    print(f"planned {count / 1e6:.1f} MB, replayed {most / 1e6:.1f} MB: {count / most:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
