@@ -14,7 +14,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Plumbing that shapes no out. Were it a dependency, every edit of the schema would re-run all stages.
 PLUMBING = {
     f"pipeline/{name}.py"
-    for name in ("__init__", "params", "contradictions", "hardware", "locks", "npu", "recorded", "stage", "store")
+    for name in "__init__ params contradictions hardware locks npu recorded stage store times".split()
 }
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the
 # batch size of each it makes the batch of a training step.

@@ -23,7 +23,8 @@ def project(tmp_path):
     """A copy of the plumbing with a stage of one's own: `write(body)` gives stages/it.py this main."""
     (tmp_path / "pipeline/models").mkdir(parents=True)
     (tmp_path / "stages").mkdir()
-    names = ("__init__", "stage", "recorded", "params", "contradictions", "store", "models/__init__", "models/config")
+    names = ("__init__", "stage", "recorded", "params", "contradictions", "store", "times", "models/__init__")
+    names += ("models/config",)
     for name in names:
         shutil.copy2(ROOT / f"pipeline/{name}.py", tmp_path / f"pipeline/{name}.py")
     shutil.copy2(ROOT / "params.yaml", tmp_path)
