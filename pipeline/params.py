@@ -219,7 +219,7 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise ParamsError(f"{error}; stages are started in the project's folder") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
-    tree = _parse(text, path)
+    tree = parse(text, path)
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -238,9 +238,9 @@ class _Constructor(SafeConstructor):
         return super().flatten_mapping(node)
 
 
-def _parse(text: str, path: str | Path) -> Any:
+def parse(text: str, path: str | Path) -> Any:
     """The values of a YAML text as DVC itself reads them (its dvc/utils/serialize/_yaml.py): YAML 1.2, where `1e-05` is
-    a number and `no` is text. Keys given twice are refused."""
+    a number and `no` is text. Keys given twice are refused. Raises ParamsError, which names `path`."""
     yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
     try:

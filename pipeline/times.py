@@ -38,7 +38,8 @@ def inputs(params: dict[str, object], outs: dict[str, str]) -> str:
     """What a stage ran with, as a digest of its keys of params.yaml with their values, and of the outs of other stages
     that it read with their hashes in dvc.lock. Code and data are not in it: of two runs that differ there the newer
     one is the one to show."""
-    text = json.dumps([params, outs], sort_keys=True)
+    numbers = {key: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for key, v in params.items()}
+    text = json.dumps([numbers, outs], sort_keys=True)  # 1 and 1.0 are one value of params.yaml
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
