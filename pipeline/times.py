@@ -58,8 +58,8 @@ def note(stage: str, params: dict[str, object], deps: list[str], started: float 
         started=started,
         seconds=time.time() - started,
         peak_bytes=_peak(),
-        machine=f"{platform.machine()}, Python {platform.python_version()}",
-        versions={name: metadata.version(name) for name in _PACKAGES},
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        versions={"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
     )
     key = inputs(params, {dep: made[dep] for dep in deps if dep in made})
     runs = [*find(stage, key), run][-_KEPT:]

@@ -60,12 +60,12 @@ def thin(curve: Curve) -> tuple[Curve, int]:
 
 
 def smooth(curve: Curve) -> Curve:
-    """The running mean over a twentieth of the curve, over less at its ends."""
-    half = max(1, len(curve.values) // 40)
+    """The running mean over a twentieth of the curve, over what there is of it at the ends."""
+    count = len(curve.values)
+    half, place = max(1, count // 40), np.arange(count)
+    first, end = np.maximum(place - half, 0), np.minimum(place + half + 1, count)
     sums = np.concatenate([[0.0], np.cumsum(curve.values)])
-    place = np.arange(len(curve.values))
-    reach = np.minimum(np.minimum(place, len(place) - 1 - place), half)
-    return Curve(curve.steps, (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
+    return Curve(curve.steps, (sums[end] - sums[first]) / (end - first))
 
 
 def by_timestep(curves: dict[str, Curve]) -> dict[int, Curve]:

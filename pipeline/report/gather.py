@@ -19,7 +19,11 @@ from pipeline.stage import StageError, shown
 SAMPLE = "outs/sample"
 PREVIEWS = "outs/train/live/pictures"
 _PREVIEWS_SHOWN, _PROMPTS_SHOWN = 16, 64
-_UNREADABLE = (StageError, OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, DvcException)
+# What damaged files, an absent cache and a device that is not there end in.
+_UNREADABLE = (
+    *(StageError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pa.ArrowException),
+    DvcException,
+)
 
 T = TypeVar("T")
 
@@ -69,6 +73,9 @@ class Run:
 def read(revision: Revision, pairs: int) -> Run:
     """`pairs` latents are decoded. Raises ParamsError and StageError when there is no project."""
     values = settings.read(revision)
+    previews = "None are drawn yet"
+    if values.get("train.sample_interval") == 0:
+        previews = "train.sample_interval is 0, so none are drawn while training"
     return Run(
         name=revision.name,
         commit=revision.commit,
@@ -76,7 +83,7 @@ def read(revision: Revision, pairs: int) -> Run:
         stages=graph.read(revision, values),
         data=_part(lambda: data.read(revision), "The pictures are not indexed yet: dvc repro index"),
         curves=_part(lambda: curves.read(revision), "No training has run yet: dvc repro train"),
-        previews=_part(lambda: _previews(revision), "train.sample_interval is 0 or no training has run yet"),
+        previews=_part(lambda: _previews(revision), previews),
         samples=_part(lambda: _samples(revision, values), "No pictures are drawn yet: dvc repro"),
         latents=_latents(revision, pairs),
     )

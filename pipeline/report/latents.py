@@ -1,5 +1,6 @@
 """Cached latents decoded back to pictures, beside the pictures that they were made from."""
 
+import functools
 from dataclasses import dataclass
 
 from pipeline.cache import sheet
@@ -27,16 +28,23 @@ def read(revision: Revision, params: Params, count: int) -> list[Pair] | None:
     needed = (f"{data.INDEX}/images.parquet", f"{data.INDEX}/captions.parquet", VAE)
     if not revision.names(LATENTS) or not all(map(revision.exists, needed)):
         return None
-    from pipeline import device  # takes seconds, and a report without latents needs no MindSpore
     from pipeline.models.config import CONFIGS
-    from pipeline.models.encode import vae_decoder
+    from pipeline.models.encode import vae_decoder  # takes seconds, and a report without latents needs no MindSpore
 
     with revision.folder(LATENTS) as latents, revision.file(needed[0]) as images, revision.file(VAE) as vae:
         config = CONFIGS[params.model.config]
-        decode = vae_decoder(config, vae, device.setup(params.device.target), params.cache_latents.precision)
+        decode = vae_decoder(config, vae, _device(params.device.target), params.cache_latents.precision)
         found = sheet.pairs(latents, images, open_source(params.data.images), decode, count)
     texts = data.captions(revision, [pair.image for pair in found])
     return [
         Pair(pair.path, texts.get(pair.image, ""), pair.about, from_pixels(pair.original), from_pixels(pair.decoded))
         for pair in found
     ]
+
+
+@functools.cache
+def _device(target: str):
+    """MindSpore can be set up but once in a process."""
+    from pipeline import device
+
+    return device.setup(target)

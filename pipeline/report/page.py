@@ -6,6 +6,7 @@ that, the page's own policy still runs no script but those whose hashes it names
 import base64
 import datetime
 import hashlib
+import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,8 @@ def render(runs: list[Run], defaults: settings.Defaults, code: str) -> str:
         box=(graph.WIDTH, graph.HEIGHT),
         defaults=defaults,
         rows=settings.rows([run.params for run in runs], defaults.values),
-        versions={name: metadata.version(name) for name in _PACKAGES},
+        versions={"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        trained=[run for run in runs if (stage := run.stage("train")) and stage.time],
         code=code,
         made=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),

@@ -21,7 +21,7 @@ class Summary:
     images_per_second: float | None  # median
     wait_share: float | None  # of a step's time
     train_seconds: float | None  # of the stage, else in its steps
-    peak_bytes: int | None  # of the largest process of any stage
+    peak_bytes: int | None  # of the largest process that trained
     overflows: int
 
     @property
@@ -41,9 +41,9 @@ def of(run: Run) -> Summary:
 
     validation, train = curves.get("validation/loss"), curves.get("train/loss")
     seconds, waited = curves.get("train/step_seconds"), curves.get("train/data_wait_seconds")
-    noted = next((stage.time for stage in run.stages if stage.name == "train"), None)
+    stage = run.stage("train")
+    noted = stage.time if stage else None
     in_steps = float((np.diff(seconds.steps, prepend=0) * seconds.values).sum()) if seconds else None
-    peaks = [stage.time.peak_bytes for stage in run.stages if stage.time]
     return Summary(
         pictures=run.data.value.used if run.data.value else None,
         steps=int(train.steps[-1]) if train else None,
@@ -55,6 +55,6 @@ def of(run: Run) -> Summary:
         images_per_second=median("train/images_per_second"),
         wait_share=float(waited.values.sum() / max(seconds.values.sum(), 1e-9)) if seconds and waited else None,
         train_seconds=noted.seconds if noted else in_steps,
-        peak_bytes=max(peaks, default=None),
+        peak_bytes=noted.peak_bytes if noted else None,
         overflows=int(last("train/overflows") or 0),
     )
