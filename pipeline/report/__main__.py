@@ -39,21 +39,22 @@ def write(names: list[str], against: Path | None, latents: int, out: Path) -> No
     if not Path("dvc.yaml").is_file():
         raise StageError("dvc.yaml is not there; start it in the project's folder")
     revisions = [revision.find(name) for name in names] or [revision.workspace()]
-    runs = [gather.read(one, latents) for one in revisions]
+    runs = gather.read(revisions, latents)
     if not any(run.anything for run in runs):
         raise StageError("no stage has run yet, so there is nothing to report; run `make repro` first")
-    html = page.render(runs, defaults(against), revision.head())
+    html = page.render(runs, defaults(against, runs[0]), revision.head())
     with store.atomic(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
     print(f"{out}: {len(html.encode()) / 1e6:.1f} MB; open it in a browser")
 
 
-def defaults(against: Path | None) -> settings.Defaults:
+def defaults(against: Path | None, first: gather.Run) -> settings.Defaults:
+    """Those of the file, else of the last commit; without git the first run is what the others are compared with."""
     if against is not None:
         return settings.Defaults(str(against), settings.flat(against.read_bytes(), str(against)))
     text = revision.at_head(settings.FILE)
     if text is None:
-        raise StageError(f"git's HEAD has no {settings.FILE} to compare with; name a file with --against")
+        return settings.Defaults(f"{first.name} (git has no {settings.FILE})", first.params)
     return settings.Defaults(f"{settings.FILE} at git's HEAD", settings.flat(text, f"{settings.FILE} at HEAD"))
 
 

@@ -3,11 +3,13 @@ error: a report of a pipeline that is half done is as welcome."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import pyarrow as pa
 from dvc.exceptions import DvcException
+from networkx import NetworkXException
+from ruamel.yaml.error import YAMLError
 
 from pipeline import params
 from pipeline.report import curves, data, graph, latents, settings
@@ -70,8 +72,18 @@ class Run:
         return any(stage.outs for stage in self.stages) or any(part.value is not None for part in parts)
 
 
-def read(revision: Revision, pairs: int) -> Run:
-    """`pairs` latents are decoded. Raises ParamsError and StageError when there is no project."""
+def read(revisions: list[Revision], pairs: int) -> list[Run]:
+    """`pairs` latents are decoded, once for runs that have the same. Raises ParamsError and StageError when there is no
+    project."""
+    runs: list[Run] = []
+    for revision in revisions:
+        run = _read(revision)
+        same = [other.latents for other in runs if other.made("cache_latents") == run.made("cache_latents")]
+        runs.append(replace(run, latents=same[0] if same else _latents(revision, pairs)))
+    return runs
+
+
+def _read(revision: Revision) -> Run:
     values = settings.read(revision)
     previews = "None are drawn yet"
     if values.get("train.sample_interval") == 0:
@@ -80,13 +92,21 @@ def read(revision: Revision, pairs: int) -> Run:
         name=revision.name,
         commit=revision.commit,
         params=values,
-        stages=graph.read(revision, values),
+        stages=_stages(revision, values),
         data=_part(lambda: data.read(revision), "The pictures are not indexed yet: dvc repro index"),
         curves=_part(lambda: curves.read(revision), "No training has run yet: dvc repro train"),
         previews=_part(lambda: _previews(revision), previews),
         samples=_part(lambda: _samples(revision, values), "No pictures are drawn yet: dvc repro"),
-        latents=_latents(revision, pairs),
+        latents=Part(None),
     )
+
+
+def _stages(revision: Revision, values: dict[str, object]) -> list[graph.Stage]:
+    try:
+        return graph.read(revision, values)
+    except (*_UNREADABLE, YAMLError, NetworkXException) as error:
+        reason = shown(str(error) or type(error).__name__)
+        raise StageError(f"dvc.yaml and dvc.lock of {revision.name} cannot be read: {reason}") from None
 
 
 def _part(make: Callable[[], T | None], absent: str) -> Part[T]:

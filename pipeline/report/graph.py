@@ -46,8 +46,12 @@ class Drawing:
 
 
 def read(revision: Revision, params: dict[str, object]) -> list[Stage]:
-    """In the order in which they run. `params`: those of the revision, which stages may have run without."""
-    listed = YAML(typ="safe").load(revision.read("dvc.yaml"))["stages"]
+    """In the order in which they run. `params`: those of the revision, which stages may have run without. Raises what a
+    damaged dvc.yaml or dvc.lock ends in."""
+    text = revision.read("dvc.yaml")
+    if text is None:
+        raise FileNotFoundError("dvc.yaml is not there")
+    listed = YAML(typ="safe").load(text)["stages"]
     lock = revision.lock()
     makers = {_path(out): name for name, stage in listed.items() for out in _outs(stage)}
     hashes = {out["path"]: out.get("md5") for stage in lock.values() for out in stage.get("outs", [])}

@@ -12,7 +12,6 @@ from dvc.exceptions import DvcException
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.stage import StageError
 
@@ -55,10 +54,7 @@ class Revision:
 
     def lock(self) -> dict:
         """Stage -> its entry in dvc.lock; empty where none has run."""
-        try:
-            return (YAML(typ="safe").load(self.read("dvc.lock") or b"") or {}).get("stages", {})
-        except (YAMLError, AttributeError) as error:
-            raise StageError(f"dvc.lock of {self.name} cannot be read: {error}") from None
+        return (YAML(typ="safe").load(self.read("dvc.lock") or b"") or {}).get("stages", {})
 
     @contextmanager
     def folder(self, path: str) -> Iterator[Path]:
