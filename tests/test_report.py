@@ -262,10 +262,12 @@ def test_large_pictures_are_reduced_and_enormous_ones_refused():
         Image.new("RGB", (width, height)).save(file, "PNG")
         return file.getvalue()
 
-    small, large = pictures.from_png(png(64, 32)), pictures.from_png(png(2048, 512))
-    assert (small.width, small.height, small.reduced) == (64, 32, False) and small.url.startswith("data:image/png")
-    assert (large.width, large.height, large.reduced) == (1024, 256, True)
-    with pytest.raises(ValueError, match="400000000 pixels"):
+    small, wide = pictures.from_png(png(64, 32)), pictures.from_png(png(4096, 1024))
+    assert (small.width, small.height) == (64, 32) and small.url.startswith("data:image/png")
+    assert (wide.width, wide.height) == (2048, 512) and wide.url.startswith("data:image/webp")
+    noise = pictures.from_pixels(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8))
+    assert (noise.width, noise.height) == (512, 512) and noise.url.startswith("data:image/webp")
+    with pytest.raises(ValueError, match=r"20000×20000|\(400000000 pixels\)"):
         pictures.from_png(png(20000, 20000))
 
 

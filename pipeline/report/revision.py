@@ -1,5 +1,6 @@
 """What a report is of: the workspace as it stands, or a commit or DVC experiment, read through git and DVC's cache."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from dvc.exceptions import DvcException
+from dvc_data.index import DataIndexDirError
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from ruamel.yaml import YAML
@@ -16,6 +18,7 @@ from ruamel.yaml import YAML
 from pipeline.stage import StageError
 
 WORKSPACE = "workspace"
+_LOCK = "dvc.lock"
 _KNOWN = 20  # names in a message
 
 
@@ -26,7 +29,8 @@ class Revision:
     files: AbstractFileSystem
 
     def read(self, path: str) -> bytes | None:
-        """The bytes of a file of git's or DVC's; None when there is none, or DVC's cache lacks it."""
+        """The bytes of a file of git's or DVC's; None when there is none. Raises StageError when dvc.lock names it and
+        DVC's cache lacks it."""
         try:
             with self.open(path) as file:
                 return file.read()
@@ -34,11 +38,15 @@ class Revision:
             return None
 
     def open(self, path: str) -> BinaryIO:
-        """A file of git's or DVC's, to read in pieces. Raises FileNotFoundError."""
-        return self.files.open(path, "rb")
+        """The same, to read in pieces. Raises FileNotFoundError when there is none."""
+        try:
+            return self.files.open(path, "rb")
+        except (FileNotFoundError, DataIndexDirError):
+            self._lacks(path)
+            raise FileNotFoundError(path) from None
 
     def exists(self, path: str) -> bool:
-        """Whether `open` would find it."""
+        """Whether `read` would find it."""
         try:
             self.open(path).close()
             return True
@@ -46,31 +54,37 @@ class Revision:
             return False
 
     def names(self, folder: str) -> list[str]:
-        """The files in a folder, sorted; none when there is no folder."""
+        """The files in a folder, sorted; none when there is no folder. Raises like `read`."""
         try:
             return sorted(Path(entry).name for entry in self.files.ls(folder, detail=False))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, DataIndexDirError):
+            self._lacks(folder)
             return []
+
+    def _lacks(self, path: str) -> None:
+        """Raise StageError when a stage made what is not there."""
+        if self.commit is None or path == _LOCK:
+            return
+        outs = (out["path"] for stage in self.lock().values() for out in stage.get("outs", []))
+        if any(f"{path}/".startswith(f"{out}/") for out in outs):
+            raise StageError(f"DVC's cache lacks {path} of {self.name}; try `dvc pull`")
 
     def lock(self) -> dict:
         """Stage -> its entry in dvc.lock; empty where none has run."""
-        return (YAML(typ="safe").load(self.read("dvc.lock") or b"") or {}).get("stages", {})
+        return (YAML(typ="safe").load(self.read(_LOCK) or b"") or {}).get("stages", {})
 
     @contextmanager
     def folder(self, path: str) -> Iterator[Path]:
-        """A folder of DVC's as one on this disk; of a commit it is one of links into DVC's cache.
-
-        Raises FileNotFoundError when DVC's cache lacks a part of it."""
+        """A folder of DVC's as one on this disk; of a commit it is one of links into DVC's cache. Raises like `read`."""
         if self.commit is None:
             yield Path(path)
             return
         with TemporaryDirectory() as folder:
+            cache = self.files.repo.cache.local
             for name in self.names(path):
-                cached = self.files.info(f"{path}/{name}")["dvc_info"]
-                cache = self.files.repo.cache.local
-                place = Path(cache.oid_to_path(cached["entry"].hash_info.value))
+                place = Path(cache.oid_to_path(self.files.info(f"{path}/{name}")["dvc_info"]["entry"].hash_info.value))
                 if not place.exists():
-                    raise FileNotFoundError(f"DVC's cache lacks {path}/{name} of {self.name}; try `dvc pull`")
+                    self._lacks(f"{path}/{name}")
                 (Path(folder) / name).symlink_to(place)
             yield Path(folder)
 
@@ -82,10 +96,8 @@ class Revision:
             yield Path(path)
             return
         with TemporaryDirectory() as folder:
-            data = self.read(path)
-            if data is None:
-                raise FileNotFoundError(f"DVC's cache lacks {path} of {self.name}; try `dvc pull`")
-            (Path(folder) / name).write_bytes(data)
+            with self.open(path) as source, open(Path(folder) / name, "wb") as target:
+                shutil.copyfileobj(source, target)
             yield Path(folder) / name
 
 
@@ -116,7 +128,7 @@ def _experiments() -> list[str]:
 
     with Repo() as repo:
         found = repo.experiments.ls(all_commits=True)
-    return sorted({name for group in found.values() for name, *_ in (one if isinstance(one, tuple) else (one,) for one in group)})
+    return sorted({name for group in found.values() for name, _ in group})
 
 
 def head() -> str:
