@@ -219,7 +219,7 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise ParamsError(f"{error}; stages are started in the project's folder") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
-    tree = parse(text, path)
+    tree = _parse(text, path)
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -227,6 +227,18 @@ def load(path: str | Path = "params.yaml") -> Params:
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     text = "\n".join(f"  {line}" for line in lines[:_SHOWN] + more)
     raise ParamsError(f"{path} does not fit the schema in pipeline/params.py:\n{text}") from None
+
+
+def sections(text: bytes, name: str) -> dict[str, Any]:
+    """Section -> its keys with their values, of a text in the form of params.yaml that need not fit the schema. Raises
+    ParamsError, which calls it by `name`."""
+    try:
+        tree = _parse(text.decode(), name)
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{name} is not UTF-8: {error}; save it as UTF-8") from None
+    if not isinstance(tree, dict):
+        raise ParamsError(f"{name}: wanted a mapping of the sections {', '.join(Params.model_fields)}")
+    return tree
 
 
 class _Constructor(SafeConstructor):
@@ -238,9 +250,9 @@ class _Constructor(SafeConstructor):
         return super().flatten_mapping(node)
 
 
-def parse(text: str, path: str | Path) -> Any:
+def _parse(text: str, path: str | Path) -> Any:
     """The values of a YAML text as DVC itself reads them (its dvc/utils/serialize/_yaml.py): YAML 1.2, where `1e-05` is
-    a number and `no` is text. Keys given twice are refused. Raises ParamsError, which names `path`."""
+    a number and `no` is text. Keys given twice are refused."""
     yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
     try:

@@ -25,13 +25,7 @@ def read(revision: Revision) -> dict[str, object]:
 
 def flat(text: bytes, name: str) -> dict[str, object]:
     """Key -> value of a YAML text in the form of params.yaml. Raises ParamsError, which calls it by `name`."""
-    try:
-        tree = params.parse(text.decode(), name)
-    except UnicodeDecodeError as error:
-        raise params.ParamsError(f"{name} is not UTF-8: {error}") from None
-    if not isinstance(tree, dict):
-        raise params.ParamsError(f"{name} is not a mapping of sections")
-    return {key: value for section, inner in tree.items() for key, value in recorded.leaves(str(section), inner)}
+    return {key: value for section, inner in params.sections(text, name).items() for key, value in recorded.leaves(str(section), inner)}
 
 
 def rows(runs: list[dict[str, object]], defaults: dict[str, object]) -> list[tuple[str, object, list[object], bool]]:
