@@ -1,8 +1,8 @@
 """A headless Chromium for the tests of pages. `python -m tests.chromium` gets one ready and says which.
 
-$CHROMIUM or an installed one is taken as it is. Elsewhere, on Linux on x86-64, npm brings the one of @sparticuz/chromium, which
-needs neither root nor the system's libraries; it is put beside the environment's packages. Where neither is to be had,
-`find` says why, and the test that asks for it is skipped with that."""
+$CHROMIUM or an installed one is taken as it is. Elsewhere, on Linux on x86-64, npm brings the one of
+@sparticuz/chromium, which needs neither root nor the system's libraries; it is put beside the environment's packages.
+Where neither is to be had, `find` says why, and the test that asks for it is skipped with that."""
 
 import hashlib
 import io
@@ -38,7 +38,9 @@ def find() -> Chromium:
     if os.environ.get("CHROMIUM"):
         raise LookupError(f"CHROMIUM is {os.environ['CHROMIUM']}, which cannot be started")
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise LookupError(f"no Chromium is installed, and {PACKAGE} has none for {sys.platform} on {platform.machine()}")
+        raise LookupError(
+            f"no Chromium is installed, and {PACKAGE} has none for {sys.platform} on {platform.machine()}"
+        )
     if not FOLDER.exists():
         _fetch()
     libraries = [str(FOLDER / "al2023/lib"), os.environ.get("LD_LIBRARY_PATH", "")]
@@ -74,7 +76,10 @@ def _fetch() -> None:
 
 
 def _unpack(packed: Path, out: Path) -> None:
-    with pa.input_stream(packed / "chromium.br", compression="brotli") as source, open(out / "chromium", "wb") as target:
+    with (
+        pa.input_stream(packed / "chromium.br", compression="brotli") as source,
+        open(out / "chromium", "wb") as target,
+    ):
         shutil.copyfileobj(source, target, 1 << 20)
     (out / "chromium").chmod(0o755)
     for name in ("al2023", "fonts"):

@@ -105,7 +105,8 @@ def test_the_curves_hold_the_points_of_the_log(project):
     loss = {trace["name"]: trace for trace in written().figures["loss"]["data"]}
     lines = [json.loads(line) for line in open("outs/train/live/log.jsonl")]
     wanted = [(line["step"], line["validation/loss"]) for line in lines if "validation/loss" in line]
-    assert list(zip(loss["validation"]["x"], loss["validation"]["y"])) == [(x, pytest.approx(y, 1e-5)) for x, y in wanted]
+    shown = list(zip(loss["validation"]["x"], loss["validation"]["y"]))
+    assert shown == [(step, pytest.approx(value, 1e-5)) for step, value in wanted]
     assert loss["training"]["x"] == list(range(1, 601))
 
 

@@ -41,8 +41,10 @@ def pages(repository):
 
 def test_experiments_side_by_side(pages):
     found = Page(pages["several"].read_text(encoding="utf-8"))
-    names = [trace["name"] for trace in found.figures["loss"]["data"]]
-    assert names == ["faster, training", "faster, validation", "longer, training", "longer, validation"]
+    names = [trace["hovertemplate"].partition("<extra>")[2] for trace in found.figures["loss"]["data"]]
+    kinds = ("training, smoothed", "validation")
+    assert names == [f"{run}, {kind}</extra>" for run in ("faster", "longer") for kind in kinds]
+    assert [trace["name"] for trace in found.figures["loss"]["data"] if trace["showlegend"]] == ["faster", "longer"]
     ends = [trace["x"][-1] for trace in found.figures["loss"]["data"]]
     assert ends == [600, 600, 800, 800]
     rates = {trace["name"]: set(trace["y"]) for trace in found.figures["learning_rate"]["data"]}
@@ -63,7 +65,8 @@ def test_an_experiment_is_read_as_the_workspace_was(repository):
     """HEAD's data and cache, through git and DVC's cache, against the files."""
     faster, workspace = gather.read([revision.find("faster"), revision.workspace()], 2)
     assert faster.latents is workspace.latents
-    assert (faster.data.value.used, faster.data.value.buckets) == (workspace.data.value.used, workspace.data.value.buckets)
+    assert faster.data.value.used == workspace.data.value.used
+    assert faster.data.value.buckets == workspace.data.value.buckets
     with revision.find("faster").folder("outs/latents") as folder:
         linked = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert linked == {path.name: path.read_bytes() for path in (repository / "outs/latents").iterdir()}
@@ -122,9 +125,7 @@ def show(browser, pages):
     complaints, contexts = [], []
 
     def opened(name: str, size: tuple[int, int], scheme: str = "light"):
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True
-        )
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True)
         contexts.append(context)
         shown = context.new_page()
         shown.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
@@ -134,7 +135,9 @@ def show(browser, pages):
             lambda r: complaints.append(r.url[:200]) if not r.url.startswith(("file:", "data:", "blob:")) else None,
         )
         shown.goto(f"file://{pages[name]}")
-        shown.wait_for_function("Object.keys(figures).every((name) => document.querySelector(`[id='${name}'] .main-svg`))")
+        shown.wait_for_function(
+            "Object.keys(figures).every((name) => document.querySelector(`[id='${name}'] .main-svg`))"
+        )
         return shown
 
     yield opened
@@ -181,7 +184,7 @@ def test_curves_are_looked_at_closely(show):
     assert re.search(r"training.*smoothed : 0\.\d+.*validation : 0\.\d+", label.text_content())
 
     def span():
-        return shown.evaluate("(() => { const [a, b] = document.getElementById('loss').layout.xaxis.range; return b - a })()")
+        return shown.evaluate("(([a, b]) => b - a)(document.getElementById('loss').layout.xaxis.range)")
 
     whole = span()
     shown.mouse.down()

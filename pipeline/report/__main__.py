@@ -21,7 +21,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="EXPERIMENT", help="default: the workspace")
     parser.add_argument(
-        "--against", type=Path, metavar="FILE", help="settings to compare with, such as presets/tiny.yaml; default: params.yaml at git's HEAD"
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="settings to compare with, such as presets/tiny.yaml; default: params.yaml at git's HEAD",
     )
     parser.add_argument("--latents", type=_count, default=8, help="how many to decode; 0: none (default 8)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")

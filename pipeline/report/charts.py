@@ -46,10 +46,12 @@ def of_training(runs: list[Run]) -> list[Chart]:
 
 def of_data(data: Data, suffix: str) -> list[Chart]:
     """Those with more than one bar."""
-    ticks = [(w, h) for w, h in ((1, 4), (1, 3), (1, 2), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (2, 1), (3, 1), (4, 1))]
+    ticks = [(1, 4), (1, 3), (1, 2), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (2, 1), (3, 1), (4, 1)]
     named = {"tickvals": [float(np.log2(w / h)) for w, h in ticks], "ticktext": [f"{w}:{h}" for w, h in ticks]}
     charts = [
-        _bars(data.aspects, f"aspects{suffix}", "Aspect ratios", "Width to height of the pictures that are used.", named),
+        _bars(
+            data.aspects, f"aspects{suffix}", "Aspect ratios", "Width to height of the pictures that are used.", named
+        ),
         _bars(data.megapixels, f"megapixels{suffix}", "Sizes", "Megapixels of the pictures that are used.", {}),
     ]
     if data.lengths is not None:
@@ -62,20 +64,31 @@ def of_data(data: Data, suffix: str) -> list[Chart]:
 
 
 def _loss(having: list) -> Chart | None:
-    traces = []
+    """One run: training raw and smoothed, validation. Several: each in its colour, once in the legend."""
+    traces, kinds = [], ("training, smoothed", "validation", "validation, EMA")
     for number, name, found in having:
-        alone, colour = len(having) == 1, COLOURS[number % len(COLOURS)]
-        if train := found.get("train/loss"):
-            if alone:
-                traces.append(_line(train, "training", colour, width=1, opacity=0.3))
-            label = "training, smoothed" if alone else f"{escape(name)}, training"
-            traces.append(_line(curves.smooth(train), label, colour, opacity=1 if alone else 0.55))
-        second = COLOURS[1] if alone else colour
-        for key, label, dash in (("loss", "validation", "solid"), ("ema_loss", "validation, EMA", "dot")):
-            if validation := found.get(f"validation/{key}"):
-                label = label if alone else f"{escape(name)}, {label}"
-                traces.append(_line(validation, label, second, dash=dash, markers=True))
+        colour = COLOURS[number % len(COLOURS)]
+        train, *validations = (found.get(key) for key in ("train/loss", "validation/loss", "validation/ema_loss"))
+        styles = [{}, {"markers": True}, {"markers": True, "dash": "dot"}]
+        lines = [curves.smooth(train) if train else None, *validations]
+        if len(having) == 1:
+            traces += [_line(train, "training", colour, width=1, opacity=0.3)] if train else []
+            colours = (colour, COLOURS[1], COLOURS[1])
+            traces += [_line(c, k, col, **s) for c, k, col, s in zip(lines, kinds, colours, styles) if c]
+            continue
+        styles[0] = {"opacity": 0.55}
+        group = [_line(c, f"{escape(name)}, {k}", colour, **s) for c, k, s in zip(lines, kinds, styles) if c]
+        for trace in group:
+            trace.update(
+                legendgroup=str(number),
+                showlegend=trace is group[-1],
+                hovertemplate=f"%{{y:.4~g}}<extra>{trace.name}</extra>",
+                name=escape(name),
+            )
+        traces += group
     about = "Of the training batches, and of the held-out pictures with the same noise each time."
+    if len(having) > 1:
+        about = "Pale: training, smoothed. With points: validation, the same noise each time; dotted with EMA weights."
     return _chart("loss", "Loss", about, traces, log=True)
 
 
@@ -96,7 +109,9 @@ def _timesteps(having: list) -> Chart | None:
     return _chart("timesteps", "Validation loss by timestep", about, traces, x="timestep", log=True)
 
 
-def _single(having: list, key: str, title: str, about: str, name: str, unit: str = "", log: bool = False) -> Chart | None:
+def _single(
+    having: list, key: str, title: str, about: str, name: str, unit: str = "", log: bool = False
+) -> Chart | None:
     traces = []
     for number, run, found in having:
         if curve := found.get(name):
@@ -105,7 +120,13 @@ def _single(having: list, key: str, title: str, about: str, name: str, unit: str
 
 
 def _line(
-    curve: Curve, name: str, colour: str, width: float = 2, opacity: float = 1, dash: str = "solid", markers: bool = False
+    curve: Curve,
+    name: str,
+    colour: str,
+    width: float = 2,
+    opacity: float = 1,
+    dash: str = "solid",
+    markers: bool = False,
 ) -> go.Scatter:
     drawn, stretch = curves.thin(curve)
     return go.Scatter(

@@ -33,11 +33,19 @@ class Group:
 def render(runs: list[Run], defaults: settings.Defaults, code: str) -> str:
     """`code`: what commit the project is at."""
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"size": size, "duration": duration, "number": number, "value": value}
     of_data = _groups(runs, "index")
-    drawings = {group.run.name: charts.of_data(group.run.data.value, f"-{n}") for n, group in enumerate(of_data) if group.run.data.value}
+    drawings = {
+        group.run.name: charts.of_data(group.run.data.value, f"-{number}")
+        for number, group in enumerate(of_data)
+        if group.run.data.value
+    }
     training = charts.of_training(runs)
     every = [*training, *(chart for found in drawings.values() for chart in found)]
     scripts = [get_plotlyjs(), (_TEMPLATES / "script.js").read_text(encoding="utf-8")]

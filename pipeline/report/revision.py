@@ -75,7 +75,7 @@ class Revision:
 
     @contextmanager
     def folder(self, path: str) -> Iterator[Path]:
-        """A folder of DVC's as one on this disk; of a commit it is one of links into DVC's cache. Raises like `read`."""
+        """A folder of DVC's on this disk; that of a commit is one of links into DVC's cache. Raises like `read`."""
         if self.commit is None:
             yield Path(path)
             return
@@ -120,7 +120,9 @@ def find(name: str) -> Revision:
         known = _experiments()
         more = f", and {len(known) - _KNOWN} more" if len(known) > _KNOWN else ""
         listed = f"the experiments are {', '.join(known[:_KNOWN])}{more}" if known else "there are no experiments"
-        raise StageError(f"{name} is neither an experiment nor a commit of this repository ({error}); {listed}") from None
+        raise StageError(
+            f"{name} is neither an experiment nor a commit of this repository ({error}); {listed}"
+        ) from None
 
 
 def _experiments() -> list[str]:

@@ -25,7 +25,8 @@ def read(revision: Revision) -> dict[str, object]:
 
 def flat(text: bytes, name: str) -> dict[str, object]:
     """Key -> value of a YAML text in the form of params.yaml. Raises ParamsError, which calls it by `name`."""
-    return {key: value for section, inner in params.sections(text, name).items() for key, value in recorded.leaves(str(section), inner)}
+    sections = params.sections(text, name)
+    return {key: value for section, inner in sections.items() for key, value in recorded.leaves(str(section), inner)}
 
 
 def rows(runs: list[dict[str, object]], defaults: dict[str, object]) -> list[tuple[str, object, list[object], bool]]:
