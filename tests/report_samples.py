@@ -1,4 +1,4 @@
-"""A small project whose stages write, within a second, outs of the form that the real ones have, for the report's tests.
+"""A small project whose stages write, within a second, outs of the real ones' form, for the report's tests.
 
 Names and texts that come from outside try to run a script. As a program (`python -m tests.report_samples STAGE`) it is
 the stages of that project."""

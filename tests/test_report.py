@@ -66,7 +66,7 @@ def project(tmp_path, monkeypatch):
     """`project(stages)` makes one in the working folder, whose latents are decoded to gray."""
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(latents, "_decoder", lambda p, vae: lambda z: np.zeros((1, 3, 8 * z.shape[2], 8 * z.shape[3])))
+    monkeypatch.setattr(latents, "_decoder", lambda p, vae: gray)
     root = tmp_path / "project"
     root.mkdir()
     monkeypatch.chdir(root)
@@ -76,6 +76,11 @@ def project(tmp_path, monkeypatch):
         return root
 
     return make
+
+
+def gray(values: np.ndarray) -> np.ndarray:
+    """In the place of the VAE's decoder: (1, 4, h, w) to (1, 3, 8h, 8w)."""
+    return np.zeros((1, 3, 8 * values.shape[2], 8 * values.shape[3]), np.float32)
 
 
 def written(*names: str, against=None, count: int = 4) -> Page:

@@ -4,14 +4,13 @@ import os
 import re
 import shutil
 
-import numpy as np
 import pytest
 
 from pipeline.report import __main__ as report
 from pipeline.report import gather, latents, revision
 from tests import chromium
-from tests.report_samples import EVIL, command, write_repository
-from tests.test_report import Page
+from tests.report_samples import EVIL, write_repository
+from tests.test_report import Page, gray
 
 WIDTHS = {"wide": (1320, 900), "narrow": (400, 800)}
 
@@ -23,7 +22,6 @@ def repository(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_STORE", str(tmp_path_factory.mktemp("store")))
         patch.delenv("DVC_ROOT", raising=False)
-        gray = lambda z: np.zeros((1, 3, 8 * z.shape[2], 8 * z.shape[3]))  # noqa: E731
         patch.setattr(latents, "_decoder", lambda p, vae: gray)
         write_repository(root)
         patch.chdir(root)
@@ -170,6 +168,19 @@ def test_a_browser_shows_every_picture_and_curve(show, name, width, scheme):
 def brightness(colour: str) -> int:
     """Of "rgb(1, 2, 3)"."""
     return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+
+def test_a_curve_says_whose_it_is(show):
+    shown = show("several", WIDTHS["wide"])
+    plot = shown.locator("#loss .nsewdrag").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = shown.locator("#loss .hoverlayer .legend")
+    label.wait_for()
+    assert (
+        "faster, training, smoothed : 0." in label.text_content() and "longer, validation : 0." in label.text_content()
+    )
 
 
 def test_curves_are_looked_at_closely(show):

@@ -35,7 +35,7 @@ def of_training(runs: list[Run]) -> list[Chart]:
         _single(
             having, "grad_norm", "Gradient norm", "Before clipping, over all parameters.", "train/grad_norm", log=True
         ),
-        _single(having, "speed", "Speed", "Pictures trained on in a second.", "train/images_per_second", unit="images/s"),
+        _single(having, "speed", "Speed", "Pictures in a second.", "train/images_per_second", unit="images/s"),
         _single(
             having, "wait", "Data wait", "Seconds of a step in which training waited for its batch.",
             "train/data_wait_seconds", unit="s", log=True,
@@ -81,7 +81,7 @@ def _loss(having: list) -> Chart | None:
         for trace in group:
             trace.update(
                 legendgroup=str(number),
-                showlegend=trace is group[-1],
+                showlegend=trace is group[min(1, len(group) - 1)],
                 hovertemplate=f"%{{y:.4~g}}<extra>{trace.name}</extra>",
                 name=escape(name),
             )

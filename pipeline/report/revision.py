@@ -91,7 +91,7 @@ class Revision:
     @contextmanager
     def file(self, path: str) -> Iterator[Path]:
         """One file, as `folder` does."""
-        parent, _, name = path.rpartition("/")
+        name = Path(path).name
         if self.commit is None:
             yield Path(path)
             return
