@@ -9,10 +9,14 @@ export PATH := $(BIN):$(PATH)
 # What CANN wants of Python is installed where there is an NPU, and with `make repro NPU=1`.
 NPU ?= $(wildcard /dev/davinci[0-9]*)
 
-.PHONY: repro test preset doctor requirements
+.PHONY: repro test preset doctor report requirements
 
 repro: .venv/.run $(if $(NPU),.venv/.npu)
 	dvc repro
+
+# One HTML page of the workspace, or of experiments side by side: make report EXP="a b" AGAINST=presets/tiny.yaml
+report: .venv/.run
+	python -m pipeline.report $(EXP) $(if $(AGAINST),--against $(AGAINST))
 
 # In two processes, each file of tests in one: most of the time is graphs' compilation, which takes one core.
 test: .venv/.test
@@ -29,8 +33,9 @@ doctor: .venv/.run $(if $(NPU),.venv/.npu)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/.test: requirements-test.txt .venv/.run
+.venv/.test: requirements-test.txt tests/chromium.py .venv/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/python -m tests.chromium
 	touch $@
 
 .venv/.npu: requirements-npu.txt .venv/.run

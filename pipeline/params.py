@@ -233,6 +233,18 @@ def check(tree: Any, path: str | Path) -> Params:
     raise ParamsError(f"{path} cannot be used as it stands:\n{text}") from None
 
 
+def sections(text: bytes, name: str) -> dict[str, Any]:
+    """Section -> its keys with their values, of a text in the form of params.yaml that need not fit the schema. Raises
+    ParamsError, which calls it by `name`."""
+    try:
+        tree = _parse(text.decode(), name)
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{name} is not UTF-8: {error}; save it as UTF-8") from None
+    if not isinstance(tree, dict):
+        raise ParamsError(f"{name}: wanted a mapping of the sections {', '.join(Params.model_fields)}")
+    return tree
+
+
 class _Constructor(SafeConstructor):
     def flatten_mapping(self, node: Any) -> Any:
         """Merges of merges, which no file of settings needs, take a time that doubles with each."""

@@ -40,10 +40,15 @@ class Recorded:
 def take(stage: str, params: Params) -> Recorded:
     """What DVC will record of the stage of this name in dvc.yaml, if it knows it."""
     listed = _stages().get(stage, {})
-    deps = [dep for dep in map(_path, listed.get("deps", [])) if not dep.startswith(_OWN)]
-    places = [re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(params, match[1])), dep) for dep in deps]
-    values = {name: value for key in listed.get("params", []) for name, value in _leaves(key, _value(params, key))}
+    places = [dep for dep in deps(stage) if not dep.startswith(_OWN)]
+    places = [re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(params, match[1])), place) for place in places]
+    values = {name: value for key in listed.get("params", []) for name, value in leaves(key, _value(params, key))}
     return Recorded(_code(), values, {place: _files(place) for place in places})
+
+
+def deps(stage: str) -> list[str]:
+    """The stage's dependencies as dvc.yaml writes them; none where DVC does not know it."""
+    return [_path(dep) for dep in _stages().get(stage, {}).get("deps", [])]
 
 
 def differences(old: Recorded, new: Recorded) -> list[str]:
@@ -109,10 +114,11 @@ def _value(params: Params, key: str) -> object:
     return value
 
 
-def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+def leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """Key -> value of all that is below a key, in no further mapping."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}", inner)
+            yield from leaves(f"{key}.{name}", inner)
     else:
         yield key, value
 

@@ -1,4 +1,5 @@
-"""What every stage does around its work: fail clearly, die with DVC, and notice what is edited under its feet."""
+"""What every stage does around its work: fail clearly, die with DVC, notice what is edited under its feet, and note
+how long it took."""
 
 import ctypes
 import faulthandler
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import recorded
+from pipeline import recorded, times
 from pipeline.doubts import doubts
 from pipeline.params import Params, ParamsError, load
 from pipeline.recorded import PROJECT as PROJECT
@@ -65,7 +66,7 @@ def run(main: Callable[[Params], None]) -> None:
     So does an edit of what DVC records of the stage (pipeline/recorded.py) while it ran; its outs are removed then."""
     _die_with_parent()
     faulthandler.enable()  # a crash in a library of C shows where
-    name = Path(sys.argv[0]).stem
+    name, started = Path(sys.argv[0]).stem, times.start()
     try:
         params = load()
         before = recorded.take(name, params)
@@ -89,6 +90,7 @@ def run(main: Callable[[Params], None]) -> None:
             f"{name}.py: what follows changed while this stage ran, so its outs were removed: DVC would take them for "
             f"made from what is there now. Run `dvc repro` again{lines}"
         )
+    times.note(name, before.params, recorded.deps(name), started)
 
 
 def _die_with_parent() -> None:

@@ -16,7 +16,7 @@ PLUMBING = {
     f"pipeline/{name}.py"
     for name in (
         "__init__", "params", "contradictions", "doubts", "hardware", "hub", "locks", "npu", "recorded", "stage",
-        "store",
+        "store", "times",
     )  # fmt: skip
 }
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the

@@ -1,5 +1,6 @@
 """pipeline/stage.py: how a stage ends."""
 
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ def project(tmp_path):
     for folder in ("models", "data"):
         (tmp_path / "pipeline" / folder).mkdir(parents=True)
     (tmp_path / "stages").mkdir()
-    names = ["__init__", "stage", "recorded", "params", "contradictions", "doubts", "store"]
+    names = ["__init__", "stage", "recorded", "params", "contradictions", "doubts", "store", "times"]
     names += ["models/__init__", "models/config", "data/__init__", "data/buckets"]
     for name in names:
         shutil.copy2(ROOT / f"pipeline/{name}.py", tmp_path / f"pipeline/{name}.py")
@@ -49,6 +50,22 @@ def test_an_error_for_the_user_is_a_message_and_a_code(project):
     write("raise StageError('found a, wanted b')")
     done = start(folder)
     assert done.returncode == 1 and "it.py: found a, wanted b" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_its_time_and_memory_are_noted_in_the_store_when_it_has_ended_well(project, tmp_path):
+    folder, write = project
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK_ID", "MS_ROLE")}
+    environment["PIPELINE_STORE"] = str(tmp_path / "noted")
+    for body, wanted in {"raise StageError('x')": 0, "time.sleep(0.2); bytearray(300_000_000)": 1}.items():
+        write(body)
+        start(folder, env=environment)
+        found = list((tmp_path / "noted/times").glob("it-*.json"))
+        assert len(found) == wanted
+    (run,) = json.loads(found[0].read_text())
+    assert 0.2 <= run["seconds"] < 60 and 3e8 < run["peak_bytes"] < 1e9
+    write("pass")
+    start(folder, env=environment | {"RANK_ID": "1"})
+    assert len(json.loads(found[0].read_text())) == 1
 
 
 def test_a_bug_shows_its_traceback(project):

@@ -1,6 +1,7 @@
 """A contact sheet: cached latents decoded back to pictures, beside the pictures that they were made from."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,35 @@ _GAP = 4  # pixels
 _COLUMNS = 4  # pairs in a line
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A row of the cache."""
+
+    path: str  # of the picture in the data set
+    image: bytes  # hash of its file
+    original: np.ndarray  # (H, W, 3) uint8, prepared as it was for the encoder
+    decoded: np.ndarray  # the same size
+    about: str  # sizes, crop and how near they are, PSNR in dB
+
+
 def contact_sheet(
     latents: Path, images: Path, source: Source, decode: Callable[[np.ndarray], np.ndarray], count: int
 ) -> tuple[Image.Image, list[str]]:
-    """`count` rows spread evenly over the cache, each as the prepared picture and, to its right, the decoded latent.
+    """The `pairs` in one picture, each original with the decoded latent to its right, and a line of text for each."""
+    found = pairs(latents, images, source, decode, count)
+    sheet = _grid([np.concatenate([pair.original, pair.decoded], axis=1) for pair in found])
+    return sheet, [f"{pair.path}: {pair.about}" for pair in found]
 
-    decode: latents (1, 4, h, w) float32, unscaled, to pixels (1, 3, H, W) float32 in [-1, 1].
-    Returns the sheet and a line of text for each pair: path, sizes, crop, PSNR in dB."""
+
+def pairs(
+    latents: Path, images: Path, source: Source, decode: Callable[[np.ndarray], np.ndarray], count: int
+) -> list[Pair]:
+    """`count` rows spread evenly over the cache.
+
+    decode: latents (1, 4, h, w) float32, unscaled, to pixels (1, 3, H, W) float32 in [-1, 1]."""
     table = pq.read_table(images, columns=["image", "path"])
     paths = dict(zip(table["image"].to_pylist(), table["path"].to_pylist(), strict=True))
-    pairs, lines = [], []
+    found = []
     for row, fingerprint in _spread(latents, count):
         path = paths.get(row["image"])
         if path is None:
@@ -35,14 +55,14 @@ def contact_sheet(
         original = _prepared(source.read(path), row, fingerprint)
         values = np.frombuffer(row["latent"], "<f2").reshape(row["channels"], row["latent_height"], row["latent_width"])
         decoded = as_pixels(decode(values[None, :4].astype(np.float32))[0])
-        pairs.append(np.concatenate([original, decoded], axis=1))
-        lines.append(
-            f"{path}: {row['original_width']}x{row['original_height']}, "
+        about = (
+            f"{row['original_width']}x{row['original_height']}, "
             f"crop at left {row['crop_left']}, top {row['crop_top']}, "
             f"bucket {row['target_width']}x{row['target_height']}{', mirrored' if row['flip'] else ''}: "
             f"{_psnr(original, decoded):.1f} dB"
         )
-    return _grid(pairs), lines
+        found.append(Pair(path, row["image"], original, decoded, about))
+    return found
 
 
 def _spread(latents: Path, count: int) -> list[tuple[dict, dict]]:

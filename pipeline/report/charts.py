@@ -1,0 +1,172 @@
+"""The figures, as Plotly draws them in the page; colours of text and grid are the page's own (script.js)."""
+
+import json
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+
+from pipeline.report import curves
+from pipeline.report.curves import Curve
+from pipeline.report.data import Data, Histogram
+from pipeline.report.gather import Run
+
+COLOURS = ("#3b76d6", "#e0762f", "#2e9e6b", "#b653a6", "#c39a1c", "#6d6fd8", "#cf4a5a", "#2aa3b5")
+_TIMESTEPS = ("#2b83ba", "#5aae61", "#c39a1c", "#e0762f", "#d7425a", "#8a4fbf")
+
+
+@dataclass(frozen=True)
+class Chart:
+    name: str  # of its element
+    title: str
+    about: str
+    figure: dict  # data and layout
+    can_be_log: bool = False  # whether its y axis has a switch
+
+
+def of_training(runs: list[Run]) -> list[Chart]:
+    """The curves of the runs that have any, each run in its own colour."""
+    having = [(number, run.name, run.curves.value) for number, run in enumerate(runs) if run.curves.value]
+    charts = [
+        _loss(having),
+        _timesteps(having),
+        _single(having, "learning_rate", "Learning rate", "After warm-up and schedule.", "train/learning_rate"),
+        _single(
+            having, "grad_norm", "Gradient norm", "Before clipping, over all parameters.", "train/grad_norm", log=True
+        ),
+        _single(having, "speed", "Speed", "Pictures in a second.", "train/images_per_second", unit="images/s"),
+        _single(
+            having, "wait", "Data wait", "Seconds of a step in which training waited for its batch.",
+            "train/data_wait_seconds", unit="s", log=True,
+        ),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart is not None]
+
+
+def of_data(data: Data, suffix: str) -> list[Chart]:
+    """Those with more than one bar."""
+    ticks = [(1, 4), (1, 3), (1, 2), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (2, 1), (3, 1), (4, 1)]
+    named = {"tickvals": [float(np.log2(w / h)) for w, h in ticks], "ticktext": [f"{w}:{h}" for w, h in ticks]}
+    charts = [
+        _bars(
+            data.aspects, f"aspects{suffix}", "Aspect ratios", "Width to height of the pictures that are used.", named
+        ),
+        _bars(data.megapixels, f"megapixels{suffix}", "Sizes", "Megapixels of the pictures that are used.", {}),
+    ]
+    if data.lengths is not None:
+        about = "CLIP's tokens of each distinct caption, begin and end included; a chunk takes 77."
+        letters = "Letters of each distinct caption."
+        title = f"Caption lengths ({data.unit})"
+        about = about if data.unit == "tokens" else letters
+        charts.append(_bars(data.lengths, f"lengths{suffix}", title, about, {}))
+    return [chart for chart in charts if chart is not None]
+
+
+def _loss(having: list) -> Chart | None:
+    """One run: training raw and smoothed, validation. Several: each in its colour, once in the legend."""
+    traces, kinds = [], ("training, smoothed", "validation", "validation, EMA")
+    for number, name, found in having:
+        colour = COLOURS[number % len(COLOURS)]
+        train, *validations = (found.get(key) for key in ("train/loss", "validation/loss", "validation/ema_loss"))
+        styles = [{}, {"markers": True}, {"markers": True, "dash": "dot"}]
+        lines = [curves.smooth(train) if train else None, *validations]
+        if len(having) == 1:
+            traces += [_line(train, "training", colour, width=1, opacity=0.3)] if train else []
+            colours = (colour, COLOURS[1], COLOURS[1])
+            traces += [_line(c, k, col, **s) for c, k, col, s in zip(lines, kinds, colours, styles) if c]
+            continue
+        styles[0] = {"opacity": 0.55}
+        group = [_line(c, f"{escape(name)}, {k}", colour, **s) for c, k, s in zip(lines, kinds, styles) if c]
+        for trace in group:
+            trace.update(
+                legendgroup=str(number),
+                showlegend=trace is group[min(1, len(group) - 1)],
+                hovertemplate=f"%{{y:.4~g}}<extra>{trace.name}</extra>",
+                name=escape(name),
+            )
+        traces += group
+    about = "Of the training batches, and of the held-out pictures with the same noise each time."
+    if len(having) > 1:
+        about = "Pale: training, smoothed. With points: validation, the same noise each time; dotted with EMA weights."
+    return _chart("loss", "Loss", about, traces, log=True)
+
+
+def _timesteps(having: list) -> Chart | None:
+    """By step for a single run; what the runs ended with, by timestep, for several."""
+    traces = []
+    if len(having) == 1:
+        for number, (timestep, curve) in enumerate(curves.by_timestep(having[0][2]).items()):
+            traces.append(_line(curve, f"t = {timestep}", _TIMESTEPS[number % len(_TIMESTEPS)], markers=True))
+        about = "Small timesteps are little noise, large ones nearly nothing but noise."
+        return _chart("timesteps", "Validation loss by timestep", about, traces, log=True)
+    for number, name, found in having:
+        ends = curves.by_timestep(found)
+        profile = Curve(np.array(list(ends)), np.array([curve.last for curve in ends.values()]))
+        if ends:
+            traces.append(_line(profile, escape(name), COLOURS[number % len(COLOURS)], markers=True))
+    about = "What each run ended with. Small timesteps are little noise, large ones nearly nothing but noise."
+    return _chart("timesteps", "Validation loss by timestep", about, traces, x="timestep", log=True)
+
+
+def _single(
+    having: list, key: str, title: str, about: str, name: str, unit: str = "", log: bool = False
+) -> Chart | None:
+    traces = []
+    for number, run, found in having:
+        if curve := found.get(name):
+            traces.append(_line(curve, escape(run), COLOURS[number % len(COLOURS)], width=1.5))
+    return _chart(key, title, about, traces, unit=unit, log=log)
+
+
+def _line(
+    curve: Curve,
+    name: str,
+    colour: str,
+    width: float = 2,
+    opacity: float = 1,
+    dash: str = "solid",
+    markers: bool = False,
+) -> go.Scatter:
+    drawn, stretch = curves.thin(curve)
+    return go.Scatter(
+        x=[float(step) for step in drawn.steps],
+        y=[float(f"{value:.6g}") for value in drawn.values],
+        name=name + (f" (means of {stretch} points)" if stretch > 1 else ""),
+        mode="lines+markers" if markers else "lines",
+        line={"color": colour, "width": width, "dash": dash},
+        marker={"size": 5},
+        opacity=opacity,
+        hovertemplate="%{y:.4~g}",
+    )
+
+
+def _bars(histogram: Histogram, name: str, title: str, about: str, axis: dict) -> Chart | None:
+    if np.count_nonzero(histogram.counts) < 2:
+        return None
+    middle = (histogram.edges[:-1] + histogram.edges[1:]) / 2
+    bars = go.Bar(
+        x=[float(f"{x:.6g}") for x in middle],
+        y=[int(count) for count in histogram.counts],
+        width=float(histogram.edges[1] - histogram.edges[0]) * 0.92,
+        marker={"color": COLOURS[0]},
+        hovertemplate="%{y:,}<extra></extra>",
+    )
+    chart = _chart(name, title, about, [bars], x="")
+    chart.figure["layout"]["xaxis"].update(axis)
+    return chart
+
+
+def _chart(
+    name: str, title: str, about: str, traces: list, x: str = "step", unit: str = "", log: bool = False
+) -> Chart | None:
+    if not traces:
+        return None
+    layout = {
+        "xaxis": {"title": {"text": x}, "automargin": True},
+        "yaxis": {"title": {"text": unit}, "automargin": True, "rangemode": "tozero"},
+        "showlegend": len(traces) > 1,
+    }
+    figure = json.loads(go.Figure(traces, layout).to_json())
+    figure["layout"].pop("template", None)
+    return Chart(name, title, about, figure, log)

@@ -1,0 +1,147 @@
+"""All that a page shows of one run, read from its files. What is not there yet or cannot be read is a reason, not an
+error: a report of a pipeline that is half done is as welcome."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import pyarrow as pa
+from dvc.exceptions import DvcException
+from networkx import NetworkXException
+from ruamel.yaml.error import YAMLError
+
+from pipeline import params
+from pipeline.report import curves, data, graph, latents, settings
+from pipeline.report.curves import Curve
+from pipeline.report.pictures import Picture, from_png
+from pipeline.report.revision import Revision
+from pipeline.stage import StageError, shown
+
+SAMPLE = "outs/sample"
+PREVIEWS = "outs/train/live/pictures"
+_PREVIEWS_SHOWN, _PROMPTS_SHOWN = 16, 64
+# What damaged files, an absent cache and a device that is not there end in.
+_UNREADABLE = (
+    *(StageError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pa.ArrowException),
+    DvcException,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """Something of a run, or why it is not on the page."""
+
+    value: T | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    base: Picture
+    tuned: Picture
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    commit: str | None
+    params: dict[str, object]
+    stages: list[graph.Stage]
+    data: Part[data.Data]
+    curves: Part[dict[str, Curve]]
+    previews: Part[list[tuple[int, Picture]]]
+    samples: Part[list[Sample]]
+    latents: Part[list[latents.Pair]]
+
+    def stage(self, name: str) -> graph.Stage | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def made(self, name: str) -> str:
+        """What names the outs of a stage: runs of which it is equal have the same."""
+        stage = self.stage(name)
+        return " ".join(out.hash for out in stage.outs) if stage and stage.state == "done" else self.name
+
+    @property
+    def anything(self) -> bool:
+        """Whether a stage has left something to show."""
+        parts = (self.data, self.curves, self.samples, self.latents)
+        return any(stage.outs for stage in self.stages) or any(part.value is not None for part in parts)
+
+
+def read(revisions: list[Revision], pairs: int) -> list[Run]:
+    """`pairs` latents are decoded, once for runs that have the same. Raises ParamsError and StageError when there is no
+    project."""
+    runs: list[Run] = []
+    for revision in revisions:
+        run = _read(revision)
+        same = [other.latents for other in runs if other.made("cache_latents") == run.made("cache_latents")]
+        runs.append(replace(run, latents=same[0] if same else _latents(revision, pairs)))
+    return runs
+
+
+def _read(revision: Revision) -> Run:
+    values = settings.read(revision)
+    previews = "None are drawn yet"
+    if values.get("train.sample_interval") == 0:
+        previews = "train.sample_interval is 0, so none are drawn while training"
+    return Run(
+        name=revision.name,
+        commit=revision.commit,
+        params=values,
+        stages=_stages(revision, values),
+        data=_part(lambda: data.read(revision), "The pictures are not indexed yet: dvc repro index"),
+        curves=_part(lambda: curves.read(revision), "No training has run yet: dvc repro train"),
+        previews=_part(lambda: _previews(revision), previews),
+        samples=_part(lambda: _samples(revision, values), "No pictures are drawn yet: dvc repro"),
+        latents=Part(None),
+    )
+
+
+def _stages(revision: Revision, values: dict[str, object]) -> list[graph.Stage]:
+    try:
+        return graph.read(revision, values)
+    except (*_UNREADABLE, YAMLError, NetworkXException) as error:
+        reason = shown(str(error) or type(error).__name__)
+        raise StageError(f"dvc.yaml and dvc.lock of {revision.name} cannot be read: {reason}") from None
+
+
+def _part(make: Callable[[], T | None], absent: str) -> Part[T]:
+    try:
+        value = make()
+    except _UNREADABLE as error:
+        return Part(None, f"Cannot be shown: {shown(str(error) or type(error).__name__)}")
+    return Part(value) if value is not None else Part(None, absent)
+
+
+def _latents(revision: Revision, count: int) -> Part[list[latents.Pair]]:
+    if not count:
+        return Part(None, "Left out with --latents 0")
+
+    def make() -> list[latents.Pair] | None:
+        with revision.file(settings.FILE) as path:
+            return latents.read(revision, params.load(path), count)
+
+    return _part(make, "No latents are cached yet: dvc repro cache_latents")
+
+
+def _previews(revision: Revision) -> list[tuple[int, Picture]] | None:
+    found = [(int(m[1]), name) for name in revision.names(PREVIEWS) if (m := re.fullmatch(r"step-(\d+)\.png", name))]
+    stretch = max(1, (len(found) - 1) / (_PREVIEWS_SHOWN - 1))
+    chosen = [found[round(n * stretch)] for n in range(min(len(found), _PREVIEWS_SHOWN))]
+    return [(step, from_png(revision.read(f"{PREVIEWS}/{name}"))) for step, name in chosen] or None
+
+
+def _samples(revision: Revision, values: dict[str, object]) -> list[Sample] | None:
+    names = set(revision.names(SAMPLE))
+    numbers = sorted(int(m[1]) for name in names if (m := re.fullmatch(r"(\d+)_base\.png", name)))
+    prompts = values.get("sample.prompts")
+    is_theirs = isinstance(prompts, list) and len(prompts) == len(numbers)
+    found = []
+    for number in numbers[:_PROMPTS_SHOWN]:
+        pair = [from_png(revision.read(f"{SAMPLE}/{number:02d}_{which}.png") or b"") for which in ("base", "tuned")]
+        found.append(Sample(str(prompts[number]) if is_theirs else f"Prompt {number + 1}", *pair))
+    return found or None
