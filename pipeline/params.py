@@ -96,6 +96,7 @@ class Index(Section):
     resolution: Side
     bucket_step: Side
     buckets: bool
+    min_bucket: Annotated[int, Field(gt=0, lt=2**31)]
     min_side: Annotated[int, Field(gt=0, lt=2**31)]
     max_enlargement: Annotated[Float, Field(ge=1)] | None
     max_pixels: Annotated[int, Field(gt=0, lt=2**31)]

@@ -21,6 +21,7 @@ def main(params: Params) -> None:
         params.index.max_pixels,
         params.index.max_rejected,
         params.index.workers,
+        params.index.min_bucket,
     )
     print(summary, flush=True)
 

@@ -2,8 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.data.buckets import BucketError, buckets, choose
+from pipeline.data.buckets import BucketError, buckets, choose, common
 
 # SDXL, arXiv 2307.01952, appendix I: height, width of all training sizes
 SDXL = """
@@ -76,3 +78,27 @@ def test_extremes_and_ties():
 
 def test_one_bucket_takes_all():
     assert choose(np.array([5, 1]), np.array([1, 5]), [(64, 64)]).tolist() == [0, 0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 9)), min_size=1, max_size=30),
+    st.integers(1, 60),
+)
+def test_rare_buckets_are_given_up_until_all_have_enough(pictures, least):
+    widths, heights, counts = np.array(pictures).T
+    sizes = buckets(1024, 64)
+    kept = common(widths, heights, counts, sizes, least)
+    found = np.bincount(choose(widths, heights, kept), counts, len(kept))
+    assert found.min() >= least or len(kept) == 1 and found.sum() == counts.sum()
+    assert kept == [size for size in sizes if size in kept]
+    if least == 1:
+        assert set(kept) == {sizes[place] for place in choose(widths, heights, sizes)}
+
+
+def test_the_rarest_goes_first_and_to_the_nearest():
+    sizes = [(32, 128), (64, 64), (128, 64), (128, 32)]
+    widths, heights = np.array([(1, 4), (1, 1), (2, 1), (4, 1)]).T
+    # 2:1 goes up to 4:1, half-way between 1:1 and 4:1 in logarithms goes to the taller one: here to 1:1
+    assert common(widths, heights, np.array([5, 5, 1, 2]), sizes, 3) == [(32, 128), (64, 64)]
+    assert common(widths, heights, np.array([5, 5, 1, 3]), sizes, 3) == [(32, 128), (64, 64), (128, 32)]
+    assert common(widths, heights, np.array([5, 5, 1, 3]), sizes, 99) == [(64, 64)]

@@ -51,8 +51,11 @@ def run(
     max_pixels=odd_pictures.MAX_PIXELS,
     max_rejected=1.0,
     workers=1,
+    min_bucket=1,
 ):
-    return index(open_source(str(data)), out, sizes, min_side, max_enlargement, max_pixels, max_rejected, workers)
+    return index(
+        open_source(str(data)), out, sizes, min_side, max_enlargement, max_pixels, max_rejected, workers, min_bucket
+    )
 
 
 def texts(out: Path) -> list[tuple]:
@@ -211,6 +214,18 @@ def test_choice_of_buckets_in_the_table_is_choose(tmp_path):
     for row in rows(tmp_path / "out/images.parquet"):
         chosen = sizes[choose(np.array([row["width"]]), np.array([row["height"]]), sizes)[0]]
         assert (row["bucket_width"], row["bucket_height"]) == chosen
+
+
+def test_rare_buckets_are_given_up(tmp_path):
+    """And no picture is rejected for it, though it is enlarged more than the bound to cover its new bucket."""
+    shapes = 4 * [(64, 64)] + 3 * [(128, 32)] + [(32, 128), (64, 128)]
+    write_folder(tmp_path / "data", {f"{n}.bmp": picture(n, *shape, form="BMP") for n, shape in enumerate(shapes)})
+    plain = run(tmp_path / "data", tmp_path / "plain", max_enlargement=1.25)
+    assert plain.buckets == {(64, 64): 4, (128, 32): 3, (32, 128): 1, (32, 64): 1} or len(plain.buckets) == 3
+    summary = run(tmp_path / "data", tmp_path / "out", max_enlargement=1.25, min_bucket=3)
+    assert summary.buckets == {(64, 64): 6, (128, 32): 3} and summary.used == plain.used == 9
+    assert summary.read == 0 and summary.most_enlarged == 2  # 32 to 64
+    assert run(tmp_path / "data", tmp_path / "all", min_bucket=100).buckets == {(64, 64): 9}
 
 
 # --- failures

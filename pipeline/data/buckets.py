@@ -45,3 +45,18 @@ def choose(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]]
     ratios = [width / height for width, height in sizes]
     half_way = np.array([left * right for left, right in zip(ratios, ratios[1:])])  # square of the geometric mean
     return np.searchsorted(half_way, np.square(np.asarray(widths, np.float64) / heights), side="left")
+
+
+def common(
+    widths: np.ndarray, heights: np.ndarray, counts: np.ndarray, sizes: list[tuple[int, int]], least: int
+) -> list[tuple[int, int]]:
+    """Those of `sizes` that are left when each to which fewer than `least` pictures go is given up, the rarest first
+    (of equals the taller), and its pictures go to the nearest of those left. One is always left.
+
+    widths, heights: (n,) of the pictures, `counts` (n,) how many there are of each; `sizes` as for `choose`."""
+    while True:
+        found = np.bincount(choose(widths, heights, sizes), counts, len(sizes))
+        if found.all() and (found.min() >= least or len(sizes) == 1):
+            return sizes
+        dropped = {int(found.argmin())} if found.all() else set(np.flatnonzero(found == 0).tolist())
+        sizes = [size for place, size in enumerate(sizes) if place not in dropped]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import store
 from pipeline.data import tables
-from pipeline.data.buckets import choose
+from pipeline.data.buckets import choose, common
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
 from pipeline.data.part import Lost, Part, SourceError, Unmatched, some
@@ -79,17 +79,25 @@ def index(
     max_pixels: int,
     max_rejected: float,
     workers: int,
+    min_bucket: int = 1,
 ) -> Summary:
     """Write the four files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
-    bound.
+    bound. Pictures of buckets with fewer than `min_bucket` go to the nearest bucket that has more: this changes no
+    rejection.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left; SourceError, CaptionError, OSError."""
     try:
         with Examiner(source, max_pixels, workers) as examiner:
-            parts = ((part, *examiner.examine(part)) for part in source.parts())
-            return tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected)
+            kept, read = sizes, 0
+            if min_bucket > 1:
+                parts = ((part, *examiner.examine(part)) for part in source.parts())
+                kept, read = _common(parts, sizes, min_side, max_enlargement, min_bucket)
+            parts = ((part, *examiner.examine(part)) for part in source.parts())  # again from the memo, if at all
+            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept)
+            summary.read += read
+            return summary
     except (FileNotFoundError, NotADirectoryError) as error:
         if not Path(str(error.filename)).is_relative_to(source.root):
             raise
@@ -105,13 +113,15 @@ def tabulate(
     min_side: int,
     max_enlargement: float | None,
     max_rejected: float,
+    kept: list[tuple[int, int]] | None = None,
 ) -> Summary:
     """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures
-    read. Memory does not grow with the number of rows, apart from the list of rejected ones."""
+    read; `kept` are the sizes that pictures may be brought to, default all. Memory does not grow with the number of
+    rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
     images, texts = tables.Rows(tables.IMAGES), tables.Rows(tables.TEXTS)
     for part, found, read in parts:
-        rows = _rows(part, found, sizes, min_side, max_enlargement)
+        rows = _rows(part, found, sizes, min_side, max_enlargement, kept or sizes)
         images.add(rows)
         texts.add(_texts(part, rows))
         _count(summary, part, found, rows, read)
@@ -134,12 +144,39 @@ def tabulate(
     return summary
 
 
+def _common(
+    parts: Iterable[tuple[Part, pa.Table, int]],
+    sizes: list[tuple[int, int]],
+    min_side: int,
+    max_enlargement: float | None,
+    least: int,
+) -> tuple[list[tuple[int, int]], int]:
+    """buckets.common of the pictures that are used, and the number of pictures read."""
+    counts, read = Counter(), 0
+    for part, found, new in parts:
+        read += new
+        rows = _rows(part, found, sizes, min_side, max_enlargement, sizes)
+        used = rows.filter(pc.is_null(rows["rejected"]))
+        for item in used.group_by(["width", "height"]).aggregate([([], "count_all")]).to_pylist():
+            counts[item["width"], item["height"]] += item["count_all"]
+    if not counts:
+        return sizes, read
+    widths, heights = np.array(list(counts)).T
+    return common(widths, heights, np.array(list(counts.values())), sizes, least), read
+
+
 def _rows(
-    part: Part, found: pa.Table, sizes: list[tuple[int, int]], min_side: int, max_enlargement: float | None
+    part: Part,
+    found: pa.Table,
+    sizes: list[tuple[int, int]],
+    min_side: int,
+    max_enlargement: float | None,
+    kept: list[tuple[int, int]],
 ) -> pa.Table:
-    """The rows of tables.IMAGES of a part."""
+    """The rows of tables.IMAGES of a part. What is too small is judged by the nearest of all `sizes`."""
     chosen, reasons = reject(found, sizes, min_side, max_enlargement)
     reasons = pa.array(reasons, pa.string())
+    chosen = np.array(kept, np.int32)[choose(width, height, kept)]
     is_used = pc.is_null(reasons)
     null = pa.scalar(None, pa.int32())
     bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
