@@ -15,7 +15,7 @@ from pipeline.models.config import CONFIGS
 from pipeline.params import load
 from pipeline.planning import device, disk, duration, host
 from pipeline.planning.device import CARD, GB, MARGIN, RESERVED, Parts
-from pipeline.planning.run import Run, count_index, from_params
+from pipeline.planning.run import Run, count_buckets, count_index, from_params
 
 INDEX = Path("outs/index")
 
@@ -115,9 +115,13 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
             f"{1e6 * duration.LAUNCH[0]:.0f} to {1e6 * duration.LAUNCH[1]:.0f} µs (assumed).",
             "    O1 fuses kernels: how many are left is not known.",
         ]
-    lines.append(
-        "  Compilation: not measured on an NPU (MindONE's tables: 30 to 38 minutes, with MindSpore 2.2.11 and 2.3.1)"
-    )
+    count = duration.graphs(run)
+    filled = "an index says how many" if count is None else f"{count} at most, over {run.buckets} buckets"
+    lines += [
+        f"  Graphs to compile: {filled}: for each bucket the gradients, when it is first met, and the loss where it is",
+        "    validated; and the update, once. index.min_bucket makes them fewer; a second run reads them from the store.",
+        "    Not measured on an NPU (MindONE's tables: 30 to 38 minutes a whole step's, with MindSpore 2.2.11 and 2.3.1)",
+    ]
     size = disk.state_bytes(run)
     took = "not measured"
     if place:
@@ -142,6 +146,7 @@ def as_json(run: Run, place: disk.Place) -> dict:
         "disk_bytes": disk.disk_bytes(run),
         "disk": {"free_bytes": place.free, "used_bytes": place.used},
         "steps": duration.steps(run),
+        "graphs": duration.graphs(run),
         "hours": spread and {"best": spread[0], "worst": spread[1]},
     }
 
@@ -165,11 +170,11 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     given = {key: value for key, value in vars(options).items() if value is not None}
     json = given.pop("json")
     params = load()
-    images, captions = (given.pop("images"), None) if "images" in given else _counted(refuse)
+    images, captions, buckets = (given.pop("images"), None, None) if "images" in given else _counted(refuse)
     place = disk.look(store.root(), Path("outs"))
     if "steps" in given:
         given["epochs"] = None
-    run = replace(from_params(params, images, captions), **given)
+    run = replace(from_params(params, images, captions, buckets), **given)
     multiple = side_multiple(CONFIGS[run.config])
     if run.resolution % multiple:
         refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
@@ -179,15 +184,15 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     return 0 if device.fits(run) else 1
 
 
-def _counted(refuse: Callable[[str], None]) -> tuple[int, int]:
-    """What outs/index lists, or an error."""
+def _counted(refuse: Callable[[str], None]) -> tuple[int, int, int]:
+    """Pictures, captions and buckets that outs/index lists, or an error."""
     for name in ("images.parquet", "captions.parquet"):
         if not (INDEX / name).exists():
             refuse(f"{INDEX / name} is not there: run `dvc repro index`, or say how many pictures with --images")
     images, captions = count_index(INDEX)
     if not images:
         refuse(f"{INDEX} lists no picture that is used: say how many with --images")
-    return images, captions
+    return images, captions, count_buckets(INDEX)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def test_rare_buckets_are_given_up(tmp_path):
     shapes = 4 * [(64, 64)] + 3 * [(128, 32)] + [(32, 128), (64, 128)]
     write_folder(tmp_path / "data", {f"{n}.bmp": picture(n, *shape, form="BMP") for n, shape in enumerate(shapes)})
     plain = run(tmp_path / "data", tmp_path / "plain", max_enlargement=1.25)
-    assert plain.buckets == {(64, 64): 4, (128, 32): 3, (32, 128): 1, (32, 64): 1} or len(plain.buckets) == 3
+    assert plain.buckets == {(64, 64): 4, (128, 32): 3, (32, 128): 2}
     summary = run(tmp_path / "data", tmp_path / "out", max_enlargement=1.25, min_bucket=3)
     assert summary.buckets == {(64, 64): 6, (128, 32): 3} and summary.used == plain.used == 9
     assert summary.read == 0 and summary.most_enlarged == 2  # 32 to 64

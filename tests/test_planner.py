@@ -324,14 +324,16 @@ def test_the_command_fails_when_it_does_not_fit(capsys, project):
 
 
 def write_index(project, pictures: int, captions: int) -> None:
-    """An index of so many used pictures, each of them twice, and one more that is rejected."""
+    """An index of so many used pictures over two buckets, each of them twice, and one more that is rejected."""
     (project / "outs/index").mkdir(parents=True)
     images = [n.to_bytes(16, "big") for n in range(pictures)]
-    rows = [(image, f"{copy}.png", None) for image in images for copy in "ab"] + [(b"x" * 16, "x.png", "too small")]
+    rows = [(image, f"{copy}.png", 64, 32 + 32 * (image[-1] % 2), None) for image in images for copy in "ab"]
+    rows += [(b"x" * 16, "x.png", None, None, "too small")]
+    kinds = (pa.binary(16), pa.string(), pa.int32(), pa.int32(), pa.string())
     pq.write_table(
         pa.table(
-            [pa.array(column, kind) for column, kind in zip(zip(*rows), (pa.binary(16), pa.string(), pa.string()))],
-            ["image", "path", "rejected"],
+            [pa.array(column, kind) for column, kind in zip(zip(*rows), kinds)],
+            ["image", "path", "bucket_width", "bucket_height", "rejected"],
         ),
         project / "outs/index/images.parquet",
     )
@@ -346,6 +348,7 @@ def test_the_command_counts_the_index(capsys, project):
     code, text = said(capsys)
     latent, caption = 8 * 8 * 8 * 2, 77 * 160 * 2 + 96 * 4
     assert code == 0 and "Caches of 40 pictures and 8 captions:" in text  # the empty one is the eighth
+    assert "Graphs to compile: 5 at most, over 2 buckets" in text  # two of gradients, two of validation, the update
     counted = from_params(params(), *count_index(project / "outs/index"))
     assert disk.cache_bytes(counted) == 40 * latent + 8 * caption
     assert "Caches of 77 pictures:" in said(capsys, "--images", "77")[1]

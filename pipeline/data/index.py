@@ -176,7 +176,9 @@ def _rows(
     """The rows of tables.IMAGES of a part. What is too small is judged by the nearest of all `sizes`."""
     chosen, reasons = reject(found, sizes, min_side, max_enlargement)
     reasons = pa.array(reasons, pa.string())
-    chosen = np.array(kept, np.int32)[choose(width, height, kept)]
+    if kept != sizes:
+        sides = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
+        chosen = np.array(kept, np.int32)[choose(*sides, kept)]
     is_used = pc.is_null(reasons)
     null = pa.scalar(None, pa.int32())
     bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())

@@ -3,6 +3,7 @@
 from math import ceil
 
 from pipeline.planning.run import Run, unet_shapes
+from pipeline.training.data import count_graphs
 
 # MindONE's tables, 8 cards, 1024 x 1024: (batch per card, seconds per step at best, at worst) over MindSpore 2.2.10 and
 # 2.3.1, with and without flash attention, cache and sink.
@@ -42,3 +43,11 @@ def launches(run: Run) -> tuple[float, float] | None:
     if run.config != "sdxl-base":
         return None
     return LAUNCH[0] * kernels(run), LAUNCH[1] * kernels(run)
+
+
+def graphs(run: Run) -> int | None:
+    """How many the run compiles at most; None where the buckets are not known."""
+    if run.buckets is None:
+        return None
+    held_out = min(run.buckets, round(run.images * run.validation_share))
+    return count_graphs(run.buckets, held_out, run.sinks, run.ema)

@@ -46,6 +46,8 @@ class Run:
     validation_interval: int = 100
     merge_bytes: int = 2  # of a number in the merged files
     hccl_buffer: int = BUFFER_MB * 2**20
+    buckets: int | None = None  # that the index's pictures fill
+    sinks: bool = False
 
     @property
     def size(self) -> int:
@@ -70,7 +72,7 @@ class Run:
         return self.batch_size * self.accumulation * self.devices
 
 
-def from_params(params: Params, images: int, captions: int | None = None) -> Run:
+def from_params(params: Params, images: int, captions: int | None = None, buckets: int | None = None) -> Run:
     train, device, latents = params.train, params.device, params.cache_latents
     target = "CPU" if device.target == "CPU" else "Ascend"
     shards = target == "Ascend" and train.optimizer == "adamw"
@@ -103,6 +105,8 @@ def from_params(params: Params, images: int, captions: int | None = None) -> Run
         validation_interval=train.validation_interval,
         merge_bytes=4 if params.merge.dtype == "float32" else 2,
         hccl_buffer=_buffer_megabytes() * 2**20,
+        buckets=buckets if params.index.buckets else 1,
+        sinks=device.sink_size > 0,
     )
 
 
@@ -118,6 +122,13 @@ def count_index(folder: Path) -> tuple[int, int]:
     captions = pq.read_table(folder / "captions.parquet", columns=["caption"])
     used = images.filter(pc.is_null(images["rejected"]))
     return pc.count_distinct(used["image"]).as_py(), pc.count_distinct(captions["caption"]).as_py() + 1  # the empty one
+
+
+def count_buckets(folder: Path) -> int:
+    """Those that the pictures that are used fill. Raises OSError, pa.ArrowException."""
+    images = pq.read_table(folder / "images.parquet", columns=["bucket_width", "bucket_height", "rejected"])
+    used = images.filter(pc.is_null(images["rejected"]))
+    return len(used.group_by(["bucket_width", "bucket_height"]).aggregate([]))
 
 
 def component_shapes(config: str, part: str) -> memory.Shapes:

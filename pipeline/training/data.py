@@ -82,3 +82,10 @@ def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
     if fault := warm_up_fault(train, end):
         raise StageError(f"train.lr_warmup_steps: {fault} ({made_of})")
     return end, per_epoch
+
+
+def count_graphs(buckets: int, validated: int, sinks: bool, ema: bool) -> int:
+    """How many graphs a run compiles over so many buckets to train on and to validate on: one of the gradients for each
+    bucket and one of the update, or with a data sink a single one; one of the loss for each bucket that is validated;
+    and those of the averages."""
+    return (1 if sinks else buckets + 1) + validated + (3 if ema and validated else ema)

@@ -70,11 +70,6 @@ class Graphs:
         self.update = Boundary(self.gradients, update) if self.accumulates else Apply(update)
         self.average = Average(update) if update.ema is not None else None
 
-    @staticmethod
-    def count(buckets: int, sinks: bool, ema: bool) -> int:
-        """How many graphs a run over so many buckets compiles."""
-        return (1 if sinks else buckets + 1) + ema
-
     def compile(self, example: feed.Inputs) -> None:
         """Compile a data sink's graphs, and run nothing."""
         scalar = ms.Tensor(0.0, ms.float32)

@@ -15,7 +15,7 @@ from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError
 from pipeline.training import agreement, build, drive, feed, finished, preview, rates, state, validation
 from pipeline.training.compiled import Compiler
-from pipeline.training.data import Data, Paths, count_steps
+from pipeline.training.data import Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
 from pipeline.training.log import PICTURES, Log
 from pipeline.training.step import Settings, Update, average_of
@@ -76,8 +76,7 @@ def fine_tune(
 
     # Graphs, compiled when they are first met
     used, validated = (np.unique(reader.buckets[samples], axis=0) for samples in (subset, held_out))
-    count = drive.Graphs.count(len(used), device.sink_size > 0, train.ema)
-    count += len(validated) + (2 if train.ema and len(held_out) else 0)
+    count = count_graphs(len(used), len(validated), device.sink_size > 0, train.ema)
     compiler = Compiler(build.graph_key(model, device, train) if device.compile_cache else None, device, count)
     graphs = drive.Graphs(unet, update, settings, compiler, device.sink_size > 0)
     evaluate = validation.Evaluator(unet, compiler)
