@@ -10,6 +10,7 @@ import pipeline.device  # noqa: F401  (sets MindSpore's environment before its i
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
 from pipeline.models import forms
 from pipeline.models.layers import norm_parameters
@@ -28,7 +29,7 @@ def decays(cell: nn.Cell) -> tuple[bool, ...]:
 
 def _state(parameters, prefix: str, shapes) -> ParameterTuple:
     return ParameterTuple(
-        Parameter(Tensor(np.zeros(shape, np.float32)), name=f"{prefix}.{p.name}", requires_grad=False)
+        Parameter(initializer("zeros", shape, ms.float32), name=f"{prefix}.{p.name}", requires_grad=False)
         for p, shape in zip(parameters, shapes, strict=True)
     )
 
