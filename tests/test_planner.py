@@ -100,7 +100,7 @@ def test_what_was_kept_is_let_go(form):
 
 
 def test_moments_of_two_blocks_by_hand():
-    layers = step.Layer("a", 10, 1, 2, numbers=3), step.Layer("b", 20, 4, 5, once=2)
+    layers = step.Layer("a", 10, 1, 2, numbers=3), step.Layer("b", 20, 4, 5)
     one = step.Block(layers, inputs=7, recomputable=True)
     two = step.Block((step.Layer("a", 100, 0, 50, numbers=1, copies=8, late=1),))
 
@@ -109,8 +109,8 @@ def test_moments_of_two_blocks_by_hand():
 
     # forward 1, 10 + 4, 30; backward 138 + 50, then beside 4 of gradients and 1 that is late 30 + 5 and 10 + 2
     assert course(False) == [1, 14, 30, 188, 40, 17, 17]
-    # the first block keeps its 7 and 2 that are not computed again, and then has all
-    assert course(True) == [1, 14, 9, 167, 40, 17, 17]
+    # the first block keeps its 7, and then has all
+    assert course(True) == [1, 14, 7, 165, 40, 17, 17]
 
 
 def test_constants_are_those_of_the_layers():
@@ -140,7 +140,7 @@ def test_a_convolution_keeps_what_its_cell_gives_to_its_gradient(device, monkeyp
 # The fourth case, "tiny" (98.4 planned, 144.5 measured), is outside: what some 45 MB of it are is not known.
 MEASURED = {"tiny-large": 525.6, "middle": 747.6, "middle-large": 1275.6}
 # What benchmarks/liveness.py replayed of the tiny UNet's graph for an NPU, in MB: batch 8, 32x32 latents.
-REPLAYED = {False: 156.1, True: 89.2}
+REPLAYED = {False: 156.1, True: 88.5}
 
 
 @pytest.mark.parametrize("case", MEASURED)

@@ -72,11 +72,11 @@ def attention(batch: int, queries: int, keys: int, channels: int, heads: int, ki
 
 
 def geglu(rows: int, width: int, size: int) -> Layer:
-    """Value, gate and its GELU (rows, width); their product is the next layer's input. In the NPU's graph the GELU is
-    in none of the recomputed scopes, so that its output is kept; and the value, and the gradients of value and gate, stay
-    to the end, where MindSpore lists the weights' gradients that want them (both seen by benchmarks/liveness.py)."""
+    """Value, gate and its GELU (rows, width); their product is the next layer's input. In the NPU's graph the value,
+    and the gradients of value and gate, stay to the end, where MindSpore lists the weights' gradients that want them
+    (seen by benchmarks/liveness.py)."""
     n = size * rows * width
-    return Layer("GEGLU: value, gate, GELU", 3 * n, 2 * n, 4 * n, late=3 * n, once=n)
+    return Layer("GEGLU: value, gate, GELU", 3 * n, 2 * n, 4 * n, late=3 * n)
 
 
 def upsample(n: int, size: int) -> Layer:

@@ -16,7 +16,6 @@ class Layer:
     numbers: int = 0  # of its parameters
     copies: int = 0  # of its weights in the compute dtype, kept as well
     late: int = 0  # of what its backward pass makes or reads: what waits to the end, for gradients of weights
-    once: int = 0  # of what it keeps: what MindSpore does not compute again in a recomputed block
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ def moments(blocks: Iterable[Block], recompute: bool, gradient: int) -> Iterable
             yield Moment(kept + inside, 0, layer.forward)
             inside.update(_kept(layer))
         if recompute and block.recomputable:
-            kept.update(_kept_by_recomputed(block))
+            kept["inputs of recomputed blocks"] += block.inputs
         else:
             kept.update(inside)
     gradients = 0
     for block in reversed(blocks):
         if recompute and block.recomputable:
-            kept.subtract(_kept_by_recomputed(block))
+            kept["inputs of recomputed blocks"] -= block.inputs
             for layer in block.layers:
                 kept.update(_kept(layer))
         for layer in reversed(block.layers):
@@ -73,8 +72,3 @@ def peak(blocks: Iterable[Block], recompute: bool, gradient: int) -> Moment:
 
 def _kept(layer: Layer) -> dict[str, int]:
     return {layer.what: layer.kept, "weights in the compute dtype": layer.copies}
-
-
-def _kept_by_recomputed(block: Block) -> dict[str, int]:
-    once = sum(layer.once for layer in block.layers)
-    return {"inputs of recomputed blocks": block.inputs, "GELU in recomputed blocks": once}
