@@ -4,7 +4,7 @@ Each case is a process of its own, which compiles the graph (minutes), gives fre
 three steps; measured is what these add to the process at its highest. MindSpore's own statistics are 0 on a CPU. What
 the first kernels of a process cost (code, threads) is there before, by two small layers that run forward and backward.
 Weights and optimizer's state, which are exact (tests/test_planner.py), are in neither number. A CPU's forms are counted
-(pipeline/planning/cpu.py), float32, attention by tiles. The cases "...-large" of README were taken without the small
+(pipeline/planning/cpu.py), float32, attention by tiles. The cases "...-large" of docs/measured.md were taken without the small
 layers before."""
 
 import argparse
