@@ -30,7 +30,7 @@ doctor: .venv/.run $(if $(NPU),.venv/.npu)
 
 # site/ from docs/, in an environment of its own: it needs nothing of the pipeline.
 docs: .venv-docs/.docs
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --clean
 
 .venv-docs/.docs: requirements-docs.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
