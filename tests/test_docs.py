@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from pipeline import cli, params
 from pipeline.__main__ import TOOLS
+from tests import data_sets
 from tests.project import ROOT, copy_project
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -275,6 +277,28 @@ def test_a_cheap_command_is_run(clone, line):
     )
 
 
+# Forms of data sets
+
+
+def test_the_examples_of_data_sets_are_read(tmp_path):
+    """Each name and caption of the page finds its partner."""
+    page = (ROOT / "docs/own-data.md").read_text()
+    kohya = re.search(r"```text\npictures/\n(.*?)```", page, re.S)[1]
+    files = {}
+    for name, caption in re.findall(r"^  (\S+) *(.*)$", kohya, re.M):
+        files[name] = caption or data_sets.picture(len(files), 64, 64)
+    data_sets.write_folder(tmp_path / "kohya", files)
+    lines = re.search(r"```json\n(.*?)```", page, re.S)[1]
+    named = [json.loads(line)["file_name"] for line in lines.splitlines()]
+    pictures = {name: data_sets.picture(number, 64, 64) for number, name in enumerate(named)}
+    data_sets.write_folder(tmp_path / "folder", pictures | {"metadata.jsonl": lines})
+    table = re.search(r"```csv\n(.*?)```", page, re.S)[1]
+    data_sets.write_folder(tmp_path / "table", {"fox.png": data_sets.picture(0, 64, 64), "metadata.csv": table})
+    for name, count in (("kohya", 2), ("folder", 3), ("table", 1)):
+        found = json.loads(run(ROOT, f"python -m pipeline data {tmp_path / name} --json"))
+        assert (found["pictures"], found["captioned"], found["lost"]) == (count, count, {}), found
+
+
 # Experiments are shared
 
 
@@ -329,11 +353,24 @@ def test_outs_go_by_a_remote_to_a_second_clone_where_nothing_runs(team):
     assert (second / name).read_text() == (first / name).read_text()
 
 
+def test_experiments_are_made_and_kept(team):
+    """The stages are stand-ins, and no queue is started: tests/test_dvc.py runs the real ones."""
+    first, page = team / "first", "docs/experiments.md"
+    run(first, f"{block(page, 'dvc exp run -S').strip()} -n low-rate")
+    for line in block(page, "dvc exp run --queue").splitlines():
+        if line != "dvc queue start":
+            run(first, line)
+    assert "low-rate" in run(first, block(page, "dvc exp show").splitlines()[0])
+    run(first, f"set -e\n{block(page, 'dvc exp apply')}")
+    assert "learning_rate: 2e-0" in (first / "params.yaml").read_text()
+    run(first, "dvc exp remove low-rate")
+
+
 def test_the_caches_alone(team):
     first = team / "first"
     if not (team / "remote").exists():
         run(first, f"dvc remote add --default team {team / 'remote'}")
-    run(team, f"git clone -q first third && cp first/.dvc/config third/.dvc/config && cp first/dvc.lock third/")
+    run(team, "git clone -q first third && cp first/.dvc/config third/.dvc/config && cp first/dvc.lock third/")
     (line,) = {text for _, text in ALL if text.startswith("dvc push index")}
     run(first, line)
     run(team / "third", line.replace("push", "pull"))
