@@ -21,8 +21,7 @@ from tests.project import ROOT, copy_project
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.S | re.M)
-# Programs that others have made: their commands are run in no test but those of DVC that name settings.
-OTHERS = {"git", "dvc", "source", "export", "make", "python"}
+PROGRAMS = {"git", "dvc", "source", "export", "hf", "make", "python"}
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -105,13 +104,23 @@ def test_there_are_commands_to_try():
 @pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}: {line}" for page, line in ALL])
 def test_a_command_is_understood(page, line, monkeypatch):
     words = shlex.split(line)
-    assert words[0] in OTHERS, f"{page}: who knows {words[0]}?"
+    assert words[0] in PROGRAMS, f"{page}: who knows {words[0]}?"
     if words[0] == "make":
         understood_by_make(words[1:])
     elif words[0] == "python":
         understood_by_python(words[1:], monkeypatch)
     elif words[0] == "dvc":
         understood_by_dvc(words[1:])
+    elif words[0] == "hf":
+        understood_by_hf(words[1:])
+
+
+def understood_by_hf(words: list[str]) -> None:
+    """Nothing is downloaded: the files are those that params.yaml of the presets names."""
+    assert words[0] == "download" and words[-2] == "--local-dir"
+    preset = yaml.safe_load((ROOT / "presets/sdxl.yaml").read_text())["model"]
+    there = {f"{words[-1]}/{name}" for name in words[2:-2]}
+    assert preset["base"] in there or there == {f"{preset['tokenizer']}/{n}" for n in ("vocab.json", "merges.txt")}
 
 
 def understood_by_make(words: list[str]) -> None:
