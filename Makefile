@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 # What CANN wants of Python is installed where there is an NPU, and with `make repro NPU=1`.
 NPU ?= $(wildcard /dev/davinci[0-9]*)
 
-.PHONY: repro test preset doctor report requirements
+.PHONY: repro test preset doctor report docs requirements
 
 repro: .venv/.run $(if $(NPU),.venv/.npu)
 	dvc repro
@@ -27,6 +27,15 @@ preset: .venv/.run
 
 doctor: .venv/.run $(if $(NPU),.venv/.npu)
 	@python -m pipeline doctor
+
+# site/ from docs/, in an environment of its own: it needs nothing of the pipeline.
+docs: .venv-docs/.docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --clean
+
+.venv-docs/.docs: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
 
 .venv/.run: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -52,3 +61,6 @@ requirements:
 	$(BIN)/python -m pip uninstall --yes -r requirements-npu.txt
 	$(BIN)/python -m pip install -r requirements-test.in
 	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-test.txt
+	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -r requirements-docs.in
+	.venv-docs/bin/python -m pip freeze > requirements-docs.txt

@@ -4,7 +4,7 @@ PATH is a Python with torch and diffusers. Both sides: a UNet of SDXL's form wit
 transformer blocks, batch 4, 32x32 latents, float32, 2 threads, mean squared error, the gradients' norm, AdamW; MindSpore
 in graph mode O0 in the train stage's environment (dvc.yaml, stages/train.py), PyTorch eager. The first 40 steps are not
 counted: in them MindSpore's kernels try numbers of threads. Each side is a process of its own, and they take one step
-in turns: a virtual machine's processors may lie near each other in one minute and far in the next (README, "Measured"),
+in turns: a virtual machine's processors may lie near each other in one minute and far in the next (docs/measured.md),
 and a step's ratio is to the other side's step beside it."""
 
 import argparse

@@ -173,7 +173,7 @@ def _check_plug_in() -> None:
         raise StageError(
             f"this machine has an NPU ({npu.files()[0]}), but MindSpore {ms.__version__} did not load its Ascend "
             f"plug-in:\n{reason or 'MindSpore gives no reason'}\n{cann}. Source CANN's set_env.sh in this shell, and see "
-            "in README which versions fit each other; or set device.target to CPU"
+            "docs/sdxl-on-npus.md which versions fit each other; or set device.target to CPU"
         )
     try:
         importlib.import_module("te")

@@ -48,7 +48,7 @@ def _memory(run: Run) -> list[str]:
     if run.target == "Ascend":
         lines += [
             f"  Counts were checked to {MARGIN:.0%}: a CPU's against its memory, an NPU's against MindSpore's order of a tiny",
-            "  graph that no NPU ran (README, Measured). An NPU has otherwise than a CPU: flash attention, the fused AdamW,",
+            "  graph that no NPU ran (docs/measured.md). An NPU has otherwise than a CPU: flash attention, the fused AdamW,",
             "  norms in float32 of half inputs, GELU in one kernel, convolutions that keep their inputs alone.",
             "  Its kernels' workspaces and fragmentation are not known, and have a part of",
             f"  the {RESERVED // GB} GB that are left to the system.",

@@ -1,4 +1,4 @@
-"""What a shard says of itself, and the README's code that goes by it."""
+"""What a shard says of itself, and the code of docs/formats.md that goes by it."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from pipeline.cache import shards
 from pipeline.cache.about import about
 from tests.cache_samples import caption, latent
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+FORMATS = (Path(__file__).parent.parent / "docs/formats.md").read_text()
 FINGERPRINT = {"vae": "0" * 32, "config": "sdxl-base", "store": "moments"}
 
 
@@ -55,9 +55,9 @@ def test_the_text_rows_decode_as_they_say(tmp_path):
     assert said["context"]["width"] == "the first 64 are CLIP-L's, the other 96 bigG's"
 
 
-def test_the_readmes_code_decodes_a_row(outs):
+def test_the_documents_code_decodes_a_row(outs):
     pytest.importorskip("pandas")
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", FORMATS, re.DOTALL)
     found: dict = {}
     exec(code, found)
     # by hand: little-endian halves, channels first, mean before log variance
@@ -68,9 +68,9 @@ def test_the_readmes_code_decodes_a_row(outs):
     assert np.allclose(found["unet_input"], 0.13025 * (values[:4] + np.sqrt(np.exp(values[4:])) * noise), rtol=1e-5)
 
 
-def test_the_readmes_queries_run(outs):
+def test_the_documents_queries_run(outs):
     duckdb = pytest.importorskip("duckdb")
-    queries = re.findall(r"`(SELECT .*?)`", README, re.DOTALL)
+    queries = re.findall(r"`(SELECT .*?)`", FORMATS, re.DOTALL)
     assert len(queries) == 2
     rows, said = (duckdb.sql(query).fetchall() for query in queries)
     wanted = [(row["row"].hex().upper(), 8, 8, 12, row["latent"]) for row in outs]

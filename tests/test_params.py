@@ -439,8 +439,8 @@ def refuses_before_mindspore(stage, tmp_path, changes, said):
     assert not (tmp_path / "outs").exists()
 
 
-def test_the_readmes_settings_for_real_weights_are_taken(tmp_path):
-    text = re.search(r"```yaml\n(model:.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+def test_the_documents_settings_for_real_weights_are_taken(tmp_path):
+    text = re.search(r"```yaml\n(model:.*?)```", (ROOT / "docs/sdxl-on-npus.md").read_text(), re.S)[1]
     changes = {f"{section}.{key}": v for section, keys in yaml.safe_load(text).items() for key, v in keys.items()}
     found = load(with_changes(tmp_path, changes))
     assert (found.model.config, found.index.resolution, found.sample.width) == ("sdxl-base", 1024, 1024)

@@ -343,7 +343,7 @@ def write_index(project, pictures: int, captions: int) -> None:
 
 
 def test_the_command_counts_the_index(capsys, project):
-    """As the README has it: without options."""
+    """As docs/sdxl-on-npus.md has it: without options."""
     write_index(project, 40, 7)
     code, text = said(capsys)
     latent, caption = 8 * 8 * 8 * 2, 77 * 160 * 2 + 96 * 4

@@ -265,7 +265,7 @@ def stages_with_other_keys(one: str, other: str) -> set[str]:
 
 
 def test_another_number_of_npus_encodes_nothing_anew():
-    """As docs/presets.md and the README's table have it."""
+    """As docs/presets.md and the table of docs/how-it-works.md have it."""
     assert stages_with_other_keys("sdxl-1x910b", "sdxl-8x910b") == {"train", "merge"}
     assert stages_with_other_keys("sdxl-8x910b", "sdxl-16x910b") == {"train"}
     assert stages_with_other_keys("tiny", "sdxl-1x910b") >= {"index", "convert", "cache_latents", "cache_text", "train"}

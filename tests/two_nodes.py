@@ -2,7 +2,7 @@
 
     python -m tests.two_nodes
 
-Each has a folder of its own and they share a store, as the README says. Their two ranks each are killed after step
+Each has a folder of its own and they share a store, as docs/sdxl-on-npus.md says. Their two ranks each are killed after step
 3, go on when both nodes are started again, and end as one rank with the whole batch does. With another learning
 rate on node 1, or a store of its own, both stop and say so. It wants root and iproute2 (`ip`), so pytest does not
 run it."""

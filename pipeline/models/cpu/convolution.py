@@ -3,7 +3,7 @@
 MindSpore 2.10.0's CPU backend gives oneDNN plain NCHW arrays, for which oneDNN has no convolution with AVX-512 but a
 reference one. Its products have AVX-512, and gain more by it than a convolution loses by being several of them. So a
 process that trains lets oneDNN use what the CPU has and convolves here, every other is held to AVX2 and takes Conv2D
-(pipeline/device.py). Measured on two cores for a UNet of 33 million parameters: README, "Measured".
+(pipeline/device.py). Measured on two cores for a UNet of 33 million parameters: docs/measured.md.
 
 There are three forms. Two of them turn maps (b, c, h, w) into rows of channels, one or several a place, which a gather
 puts in the order that a product needs:
