@@ -24,9 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # half an hour on a 910B (MindONE's tables). CANN takes up to 7200 for the first and more for the second.
 os.environ.setdefault("HCCL_CONNECT_TIMEOUT", "7200")
 os.environ.setdefault("HCCL_EXEC_TIMEOUT", "7200")
-if npu.files():
-    os.environ.setdefault("MS_DEV_RUNTIME_CONF", "backend_compile_cache:False")  # see training/compiled.py
-else:  # where there are NPUs, MindSpore's warnings about its Ascend plug-in are for the reader
+if not npu.files():  # where there are some, MindSpore's warnings about its Ascend plug-in are for the reader
     os.environ.setdefault("GLOG_v", "3")
 
 import mindspore as ms  # noqa: E402

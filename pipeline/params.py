@@ -238,7 +238,7 @@ def sections(text: bytes, name: str) -> dict[str, Any]:
     """Section -> its keys with their values, of a text in the form of params.yaml that need not fit the schema. Raises
     ParamsError, which calls it by `name`."""
     try:
-        tree = _parse(text.decode(), name)
+        tree = parse(text.decode(), name)
     except UnicodeDecodeError as error:
         raise ParamsError(f"{name} is not UTF-8: {error}; save it as UTF-8") from None
     if not isinstance(tree, dict):

@@ -62,6 +62,8 @@ def main(params: Params) -> None:
 
         # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/cpu/convolution.py).
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
+        if target == "Ascend":
+            os.environ.setdefault("MS_DEV_RUNTIME_CONF", "backend_compile_cache:False")  # see training/compiled.py
         # Only now: importing MindSpore takes seconds.
         from pipeline.device import setup
         from pipeline.training.run import fine_tune

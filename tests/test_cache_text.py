@@ -196,12 +196,14 @@ def test_files_that_are_edited_before_they_are_read_make_no_rows(tmp_path, monke
 )
 def test_a_vocabulary_that_is_not_the_encoders_is_refused(tmp_path, text, said):
     (tmp_path / "vocab.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / "merges.txt").touch()
     with pytest.raises(StageError, match=f"vocab.json {said}"):
         tokens.check_vocabulary(tmp_path, 49408, "sdxl-base")
 
 
 def test_the_vocabulary_of_the_encoders_is_taken(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "merges.txt").touch()
     tokens.check_vocabulary(tmp_path, 2, "tiny")
 
 

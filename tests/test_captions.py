@@ -49,7 +49,6 @@ def test_pairs(text, text_2, wanted):
         (["a", "b"], ["x", "y", "z"], "f:3: text has 2 captions and text_2 3"),
         (["a"], ["x", "y"], "f:3: text has 1 captions and text_2 2"),
         (7, None, "f:3: found text 7, wanted a string or a list"),
-        (["a", None], None, "f:3: found text None"),
         ("a", {"b": 1}, "f:3: found text_2 {'b': 1}"),
         ("half \ud83d", None, "f:3: text .* half a surrogate pair"),
     ],
@@ -166,7 +165,6 @@ def test_csv(tmp_path):
         ("metadata.csv", b"file_name,text\na.png,x\nb.png\n", "metadata.csv:3: this row has not the 2 cells"),
         ("metadata.csv", b"file_name,text\na.png,x, y\n", "metadata.csv:2: this row has not the 2 cells"),
         ("metadata.csv", b'file_name,text\na.png,"x\n', "metadata.csv:2: not CSV"),
-        ("metadata.csv", b"name,text\na.png,x\n", "metadata.csv:2: found file_name None"),
         ("metadata.csv", b"file_name,caption\na.png,x\n", "metadata.csv:2: no text; found file_name, caption"),
         ("metadata.csv", b"file_name,text\na.png,caf\xe9\n", "metadata.csv:2: not UTF-8"),
     ],
@@ -176,3 +174,26 @@ def test_broken_metadata_names_file_and_line(tmp_path, name, content, message):
     with pytest.raises(CaptionError, match=message) as error:
         list(captions.metadata(tmp_path / name))
     assert str(error.value).endswith("(no table is used of which a line is broken: mend or remove that line)")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("metadata.csv", "", "holds no row"),
+        ("metadata.csv", "file_name,text\n", "holds no row"),
+        ("metadata.jsonl", "\n\n", "holds no row"),
+        ("metadata.csv", "name,text\na.png,x\n", "metadata.csv:1: no column file_name.*'name,text'"),
+        ("metadata.csv", "file_name;text\na.png;a cat\n", "no column file_name.*'file_name;text'.*separated by commas$"),
+    ],
+)
+def test_a_table_of_which_nothing_can_be_used_is_an_error(tmp_path, name, text, said):
+    """Else all its pictures would be trained on without their captions."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(captions.CaptionError, match=said) as error:
+        list(captions.metadata(tmp_path / name))
+    assert "remove that line" not in str(error.value)
+
+
+def test_nothing_in_a_list_is_no_caption():
+    assert captions.pairs(["a", None, "c"], None, "x") == [("a", None), ("c", None)]
+    assert captions.pairs(["a", None], ["b", "d"], "x") == [("a", "b"), ("", "d")]

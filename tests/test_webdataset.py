@@ -306,3 +306,10 @@ def test_gnu_tars_own_archives(tmp_path):
             "sparse.png": "no plain file: sparse",
             "zz.png": "no plain file: a link to ./z.png",
         }
+
+
+def test_an_empty_tar_beside_others_is_a_loss(tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.png": b"x", "1.txt": b"one"})
+    (tmp_path / "b.tar").write_bytes(b"")
+    parts = list(open_source(str(tmp_path)).parts())
+    assert [(lost.path, lost.reason.partition(":")[0]) for part in parts for lost in part.lost] == [("b.tar", "damaged")]

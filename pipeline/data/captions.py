@@ -21,6 +21,10 @@ class CaptionError(StageError):
     """A file of captions cannot be read: the message names the file and the line."""
 
 
+class TableError(CaptionError):
+    """No line of a file of metadata can be used."""
+
+
 def name(text: str, text_2: str | None) -> bytes:
     """16 bytes that name a caption: blake2b of the JSON list [text, text_2]."""
     second = "null" if text_2 is None else encode_basestring_ascii(text_2)
@@ -66,19 +70,25 @@ def metadata(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]
     Raises CaptionError for a line that is broken, has no file_name or no text."""
     try:
         yield from _rows(path)
+    except TableError:
+        raise
     except CaptionError as error:
         raise CaptionError(f"{error} (no table is used of which a line is broken: mend or remove that line)") from None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str | None]]]]:
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
+    empty = True
     for where, row in rows:
+        empty = False
         file_name = row.get("file_name")
         if not isinstance(file_name, str) or not file_name:
             raise CaptionError(f"{where}: found file_name {file_name!r}, wanted the picture's path in this folder")
         if "text" not in row:
             raise CaptionError(f"{where}: no text; found {', '.join(map(str, row))}")
         yield where, file_name, pairs(row["text"], row.get("text_2"), where)
+    if empty:  # all pictures would be trained on without their captions
+        raise TableError(f"{path}: holds no row; get or write it again, or remove it")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -105,6 +115,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
         raise CaptionError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}; write it as UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline="\n"), strict=True)
     try:
+        columns = reader.fieldnames or []
+        if columns and "file_name" not in columns:
+            raise TableError(
+                f"{path}:1: no column file_name; found the header {','.join(columns)[:200]!r}, wanted file_name and text, "
+                "separated by commas"
+            )
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
@@ -119,6 +135,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 def _texts(value: object, key: str, where: str) -> list[str]:
     values = value if isinstance(value, list) else [] if value is None else [value]
+    values = ["" if text is None else text for text in values]  # of two lists each item keeps its place
     for text in values:
         if not isinstance(text, str):
             raise CaptionError(f"{where}: found {key} {text!r}, wanted a string or a list of strings")

@@ -189,7 +189,9 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     if members.behind:
         reason = f"bytes behind its end mark: {members.behind}, too few to be a member, or to tell that one was cut off"
         unmatched.append(Unmatched(name, "file", reason))
-    if not members.ended and not members.damages:
+    if not status[0]:
+        lost.append(Lost(name, "damaged: 0 bytes, so what it held is lost; get the file again"))
+    elif not members.ended and not members.damages:
         unmatched.append(
             Unmatched(name, "file", "no end mark: the program that wrote it left that out, or it is cut off")
         )
