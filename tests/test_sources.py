@@ -341,11 +341,15 @@ def test_a_broken_link_and_a_pipe_in_the_place_of_a_shard_stop(tmp_path, end, is
 
 
 def test_names_that_are_no_text(tmp_path):
-    write_folder(tmp_path, {"a.png": A})
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
-        file.write(A)
-    with pytest.raises(SourceError, match=r"the file name b'caf\\xe9.png' is not UTF-8"):
-        listed(open_source(str(tmp_path)))
+    """Rejected rows; the pictures beside them are used."""
+    write_folder(tmp_path, {"a.png": b"", "a.txt": "one"})
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
+        pass
+    (part,) = open_source(str(tmp_path)).parts()
+    assert part.paths.to_pylist() == ["a.png"] and part.texts.to_pylist() == ["one"]
+    assert [(lost.path, lost.reason) for lost in part.lost] == [
+        ("caf\\udce9.png", "bad name: not UTF-8; rename the file")
+    ]
 
 
 def test_odd_names(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.stage import StageError
 
 _LONGEST_FILE = 1 << 20  # bytes; a caption file that is longer is something else
+csv.field_size_limit(_LONGEST_FILE)  # Python's own is 131,072
 
 
 class CaptionError(StageError):

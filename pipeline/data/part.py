@@ -66,9 +66,9 @@ def make_part(
     spoilt: dict[int, str] | None = None,
 ) -> Part:
     """A Part of plain lists; `captions` holds (index into paths, text, text_2). Pictures that are `spoilt` (index into
-    paths -> reason) become lost ones. Raises SourceError for a name that is no text."""
+    paths -> reason) become lost ones, and so do those whose name is no text."""
     if spoilt:
-        lost = [*lost, *(Lost(paths[row], reason) for row, reason in spoilt.items())]
+        lost = [*lost, *(Lost(shown(paths[row]), reason) for row, reason in spoilt.items())]
         kept = [row for row in range(len(paths)) if row not in spoilt]
         new = {row: number for number, row in enumerate(kept)}
         paths, stamps = [paths[row] for row in kept], stamps[kept]
@@ -76,8 +76,8 @@ def make_part(
     try:
         names = pa.array(paths, pa.string())
     except UnicodeEncodeError:
-        bad = next(path for path in paths if shown(path) != path)
-        raise SourceError(f"{place}: the file name {os.fsencode(bad)!r} is not UTF-8; rename the file") from None
+        bad = {row: "bad name: not UTF-8; rename the file" for row, path in enumerate(paths) if shown(path) != path}
+        return make_part(place, paths, stamps, captions, others, lost, unmatched, bad)
     rows, texts, texts_2 = zip(*captions) if captions else ((), (), ())
     return Part(
         place,

@@ -37,7 +37,7 @@ def describe(prefix: bytes, last: bytes) -> str:
     if prefix.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
         return (f"begins with {prefix[:8]!r} as a web page does. {WANTED}: download it again, logged in where the site "
                 "asks for that")  # fmt: skip
-    return f"begins with {prefix[:8]!r}. {WANTED}"
+    return f"begins with {prefix[:8]!r}. {WANTED}: give the file that is one, or download or copy it again"
 
 
 def _is_unmarked_pickle(prefix: bytes) -> bool:
