@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.kernels import Node, dumped_nodes, npu_forms, train_step
 from pipeline.models.config import CONFIGS
-from pipeline.planning import npu, step, unet
+from pipeline.planning import step, unet
 
 _VIEWS = {"Depend", "Load", "Reshape", "Identity", "Return"}  # of their first input
 _IN_PLACE = {"UpdateState", "Assign", "AssignAdd", "AdamW"}

@@ -49,7 +49,7 @@ def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
 
 
 def _of_tiny(params: "Params") -> Iterator[tuple[str, str]]:
-    train, index, sample = params.train, params.index, params.sample
+    index, sample = params.index, params.sample
     if (rate := peak_rate(params)) < 1e-4:
         yield "train.learning_rate", f"{rate:g} is SDXL's; the tiny model learns next to nothing by it, 1e-3 is usual"
     if index.resolution > 128:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline import cli, store
-from pipeline.params import Params, ParamsError, check, parse
+from pipeline.params import ParamsError, check, parse
 from pipeline.recorded import PROJECT
 from pipeline.stage import StageError
 
