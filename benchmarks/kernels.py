@@ -154,6 +154,28 @@ def npu_forms():
         forms.on_cpu = on_cpu
 
 
+def npu_step(config: str, side: int, batch: int, recompute: bool) -> tuple[dict[str, Node], str]:
+    """(the nodes of a step's graph for an NPU, in MindSpore's order; the kernel at which this CPU stops). To be called
+    in a process that has not imported MindSpore yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {
+            "MS_DEV_SAVE_GRAPHS": "1",
+            "MS_DEV_SAVE_GRAPHS_PATH": folder,
+            "MS_DEV_DUMP_IR_PASSES": "backend_pass",
+        }
+        import pipeline.device  # noqa: F401
+
+        with npu_forms():
+            cell, inputs = train_step(config, side, batch, recompute)
+            try:
+                cell.compile(*inputs)
+            except RuntimeError as error:
+                if lacks := re.search(r"Unsupported op \[(\w+)\]", str(error)):
+                    return dumped_nodes(Path(folder)), lacks[1]
+                raise
+    raise SystemExit("an NPU's graph was compiled to its end on this CPU: it is not an NPU's")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="tiny")
@@ -162,25 +184,15 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true", help="train.gradient_checkpointing")
     parser.add_argument("--npu", action="store_true", help="an NPU's form of each layer, float16")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        if options.npu:
-            os.environ |= {
-                "MS_DEV_SAVE_GRAPHS": "1",
-                "MS_DEV_SAVE_GRAPHS_PATH": folder,
-                "MS_DEV_DUMP_IR_PASSES": "backend_pass",
-            }
-            import pipeline.device  # noqa: F401
-
-            stack.enter_context(npu_forms())
-        cell, inputs = train_step(options.config, options.side, options.batch, options.recompute)
-        try:
-            cell.compile(*inputs)
-            print(report(compiled(cell)))
-        except RuntimeError as error:
-            if not options.npu or "Unsupported op" not in str(error):
-                raise
-            print(report(dumped(Path(folder))))
-            print("this CPU has no kernel", re.search(r"Unsupported op \[(\w+)\]", str(error))[1])
+    wanted = options.config, options.side, options.batch, options.recompute
+    if options.npu:
+        nodes, lacks = npu_step(*wanted)
+        print(report(_kinds(nodes)))
+        print("this CPU has no kernel", lacks)
+    else:
+        cell, inputs = train_step(*wanted)
+        cell.compile(*inputs)
+        print(report(compiled(cell)))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,9 @@ moments and inputs are not in it, workspaces neither. The graph is a whole step:
 unscaled."""
 
 import argparse
-import contextlib
-import os
-import tempfile
 from collections import Counter
-from pathlib import Path
 
-from benchmarks.kernels import Node, dumped_nodes, npu_forms, train_step
+from benchmarks.kernels import Node, npu_step
 from pipeline.models.config import CONFIGS
 from pipeline.planning import step, unet
 
@@ -72,19 +68,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--recompute", action="store_true", help="train.gradient_checkpointing")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        os.environ |= {
-            "MS_DEV_SAVE_GRAPHS": "1",
-            "MS_DEV_SAVE_GRAPHS_PATH": folder,
-            "MS_DEV_DUMP_IR_PASSES": "backend_pass",
-        }
-        import pipeline.device  # noqa: F401
-
-        stack.enter_context(npu_forms())
-        cell, inputs = train_step(options.config, options.side, options.batch, options.recompute)
-        with contextlib.suppress(RuntimeError):  # a kernel that this CPU lacks
-            cell.compile(*inputs)
-        most = max(lives(dumped_nodes(Path(folder))))
+    nodes, _ = npu_step(options.config, options.side, options.batch, options.recompute)
+    most = max(lives(nodes))
     count = planned(options.config, options.side, options.batch, options.recompute)
     print(f"planned {count / 1e6:.1f} MB, replayed {most / 1e6:.1f} MB: {count / most:.2f} times")
 

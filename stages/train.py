@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline import hardware, npu
+from pipeline import hardware
 from pipeline.params import Params
 from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch
@@ -38,16 +38,10 @@ def main(params: Params) -> None:
     if not launch.inside():
         count_steps(data, params.train, ranks)
     d = params.device
-    target = launch.target(d)
     training = key.training(
         PATHS,
         params.model.config,
-        {
-            "target": target,
-            "attention": d.attention,
-            "jit_level": d.jit_level,
-            "deterministic": npu.deterministic(d.deterministic, target),
-        },
+        launch.kernels(d),
         params.diffusion,
         params.train,
         ranks,
@@ -62,24 +56,13 @@ def main(params: Params) -> None:
 
         # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/cpu/convolution.py).
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
-        if target == "Ascend":
+        if launch.target(d) == "Ascend":
             os.environ.setdefault("MS_DEV_RUNTIME_CONF", "backend_compile_cache:False")  # see training/compiled.py
         # Only now: importing MindSpore takes seconds.
-        from pipeline.device import setup
+        from pipeline.training import build
         from pipeline.training.run import fine_tune
 
-        device = setup(
-            target=d.target,
-            distributed=launch.inside(),
-            attention=d.attention,
-            sink_size=d.sink_size,
-            jit_level=d.jit_level,
-            deterministic=d.deterministic,
-            kernel_launch_group=d.kernel_launch_group,
-            max_device_memory=d.max_device_memory,
-            memory_optimize_level=d.memory_optimize_level,
-            compile_cache=d.compile_cache,
-        )
+        device = build.device(d)
         fine_tune(training, data, PATHS, params.model.config, device, params.diffusion, params.train)
 
 

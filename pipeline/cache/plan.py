@@ -5,6 +5,11 @@ import numpy as np
 from pipeline.cache import draws
 
 
+def bucket_codes(buckets: np.ndarray) -> np.ndarray:
+    """(n, 2) int32 buckets -> (n,) uint32, the two sides as one number."""
+    return buckets.astype(np.uint16).view(np.uint32)[:, 0]
+
+
 def epoch_plan(buckets: np.ndarray, subset: np.ndarray, seed: int, epoch: int, global_batch: int) -> np.ndarray:
     """Every sample of `subset` exactly once, one bucket a batch, in an order that (seed, epoch) decide.
 
@@ -18,10 +23,9 @@ def epoch_plan(buckets: np.ndarray, subset: np.ndarray, seed: int, epoch: int, g
     if not len(subset):
         return np.zeros((0, global_batch), np.int64)
     shuffled = subset[draws.permutation(seed, draws.SAMPLES, epoch, len(subset))]
-    sides = buckets[shuffled].astype(np.uint16)
-    codes = sides.view(np.uint32)[:, 0]  # the two sides as one number
+    codes = bucket_codes(buckets[shuffled])
     kind = np.searchsorted(np.unique(codes), codes).astype(np.uint16)
-    del sides, codes
+    del codes
     counts = np.bincount(kind)
     shuffled = shuffled[np.argsort(kind, kind="stable")]
     batches = -(-counts // global_batch)

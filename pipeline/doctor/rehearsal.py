@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from pipeline import npu
 from pipeline.cache import shards
 from pipeline.cache.names import latent_row
 from pipeline.data import captions
@@ -140,24 +139,11 @@ def main(params: Params) -> None:
             launch.start(d, [__file__], Path("logs"))
             return
     data = open_data(_PATHS, {}, params.train)
-    target = launch.target(d)
-    kernels = {"target": target, "attention": d.attention, "jit_level": d.jit_level,
-               "deterministic": npu.deterministic(d.deterministic, target)}  # fmt: skip
-    training = key.training(_PATHS, "tiny", kernels, params.diffusion, params.train, launch.world_size(d))
-    from pipeline.device import setup
+    training = key.training(_PATHS, "tiny", launch.kernels(d), params.diffusion, params.train, launch.world_size(d))
+    from pipeline.training import build
     from pipeline.training.run import fine_tune
 
-    device = setup(
-        target=d.target,
-        distributed=launch.inside(),
-        attention=d.attention,
-        sink_size=d.sink_size,
-        jit_level=d.jit_level,
-        deterministic=d.deterministic,
-        kernel_launch_group=d.kernel_launch_group,
-        max_device_memory=d.max_device_memory,
-        memory_optimize_level=d.memory_optimize_level,
-    )
+    device = build.device(d.model_copy(update={"compile_cache": False}))
     fine_tune(training, data, _PATHS, "tiny", device, params.diffusion, params.train)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+import pipeline.device
 import mindspore as ms
 import numpy as np
 from mindspore import nn
@@ -16,6 +16,7 @@ from pipeline.models import forms
 from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
+from pipeline.training import launch
 from pipeline.training.feed import Objective
 from pipeline.training.key import code_digest
 from pipeline.training.optimizer import Adafactor, AdamW, decays
@@ -24,6 +25,22 @@ from pipeline.training.step import Settings, Update
 from pipeline.weights.names import PREFIX
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
+
+
+def device(wanted: params.Device) -> Device:
+    """Set MindSpore up as params.yaml wants it, for this rank of the training. Raises StageError."""
+    return pipeline.device.setup(
+        target=wanted.target,
+        distributed=launch.inside(),
+        attention=wanted.attention,
+        sink_size=wanted.sink_size,
+        jit_level=wanted.jit_level,
+        deterministic=wanted.deterministic,
+        kernel_launch_group=wanted.kernel_launch_group,
+        max_device_memory=wanted.max_device_memory,
+        memory_optimize_level=wanted.memory_optimize_level,
+        compile_cache=wanted.compile_cache,
+    )
 
 
 def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: float) -> Objective:

@@ -40,10 +40,6 @@ def _folder() -> tempfile.TemporaryDirectory:
     return folder
 
 
-def shapes(inputs: tuple[Tensor, ...]) -> list:
-    return [[list(tensor.shape), str(tensor.dtype)] for tensor in inputs]
-
-
 class Compiler:
     """Compiles a run's graphs, or takes them from the store, and says so in the log.
 
@@ -71,7 +67,8 @@ class Compiler:
             log.info("%s, compiles", what)
             cell.compile(*inputs)
         else:
-            code = hashlib.blake2b(json.dumps(shapes(inputs)).encode(), digest_size=8).hexdigest()
+            shapes = [[list(tensor.shape), str(tensor.dtype)] for tensor in inputs]
+            code = hashlib.blake2b(json.dumps(shapes).encode(), digest_size=8).hexdigest()
             self._kept(cell, what, f"{name.replace(' ', '-')}-{code}-rank-{self.device.rank}", inputs, together)
         seconds = time.perf_counter() - begin
         self.seconds += seconds

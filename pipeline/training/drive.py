@@ -26,8 +26,6 @@ from pipeline.training.step import (
     Update,
 )
 
-_OUTCOME = ms.Tensor(np.zeros(len(Outcome._fields), np.float32))
-
 Rates = Callable[[int], tuple[float, float]]  # of a step's number: its learning rate and EMA decay
 
 
@@ -75,7 +73,10 @@ class Graphs:
         scalar = ms.Tensor(0.0, ms.float32)
         self.compiler(self.whole, f"step {feed.size(example.x_t)}", *map(ms.Tensor, example.arrays()), scalar)
         if self.average:
-            self.compiler(self.average, "average", _OUTCOME, scalar)
+            self._compile_average(scalar)
+
+    def _compile_average(self, scalar: ms.Tensor) -> None:
+        self.compiler(self.average, "average", ms.Tensor(np.zeros(len(Outcome._fields), np.float32)), scalar)
 
     def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> ms.Tensor:
         """One step: launches it, and gives its Outcome, which an NPU has yet to compute."""
@@ -89,7 +90,7 @@ class Graphs:
         if "update" not in self.compiled:
             self.compiler(self.update, "update", *inputs)
             if self.average:
-                self.compiler(self.average, "average", _OUTCOME, inputs[0])
+                self._compile_average(inputs[0])
             self.compiled.add("update")
         return self.end(self.update(*inputs), decay)
 

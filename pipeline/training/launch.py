@@ -41,6 +41,17 @@ def target(device: Device) -> str:
     return npu.target(device.target, 1 if inside() else device.workers)
 
 
+def kernels(device: Device) -> dict:
+    """The kinds of kernels that a training is of. Raises StageError as `target` does."""
+    found = target(device)
+    return {
+        "target": found,
+        "attention": device.attention,
+        "jit_level": device.jit_level,
+        "deterministic": npu.deterministic(device.deterministic, found),
+    }
+
+
 def world_size(device: Device) -> int:
     """How many ranks train together: as the launcher of this rank says, else as params.yaml does."""
     names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE") if inside() else ()

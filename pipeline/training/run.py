@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import nn
 
 from pipeline import params, store
+from pipeline.cache.plan import bucket_codes
 from pipeline.cache.reader import Reader
 from pipeline.device import Device
 from pipeline.models.config import CONFIGS
@@ -75,8 +76,8 @@ def fine_tune(
     curves = Log(paths.out / "live", end, done, facts["pending"]) if rank == 0 else None
 
     # Graphs, compiled when they are first met
-    used, validated = (np.unique(reader.buckets[samples], axis=0) for samples in (subset, held_out))
-    count = count_graphs(len(used), len(validated), device.sink_size > 0, train.ema)
+    used, validated = (len(np.unique(bucket_codes(reader.buckets[samples]))) for samples in (subset, held_out))
+    count = count_graphs(used, validated, device.sink_size > 0, train.ema)
     compiler = Compiler(build.graph_key(model, device, train) if device.compile_cache else None, device, count)
     graphs = drive.Graphs(unet, update, settings, compiler, device.sink_size > 0)
     evaluate = validation.Evaluator(unet, compiler)
