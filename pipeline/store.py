@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_FICLONE = 0x40049409
+FICLONE = 0x40049409
 _TEMPORARY = ".tmp-"
 _ATTEMPTS = 5  # at one write, when the store is deleted again and again
 
@@ -201,7 +201,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 def _reflink(source: str | Path, target: str | Path) -> bool:
     with open(source, "rb") as read, open(target, "xb") as write:
-        if ctypes.CDLL(None).ioctl(write.fileno(), _FICLONE, read.fileno()) == 0:
+        if ctypes.CDLL(None).ioctl(write.fileno(), FICLONE, read.fileno()) == 0:
             return True
     os.unlink(target)
     return False

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.data.buckets import buckets
+from pipeline.data.buckets import sizes
 from pipeline.data.index import index
 from pipeline.data.sources import open_source
 from pipeline.params import Params
@@ -10,12 +10,10 @@ from pipeline.stage import run
 
 
 def main(params: Params) -> None:
-    resolution = params.index.resolution
-    square = [(resolution, resolution)]
     summary = index(
         open_source(params.data.images, params.index.caption_lines),
         Path("outs/index"),
-        buckets(resolution, params.index.bucket_step) if params.index.buckets else square,
+        sizes(params.index.resolution, params.index.bucket_step, params.index.buckets),
         params.index.min_side,
         params.index.max_enlargement,
         params.index.max_pixels,

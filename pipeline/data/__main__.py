@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
-from pipeline.data.buckets import buckets
+from pipeline.data.buckets import sizes
 from pipeline.data.examine import look
 from pipeline.data.index import reject
 from pipeline.data.sources import open_source
@@ -56,8 +56,8 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     paths = pa.chunked_array(names, pa.string())
     chosen = np.unique(np.linspace(0, max(len(paths) - 1, 0), min(decode, len(paths))).astype(int))
     found = look(source, paths.take(pa.array(chosen, pa.int64())).to_pylist(), index.max_pixels)
-    sizes = buckets(index.resolution, index.bucket_step) if index.buckets else [(index.resolution,) * 2]
-    places, reasons = reject(found, sizes, index.min_side, index.max_enlargement)
+    allowed = sizes(index.resolution, index.bucket_step, index.buckets)
+    places, reasons = reject(found, allowed, index.min_side, index.max_enlargement)
     used = [tuple(place) for place, reason in zip(places.tolist(), reasons, strict=True) if reason is None]
     return {
         "path": path,

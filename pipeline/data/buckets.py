@@ -35,6 +35,11 @@ def buckets(resolution: int, step: int) -> list[tuple[int, int]]:
     return [largest[ratio] for ratio in sorted(largest)]
 
 
+def sizes(resolution: int, step: int, several: bool) -> list[tuple[int, int]]:
+    """What params.yaml's index asks for: the `buckets`, or one square. Raises BucketError as they do."""
+    return buckets(resolution, step) if several else [(resolution, resolution)]
+
+
 def choose(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
     """For pictures of (n,) widths and heights the indices (n,) into `sizes` of the buckets with the nearest aspect
     ratio.

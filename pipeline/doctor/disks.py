@@ -15,7 +15,6 @@ from pipeline.planning.run import Run
 from pipeline.recorded import PROJECT
 
 GB = 10**9
-_FICLONE = 0x40049409
 _GRAPHS = "graphs (assumed)"
 _IN_STORE = ("states", _GRAPHS)  # and nowhere else
 _LASTING = ("latents", "text", "convert")  # outs that are not made anew when they are there
@@ -74,7 +73,7 @@ def _link(one: Path, other: Path) -> str:
         with tempfile.TemporaryFile(dir=one) as source, tempfile.TemporaryFile(dir=other) as target:
             source.write(b"0" * 4096)
             source.flush()
-            if ctypes.CDLL(None).ioctl(target.fileno(), _FICLONE, source.fileno()) == 0:
+            if ctypes.CDLL(None).ioctl(target.fileno(), store.FICLONE, source.fileno()) == 0:
                 return "reflink"
     except OSError as error:
         raise OSError(f"no file can be written to {one} and {other}: {error.strerror}") from None

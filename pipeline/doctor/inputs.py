@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.cache.tokens import check_vocabulary
 from pipeline.contradictions import PRESET
-from pipeline.data.buckets import buckets
+from pipeline.data.buckets import sizes
 from pipeline.data.examine import look as decode
 from pipeline.data.index import reject
 from pipeline.data.part import Part
@@ -61,14 +61,10 @@ def data(params: Params) -> list[Finding]:
         return [Finding("data", BAD, f"{part.lost[0].path}: {part.lost[0].reason}", "pictures that can be read")]
     chosen = np.unique(np.linspace(0, len(part.paths) - 1, LOOKED_AT).astype(int))
     found = decode(source, part.paths.take(pa.array(chosen)).to_pylist(), params.index.max_pixels)
-    reasons = reject(found, sizes(params), params.index.min_side, params.index.max_enlargement)[1]
-    return [_pictures(params, part, len(chosen), [reason for reason in reasons if reason]), _captions(part)]
-
-
-def sizes(params: Params) -> list[tuple[int, int]]:
     index = params.index
-    square = [(index.resolution, index.resolution)]
-    return buckets(index.resolution, index.bucket_step) if index.buckets else square
+    allowed = sizes(index.resolution, index.bucket_step, index.buckets)
+    reasons = reject(found, allowed, index.min_side, index.max_enlargement)[1]
+    return [_pictures(params, part, len(chosen), [reason for reason in reasons if reason]), _captions(part)]
 
 
 def _pictures(params: Params, part: Part, looked_at: int, bad: list[str]) -> Finding:
