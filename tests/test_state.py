@@ -1,5 +1,8 @@
 """A state is written beside the training: what it holds, and what happens when it cannot be written."""
 
+import threading
+import time
+
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 import numpy as np
@@ -66,3 +69,26 @@ def test_a_rank_whose_part_does_not_come_is_named(tmp_path, monkeypatch):
     save(states, [slot(1, part=0, parts=2)], tmp_path)
     with pytest.raises(StageError, match="slices-00000003/1-of-2.ckpt is not there, 0 s after .* one store"):
         states.wait()
+
+
+def test_a_run_that_fails_lets_its_last_state_be_written(tmp_path, monkeypatch):
+    write, begun = state._write, threading.Event()
+
+    def slow(path, values):
+        begun.set()
+        time.sleep(0.3)
+        write(path, values)
+
+    monkeypatch.setattr(state, "_write", slow)
+    states = state.States("name", {})
+    save(states, [slot(1)], tmp_path)
+    begun.wait(10)
+    states.finish()
+    assert len(states.steps()) == 1
+
+
+def test_a_run_that_fails_waits_for_no_other_rank(tmp_path, caplog):
+    states = state.States("name", {})
+    save(states, [slot(1, part=0, parts=2)], tmp_path)
+    states.finish()
+    assert not states.steps() and "the state of step 3 is not kept" in caplog.text

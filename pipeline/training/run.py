@@ -37,6 +37,23 @@ def fine_tune(
 ) -> None:
     """Fine-tune the UNet of configuration `model` on the cache; `training` is the key of these arguments, which no other
     process may be at (launch.turn). Raises StageError; no weights are written then."""
+    states = state.States(training.name, training.description)
+    try:
+        _fine_tune(training, data, paths, model, device, diffusion, train, states)
+    finally:
+        states.finish()
+
+
+def _fine_tune(
+    training: Training,
+    data: Data,
+    paths: Paths,
+    model: str,
+    device: Device,
+    diffusion: params.Diffusion,
+    train: params.Train,
+    states: state.States,
+) -> None:
     config = CONFIGS[model]
     rank, ranks = device.rank, device.world_size
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
@@ -57,7 +74,6 @@ def fine_tune(
     )
 
     # State: this run's own half-done one in the store, or the base model
-    states = state.States(training.name, training.description)
     others = states.open() if rank == 0 else []
     device.barrier()
     facts = None

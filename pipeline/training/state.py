@@ -44,6 +44,7 @@ class States:
     def __init__(self, name: str, description: dict):
         self.description = description
         self._writing: _Background | None = None
+        self._failed = threading.Event()
         self.folder = store.root() / "train" / name
 
     def open(self) -> list[str]:
@@ -115,8 +116,8 @@ class States:
                     store.keep(slices / f"{rank}-of-{parts}.ckpt", lambda path: _write(path, mine))
                 if rank:
                     return
-                if mine and not _wait_for([slices / f"{part}-of-{parts}.ckpt" for part in range(parts)], there):
-                    log.warning("%s was deleted while the state of step %d was written; it is not kept", slices, step)
+                if mine and not self._wait_for([slices / f"{part}-of-{parts}.ckpt" for part in range(parts)], there):
+                    log.warning("the state of step %d is not kept: %s went, or the run failed", step, slices)
                     return
                 store.keep(self.folder / f"step-{step:08d}", write)
                 for old in self.steps()[:-keep]:
@@ -136,6 +137,30 @@ class States:
             writing.join()
             if writing.error is not None:
                 raise writing.error
+
+    def finish(self) -> None:
+        """After a run that failed: let the state that is being written be written, without waiting for other ranks,
+        which may be gone. Raises nothing, for the run's own error is what to say."""
+        self._failed.set()
+        try:
+            self.wait()
+        except (OSError, StageError) as error:
+            log.warning("the last state is not kept: %s", error)
+
+    def _wait_for(self, slices: list[Path], there: Callable[[], bool]) -> bool:
+        """Until all ranks have written theirs; False when their folder is no more `there`, or the run failed. Raises
+        StageError when one does not write."""
+        end = time.monotonic() + SLICES_SECONDS
+        while missing := [path for path in slices if not path.exists()]:
+            if not there() or self._failed.is_set():
+                return False
+            if time.monotonic() > end:
+                raise StageError(
+                    f"{missing[0]} is not there, {SLICES_SECONDS:.0f} s after this rank wrote its own: all nodes need "
+                    "one store, on a disk that they share (PIPELINE_STORE)"
+                )
+            time.sleep(0.05)
+        return True
 
     def _drop_slices(self) -> None:
         """Slices without a finished state: dropped ones, and those of a run that was killed while it saved."""
@@ -201,7 +226,7 @@ class States:
 
 
 class _Background(threading.Thread):
-    """Runs `work` beside the training; a daemon, so that a run that fails ends without it."""
+    """Runs `work` beside the training; a daemon, so that no process stays for it."""
 
     def __init__(self, work: Callable[[], None]):
         super().__init__(name="state", daemon=True)
@@ -213,22 +238,6 @@ class _Background(threading.Thread):
             self.work()
         except BaseException as error:  # noqa: BLE001  (handed to the one who waits)
             self.error = error
-
-
-def _wait_for(slices: list[Path], there: Callable[[], bool]) -> bool:
-    """Until all ranks have written theirs; False when their folder is no more `there`. Raises StageError when one does
-    not write."""
-    end = time.monotonic() + SLICES_SECONDS
-    while missing := [path for path in slices if not path.exists()]:
-        if not there():
-            return False
-        if time.monotonic() > end:
-            raise StageError(
-                f"{missing[0]} is not there, {SLICES_SECONDS:.0f} s after this rank wrote its own: all nodes need one "
-                "store, on a disk that they share (PIPELINE_STORE)"
-            )
-        time.sleep(0.05)
-    return True
 
 
 def _write(path: Path, values: list[tuple[str, np.ndarray]]) -> None:
