@@ -17,7 +17,8 @@ from benchmarks.full_size import peak_gigabytes
 from mindspore.nn.utils import no_init_parameters
 from pipeline.models.config import CONFIGS
 from pipeline.models.unet import UNet
-from pipeline.training.optimizer import AdamW, decays
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import decays
 from pipeline.training.step import Apply, Gradients, SampleLoss, Settings, Update
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16}

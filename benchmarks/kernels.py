@@ -126,7 +126,8 @@ def train_step(config: str, side: int, batch: int, recompute: bool):
     from pipeline.models import forms
     from pipeline.models.config import CONFIGS
     from pipeline.models.unet import UNet
-    from pipeline.training.optimizer import AdamW, decays
+    from pipeline.training.optimizers.adamw import AdamW
+    from pipeline.training.optimizers.common import decays
     from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
 
     pipeline.device.setup("CPU")

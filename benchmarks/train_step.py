@@ -72,7 +72,8 @@ def mindspore_side() -> tuple:
     import mindspore as ms
     from pipeline.models.config import UNetConfig
     from pipeline.models.unet import UNet
-    from pipeline.training.optimizer import AdamW, decays
+    from pipeline.training.optimizers.adamw import AdamW
+    from pipeline.training.optimizers.common import decays
     from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
 
     pipeline.device.setup("CPU")

@@ -31,7 +31,8 @@ from pipeline.models.clip import ClipG, ClipL  # noqa: E402
 from pipeline.models.config import TINY, UNetConfig  # noqa: E402
 from pipeline.models.unet import UNet  # noqa: E402
 from pipeline.models.vae import VAEDecoder, VAEEncoder  # noqa: E402
-from pipeline.training.optimizer import AdamW, decays  # noqa: E402
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import decays  # noqa: E402
 from pipeline.training.step import SampleLoss, Settings, TrainStep, Update  # noqa: E402
 
 UNET = UNetConfig(16, (1, 2), (0, 1), context_dim=24, vector_dim=40, head_dim=16, num_res_blocks=1, norm_groups=4)

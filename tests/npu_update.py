@@ -28,7 +28,7 @@ def main(half: bool, folder: str) -> None:
 
     from benchmarks import kernels as benchmark
     from pipeline.training import parameter_buckets
-    from pipeline.training.optimizer import AdamW
+    from pipeline.training.optimizers.adamw import AdamW
     from pipeline.training.step import Settings, Update
 
     device = pipeline.device.setup("CPU", distributed="MS_ROLE" in os.environ)

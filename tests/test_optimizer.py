@@ -14,7 +14,9 @@ from pipeline.models.unet import UNet
 
 from pipeline.training import rates
 from pipeline.training.memory import sharded
-from pipeline.training.optimizer import Adafactor, AdamW, decays
+from pipeline.training.optimizers.adafactor import Adafactor
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import decays
 from pipeline.training.step import Average, Outcome, Settings, Update, average_of
 from tests.golden import rule
 from tests.golden import training_rule as t
@@ -136,6 +138,23 @@ def test_adafactor_equals_transformers():
             rtol=1e-5,
             atol=1e-5,
         )
+
+
+FACTORS = (0.5, 1.0, 3.0)
+OPTIMIZERS = {
+    "adamw": adamw,
+    "adafactor": lambda values, **changes: Adafactor(values, DECAYED, 0.1, **changes),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_factor_multiplies_a_parameters_learning_rate(name):
+    values = parameters()
+    run(Update(OPTIMIZERS[name](values, factors=FACTORS), None, Settings()))
+    for index, factor in enumerate(FACTORS):
+        alone = parameters()
+        run(Update(OPTIMIZERS[name](alone), None, Settings()), lr=1e-2 * factor)
+        np.testing.assert_allclose(values[index].asnumpy(), alone[index].asnumpy(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

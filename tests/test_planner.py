@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
-from pipeline.training.optimizer import Adafactor, AdamW, decays
+from pipeline.training.optimizers.adafactor import Adafactor
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import decays
 from pipeline.training.step import average_of
 
 from benchmarks import liveness

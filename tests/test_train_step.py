@@ -13,7 +13,8 @@ from pipeline.models.unet import UNet
 from benchmarks import kernels as benchmark
 from pipeline.diffusion import conditioning, loss, schedule
 from pipeline.training import rates
-from pipeline.training.optimizer import AdamW, decays
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import decays
 from pipeline.training.step import (
     Accumulate,
     Average,

@@ -60,7 +60,7 @@ def backward(run: Run) -> Parts:
 
 def update(run: Run) -> Parts:
     """From the gradients of all parameters on, which stay until its end. The orders are those of training/step.py and
-    optimizer.py."""
+    optimizers/."""
     shapes = unet_shapes(run.config)
     gradients = memory.parameters(shapes, run.param_fp16)
     bucket = min(memory.in_float32(shapes), max(memory.BUCKET, max(4 * prod(shape) for shape in shapes.values())))

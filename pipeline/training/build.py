@@ -19,7 +19,9 @@ from pipeline.models.unet import UNet
 from pipeline.training import launch
 from pipeline.training.feed import Objective
 from pipeline.training.key import code_digest
-from pipeline.training.optimizer import Adafactor, AdamW, decays
+from pipeline.training.optimizers.adafactor import Adafactor
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import Optimizer, decays
 from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update
 from pipeline.weights.names import PREFIX
@@ -74,14 +76,12 @@ def unet(config: UNetConfig, device: Device, train: params.Train, weights: Path)
     return cell.set_train()
 
 
-def optimizer(cell: nn.Cell, device: Device, train: params.Train) -> nn.Cell:
-    parameters, decayed = cell.trainable_params(), decays(cell)
+def optimizer(cell: nn.Cell, device: Device, train: params.Train) -> Optimizer:
+    common = cell.trainable_params(), decays(cell), train.weight_decay
     if train.optimizer == "adafactor":
-        return Adafactor(parameters, decayed, train.weight_decay)
-    return AdamW(
-        parameters, decayed, train.weight_decay, train.adam_beta1, train.adam_beta2, train.adam_epsilon,
-        rank=device.rank, ranks=device.world_size if shards(device, train) else 1,
-    )  # fmt: skip
+        return Adafactor(*common)
+    ranks = device.world_size if shards(device, train) else 1
+    return AdamW(*common, train.adam_beta1, train.adam_beta2, train.adam_epsilon, rank=device.rank, ranks=ranks)
 
 
 def shards(device: Device, train: params.Train) -> bool:
@@ -103,15 +103,11 @@ def settings(device: Device, train: params.Train) -> Settings:
     )
 
 
-def slots(optimizer: nn.Cell, update: Update, rank: int, ranks: int) -> list[Slot]:
+def slots(optimizer: Optimizer, update: Update, rank: int, ranks: int) -> list[Slot]:
     """All that a state holds."""
-    counters = (optimizer.updates, update.loss_scale, update.good_steps, update.taken, update.overflows)
-    found = [Slot(p) for p in (*optimizer.parameters, *(update.ema or ()), *counters)]
-    if isinstance(optimizer, Adafactor):
-        return found + [Slot(p) for p in (*optimizer.rows, *optimizer.columns)]
-    for moments in (optimizer.moment1, optimizer.moment2):
-        found += [Slot(p, rank, ranks) if cut else Slot(p) for p, cut in zip(moments, optimizer.cut, strict=True)]
-    return found
+    counters = (update.loss_scale, update.good_steps, update.taken, update.overflows)
+    whole = [Slot(p) for p in (*optimizer.parameters, *(update.ema or ()), *counters)]
+    return whole + [Slot(p, rank, ranks) if cut else Slot(p) for p, cut in optimizer.state()]
 
 
 # What of the train section is a constant or a shape in the graphs.
