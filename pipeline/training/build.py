@@ -1,6 +1,7 @@
 """The parts of a run from its parameters: objective, UNet, optimizer, and the graphs of a step."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import pipeline.device
@@ -16,15 +17,27 @@ from pipeline.models import forms
 from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
-from pipeline.training import launch
+from pipeline.training import drive, launch
 from pipeline.training.feed import Objective
 from pipeline.training.key import code_digest
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
 from pipeline.training.optimizers.common import Optimizer, decays
+from pipeline.training.rates import ema_decay, learning_rate
 from pipeline.training.state import Slot
-from pipeline.training.step import Settings, Update
+from pipeline.training.step import Settings, Update, average_of
 from pipeline.weights.names import PREFIX
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run trains, and all that a state of it holds."""
+
+    unet: UNet
+    update: Update  # with the parameters, their averages and the optimizer
+    settings: Settings
+    slots: list[Slot]
+
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
@@ -66,6 +79,14 @@ def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: 
     )
 
 
+def trained(config: UNetConfig, device: Device, train: params.Train, weights: Path) -> Trained:
+    """The UNet with these weights, and its optimizer as it is before the first step. Raises StageError."""
+    cell = unet(config, device, train, weights)
+    chosen, rule = settings(device, train), optimizer(cell, device, train)
+    update = Update(rule, average_of(rule.parameters) if train.ema else None, chosen)
+    return Trained(cell, update, chosen, slots(rule, update, device.rank, device.world_size))
+
+
 def unet(config: UNetConfig, device: Device, train: params.Train, weights: Path) -> UNet:
     """The UNet with the base's weights, ready to train. Raises StageError when they do not fit."""
     with no_init_parameters():
@@ -89,6 +110,22 @@ def shards(device: Device, train: params.Train) -> bool:
     if train.shard_optimizer == "auto":
         return device.ascend and train.optimizer == "adamw"
     return train.shard_optimizer
+
+
+def global_batch(train: params.Train, ranks: int) -> int:
+    """Samples of an optimizer step."""
+    return train.batch_size * train.gradient_accumulation_steps * ranks
+
+
+def rates(train: params.Train, end: int, ranks: int) -> drive.Rates:
+    """Learning rate and EMA decay of each step of a run of `end` steps."""
+    peak = train.learning_rate * (global_batch(train, ranks) if train.scale_lr else 1)
+
+    def of(step: int) -> tuple[float, float]:
+        rate = learning_rate(step, end, peak, train.lr_scheduler, train.lr_warmup_steps)
+        return rate, ema_decay(step, train.ema_decay)
+
+    return of
 
 
 def settings(device: Device, train: params.Train) -> Settings:

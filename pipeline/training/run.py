@@ -1,12 +1,13 @@
 """The training run of one rank, from top to bottom: data, state, model, loop, outs."""
 
+import functools
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import numpy as np
-from mindspore import nn
 
 from pipeline import params, store
 from pipeline.cache.plan import bucket_codes
@@ -14,14 +15,12 @@ from pipeline.cache.reader import Reader
 from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError
-from pipeline.training import agreement, build, drive, feed, finished, preview, rates, state, validation
+from pipeline.training import agreement, build, drive, feed, finished, preview, state, validation, weights
 from pipeline.training.compiled import Compiler
 from pipeline.training.data import Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
 from pipeline.training.log import PICTURES, Log
-from pipeline.training.step import Settings, Update, average_of
-from pipeline.weights import ckpt
-from pipeline.weights.names import PREFIX
+from pipeline.training.step import Settings
 
 log = logging.getLogger(__name__)
 
@@ -54,132 +53,133 @@ def _fine_tune(
     train: params.Train,
     states: state.States,
 ) -> None:
-    config = CONFIGS[model]
-    rank, ranks = device.rank, device.world_size
-    global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
-
-    # Data
-    reader, subset, held_out = data.reader, data.subset, data.held_out
-    end, per_epoch = count_steps(data, train, ranks)
+    config, live = CONFIGS[model], paths.out / "live"
+    end = _steps(data, train, device)
+    _check_ranks_agree(training, train, device)
     objective = build.objective(diffusion, train, config.vae.scaling_factor)
+
+    # Model and state
+    make = functools.partial(build.trained, config.unet, device, train, paths.unet)
+    trained, facts = _start(states, make, live, device)
+    done = facts["step"]
+    curves = Log(live, end, done, facts["pending"]) if device.rank == 0 else None
+
+    # What a step, a validation and a picture are; their graphs are compiled when they are first met
+    compiler = _compiler(model, data, device, train)
+    graphs = drive.Graphs(trained.unet, trained.update, trained.settings, compiler, device.sink_size > 0)
+    steps = feed.Steps(
+        data.reader, objective, data.subset, done, end, train.batch_size, train.gradient_accumulation_steps,
+        device.rank, device.world_size,
+    )  # fmt: skip
+    validate = paint = None
+    if len(data.held_out):
+        grid = validation.Grid(
+            train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas
+        )
+        validate = validation.validator(
+            trained.unet, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
+        )
+    if train.sample_interval and device.rank == 0:
+        paint = preview.painter(
+            trained.unet, config, paths.vae, device, data.reader, data.held_out if len(data.held_out) else data.subset,
+            objective.alphas, diffusion.prediction, diffusion.zero_terminal_snr,
+        )  # fmt: skip
+
+    # Loop
+    if validate and done == 0:
+        values = validate()
+        if curves is not None:
+            curves.point(0, values)
+            curves.fact("validation/base_loss", values["validation/loss"])
+    rates, looks = build.rates(train, end, device.world_size), _looks(train, validate is not None)
+    for result in drive.results(graphs, steps, rates, device.sink_size, train.log_interval, looks):
+        _check(result, trained.settings, data.reader, states)
+        done = result.done
+        passed = functools.partial(drive.passed, result=result)
+        if curves is not None:
+            _log_step(curves, result, passed(train.log_interval) or done == end)
+        if validate and (passed(train.validation_interval) or done == end):
+            values = validate()
+            if curves is not None:
+                curves.point(done, values)
+        if paint and (passed(train.sample_interval) or done == end):
+            paint(live / PICTURES / f"step-{done:08d}.png")
+        if passed(train.checkpointing_steps) and done < end:
+            facts = {"pending": curves and curves.pending}
+            states.save(done, trained.slots, facts, live, train.checkpoints_total_limit, device.rank, device.barrier)
+
+    # Outs
+    states.wait()
+    device.barrier()
+    if device.rank == 0:
+        _write_weights(paths.out / "weights", trained)
+        curves.close()
+        finished.keep(training, paths.out)
+        states.clear()
+    device.barrier()
+
+
+def _steps(data: Data, train: params.Train, device: Device) -> int:
+    """How many optimizer steps the run has; says so."""
+    end, per_epoch = count_steps(data, train, device.world_size)
     log.info(
         "%d pictures to train on and %d held out; %d steps of %d samples, %d to an epoch",
-        len(subset), len(held_out), end, global_batch, per_epoch,
+        len(data.subset), len(data.held_out), end, build.global_batch(train, device.world_size), per_epoch,
     )  # fmt: skip
+    return end
 
+
+def _check_ranks_agree(training: Training, train: params.Train, device: Device) -> None:
+    """Raises StageError where a rank would train something else."""
     agreement.check(
         device,
         training.description | {"train": train.model_dump() | training.split, "sink_size": device.sink_size},
         "Give all nodes the same params.yaml (but device.node_rank), code (git commit), packages and outs/",
     )
 
-    # State: this run's own half-done one in the store, or the base model
-    others = states.open() if rank == 0 else []
+
+def _start(
+    states: state.States, make: Callable[[], build.Trained], live: Path, device: Device
+) -> tuple[build.Trained, dict]:
+    """The model with this run's own half-done state in the store, or else as `make` makes it; and the state's facts."""
+    others = states.open() if device.rank == 0 else []
     device.barrier()
     facts = None
     while facts is None:
-        unet = build.unet(config.unet, device, train, paths.unet)
-        settings = build.settings(device, train)
-        optimizer = build.optimizer(unet, device, train)
-        parameters = optimizer.parameters
-        update = Update(optimizer, average_of(parameters) if train.ema else None, settings)
-        slots = build.slots(optimizer, update, rank, ranks)
-        facts = states.resume(slots, paths.out / "live", device)
-    done = facts["step"]
-    if not done:
-        for other in others:
-            log.info("starts anew beside the half-done run in %s", other)
-    curves = Log(paths.out / "live", end, done, facts["pending"]) if rank == 0 else None
+        trained = make()
+        facts = states.resume(trained.slots, live, device)
+    for other in others if not facts["step"] else []:
+        log.info("starts anew beside the half-done run in %s", other)
+    return trained, facts
 
-    # Graphs, compiled when they are first met
-    used, validated = (len(np.unique(bucket_codes(reader.buckets[samples]))) for samples in (subset, held_out))
-    count = count_graphs(used, validated, device.sink_size > 0, train.ema)
-    compiler = Compiler(build.graph_key(model, device, train) if device.compile_cache else None, device, count)
-    graphs = drive.Graphs(unet, update, settings, compiler, device.sink_size > 0)
-    evaluate = validation.Evaluator(unet, compiler)
-    swap = validation.Swap(update, compiler) if train.ema else None
 
-    # Validation
-    grid = validation.Grid(
-        train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas
+def _compiler(model: str, data: Data, device: Device, train: params.Train) -> Compiler:
+    trained, validated = (
+        len(np.unique(bucket_codes(data.reader.buckets[samples]))) for samples in (data.subset, data.held_out)
     )
+    count = count_graphs(trained, validated, device.sink_size > 0, train.ema)
+    return Compiler(build.graph_key(model, device, train) if device.compile_cache else None, device, count)
 
-    def validate() -> None:
-        def losses():
-            sums = validation.losses(evaluate, reader, held_out, grid, train.batch_size, rank, ranks)
-            return device.all_reduce(sums) / len(held_out)
 
-        found = losses()
-        values = {"validation/loss": float(found.mean())}
-        values |= {f"validation/loss_t{t}": float(value) for t, value in zip(grid.timesteps, found, strict=True)}
-        if swap is not None:
-            with swap.averaged():
-                values["validation/ema_loss"] = float(losses().mean())
-        if curves is not None:
-            curves.point(done, values)
-            if done == 0:
-                curves.fact("validation/base_loss", values["validation/loss"])
+def _looks(train: params.Train, validates: bool) -> list[int]:
+    """The intervals of steps after which the host looks at weights or state."""
+    return [
+        train.checkpointing_steps,
+        *([train.validation_interval] if validates else []),
+        *([train.sample_interval] if train.sample_interval else []),
+    ]
 
-    # Pictures of the held-out captions
-    paint = None
-    if train.sample_interval and rank == 0:
-        paint = preview.painter(
-            unet, config, paths.vae, device, reader, held_out if len(held_out) else subset,
-            objective.alphas, diffusion.prediction, diffusion.zero_terminal_snr,
-        )  # fmt: skip
 
-    # Loop
-    peak = train.learning_rate * (global_batch if train.scale_lr else 1)
-
-    def rates_of(number: int) -> tuple[float, float]:
-        rate = rates.learning_rate(number, end, peak, train.lr_scheduler, train.lr_warmup_steps)
-        return rate, rates.ema_decay(number, train.ema_decay)
-
-    steps = feed.Steps(
-        reader, objective, subset, done, end, train.batch_size, train.gradient_accumulation_steps, rank, ranks
-    )
-    if len(held_out) and done == 0:
-        validate()
-    looks = [train.checkpointing_steps]
-    looks += [train.validation_interval] if len(held_out) else []
-    looks += [train.sample_interval] if train.sample_interval else []
-    for result in drive.results(graphs, steps, rates_of, device.sink_size, train.log_interval, looks):
-        _check(result, settings, reader, states)
-        outcome, done = result.outcome, result.done
-
-        def passed(interval: int) -> bool:
-            return drive.passed(interval, result)  # noqa: B023  (called within its own iteration)
-
-        if curves is not None:
-            means = {"train/loss": outcome.loss} | ({"train/grad_norm": outcome.norm} if outcome.finite else {})
-            means |= {
-                "train/images_per_second": int((result.samples >= 0).sum()) / result.seconds,
-                "train/step_seconds": result.seconds,
-                "train/data_wait_seconds": result.waited,
-            }
-            latest = {"train/learning_rate": result.learning_rate, "train/overflows": int(outcome.overflows)}
-            curves.step(done, result.steps, means, latest, passed(train.log_interval) or done == end)
-        if len(held_out) and (passed(train.validation_interval) or done == end):
-            validate()
-        if paint and (passed(train.sample_interval) or done == end):
-            paint(paths.out / "live" / PICTURES / f"step-{done:08d}.png")
-        if passed(train.checkpointing_steps) and done < end:
-            facts = {"pending": curves and curves.pending}
-            states.save(done, slots, facts, paths.out / "live", train.checkpoints_total_limit, rank, device.barrier)
-
-    # Outs
-    states.wait()
-    device.barrier()
-    if rank == 0:
-        with store.out(paths.out / "weights") as folder:
-            folder.mkdir()
-            _write(folder / "unet.ckpt", unet, parameters, parameters)
-            if update.ema is not None:
-                _write(folder / "unet_ema.ckpt", unet, update.ema, parameters)
-        curves.close()
-        finished.keep(training, paths.out)
-        states.clear()
-    device.barrier()
+def _log_step(curves: Log, result: drive.Result, point: bool) -> None:
+    outcome = result.outcome
+    means = {"train/loss": outcome.loss} | ({"train/grad_norm": outcome.norm} if outcome.finite else {})
+    means |= {
+        "train/images_per_second": int((result.samples >= 0).sum()) / result.seconds,
+        "train/step_seconds": result.seconds,
+        "train/data_wait_seconds": result.waited,
+    }
+    latest = {"train/learning_rate": result.learning_rate, "train/overflows": int(outcome.overflows)}
+    curves.step(result.done, result.steps, means, latest, point)
 
 
 def _check(result: drive.Result, settings: Settings, reader: Reader, states: state.States) -> None:
@@ -200,10 +200,9 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
     )
 
 
-def _write(path: Path, unet: nn.Cell, values, parameters) -> None:
-    """`values` as float32 under the checkpoint's names of `parameters`, in the UNet's order."""
-    found = dict(zip((parameter.name for parameter in parameters), values, strict=True))
-    with ckpt.Writer(path) as writer:
-        for parameter in unet.trainable_params():
-            value = found[parameter.name].asnumpy()
-            writer.add(PREFIX["unet"] + parameter.name, value.astype(np.float32, copy=False))
+def _write_weights(out: Path, trained: build.Trained) -> None:
+    with store.out(out) as folder:
+        folder.mkdir()
+        weights.write(folder / "unet.ckpt", trained.unet, trained.update.parameters, trained.update.parameters)
+        if trained.update.ema is not None:
+            weights.write(folder / "unet_ema.ckpt", trained.unet, trained.update.ema, trained.update.parameters)

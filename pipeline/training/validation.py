@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from pipeline.cache.reader import Reader
+from pipeline.device import Device
 from pipeline.diffusion import conditioning, draws, schedule
 from pipeline.models import forms
 from pipeline.training.compiled import Compiler
@@ -106,6 +107,30 @@ class Swap:
             yield
         finally:
             self.put_back(*values)
+
+
+def validator(
+    unet: nn.Cell, update: Update, compiler: Compiler, reader: Reader, held_out: np.ndarray, grid: Grid, size: int,
+    device: Device,
+) -> Callable[[], dict[str, float]]:  # fmt: skip
+    """-> function that gives the present weights' losses over the `held_out` samples, and their averages' loss, by the
+    names of their curves. All ranks call it together."""
+    evaluate, swap = Evaluator(unet, compiler), Swap(update, compiler) if update.ema is not None else None
+
+    def means() -> np.ndarray:
+        sums = losses(evaluate, reader, held_out, grid, size, device.rank, device.world_size)
+        return device.all_reduce(sums) / len(held_out)
+
+    def validate() -> dict[str, float]:
+        found = means()
+        values = {"validation/loss": float(found.mean())}
+        values |= {f"validation/loss_t{t}": float(value) for t, value in zip(grid.timesteps, found, strict=True)}
+        if swap is not None:
+            with swap.averaged():
+                values["validation/ema_loss"] = float(means().mean())
+        return values
+
+    return validate
 
 
 def losses(
