@@ -46,7 +46,7 @@ def main() -> None:
     latents = (options.batch, 4, options.side, options.side)
     shapes = [latents, (options.batch,), (options.batch, 77, config.context_dim), (options.batch, config.vector_dim)]
     shapes += [latents, (options.batch,)]
-    inputs = [ms.Tensor(shape=shape, dtype=ms.int32 if n == 1 else ms.float32) for n, shape in enumerate(shapes)]
+    inputs = [ms.Tensor(shape=shape, dtype=ms.float32) for shape in shapes]
     scalar = ms.Tensor(np.float32(0))
     values = [ms.Tensor(shape=p.shape, dtype=p.dtype) for p in update.parameters]
     count = sum(p.size for p in update.parameters)

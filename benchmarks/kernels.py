@@ -139,7 +139,6 @@ def train_step(config: str, side: int, batch: int, recompute: bool):
     cell = TrainStep(SampleLoss(unet, settings), Update(optimizer, None, settings))
     latents, context, vector = (batch, 4, side, side), (batch, 77, c.context_dim), (batch, c.vector_dim)
     arrays = [np.zeros(shape, np.float32) for shape in (latents, (batch,), context, vector, latents, (batch,))]
-    arrays[1] = arrays[1].astype(np.int32)
     return cell, [*map(ms.Tensor, arrays), ms.Tensor(0.0, ms.float32)]
 
 

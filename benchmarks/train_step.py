@@ -33,7 +33,7 @@ def inputs() -> dict[str, np.ndarray]:
         "pooled": normal(BATCH, VECTOR - 6 * 256),
         "time_ids": np.full((BATCH, 6), 256, np.float32),
         "vector": normal(BATCH, VECTOR),
-        "timesteps": np.array([10, 300, 600, 990], np.int32),
+        "timesteps": np.array([10, 300, 600, 990], np.float32),
     }
 
 

@@ -68,6 +68,8 @@ def contradictions(params: "Params") -> Iterator[tuple[str, str]]:
         yield "cache_latents.crops", f"above 1 needs crop random: a picture has one center; found {found}"
     yield from _diffusion(params.diffusion)
     yield from _train(params.train, peak_rate(params))
+    if params.diffusion.prediction == "flow":
+        yield from _flow(params.train)
     if params.merge.weights == "ema" and not params.train.ema:
         yield "merge.weights", "ema needs train.ema true, or no average is kept; wanted raw"
     yield from _sample(params, config)
@@ -203,6 +205,17 @@ def _diffusion(diffusion: "Diffusion") -> Iterator[tuple[str, str]]:
             "diffusion.zero_terminal_snr",
             "true needs diffusion.prediction v: without signal the noise is the input (arXiv 2305.08891, 3.2)",
         )
+    if diffusion.zero_terminal_snr and diffusion.prediction == "flow":
+        yield (
+            "diffusion.zero_terminal_snr",
+            "true needs diffusion.prediction v: flow has no such schedule, and ends in pure noise by itself; wanted "
+            "false",
+        )
+    if diffusion.flow_shift != 1 and diffusion.prediction != "flow":
+        yield (
+            "diffusion.flow_shift",
+            f"moves the timesteps of diffusion.prediction flow, found {diffusion.prediction}; wanted 1.0",
+        )
 
 
 def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
@@ -239,6 +252,16 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
         yield "train.validation_timesteps", f"wanted each once, found {train.validation_timesteps[:20]}"
 
 
+def _flow(train: "Train") -> Iterator[tuple[str, str]]:
+    for key, off in (("snr_gamma", None), ("debiased_estimation", False)):
+        if (found := getattr(train, key)) != off:
+            yield (
+                f"train.{key}",
+                "weights the loss by the signal-to-noise ratio of SDXL's schedule, and diffusion.prediction is flow; "
+                f"wanted {'null' if off is None else 'false'}, found {str(found).lower()}",
+            )
+
+
 def warm_up_fault(train: "Train", steps: int) -> str | None:
     """Why a run of so many steps can't have this warm-up, or None."""
     warm_up = train.lr_warmup_steps
@@ -256,5 +279,5 @@ def _sample(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]:
     for key in ("width", "height"):
         if getattr(sample, key) % multiple:
             yield f"sample.{key}", f"must be a multiple of {multiple}, found {getattr(sample, key)}"
-    if sample.steps == 1000 and not params.diffusion.zero_terminal_snr:
+    if sample.steps == 1000 and params.diffusion.prediction != "flow" and not params.diffusion.zero_terminal_snr:
         yield "sample.steps", "must be below 1000: SDXL's own steps begin with timestep 1; found 1000"

@@ -124,8 +124,11 @@ class CacheText(Section):
 
 
 class Diffusion(Section):
-    prediction: Literal["epsilon", "v"]
+    prediction: Literal["epsilon", "v", "flow"]
     zero_terminal_snr: bool
+    flow_shift: Annotated[Float, Field(ge=0.01, le=100)]
+    scaling_factor: Annotated[Float, Field(ge=1e-3, le=1e3)] | None
+    shift_factor: Annotated[Float, Field(ge=-1e3, le=1e3)]
 
 
 class Train(Section):

@@ -91,6 +91,8 @@ def _own(before: Values, wanted: Values) -> Values:
         mine = key in wanted and _listed(key, OWN) and not (to_tiny and _listed(key, _OF_THE_BASE))
         if mine and all(preset[key] != value for preset in presets):
             kept[key] = value
+    if kept.get("diffusion.prediction") == "flow":  # which has no signal-to-noise ratio to weight by
+        kept["train.snr_gamma"] = None
     if "model.base" in kept and "model.vae" not in kept and before.get("model.vae") != wanted["model.vae"]:
         kept["model.vae"] = kept["model.base"]  # and not that of another model
     return kept

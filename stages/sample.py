@@ -32,7 +32,6 @@ def main(params: Params) -> None:
     from tqdm import tqdm
 
     from pipeline.device import setup
-    from pipeline.diffusion import schedule
     from pipeline.models.encode import text_encoder, vae_decoder
     from pipeline.sampling import draw, euler, unet
     from pipeline.sampling.grid import grid
@@ -43,10 +42,12 @@ def main(params: Params) -> None:
     context, pooled = encode(p.prompts, Tokenizer(params.model.tokenizer), encoder, params.cache_text.chunks)
     del encoder  # its memory is the UNet's
 
-    alphas = schedule.alphas_cumprod(diffusion.zero_terminal_snr)
-    timesteps, sigmas = euler.steps(alphas, p.steps, diffusion.zero_terminal_snr)
     shape = (config.unet.latent_channels, p.height // config.vae.factor, p.width // config.vae.factor)
-    x = euler.start(draw.noise(p.seed, len(p.prompts), shape), sigmas, diffusion.zero_terminal_snr)
+    x, timesteps, sigmas = draw.begin(
+        draw.noise(p.seed, len(p.prompts), shape), p.steps, diffusion.prediction, diffusion.zero_terminal_snr,
+        diffusion.flow_shift,
+    )  # fmt: skip
+    scaling_factor = diffusion.scaling_factor or config.vae.scaling_factor
 
     load, predict = unet.make(config.unet, device, p.precision)
     batches = draw.batches(len(p.prompts), p.batch_size)
@@ -60,7 +61,7 @@ def main(params: Params) -> None:
                     predict, context[chosen], pooled[chosen], p.height, p.width, p.guidance_scale, diffusion.prediction
                 )
                 parts.append(euler.sample(denoise, x[chosen], timesteps, sigmas, bar.update))
-        latents[name] = np.concatenate(parts)[: len(p.prompts)] / config.vae.scaling_factor
+        latents[name] = np.concatenate(parts)[: len(p.prompts)] / scaling_factor + diffusion.shift_factor
         if not np.isfinite(latents[name]).all():
             raise StageError(
                 f"the latents drawn with {weights} are not finite; with sample.precision: {p.precision} try float32 or "

@@ -16,7 +16,7 @@ from pipeline.data.buckets import buckets
 from pipeline.diffusion import loss, schedule, timesteps
 from pipeline.params import Params, ParamsError, load
 from pipeline.plan import from_params, report
-from pipeline.sampling import draw, euler
+from pipeline.sampling import draw
 from pipeline.stage import StageError
 from pipeline.training import launch
 from pipeline.training.rates import ema_decay, learning_rate
@@ -144,6 +144,8 @@ def use(params: Params) -> None:
     )
     assert np.isfinite(chances).all() and abs(chances.sum() - 1) < 1e-6
     assert (timesteps.draw(chances, train.seed, 3, np.arange(4)) < 1000).all()
+    between = timesteps.draw_between(chances, train.seed, 3, np.arange(4))
+    assert ((between >= 0) & (between <= 1000)).all()
     weights = loss.weights(
         schedule.snr(alphas), params.diffusion.prediction, train.snr_gamma, train.debiased_estimation
     ).astype(np.float32)
@@ -159,7 +161,11 @@ def use(params: Params) -> None:
     assert all(np.float32(ema_decay(step, train.ema_decay)) < 1 for step in places)
     for value in (train.adam_beta1, train.adam_beta2):
         assert 1 - np.float32(value) > 0
-    times, sigmas = euler.steps(alphas, params.sample.steps, params.diffusion.zero_terminal_snr)
+    x, times, sigmas = draw.begin(
+        np.ones((1, 4, 2, 2), np.float32), params.sample.steps, params.diffusion.prediction,
+        params.diffusion.zero_terminal_snr, params.diffusion.flow_shift,
+    )  # fmt: skip
+    assert np.isfinite(x).all()
     assert len(times) == params.sample.steps == len(sigmas) - 1 and np.isfinite(sigmas).all()
     assert draw.noise(params.sample.seed, 1, (1, 2, 2)).shape == (1, 1, 2, 2)
     assert draw.batches(len(params.sample.prompts), params.sample.batch_size)

@@ -139,6 +139,12 @@ def test_what_the_unet_predicts(project):
     assert ran(project, "exp", "run", "-S", "diffusion.prediction=v") == ["convert", "train", "merge", "sample"]
 
 
+@pytest.mark.parametrize("key", ["scaling_factor=0.18215", "shift_factor=0.1"])
+def test_the_scale_of_the_latents_encodes_nothing(project, key):
+    """merge runs for the weights that train made."""
+    assert ran(project, "exp", "run", "-S", f"diffusion.{key}") == ["train", "merge", "sample"]
+
+
 def test_guidance_scale(project):
     assert ran(project, "exp", "run", "-S", "sample.guidance_scale=7.5") == ["sample"]
 

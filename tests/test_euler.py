@@ -61,10 +61,11 @@ def test_denoised_undoes_what_training_adds(prediction):
     alphas = schedule.alphas_cumprod(False)
     rng = np.random.default_rng(0)
     x_0, noise = rng.standard_normal((2, 3, 4, 2, 2), np.float32)
-    a = alphas[np.array([5, 400, 990])]
-    x_t = schedule.add_noise(x_0, noise, a)
-    target = schedule.target(prediction, x_0, noise, a)
-    for index, signal in enumerate(a):
+    timesteps = np.array([5, 400, 990])
+    mixture = schedule.mixture(prediction, timesteps, alphas)
+    x_t = schedule.add_noise(x_0, noise, *mixture)
+    target = schedule.target(prediction, x_0, noise, *mixture)
+    for index, signal in enumerate(alphas[timesteps]):
         sigma = np.sqrt((1 - signal) / signal)
         x = x_t[index] * np.sqrt(sigma**2 + 1)
         np.testing.assert_allclose(euler.denoised(x, sigma, target[index], prediction), x_0[index], atol=2e-5)

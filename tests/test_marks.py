@@ -23,7 +23,7 @@ from tests import synthetic
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests/golden/diffusers_folder"
 EMPTY = np.zeros(0, np.float32)
-SETTINGS = [("epsilon", False), ("v", False), ("v", True)]
+SETTINGS = [("epsilon", False), ("v", False), ("v", True), ("flow", False)]
 
 
 def marked(path, tensors, metadata=None):
@@ -78,8 +78,9 @@ def test_metadata_are_named_in_the_log_and_no_more(tmp_path, capsys, key, value)
     base = marked(tmp_path / "x.safetensors", {}, {key: value})
     marks.check(base, "v", False)
     assert capsys.readouterr().out == ""
-    marks.check(base, "epsilon", False)
-    assert "its metadata say that it predicts v; it is trained to predict epsilon" in capsys.readouterr().out
+    for prediction in ("epsilon", "flow"):
+        marks.check(base, prediction, False)
+        assert f"its metadata say that it predicts v; it is trained to predict {prediction}" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -94,6 +95,11 @@ def test_a_diffusers_folder_says_it_in_its_scheduler(folder):
     config.write_text(json.dumps({"prediction_type": "epsilon", "rescale_betas_zero_snr": False}))
     for settings in SETTINGS:
         marks.check(folder, *settings)
+    for flow in ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"prediction_type": "flow_prediction"}):
+        config.write_text(json.dumps(flow))
+        marks.check(folder, "flow", False)
+        with pytest.raises(StageError, match=r"flow|FlowMatch.* says that it is a rectified flow, .*is epsilon"):
+            marks.check(folder, "epsilon", False)
     config.write_text(json.dumps({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}))
     marks.check(folder, "v", True)
     with pytest.raises(
@@ -117,7 +123,7 @@ def test_simpletuner_marks_the_unets_own_file(folder):
         marks.check(folder, "epsilon", False)
 
 
-@pytest.mark.parametrize("settings, names", list(zip(SETTINGS, [[], ["v_pred"], ["v_pred", "ztsnr"]])))
+@pytest.mark.parametrize("settings, names", list(zip(SETTINGS, [[], ["v_pred"], ["v_pred", "ztsnr"], []])))
 def test_merge_marks_what_the_training_had_and_the_result_is_a_base_again(tmp_path, settings, names):
     base = synthetic.write_checkpoint(tmp_path / "base.safetensors", TINY)
     convert(base, base, TINY, tmp_path / "convert")

@@ -163,6 +163,20 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
         ({"train.lr_warmup_steps": 10**6}, r"train\.lr_warmup_steps: must not be above steps"),
         ({"train.validation_timesteps": [1000]}, r"train\.validation_timesteps\.0: .*less than or equal to 999"),
         ({"diffusion.zero_terminal_snr": True}, r"diffusion\.zero_terminal_snr: true needs diffusion\.prediction v"),
+        (
+            {"diffusion.prediction": "flow", "diffusion.zero_terminal_snr": True},
+            r"diffusion\.zero_terminal_snr: true needs diffusion\.prediction v: flow .*wanted false",
+        ),
+        ({"diffusion.flow_shift": 3.0}, r"diffusion\.flow_shift: .*prediction flow, found epsilon; wanted 1\.0"),
+        (
+            {"diffusion.prediction": "flow", "train.snr_gamma": 5.0},
+            r"train\.snr_gamma: .*prediction is flow; wanted null, found 5\.0",
+        ),
+        (
+            {"diffusion.prediction": "flow", "train.debiased_estimation": True},
+            r"train\.debiased_estimation: .*prediction is flow; wanted false, found true",
+        ),
+        ({"diffusion.scaling_factor": 0.0}, r"diffusion\.scaling_factor: .*greater than"),
         ({"device.node_rank": 1}, r"device\.node_rank: must be below nodes"),
         ({"device.master": "localhost"}, r"device\.master: "),
         (

@@ -198,6 +198,13 @@ def test_a_file_of_another_version_is_brought_up_to_date():
     assert written.dropped.keys() == {"train.ema_rate", "mergers.weights", "mergers.dtype"}
 
 
+def test_a_flow_stays_one_without_the_presets_min_snr():
+    written = preset.write("sdxl-8x910b", edited(TEXT, diffusion__prediction="flow", diffusion__flow_shift="2.5"))
+    tree = params.parse(written.text, "params.yaml")
+    assert (tree["diffusion"]["prediction"], tree["diffusion"]["flow_shift"]) == ("flow", 2.5)
+    assert tree["train"]["snr_gamma"] is None and preset.values("sdxl-8x910b")["train.snr_gamma"] == 5.0
+
+
 def test_what_is_kept_must_fit():
     with pytest.raises(ParamsError, match=r"sdxl-1x910b with what is yours in params.yaml .*\n  device.node_rank"):
         preset.write("sdxl-1x910b", edited(TEXT, device__node_rank="3"))

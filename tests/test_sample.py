@@ -177,16 +177,20 @@ def test_an_impossible_size_is_refused_and_nothing_is_written(project, tmp_path)
     assert not (tmp_path / "outs").exists()
 
 
-def test_the_whole_path_ends_at_the_data_when_the_model_is_right():
+@pytest.mark.parametrize(
+    "prediction, zero_terminal_snr, shift",
+    [("epsilon", False, 1.0), ("v", False, 1.0), ("v", True, 1.0), ("flow", False, 2.5)],
+)
+def test_the_whole_path_ends_at_the_data_when_the_model_is_right(prediction, zero_terminal_snr, shift):
     """A model that knows its one picture finds it again from any noise, guided or not."""
-    alphas = schedule.alphas_cumprod(False)
-    timesteps, sigmas = euler.steps(alphas, 40, False)
+    alphas = schedule.alphas_cumprod(zero_terminal_snr)
     picture = draw.noise(1, 1, (4, 4, 4))
 
     def unet(x_t, t, context, vector):
-        a = alphas[t].reshape(-1, 1, 1, 1)
-        return ((x_t - np.sqrt(a) * picture) / np.sqrt(1 - a)).astype(np.float32)
+        signal, strength = schedule.mixture(prediction, t if prediction == "flow" else t.astype(int), alphas)
+        noise = (x_t - signal * picture) / strength
+        return schedule.target(prediction, picture, noise, signal, strength)
 
-    denoise = draw.guided(unet, np.ones((1, 77, 2), np.float32), np.ones((1, 3), np.float32), 32, 32, 5.0, "epsilon")
-    x = euler.sample(denoise, euler.start(draw.noise(0, 1, (4, 4, 4)), sigmas, False), timesteps, sigmas)
-    np.testing.assert_allclose(x, picture, atol=1e-3)
+    x, timesteps, sigmas = draw.begin(draw.noise(0, 1, (4, 4, 4)), 40, prediction, zero_terminal_snr, shift)
+    denoise = draw.guided(unet, np.ones((1, 77, 2), np.float32), np.ones((1, 3), np.float32), 32, 32, 5.0, prediction)
+    np.testing.assert_allclose(euler.sample(denoise, x, timesteps, sigmas), picture, atol=1e-3)

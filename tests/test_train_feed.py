@@ -89,12 +89,25 @@ def test_the_inputs_of_a_step(reader):
         ]
     )
     x_0 = SCALE * (mean + np.exp(logvar / 2) * posterior)
-    a = ALPHAS[inputs.timesteps].reshape(-1, 1, 1, 1)
+    assert inputs.timesteps.dtype == np.float32
+    a = ALPHAS[inputs.timesteps.astype(int)].reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(inputs.x_t[real], (np.sqrt(a) * x_0 + np.sqrt(1 - a) * noise)[real], atol=1e-5)
     np.testing.assert_array_equal(inputs.target, noise)
     np.testing.assert_array_equal(inputs.context, batch.context.astype(np.float32))
     np.testing.assert_array_equal(inputs.vector, conditioning.vector(batch.pooled, batch.time_ids))
     np.testing.assert_allclose(inputs.weight[real], 4 / len(real))
+
+
+def test_the_inputs_of_a_step_of_flow(reader):
+    """The same noise, latents and draws as with epsilon, in another mixture, and timesteps with fractions."""
+    plain, flow = make(reader)[0].micro_batches[0], make(reader, prediction="flow")[0].micro_batches[0]
+    noise, a = plain.target, ALPHAS[plain.timesteps.astype(int)].reshape(-1, 1, 1, 1)
+    x_0 = (plain.x_t - np.sqrt(1 - a) * noise) / np.sqrt(a)
+    assert (np.floor(flow.timesteps) == plain.timesteps).all() and (flow.timesteps % 1 > 0).all()
+    t = flow.timesteps.reshape(-1, 1, 1, 1) / 1000
+    np.testing.assert_allclose(flow.x_t, (1 - t) * x_0 + t * noise, atol=1e-4)
+    np.testing.assert_allclose(flow.target, noise - x_0, atol=1e-4)
+    np.testing.assert_array_equal(flow.weight, plain.weight)
 
 
 def test_the_posterior_is_drawn_anew_at_each_step():
@@ -106,6 +119,18 @@ def test_the_posterior_is_drawn_anew_at_each_step():
     np.testing.assert_allclose(feed.latents(batch, None, 0.5), 0.5)
     batch.latents = batch.latents[:, :4] * 3
     np.testing.assert_allclose(feed.latents(batch, None, 0.5), 1.5)
+    np.testing.assert_allclose(feed.latents(batch, None, 0.5, shift_factor=-1.0), 2.0)
+
+
+def test_the_vaes_shift_is_taken_off_before_the_scale(reader):
+    """As diffusers' pipelines have it: (latents - shift_factor) * scaling_factor."""
+    found = [
+        make(reader, prediction="flow", **scale)[0].micro_batches[0].target
+        for scale in ({}, {"scaling_factor": 2.0}, {"scaling_factor": 2.0, "shift_factor": 0.25})
+    ]
+    z = (make(reader)[0].micro_batches[0].target - found[0]) / SCALE
+    np.testing.assert_allclose(found[0] - found[1], (2 - SCALE) * z, atol=1e-4)
+    np.testing.assert_allclose(found[2] - found[1], 0.5, atol=1e-4)
 
 
 def test_the_noise_offset_is_one_value_per_sample_and_channel(reader):

@@ -49,12 +49,13 @@ def stepping(device, convolution):
 
     def inputs(number):
         values, timesteps = t.inputs(number), t.timesteps(number)
+        mixture = schedule.mixture("epsilon", timesteps, alphas)
         arrays = (
-            schedule.add_noise(values["x_0"], values["noise"], alphas[timesteps]),
-            timesteps.astype(np.int32),
+            schedule.add_noise(values["x_0"], values["noise"], *mixture),
+            timesteps.astype(np.float32),
             values["context"],
             conditioning.vector(values["pooled"], values["time_ids"]),
-            schedule.target("epsilon", values["x_0"], values["noise"], alphas[timesteps]),
+            schedule.target("epsilon", values["x_0"], values["noise"], *mixture),
             weights[timesteps].astype(np.float32),
         )
         return list(map(Tensor, arrays))
@@ -158,8 +159,8 @@ class Line(nn.Cell):
 def arrays(number, b=4, context=1.0, weight=1.0):
     draw = np.random.default_rng(number)
     x, target = draw.standard_normal((2, b, 4, 2, 2)).astype(np.float32)
-    zeros = np.zeros(b, np.int32)
-    return x, zeros, np.full(b, context, np.float32), zeros.astype(np.float32), target, np.full(b, weight, np.float32)
+    zeros = np.zeros(b, np.float32)
+    return x, zeros, np.full(b, context, np.float32), zeros, target, np.full(b, weight, np.float32)
 
 
 def parts(settings, dtype=ms.float32, optimizer=None):

@@ -37,7 +37,7 @@ def reader(tmp_path_factory):
 
 def test_the_sum_is_over_each_sample_once_with_noise_of_its_own(reader):
     held_out = np.array([0, 2, 3, 5, 6, 8, 10])
-    grid = validation.Grid([100, 900], "epsilon", 0.5, ALPHAS)
+    grid = validation.Grid([100, 900], "epsilon", ALPHAS, 0.5)
 
     def loss(x_t, t, context, vector, target):
         return ((x_t - target) ** 2).mean((1, 2, 3))
@@ -56,5 +56,18 @@ def test_the_sum_is_over_each_sample_once_with_noise_of_its_own(reader):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
     parts = [validation.losses(loss, reader, held_out, grid, 2, rank, 3) for rank in range(3)]
     np.testing.assert_allclose(sum(parts), wanted, rtol=1e-5)
-    other = validation.losses(loss, reader, held_out, validation.Grid([100, 900], "v", 0.5, ALPHAS), 4, 0, 1)
+    other = validation.losses(loss, reader, held_out, validation.Grid([100, 900], "v", ALPHAS, 0.5), 4, 0, 1)
     assert not np.allclose(other, wanted, rtol=1e-2)
+
+
+def test_a_grid_of_flow_has_its_mixtures_and_its_target(reader):
+    held_out = np.array([3])
+
+    def loss(x_t, t, context, vector, target):
+        assert t.dtype == np.float32
+        time = t.reshape(-1, 1, 1, 1) / 1000
+        return np.abs(x_t - time * target - x_0).max((1, 2, 3)) + t
+
+    x_0 = feed.latents(reader.read(held_out, 0, 0), None, 0.5, 0.25)
+    grid = validation.Grid([100, 900], "flow", ALPHAS, 0.5, 0.25)
+    np.testing.assert_allclose(validation.losses(loss, reader, held_out, grid, 1, 0, 1), [100, 900], atol=1e-5)

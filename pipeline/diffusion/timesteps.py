@@ -32,3 +32,12 @@ def draw(chances: np.ndarray, seed: int, step: int, samples: np.ndarray) -> np.n
     ends = np.cumsum(chances)
     places = draws.uniform(seed, draws.TIMESTEP, step, samples) * ends[-1]
     return np.searchsorted(ends, places, side="right").astype(np.int32)
+
+
+def draw_between(chances: np.ndarray, seed: int, step: int, samples: np.ndarray) -> np.ndarray:
+    """(b,) float64 timesteps of 0 to 1000 for flow. `chances` (1000,) are those of 0 to 1, 1 to 2 and so on; within such
+    a part all places are as likely. The same draws as `draw`'s, whose timesteps are these without their fractions."""
+    ends = np.cumsum(chances)
+    places = draws.uniform(seed, draws.TIMESTEP, step, samples) * ends[-1]
+    parts = np.searchsorted(ends, places, side="right")
+    return parts + 1 - (ends[parts] - places) / chances[parts]

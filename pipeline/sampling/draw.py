@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.diffusion import conditioning
-from pipeline.sampling import euler
+from pipeline.diffusion import conditioning, schedule
+from pipeline.sampling import euler, flow
 
 UNet = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -14,6 +14,19 @@ def noise(seed: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
     """(count, *shape) float32 standard normal numbers; a prompt's are a function of seed and its number alone."""
     keys = [np.array([seed & 0xFFFFFFFFFFFFFFFF, index], np.uint64) for index in range(count)]
     return np.stack([np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32) for key in keys])
+
+
+def begin(
+    noise: np.ndarray, count: int, prediction: str, zero_terminal_snr: bool, flow_shift: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x at the first of `count` steps, from standard normal `noise` of its shape; the (count,) timesteps and (count + 1,)
+    sigmas of the steps. The last four arguments are keys of params.yaml. Raises ValueError when there can't be so many
+    steps."""
+    if prediction == "flow":
+        timesteps, sigmas = flow.steps(count, flow_shift)
+        return noise, timesteps, sigmas
+    timesteps, sigmas = euler.steps(schedule.alphas_cumprod(zero_terminal_snr), count, zero_terminal_snr)
+    return euler.start(noise, sigmas, zero_terminal_snr), timesteps, sigmas
 
 
 def guided(unet: UNet, context: np.ndarray, pooled: np.ndarray, height: int, width: int, scale: float, prediction: str):
@@ -27,11 +40,15 @@ def guided(unet: UNet, context: np.ndarray, pooled: np.ndarray, height: int, wid
     time_ids = np.tile(np.array([height, width, 0, 0, height, width], np.int32), (len(pooled), 1))
     vector = conditioning.vector(pooled, time_ids)
 
-    def denoise(x: np.ndarray, sigma: float, timestep: int) -> np.ndarray:
-        scaled = x / np.sqrt(sigma**2 + 1)  # back to the x_t that the UNet was trained on
-        output = unet(np.concatenate([scaled, scaled]), np.full(len(vector), timestep, np.int32), context, vector)
+    def denoise(x: np.ndarray, sigma: float, timestep: float) -> np.ndarray:
+        # the x_t that the UNet was trained on
+        x_t = x if prediction == "flow" else x / np.sqrt(sigma**2 + 1)
+        output = unet(np.concatenate([x_t, x_t]), np.full(len(vector), timestep, np.float32), context, vector)
         unconditional, conditional = np.split(output, 2)
-        return euler.denoised(x, sigma, unconditional + scale * (conditional - unconditional), prediction)
+        output = unconditional + scale * (conditional - unconditional)
+        if prediction == "flow":
+            return flow.denoised(x, sigma, output)
+        return euler.denoised(x, sigma, output, prediction)
 
     return denoise
 

@@ -46,7 +46,7 @@ def denoised(x: np.ndarray, sigma: float, output: np.ndarray, prediction: str) -
 
 
 def sample(
-    denoise: Callable[[np.ndarray, float, int], np.ndarray],
+    denoise: Callable[[np.ndarray, float, float], np.ndarray],
     x: np.ndarray,
     timesteps: np.ndarray,
     sigmas: np.ndarray,

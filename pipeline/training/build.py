@@ -64,6 +64,7 @@ def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: 
         seed=train.seed,
         prediction=diffusion.prediction,
         scaling_factor=scaling_factor,
+        shift_factor=diffusion.shift_factor,
         alphas=alphas,
         chances=timesteps.probabilities(
             train.timestep_bias_strategy,

@@ -22,7 +22,7 @@ class Inputs:
     """One micro-batch, as training/step.py takes it."""
 
     x_t: np.ndarray  # (b, 4, h, w) float32
-    timesteps: np.ndarray  # (b,) int32
+    timesteps: np.ndarray  # (b,) float32
     context: np.ndarray  # (b, tokens, context_dim) float32
     vector: np.ndarray  # (b, vector_dim) float32
     target: np.ndarray  # (b, 4, h, w) float32
@@ -38,10 +38,11 @@ class Objective:
 
     seed: int
     prediction: str
-    scaling_factor: float  # from the VAE's latents to the UNet's
     alphas: np.ndarray  # alphas_cumprod
     chances: np.ndarray  # of each timestep
     weights: np.ndarray  # of the loss at each timestep
+    scaling_factor: float  # from the VAE's latents to the UNet's
+    shift_factor: float = 0.0
     noise_offset: float = 0.0
     caption_dropout: float = 0.0
     caption_dropout_with: str = "zeros"
@@ -62,15 +63,18 @@ def size(latents: np.ndarray) -> str:
     return f"{8 * width}x{8 * height}"
 
 
-def latents(batch: Batch, posterior: np.ndarray | None, scaling_factor: float) -> np.ndarray:
-    """(b, 4, h, w) float32 latents as the UNet sees them. Of cached moments, a draw with the standard normal numbers
-    `posterior` (b, 4, h, w), or the mean when that is None; cached latents as they are."""
+def latents(
+    batch: Batch, posterior: np.ndarray | None, scaling_factor: float, shift_factor: float = 0.0
+) -> np.ndarray:
+    """(b, 4, h, w) float32 latents as the UNet sees them, (z - shift_factor) * scaling_factor of the VAE's z. Of cached
+    moments, z is a draw with the standard normal numbers `posterior` (b, 4, h, w), or the mean when that is None; of
+    cached latents, these as they are."""
     values = batch.latents.astype(np.float32)
     if values.shape[1] == 8:
         mean, log_variance = values[:, :4], values[:, 4:]
         # the same bounds as Latent Diffusion's DiagonalGaussianDistribution
         values = mean if posterior is None else mean + np.exp(0.5 * np.clip(log_variance, -30.0, 20.0)) * posterior
-    return values * np.float32(scaling_factor)
+    return (values - np.float32(shift_factor)) * np.float32(scaling_factor)
 
 
 def micro_batch(
@@ -93,8 +97,9 @@ def micro_batch(
     batch = reader.read(filled, epoch, seed, dropped if o.caption_dropout_with == "empty" else None)
     shape = (4, *batch.latents.shape[2:])
     posterior = draws.normal(seed, draws.POSTERIOR, step, samples, shape) if batch.latents.shape[1] == 8 else None
-    x_0 = latents(batch, posterior, o.scaling_factor)
-    t = timesteps.draw(o.chances, seed, step, samples)
+    x_0 = latents(batch, posterior, o.scaling_factor, o.shift_factor)
+    draw = timesteps.draw_between if o.prediction == "flow" else timesteps.draw
+    t = draw(o.chances, seed, step, samples)
     noise = draws.normal(seed, draws.NOISE, step, samples, shape)
     if o.noise_offset:
         noise = noise + np.float32(o.noise_offset) * draws.normal(seed, draws.OFFSET, step, samples, (4, 1, 1))
@@ -109,13 +114,14 @@ def micro_batch(
                 f"step {step}: the cached latents or text of sample {reader.names[sample].tobytes().hex()} "
                 f"(number {sample}) are not finite; `python -m pipeline.cache verify` checks the caches"
             )
+    mixture = schedule.mixture(o.prediction, t, o.alphas)
     return Inputs(
-        schedule.add_noise(x_0, noise, o.alphas[t]),
-        t,
+        schedule.add_noise(x_0, noise, *mixture),
+        t.astype(np.float32),
         context,
         conditioning.vector(pooled, batch.time_ids),
-        schedule.target(o.prediction, x_0, noise, o.alphas[t]),
-        loss.batch_weights(o.weights[t], samples >= 0, real, global_batch),
+        schedule.target(o.prediction, x_0, noise, *mixture),
+        loss.batch_weights(o.weights[t.astype(np.int32)], samples >= 0, real, global_batch),
     )
 
 

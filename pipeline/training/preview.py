@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn
 from PIL import Image
 
-from pipeline import store
+from pipeline import params, store
 from pipeline.cache.reader import Reader
 from pipeline.models.config import SDXLConfig
 from pipeline.models.encode import vae_decoder
@@ -21,7 +21,7 @@ STEPS, GUIDANCE = 20, 5.0
 
 def painter(
     unet: nn.Cell, config: SDXLConfig, vae: Path, device: pipeline.device.Device, reader: Reader, samples: np.ndarray,
-    alphas: np.ndarray, prediction: str, zero_terminal_snr: bool,
+    diffusion: params.Diffusion, scaling_factor: float,
 ) -> Callable[[Path], None]:  # fmt: skip
     """-> function of a path that draws the captions of up to COUNT of the `samples` with the UNet's present weights,
     side by side, and writes them as a PNG. All in the bucket of the first; the VAE's decoder is loaded at the first
@@ -30,9 +30,11 @@ def painter(
     width, height = (int(side) for side in reader.buckets[chosen[0]])
     batch = reader.read(chosen, epoch=0, seed=0)
     context, pooled = batch.context.astype(np.float32), batch.pooled.astype(np.float32)
-    timesteps, sigmas = euler.steps(alphas, STEPS, zero_terminal_snr)
     shape = (config.unet.latent_channels, height // config.vae.factor, width // config.vae.factor)
-    start = euler.start(draw.noise(0, len(chosen), shape), sigmas, zero_terminal_snr)
+    start, timesteps, sigmas = draw.begin(
+        draw.noise(0, len(chosen), shape), STEPS, diffusion.prediction, diffusion.zero_terminal_snr,
+        diffusion.flow_shift,
+    )  # fmt: skip
     decoders = []
 
     def predict(*arrays: np.ndarray) -> np.ndarray:
@@ -42,8 +44,8 @@ def painter(
         if not decoders:
             decoders.append(vae_decoder(config, vae, device, "float32"))
         unet.set_train(False)
-        denoise = draw.guided(predict, context, pooled, height, width, GUIDANCE, prediction)
-        latents = euler.sample(denoise, start, timesteps, sigmas) / config.vae.scaling_factor
+        denoise = draw.guided(predict, context, pooled, height, width, GUIDANCE, diffusion.prediction)
+        latents = euler.sample(denoise, start, timesteps, sigmas) / scaling_factor + diffusion.shift_factor
         unet.set_train()
         pictures = [draw.to_picture(decoders[0](one[None])[0]) for one in latents.astype(np.float32)]
         with store.atomic(path) as temporary:

@@ -56,7 +56,8 @@ def _fine_tune(
     config, live = CONFIGS[model], paths.out / "live"
     end = _steps(data, train, device)
     _check_ranks_agree(training, train, device)
-    objective = build.objective(diffusion, train, config.vae.scaling_factor)
+    scaling_factor = diffusion.scaling_factor or config.vae.scaling_factor
+    objective = build.objective(diffusion, train, scaling_factor)
 
     # Model and state
     make = functools.partial(build.trained, config.unet, device, train, paths.unet)
@@ -74,7 +75,7 @@ def _fine_tune(
     validate = paint = None
     if len(data.held_out):
         grid = validation.Grid(
-            train.validation_timesteps, diffusion.prediction, config.vae.scaling_factor, objective.alphas
+            train.validation_timesteps, diffusion.prediction, objective.alphas, scaling_factor, diffusion.shift_factor
         )
         validate = validation.validator(
             trained.unet, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
@@ -82,7 +83,7 @@ def _fine_tune(
     if train.sample_interval and device.rank == 0:
         paint = preview.painter(
             trained.unet, config, paths.vae, device, data.reader, data.held_out if len(data.held_out) else data.subset,
-            objective.alphas, diffusion.prediction, diffusion.zero_terminal_snr,
+            diffusion, scaling_factor,
         )  # fmt: skip
 
     # Loop

@@ -1,7 +1,7 @@
 """One optimizer step as graphs: loss, gradients, all-reduce, clipping, update, EMA and loss scale.
 
 The graphs are pure functions of their inputs and of the training state; every random number comes in as an input:
-    x_t (b, 4, h, w) float32, timesteps (b,) int32, context (b, tokens, context_dim), vector (b, vector_dim),
+    x_t (b, 4, h, w) float32, timesteps (b,) float32, context (b, tokens, context_dim), vector (b, vector_dim),
     target (b, 4, h, w) float32, weight (b,) float32 -> loss, the mean over b of weight * the sample's mean loss."""
 
 from dataclasses import dataclass

@@ -25,8 +25,9 @@ class Grid:
 
     timesteps: list[int]
     prediction: str
-    scaling_factor: float  # from the VAE's latents to the UNet's
     alphas: np.ndarray  # (1000,) alphas_cumprod
+    scaling_factor: float  # from the VAE's latents to the UNet's
+    shift_factor: float = 0.0
 
 
 def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]:
@@ -145,14 +146,16 @@ def losses(
         real = samples >= 0
         filled = np.where(real, samples, samples[0])
         batch = reader.read(filled, epoch=0, seed=0)
-        x_0 = latents(batch, None, grid.scaling_factor)
+        x_0 = latents(batch, None, grid.scaling_factor, grid.shift_factor)
         context = batch.context.astype(np.float32)
         vector = conditioning.vector(batch.pooled, batch.time_ids)
         keys = np.ascontiguousarray(reader.names[filled][:, :8]).view(np.uint64)[:, 0]
         for place, timestep in enumerate(grid.timesteps):
             noise = draws.normal(0, draws.VALIDATION, timestep, keys, x_0.shape[1:])
             t = np.full(size, timestep, np.int32)
-            x_t = schedule.add_noise(x_0, noise, grid.alphas[t])
-            target = schedule.target(grid.prediction, x_0, noise, grid.alphas[t])
-            total[place] += sample_loss(x_t, t, context, vector, target)[real].astype(np.float64).sum()
+            mixture = schedule.mixture(grid.prediction, t, grid.alphas)
+            x_t = schedule.add_noise(x_0, noise, *mixture)
+            target = schedule.target(grid.prediction, x_0, noise, *mixture)
+            found = sample_loss(x_t, t.astype(np.float32), context, vector, target)
+            total[place] += found[real].astype(np.float64).sum()
     return total
