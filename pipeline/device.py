@@ -29,6 +29,7 @@ if not npu.files():  # where there are some, MindSpore's warnings about its Asce
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 from mindspore import communication  # noqa: E402
 from mindspore._c_expression import MSContext  # noqa: E402
 
@@ -51,6 +52,12 @@ class Device:
     @property
     def ascend(self) -> bool:
         return self.target == "Ascend"
+
+    def memory(self) -> int:
+        """Bytes that this process has in use: of the NPU's memory, or of the computer's."""
+        if self.ascend:
+            return ms.runtime.memory_allocated()
+        return psutil.Process().memory_info().rss
 
     def attention_kind(self, precision: str) -> str:
         """The kind of attention for a network that computes in `precision`."""

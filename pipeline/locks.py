@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline import store
@@ -34,6 +34,8 @@ class Holder:
     since: float  # seconds since 1970
     place: str  # its working folder
     job: str  # names the processes that work together under this lock
+    done: int = 0  # of its work, in units of its own
+    total: int = 0
 
     def __str__(self) -> str:
         return f"PID {self.pid} on {self.host}"
@@ -51,9 +53,10 @@ class Holder:
 
 
 @contextlib.contextmanager
-def lock(name: str, what: str, job: str = "") -> Iterator[Callable[[], None]]:
+def lock(name: str, what: str, job: str = "") -> Iterator[Callable[[int, int], None]]:
     """Hold the lock `name`; wait while another process has it and say so. Gives a function to call when the work got
-    on, which `progress` shows. `what` says in a message what the holder does: "trains the same"."""
+    on, with how much of how much is done, which `progress` and `holder` show. `what` says in a message what the holder
+    does: "trains the same"."""
     for _ in _polls(name, what):
         if (handle := _take(name)) is not None:
             break
@@ -137,15 +140,17 @@ class _Kept:
         self._thread.join()
         os.close(self._handle)
 
-    def progressed(self) -> None:
+    def progressed(self, done: int = 0, total: int = 0) -> None:
         if time.monotonic() - self._last > _POLL_SECONDS:
             self._last = time.monotonic()
             with self._mutex:
+                self._holder = replace(self._holder, done=done, total=total)
+                self._sign()
                 os.utime(self._handle)
 
     def _sign(self) -> None:
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, json.dumps(asdict(self._holder)).encode(), 0)
+        text = json.dumps(asdict(self._holder)).encode()
+        os.ftruncate(self._handle, os.pwrite(self._handle, text, 0))
 
     def _watch(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
@@ -155,7 +160,7 @@ class _Kept:
                 with self._mutex:
                     os.close(self._handle)
                     self._handle = handle
-                self._sign()
+                    self._sign()
 
 
 def _polls(name: str, what: str) -> Iterator[None]:

@@ -3,6 +3,7 @@ how long it took."""
 
 import ctypes
 import faulthandler
+import logging
 import os
 import re
 import signal
@@ -10,7 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import recorded, times
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from pipeline import progress, recorded, times
 from pipeline.doubts import doubts
 from pipeline.params import Params, ParamsError, load
 from pipeline.recorded import PROJECT as PROJECT
@@ -66,6 +69,7 @@ def run(main: Callable[[Params], None]) -> None:
     So does an edit of what DVC records of the stage (pipeline/recorded.py) while it ran; its outs are removed then."""
     _die_with_parent()
     faulthandler.enable()  # a crash in a library of C shows where
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     name, started = Path(sys.argv[0]).stem, times.start()
     try:
         params = load()
@@ -74,8 +78,10 @@ def run(main: Callable[[Params], None]) -> None:
             if key in before.params:  # each is said by the stages that it concerns
                 print(f"{name}.py: {key}: {doubt}", file=sys.stderr, flush=True)
         recorded.settle(before)
-        main(params)
+        with logging_redirect_tqdm():  # so that a bar on a terminal is drawn anew below what is said
+            main(params)
     except (StageError, ParamsError, OSError, MemoryError, RuntimeError) as error:
+        progress.close()
         if (reason := explained(error, name)) is None:
             raise
         sys.exit(f"{name}.py: {reason}")

@@ -1,4 +1,4 @@
-"""How long stages took and how much memory they had, for the report.
+"""How long stages took and how much memory they had, for the report; and how long graphs took to compile.
 
 DVC's outs are functions of their inputs, and times are not: so they stand in the store, under what the stage ran with,
 and are found again for every commit and experiment whose dvc.lock says the same."""
@@ -74,6 +74,21 @@ def find(stage: str, key: str) -> list[Time]:
         return [Time(**one) for one in json.loads(_path(stage, key).read_text(encoding="utf-8"))]
     except (FileNotFoundError, ValueError, TypeError):
         return []
+
+
+def compilation(graph: str) -> float | None:
+    """Seconds that the compilation of a graph took last, if the store knows it; `graph` is a digest of all that says
+    which one it is."""
+    try:
+        return float(_path("compile", graph).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def note_compilation(graph: str, seconds: float) -> None:
+    path = _path("compile", graph)
+    store.keep(path, lambda file: file.write_text(f"{seconds:.1f}", encoding="utf-8"))
+    store.keep_newest(path.parent, _FILES)
 
 
 def locked_outs(lock: str) -> dict[str, str]:

@@ -3,11 +3,9 @@
 outs/convert/unet.ckpt and outs/merge/merged.ckpt → outs/sample: <number>_base.png, <number>_tuned.png, and grid.png,
 the base model above and the fine-tuned one below. VAE and text encoders are those of the merged checkpoint."""
 
-import logging
 import os
-import sys
 
-from pipeline import hardware, store
+from pipeline import hardware, progress, store
 from pipeline.cache.tokens import Tokenizer, check_vocabulary
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
@@ -19,7 +17,6 @@ OUT = "outs/sample"
 
 
 def main(params: Params) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     p, config, diffusion = params.sample, CONFIGS[params.model.config], params.diffusion
     hardware.check(params, "sample")
     for path in (BASE, MERGED):
@@ -29,7 +26,6 @@ def main(params: Params) -> None:
     # Only now: importing MindSpore takes seconds.
     import numpy as np
     from PIL import Image
-    from tqdm import tqdm
 
     from pipeline.device import setup
     from pipeline.models.encode import text_encoder, vae_decoder
@@ -54,7 +50,7 @@ def main(params: Params) -> None:
     latents = {}
     for name, weights in (("base", BASE), ("tuned", MERGED)):
         load(weights)
-        with tqdm(total=len(batches) * p.steps, desc=name, mininterval=1) as bar:
+        with progress.Bar(len(batches) * p.steps, "step", f"draws with the {name} model") as bar:
             parts = []
             for chosen in batches:
                 denoise = draw.guided(

@@ -5,9 +5,7 @@ itself from its last state in the store. A run waits while another process train
 training that is done already. With device.workers or device.nodes above 1 the stage starts its ranks under msrun; it
 may as well be started by msrun or mpirun, or with a rank table."""
 
-import logging
 import os
-import sys
 from pathlib import Path
 
 from pipeline import hardware
@@ -29,7 +27,6 @@ PATHS = Paths(
 
 
 def main(params: Params) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     hardware.check(params, "device", "train")
     data = open_data(PATHS, made_with(params), params.train)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locks
+from pipeline import locks, progress
 from pipeline.cache import engine, ranks, shards
 from pipeline.stage import StageError
 from tests import cache_children
@@ -176,3 +176,17 @@ def test_msrun_may_start_them(tmp_path, alone):
     done = run([*msrun, f"--master_port={port}", f"--log_dir={tmp_path / 'logs'}", script], tmp_path)
     assert done.returncode == 0, done.stderr
     check_three_ranks(tmp_path, alone)
+
+
+def test_the_bar_of_rank_0_counts_what_all_encode(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    other = start(tmp_path, 1, 2, pause=0.1)
+    monkeypatch.setenv("RANK_ID", "0")
+    monkeypatch.setenv("RANK_SIZE", "2")
+    report = engine.build(job(range(COUNT), Encoder()), tmp_path / "out")
+    assert finish([other]) == [0] and report.encoded < COUNT
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latents: ")]
+    assert f"latents: 100%, {COUNT} of {COUNT}, " in lines[-1]
+    waited = [line for line in lines if f" of {COUNT}, " in line and f", {COUNT} of" not in line]
+    assert any(int(line.split()[2]) > report.encoded for line in waited)  # while rank 0 itself has nothing to do

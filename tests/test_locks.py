@@ -19,7 +19,7 @@ from pipeline import locks
 with locks.lock("k", "works on the same", job="j") as progressed:
     print("held", flush=True)
     for line in sys.stdin:
-        progressed() if line == "progressed\\n" else sys.exit()
+        progressed(3, 10) if line == "progressed\\n" else sys.exit()
         print("did", flush=True)
 """
 WAIT = """
@@ -157,6 +157,8 @@ def test_progress_shows(other):
     other.stdin.flush()
     other.stdout.readline()
     assert locks.progress("k") > first
+    found = locks.holder("k")
+    assert (found.done, found.total, found.pid) == (3, 10, other.pid)
     assert locks.progress("another") is None
 
 

@@ -25,7 +25,7 @@ def project(tmp_path):
     for folder in ("models", "data"):
         (tmp_path / "pipeline" / folder).mkdir(parents=True)
     (tmp_path / "stages").mkdir()
-    names = ["__init__", "stage", "recorded", "params", "contradictions", "doubts", "store", "times"]
+    names = ["__init__", "stage", "recorded", "params", "contradictions", "doubts", "store", "times", "progress"]
     names += ["models/__init__", "models/config", "data/__init__", "data/buckets"]
     for name in names:
         shutil.copy2(ROOT / f"pipeline/{name}.py", tmp_path / f"pipeline/{name}.py")

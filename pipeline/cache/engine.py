@@ -7,7 +7,6 @@ shards that follow. A shard enters the store when its last row is encoded; rows 
 meanwhile."""
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.cache import ranks, shards, shelf
 from pipeline.cache.shelf import Wanted
 from pipeline.stage import StageError
@@ -91,7 +89,13 @@ def build(job: Job, out: str | Path, others: ranks.Others = ranks.UNKNOWN) -> Re
         raise StageError(f"there are no rows to encode for {out}; wanted at least one accepted picture")
     rank, world = ranks.from_environment()
     report = Report(rows=len(wanted.rows), shards=wanted.count)
-    with ranks.claim(wanted.key, rank) as progressed, store.watched(wanted.folder) as there:
+    name = wanted.kind.name + (f", rank {rank}" if rank else "")
+    with (
+        ranks.claim(wanted.key, rank) as progressed,
+        store.watched(wanted.folder) as there,
+        progress.Bar(0, job.unit, name) as bar,
+    ):
+        counter = ranks.Counter(bar, wanted.key, rank, world, progressed)
         store.sweep(wanted.folder)
         damaged: set[tuple[Path, int]] = set()
         encode = None
@@ -101,22 +105,17 @@ def build(job: Job, out: str | Path, others: ranks.Others = ranks.UNKNOWN) -> Re
             while missing := _missing(wanted, mine, world, damaged):
                 if encode is None and any(not shard.complete for shard in missing):
                     encode = job.make_encoder()
-                _fill(job, encode, missing, damaged, report, progressed)
+                _fill(job, encode, missing, damaged, report, counter)
             shelf.drop_finished_parts(wanted)
             if rank != 0:
                 break
-            if lost := ranks.wait_for(wanted.paths, wanted.key, world, mine, lambda: not there(), others):
+            if lost := ranks.wait_for(
+                wanted.paths, wanted.key, world, mine, lambda: not there(), others, counter.look
+            ):
                 mine |= lost
             else:
+                counter.finish()
                 report.assembled = _assemble(wanted, Path(out))
-    log.info(
-        "%s: %d rows in %d shards; encoded %d, wrote %d shards",
-        wanted.kind.name,
-        report.rows,
-        report.shards,
-        report.encoded,
-        report.shards_written,
-    )
     return report
 
 
@@ -180,24 +179,16 @@ def _fill(
     missing: list[_Shard],
     damaged: set[tuple[Path, int]],
     report: Report,
-    progressed: Callable[[], None],
+    counter: ranks.Counter,
 ) -> None:
     """Encode and write `missing`. Rows of the store that turn out damaged are added to `damaged`, their shards left
-    out. `progressed` is called after each batch."""
-    total = sum(len(shard.lacking) for shard in missing)
+    out. `counter` is told after each batch."""
+    counter.expect(sum(len(shard.lacking) for shard in missing))
     writer = _Writer(job, missing, damaged, report)
-    interactive = sys.stderr.isatty()
     with (
         ThreadPoolExecutor(job.workers, "prepare") as workers,
         ThreadPoolExecutor(1, "stack") as stacker,
         ThreadPoolExecutor(1, "write") as behind,
-        tqdm(
-            total=total,
-            unit=job.unit,
-            desc=job.wanted.kind.name,
-            mininterval=0.5 if interactive else 30.0,
-            disable=not total,
-        ) as bar,
     ):
         results: deque[Future] = deque([behind.submit(writer.write_complete)])
         try:
@@ -205,9 +196,8 @@ def _fill(
                 started = time.perf_counter()
                 outputs = encode(inputs)
                 report.seconds_encoding += time.perf_counter() - started
-                progressed()
+                counter.add(len(indices))
                 results.append(behind.submit(writer.take, indices, numbers, outputs))
-                bar.update(len(indices))
                 while len(results) > _BATCHES_BEHIND or results and results[0].done():
                     results.popleft().result()
             while results:

@@ -12,9 +12,10 @@ import os
 import time
 from pathlib import Path
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.stage import StageError
 
+_BLOCK = 1 << 22  # bytes
 _SETTLED = 2.0  # seconds; a file changed later than this before it was hashed may change again within one clock tick
 
 
@@ -29,8 +30,12 @@ def file_hash(path: str | Path) -> str:
         known = json.loads(memo.read_text())
         if known["state"] == state:
             return known["hash"]
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb", buffering=0) as file, progress.Bar(status.st_size, "B", f"hashes {path.name}", leave=False) as bar:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    found = digest.hexdigest()
     if time.time() - status.st_mtime > _SETTLED:
         store.keep(memo, lambda temporary: temporary.write_text(json.dumps({"state": state, "hash": found})))
     return found

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import locks
+from pipeline import locks, progress
 from pipeline.stage import StageError
 
 log = logging.getLogger(__name__)
@@ -117,15 +117,59 @@ def _wait_for_end(child: subprocess.Popen, rank: int) -> None:
 
 
 @contextlib.contextmanager
-def claim(key: str, rank: int) -> Iterator[Callable[[], None]]:
+def claim(key: str, rank: int) -> Iterator[Callable[[int, int], None]]:
     """Hold the part of the work on `key` that is this rank's; wait while another process has it. Gives a function to
-    call when the work got on."""
+    call when the work got on, with the rows that are done and that it is to do."""
     with locks.lock(_lock(key, rank), "fills the same cache") as progressed:
         yield progressed
 
 
+class Counter:
+    """What the progress bar of a rank counts: its own rows, and on rank 0 those of all."""
+
+    def __init__(self, bar: progress.Bar, key: str, rank: int, world: int, progressed: Callable[[int, int], None]):
+        self._bar, self._progressed = bar, progressed
+        self._others = {other: _lock(key, other) for other in range(1, world)} if rank == 0 else {}
+        self._counts = {rank: (0, 0)}  # rank -> rows that are done, and that it is to do
+        self._rank, self._looked = rank, 0.0
+
+    def expect(self, rows: int) -> None:
+        self._count(0, rows)
+
+    def add(self, rows: int) -> None:
+        self._count(rows, 0)
+
+    def look(self) -> None:
+        """See how far the others are, and show it."""
+        if time.monotonic() - self._looked > _POLL_SECONDS:
+            self._looked = time.monotonic()
+            for rank, name in self._others.items():
+                # of a lock that nobody holds the file tells of an earlier run, or of what was seen before
+                if locks.held(name) and (holder := locks.holder(name)) is not None:
+                    self._counts[rank] = holder.done, holder.total
+        done, total = map(sum, zip(*self._counts.values(), strict=True))
+        self._bar.total = total
+        self._bar.update(max(0, done - self._bar.n))
+
+    def finish(self) -> None:
+        """All rows are there, also those of which a rank had no time to tell."""
+        self._bar.update(self._bar.total - self._bar.n)
+
+    def _count(self, done: int, total: int) -> None:
+        before = self._counts[self._rank]
+        self._counts[self._rank] = mine = before[0] + done, before[1] + total
+        self._progressed(*mine)
+        self.look()
+
+
 def wait_for(
-    paths: list[Path], key: str, world: int, mine: set[int], deleted: Callable[[], bool], others: Others
+    paths: list[Path],
+    key: str,
+    world: int,
+    mine: set[int],
+    deleted: Callable[[], bool],
+    others: Others,
+    look: Callable[[], None] = lambda: None,
 ) -> set[int]:
     """Return no ranks when all files are there; or those whose files went with a store that was deleted and which do
     not make them again: the ranks `mine`, whose shards this process makes, and ranks that have ended.
@@ -133,18 +177,19 @@ def wait_for(
     Raises StageError when a file is missing and the rank that owes it is gone, or has done nothing for STUCK_SECONDS.
 
     paths: file of shard i, which rank i % world writes. deleted: whether the store was deleted since the ranks
-    began."""
+    began. look: called now and then."""
     started = logged = time.monotonic()
     seen: dict[int, float] = {}  # when a rank was last seen to hold its lock
     moved: dict[int, tuple[float | None, float]] = {}  # what its lock says of its progress, and since when
     while True:
+        look()
         now = time.monotonic()
         for rank in set(range(world)) - mine:
             name = _lock(key, rank)
             if locks.held(name):
                 seen[rank] = now
-                if (progress := locks.progress(name)) != moved.get(rank, (None, 0))[0] or rank not in moved:
-                    moved[rank] = progress, now
+                if (last := locks.progress(name)) != moved.get(rank, (None, 0))[0] or rank not in moved:
+                    moved[rank] = last, now
         alive = {rank for rank, last in seen.items() if now - last < GONE_SECONDS}
         failed, finished = others.failed(), others.finished()
         # After the locks: a rank that ended in between has left its files.

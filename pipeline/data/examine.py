@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import multiprocessing
 import os
 import threading
@@ -10,16 +11,18 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.data import images, memo
 from pipeline.data.part import Part, SourceError, shown
 from pipeline.data.sources import Source
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 16  # pictures that a worker takes at once
 _WINDOW = 4  # chunks waiting per worker
@@ -55,7 +58,7 @@ class Examiner:
         new = np.setdiff1d(np.arange(len(part.paths)), known, assume_unique=True)
         if len(new):
             if self._progress is None:
-                self._progress = tqdm(total=0, unit=" images", desc="index", dynamic_ncols=True)
+                self._progress = progress.Bar(0, "image", "index")
             self._progress.total += len(new)
         rows, tables = [known], [table]
         saved, unsaved = time.monotonic(), 0
@@ -79,19 +82,18 @@ class Examiner:
         memo.save(part.place, self.rules, part.paths.take(pa.array(order)), part.stamps[order], found, now)
 
     def _look(self, place: str, paths: list[str], rows: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
-        """A few pictures are decoded in this process. A crash in a decoder ends it: the last line of its progress then
-        names the picture, and the mark that stays sends the next run to workers, which find it and go on."""
+        """A few pictures are decoded in this process. A crash in a decoder ends it: the mark that stays names the
+        picture and sends the next run to workers, which reject it and go on."""
         chunks = [(paths[i : i + _CHUNK], rows[i : i + _CHUNK]) for i in range(0, len(paths), _CHUNK)]
         mark = memo.mark(place)
         crashed = mark.exists()
+        if crashed:
+            log.warning("the last run ended while it decoded %s", mark.read_text(encoding="utf-8") or "a picture")
         if paths and len(paths) <= _FEW and not crashed:
-            with contextlib.suppress(FileNotFoundError):  # the store is being deleted
-                store.make(mark.parent)
-                mark.touch()
             try:
                 for names, chunk in chunks:
                     try:
-                        yield chunk, pa.concat_tables([self._look_here(name) for name in names])
+                        yield chunk, pa.concat_tables([self._look_here(name, mark) for name in names])
                     except MemoryError:
                         yield chunk, self._one_by_one(names)
             finally:
@@ -106,8 +108,10 @@ class Examiner:
             yield self._result(*waiting.popleft())
         mark.unlink(missing_ok=True)
 
-    def _look_here(self, name: str) -> pa.Table:
-        self._progress.set_postfix_str(shown(name))
+    def _look_here(self, name: str, mark: Path) -> pa.Table:
+        with contextlib.suppress(FileNotFoundError):  # the store is being deleted
+            store.make(mark.parent)
+            mark.write_text(shown(name), encoding="utf-8")
         return look(self.source, [name], self.max_pixels)
 
     def _submit(self, names: list[str]) -> Future:

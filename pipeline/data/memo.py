@@ -72,7 +72,7 @@ def rules(max_pixels: int) -> str:
 
 
 def mark(place: str) -> Path:
-    """A file that is there while a few pictures of this part are decoded."""
+    """A file that is there while a few pictures of this part are decoded, and names the one that is."""
     return _file(place).with_suffix(".looking")
 
 

@@ -12,6 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import SDXLConfig
+from pipeline.models.graphs import compiled
 from pipeline.models.load import load_weights
 from pipeline.models.vae import VAEDecoder, VAEEncoder
 from pipeline.stage import StageError
@@ -21,7 +22,7 @@ _DTYPE = {"float32": ms.float32, "bfloat16": ms.bfloat16}
 
 
 def _frozen(make: Callable[[], nn.Cell], path: Path, part: str, device: pipeline.device.Device, precision: str):
-    """(the cell with its weights, its dtype)"""
+    """(the cell with its weights as a function of tensors, its dtype)"""
     if precision not in _DTYPE:
         raise StageError(f"precision {precision!r} is not one of {', '.join(_DTYPE)}")
     if precision == "bfloat16" and device.target == "CPU":
@@ -29,7 +30,7 @@ def _frozen(make: Callable[[], nn.Cell], path: Path, part: str, device: pipeline
     with no_init_parameters():
         cell = make()
     load_weights(cell, path, PREFIX[part], _DTYPE[precision])
-    return cell.set_train(False), _DTYPE[precision]
+    return compiled(cell.set_train(False), type(cell).__name__), _DTYPE[precision]
 
 
 def _array(tensor: ms.Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
 from pipeline.models.config import UNetConfig
+from pipeline.models.graphs import compiled
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
 from pipeline.stage import StageError
@@ -34,12 +35,13 @@ def make(config: UNetConfig, device: pipeline.device.Device, precision: str) -> 
     dtype = DTYPES[precision]
     with no_init_parameters():
         cell = UNet(config, attention, dtype).set_train(False)
+    run = compiled(cell, "UNet")
 
     def load(path: str | Path) -> None:
         load_weights(cell, path, PREFIX["unet"], dtype)
 
     def predict(x_t: np.ndarray, timesteps: np.ndarray, context: np.ndarray, vector: np.ndarray) -> np.ndarray:
         inputs = (ms.Tensor(x_t), ms.Tensor(timesteps), ms.Tensor(context), ms.Tensor(vector))
-        return cell(*inputs).asnumpy()
+        return run(*inputs).asnumpy()
 
     return load, predict

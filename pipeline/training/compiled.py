@@ -23,7 +23,7 @@ from pathlib import Path
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from mindspore import Tensor, nn
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.device import Device
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Compiler:
             os.utime(self.folder)
             store.keep_newest(self.folder.parent, _KEPT_KEYS)
 
+    @progress.outside()
     def __call__(self, cell: nn.Cell, name: str, *inputs: Tensor, together: bool = True) -> None:
         """Compile `cell` for inputs of these shapes, and run nothing.
 

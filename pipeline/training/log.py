@@ -1,29 +1,49 @@
-"""A run's curves: DVCLive's files, a line of JSON for each point, and a progress bar.
+"""A run's curves: DVCLive's files, a line of JSON for each point, a few telling numbers in metrics.json, and a progress
+bar.
 
 `live/log.jsonl` can be read while the run goes on. The curves are a function of the points alone, so a resumed run puts
 its folder back from the state and goes on in it."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from dvclive import Live
-from tqdm import tqdm
 
+from pipeline import progress
 
 PICTURES = "pictures"  # subfolder for what is drawn on the way; it is there also when nothing is
 
 
+# In metrics.json, a column each of `dvc exp show`; the rest has its curves.
+_MEANS = ("train/loss", "train/images_per_second")  # over the last twentieth of the points
+_LATEST = ("validation/loss", "validation/ema_loss")
+
+
 class Log:
-    def __init__(self, folder: Path, steps: int, done: int = 0, pending: dict | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        done: int = 0,
+        pending: dict | None = None,
+        memory: Callable[[], int] = lambda: 0,
+    ):
         """Log to `folder`, from the beginning. A resumed run gives its count of steps that are `done`, for which the
-        folder holds the curves up to there, and what `pending` held then."""
+        folder holds the curves up to there, and what `pending` held then. `memory` gives the bytes that the bar shows
+        to be in use."""
         if not done:
             shutil.rmtree(folder, ignore_errors=True)
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
         self._live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, resume=done > 0)
-        self._lines = open(folder / "log.jsonl", "a", encoding="utf-8")
-        self._bar = tqdm(total=steps, initial=done, unit="step", mininterval=1, smoothing=0.1)
+        self._lines = open(folder / "log.jsonl", "a+", encoding="utf-8")
+        self._lines.seek(0)
+        rows = [json.loads(line) for line in self._lines] if done else []
+        self._history = {name: [row[name] for row in rows if name in row] for name in _MEANS}
+        self._summary = self._live.summary  # of a resumed run as it stood
+        self._memory, self._shown = memory, {}
+        self._bar = progress.Bar(steps, "step", "train", done)
         self.pending: dict[str, list] = pending or {}  # name -> [sum, count] since the last point
 
     def step(self, done: int, steps: int, means: dict[str, float], latest: dict[str, float], point: bool) -> None:
@@ -42,15 +62,29 @@ class Log:
         self._live.step = step
         for name, value in values.items():
             self._live.log_metric(name, value)
-        self._live.make_summary()
+        self._summarize(values)
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
-        shown = {name: f"{values[name]:.4g}" for name in ("train/loss", "validation/loss") if name in values}
-        self._bar.set_postfix(shown, refresh=False)
+        told = {"loss": "train/loss", "validation": "validation/loss", "images/s": "train/images_per_second"}
+        self._shown |= {short: f"{values[name]:.4g}" for short, name in told.items() if name in values}
+        self._bar.set_postfix(self._shown | {"memory": f"{self._memory() / 1e9:.3g} GB"}, refresh=False)
 
-    def fact(self, name: str, value: float) -> None:
-        """A number for metrics.json that has no curve."""
-        self._live.log_metric(name, value, plot=False)
+    def _summarize(self, values: dict[str, float]) -> None:
+        """What metrics.json says, which DVCLive would fill with the latest value of each curve."""
+        found = {name: values[name] for name in _LATEST if name in values}
+        for name, history in self._history.items():
+            history += [values[name]] if name in values else []
+            last = history[-max(1, len(history) // 20) :]
+            found |= {name: sum(last) / len(last)} if last else {}
+        validation = self._summary.get("validation", {})
+        if (loss := values.get("validation/loss")) is not None:
+            found["validation/best_loss"] = min(loss, validation.get("best_loss", loss))
+            found["validation/base_loss"] = validation.get("base_loss", loss)  # of the first, before any step
+        for name, value in found.items():
+            section, _, key = name.partition("/")
+            self._summary = self._summary | {section: self._summary.get(section, {}) | {key: value}}
+        self._live.summary = self._summary
+        self._live.make_summary()
 
     def close(self) -> None:
         self._live.end()

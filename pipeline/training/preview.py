@@ -13,6 +13,7 @@ from pipeline import params, store
 from pipeline.cache.reader import Reader
 from pipeline.models.config import SDXLConfig
 from pipeline.models.encode import vae_decoder
+from pipeline.models.graphs import compiled
 from pipeline.sampling import draw, euler
 
 COUNT = 4
@@ -35,10 +36,10 @@ def painter(
         draw.noise(0, len(chosen), shape), STEPS, diffusion.prediction, diffusion.zero_terminal_snr,
         diffusion.flow_shift,
     )  # fmt: skip
-    decoders = []
+    decoders, run = [], compiled(unet, "UNet for pictures")
 
     def predict(*arrays: np.ndarray) -> np.ndarray:
-        return unet(*map(ms.Tensor, arrays)).asnumpy()
+        return run(*map(ms.Tensor, arrays)).asnumpy()
 
     def paint(path: Path) -> None:
         if not decoders:

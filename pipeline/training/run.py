@@ -63,7 +63,7 @@ def _fine_tune(
     make = functools.partial(build.trained, config.unet, device, train, paths.unet)
     trained, facts = _start(states, make, live, device)
     done = facts["step"]
-    curves = Log(live, end, done, facts["pending"]) if device.rank == 0 else None
+    curves = Log(live, end, done, facts["pending"], device.memory) if device.rank == 0 else None
 
     # What a step, a validation and a picture are; their graphs are compiled when they are first met
     compiler = _compiler(model, data, device, train)
@@ -91,7 +91,6 @@ def _fine_tune(
         values = validate()
         if curves is not None:
             curves.point(0, values)
-            curves.fact("validation/base_loss", values["validation/loss"])
     rates, looks = build.rates(train, end, device.world_size), _looks(train, validate is not None)
     for result in drive.results(graphs, steps, rates, device.sink_size, train.log_interval, looks):
         _check(result, trained.settings, data.reader, states)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
 from pipeline.weights import check, ckpt
@@ -33,7 +33,9 @@ def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
             if len(faults) > check.MOST:
                 refuse()
 
-    with store.out(out) as folder:
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    summary = []
+    with store.out(out) as folder, progress.Bar(total, "B", "convert") as bar:
         folder.mkdir()
         for part in PREFIX:
             own = {name: tensor for name, tensor in tensors.items() if part_of(name) == part}
@@ -44,8 +46,10 @@ def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
                         writer.begin(to_mindspore(name), own[name].dtype, own[name].shape)
                         begun = name
                     writer.write(chunk)
+                    bar.update(chunk.nbytes)
             dtypes = ", ".join(sorted({tensor.dtype for tensor in own.values()}))
             count = sum(tensor.count for tensor in own.values())
-            print(f"{part}: {len(own):,} tensors, {count:,} parameters, {dtypes}", flush=True)
+            summary.append(f"{part}: {len(own):,} tensors, {count:,} parameters, {dtypes}")
         if faults:
             refuse()
+    print(*summary, sep="\n", flush=True)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
 from pipeline.weights import check, ckpt, layout, safetensors
 from pipeline.weights.ahead import ahead, mapped
 from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
-from pipeline.weights.tensor import Tensor
+from pipeline.weights.tensor import Tensor, size
 
 
 _DIVERGED = "; a training that diverges leaves such: lower train.learning_rate"
@@ -27,8 +27,9 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
     shapes = layout.shapes(config)
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
     entries = {name: (dtype, shape) for name, shape in [*shapes.items(), *((mark, (0,)) for mark in marks)]}
+    total = sum(size(dtype, shape) for dtype, shape in entries.values())
     begun = None
-    with store.out(out) as folder:
+    with store.out(out) as folder, progress.Bar(total, "B", "merge") as bar:
         folder.mkdir()
         with (
             ckpt.Writer(folder / "merged.ckpt") as mindspore,
@@ -41,6 +42,7 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
                     begun = name
                 mindspore.write(chunk)
                 stability.write(chunk)
+                bar.update(chunk.nbytes)
             for mark in marks:
                 stability.begin(mark, *entries[mark])
     marked = f", marked {' and '.join(marks)}" if marks else ""

@@ -1,0 +1,80 @@
+"""Progress of what takes long: a bar with rate and estimate on a terminal, a line now and then in a log.
+
+tqdm counts, estimates and draws. Where stderr is no terminal (DVC's output in a file, a queue's logs, msrun's), what it
+draws becomes lines without carriage returns: one when some seconds have gone, more at longer intervals, one at the
+end."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from tqdm import tqdm
+
+SHORT_SECONDS = 5.0  # what takes less leaves no line in a log
+LINE_SECONDS = 30.0  # between two lines
+_FLASH_SECONDS = 0.5  # what takes less is not drawn on a terminal
+_LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
+
+_open: dict[int, "Bar"] = {}  # those that are not closed, by id
+
+
+class Bar(tqdm):
+    """A bar of tqdm's: `update(n)` when the work got on, `set_postfix(…, refresh=False)` for what stands behind it."""
+
+    monitor_interval = 0  # no thread that redraws
+
+    def __init__(self, total: int, unit: str, desc: str, done: int = 0, leave: bool = True):
+        self.lines = not sys.stderr.isatty()
+        super().__init__(
+            total=total, initial=done, desc=desc, leave=leave, file=_Lines(sys.stderr) if self.lines else sys.stderr,
+            unit=unit, unit_scale=unit == "B", smoothing=0.1, miniters=1, dynamic_ncols=not self.lines,
+            delay=SHORT_SECONDS if self.lines else _FLASH_SECONDS, mininterval=SHORT_SECONDS if self.lines else 0.2,
+            bar_format=_LINE if self.lines else None, position=0 if self.lines else None,
+        )  # fmt: skip
+        _open[id(self)] = self
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if self.lines:
+            self.mininterval = LINE_SECONDS
+            if self.n == self.total and not self.disable:  # `close` writes the last line
+                return True
+        return super().display(msg, pos)
+
+    def close(self) -> None:
+        _open.pop(id(self), None)
+        super().close()
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """What is done in the block stands in no open bar's rate, estimate and time: a compilation comes once."""
+    begin = time.time()
+    try:
+        yield
+    finally:
+        seconds = time.time() - begin
+        for bar in list(_open.values()):
+            bar.start_t += seconds
+            bar.last_print_t += seconds
+
+
+def close() -> None:
+    """Close the bars that an error left open, so that its message stands on a line of its own."""
+    for bar in list(_open.values()):
+        bar.close()
+
+
+class _Lines:
+    """Where tqdm draws for a log."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if text := " ".join(text.split()):
+            self._file.write(f"{text}\n")
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,127 @@
+"""pipeline/progress.py: bars on a terminal, lines in a log, and what they leave out."""
+
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from fcntl import ioctl
+
+from tests.training_samples import ROOT
+
+from pipeline import progress
+
+WORK = """
+import logging, time
+from pipeline import progress, stage
+clock = [1e9]
+time.time = lambda: clock[0]
+import tqdm.std
+tqdm.std.time = time.time
+
+def main(params):
+    with progress.Bar(300, "image", "latents") as bar:
+        for done in range(1, 301):
+            if done == 101:
+                with progress.outside():
+                    clock[0] += 600
+                logging.getLogger("x").info("something is said")
+            clock[0] += 0.5
+            bar.update()
+            bar.set_postfix({"loss": "0.1"}, refresh=False)
+    with progress.Bar(10, "caption", "short") as bar:
+        for _ in range(10):
+            clock[0] += 0.1
+            bar.update()
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+with stage.logging_redirect_tqdm():
+    main(None)
+"""
+
+
+def in_a_log() -> str:
+    done = subprocess.run([sys.executable, "-c", WORK], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    return done.stderr
+
+
+def on_a_terminal(script: str = WORK) -> str:
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            text += part
+    except OSError:  # a terminal that nobody has open any more
+        pass
+    os.close(ours)
+    process.wait()
+    return text.decode()
+
+
+def test_a_log_has_a_line_now_and_then_with_rate_and_estimate():
+    text = in_a_log()
+    assert "\r" not in text and "\x1b" not in text
+    lines = text.splitlines()
+    assert lines.pop(2) == "something is said"
+    # after 5 seconds, then after 30 each, then at the end; of what took a second, nothing
+    assert lines == [
+        f"latents: {done * 100 // 300}%, {done} of 300, 2.00image/s, {gone} gone, {left} left, loss=0.1"
+        for done, gone, left in ((10, "00:05", "02:25"), (70, "00:35", "01:55"), (130, "01:05", "01:25"),
+                                 (190, "01:35", "00:55"), (250, "02:05", "00:25"), (300, "02:30", "00:00"))
+    ]  # fmt: skip
+
+
+def test_a_terminal_has_a_bar_that_is_drawn_anew_and_below_what_is_said():
+    text = on_a_terminal()
+    drawn = re.findall(r"\r(latents: [^\r\n]*)", text)
+    assert len(drawn) > 200 and len(text.splitlines()) < 2 * len(drawn)
+    assert "█" in drawn[-1] and "300/300 [02:30<00:00" in drawn[-1] and "2.00image/s, loss=0.1" in drawn[-1]
+    assert re.search(r"\r *\rsomething is said\r?\n", text)
+
+
+def test_what_is_outside_stands_in_no_bars_rate():
+    """600 seconds, 100 times as long as what was done before: 5 s a step of the demo had 4.4 s of compilation in them."""
+    for drawn in (in_a_log(), on_a_terminal()):
+        rates = set(re.findall(r"([\d.]+)(image/s|s/image)", drawn))
+        assert rates == {("2.00", "image/s")}, rates
+
+
+def test_an_error_closes_the_bars(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SHORT_SECONDS", 0.0)
+    bar = progress.Bar(10, "step", "train")
+    bar.update(3)
+    progress.close()
+    assert bar.disable and not progress._open
+    progress.close()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train: 30%, 3 of 10,")
+
+
+def test_bytes_are_scaled(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SHORT_SECONDS", 0.0)
+    with progress.Bar(6_940_000_000, "B", "merge") as bar:
+        bar.update(bar.total // 2)
+    assert "merge: 50%, 3.47G of 6.94G," in capsys.readouterr().err
+
+
+def test_a_stage_ends_its_bars_before_its_message(tmp_path):
+    """On a terminal the message would stand behind the bar."""
+    script = """
+import sys, time
+sys.argv = ["convert"]
+from pipeline import progress, stage
+progress._FLASH_SECONDS = 0.0
+
+def main(params):
+    progress.Bar(10, "step", "train").update(3)
+    raise stage.StageError("it is broken")
+
+stage.run(main)
+"""
+    assert re.search(r"step(/s)?\]\r?\nconvert.py: it is broken", on_a_terminal(script))
+
