@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 # What CANN wants of Python is installed where there is an NPU, and with `make repro NPU=1`.
 NPU ?= $(wildcard /dev/davinci[0-9]*)
 
-.PHONY: repro test preset doctor report docs requirements
+.PHONY: repro test preset doctor report exps docs requirements
 
 repro: .venv/.run $(if $(NPU),.venv/.npu)
 	dvc repro
@@ -17,6 +17,10 @@ repro: .venv/.run $(if $(NPU),.venv/.npu)
 # One HTML page of the workspace, or of experiments side by side: make report EXP="a b" AGAINST=presets/tiny.yaml
 report: .venv/.run
 	python -m pipeline.report $(EXP) $(if $(AGAINST),--against $(AGAINST))
+
+# The experiments in a small table.
+exps: .venv/.run
+	@python -m pipeline exps
 
 # In two processes, each file of tests in one: most of the time is graphs' compilation, which takes one core.
 test: .venv/.test

@@ -16,6 +16,7 @@ TOOLS = {
     "data": ("pipeline.data.__main__", "look at pictures and captions before they are indexed"),
     "weights": ("pipeline.weights.__main__", "say what a file or folder of weights is"),
     "cache": ("pipeline.cache.__main__", "list, verify, show and clean up the caches and the store"),
+    "exps": ("pipeline.experiments", "list the experiments with what came out, in a small table"),
     "report": ("pipeline.report.__main__", "write one HTML page about what was run"),
 }
 

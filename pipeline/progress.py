@@ -8,7 +8,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import ClassVar, TextIO
+from weakref import WeakSet
 
 from tqdm import tqdm
 
@@ -17,13 +18,12 @@ LINE_SECONDS = 30.0  # between two lines
 _FLASH_SECONDS = 0.5  # what takes less is not drawn on a terminal
 _LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
 
-_open: dict[int, "Bar"] = {}  # those that are not closed, by id
-
 
 class Bar(tqdm):
     """A bar of tqdm's: `update(n)` when the work got on, `set_postfix(…, refresh=False)` for what stands behind it."""
 
     monitor_interval = 0  # no thread that redraws
+    all_open: ClassVar[WeakSet["Bar"]] = WeakSet()
 
     def __init__(self, total: int, unit: str, desc: str, done: int = 0, leave: bool = True):
         self.lines = not sys.stderr.isatty()
@@ -33,7 +33,7 @@ class Bar(tqdm):
             delay=SHORT_SECONDS if self.lines else _FLASH_SECONDS, mininterval=SHORT_SECONDS if self.lines else 0.2,
             bar_format=_LINE if self.lines else None, position=0 if self.lines else None,
         )  # fmt: skip
-        _open[id(self)] = self
+        self.all_open.add(self)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if self.lines:
@@ -43,7 +43,7 @@ class Bar(tqdm):
         return super().display(msg, pos)
 
     def close(self) -> None:
-        _open.pop(id(self), None)
+        self.all_open.discard(self)
         super().close()
 
 
@@ -55,14 +55,14 @@ def outside() -> Iterator[None]:
         yield
     finally:
         seconds = time.time() - begin
-        for bar in list(_open.values()):
+        for bar in Bar.all_open:
             bar.start_t += seconds
             bar.last_print_t += seconds
 
 
 def close() -> None:
     """Close the bars that an error left open, so that its message stands on a line of its own."""
-    for bar in list(_open.values()):
+    for bar in list(Bar.all_open):
         bar.close()
 
 

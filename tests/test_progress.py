@@ -97,7 +97,7 @@ def test_an_error_closes_the_bars(monkeypatch, capsys):
     bar = progress.Bar(10, "step", "train")
     bar.update(3)
     progress.close()
-    assert bar.disable and not progress._open
+    assert bar.disable and bar not in progress.Bar.all_open
     progress.close()
     assert capsys.readouterr().err.splitlines()[-1].startswith("train: 30%, 3 of 10,")
 
