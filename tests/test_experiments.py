@@ -1,0 +1,47 @@
+"""pipeline/experiments.py: the small table. tests/test_docs_run.py has it from DVC itself."""
+
+from pipeline import experiments
+
+
+def row(name: str | None, best: float | None, **more) -> dict:
+    rev = "abc" if name else more.pop("rev")
+    metrics = {"validation.best_loss": best, "train.loss": None if best is None else 0.5, "step": 600.0}
+    return {"Experiment": name, "rev": rev, "State": None, **metrics, "train.seed": 0.0, "outs/latents": name, **more}
+
+
+ROWS = [
+    row(None, 0.3, rev="workspace", **{"train.learning_rate": 1e-3}),
+    row(None, 0.3, rev="main", **{"train.learning_rate": 1e-3}),
+    row("low-rate", 0.2, **{"train.learning_rate": 2e-5}),
+    row("waits", None, **{"State": "Queued", "train.learning_rate": 5e-5, "train.ema": "True"}),
+]
+
+
+def test_the_best_comes_first_and_columns_are_what_differs():
+    found = experiments.table(ROWS)
+    assert [(one["experiment"], one["state"]) for one in found] == [
+        ("low-rate", "done"), ("workspace", "as it stands"), ("main", "committed"), ("waits", "queued")]  # fmt: skip
+    columns = ["experiment", "state", "validation.best_loss", "train.loss", "step", "train.learning_rate", "train.ema"]
+    assert all(list(one) == columns for one in found)
+    assert found[0]["train.learning_rate"] == 2e-5 and found[3]["validation.best_loss"] is None
+
+
+def test_before_any_training_there_is_a_table_too():
+    found = experiments.table([{"Experiment": None, "rev": "workspace", "State": None, "train.seed": 0.0}])
+    assert found == [{"experiment": "workspace", "state": "as it stands"}]
+
+
+def test_as_people_read_it(monkeypatch, capsys, tmp_path):
+    import dvc.api
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.setattr(dvc.api, "exp_show", lambda num: ROWS if num == 1 else [])
+    try:
+        experiments.main([])
+    except SystemExit as end:
+        assert end.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[:2] == ["experiment", "state"] and "best validation  train loss" in lines[0]
+    assert lines[1].split() == ["low-rate", "done", "0.2", "0.5", "600", "2e-05", "-"]
+    assert len(lines) == 5 and lines[4].startswith("waits       queued")
