@@ -20,6 +20,7 @@ from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.cache.plan import epoch_plan
 from pipeline.cache.reader import Reader
 from pipeline.data.buckets import buckets
+from pipeline.data.tables import SAMPLES
 
 
 def main() -> None:
@@ -37,10 +38,10 @@ def main() -> None:
 
 def measure(folder: Path) -> None:
     started = time.perf_counter()
-    with Reader(folder / "latents", folder / "text", folder / "captions.parquet") as reader:
+    with Reader(folder / "latents", folder / "text", folder / "samples.parquet") as reader:
         opened = time.perf_counter()
         print(f"reader of {reader.n:,} samples: {opened - started:.1f} s, peak so far {peak():.2f} GB", flush=True)
-        plan = epoch_plan(reader.buckets, np.arange(reader.n), seed=0, epoch=0, global_batch=256)
+        plan = epoch_plan(reader.buckets, reader.repeats, np.arange(reader.n), seed=0, epoch=0, global_batch=256)
         print(f"plan of {len(plan):,} batches: {time.perf_counter() - opened:.1f} s")
         batch = reader.read(plan[0][:16], epoch=0, seed=0)
         assert batch.time_ids.shape == (16, 6)
@@ -82,9 +83,11 @@ def make(folder: Path, rows: int) -> None:
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(a[order].tobytes())])
         for a in (image, caption)
     ]
-    pq.write_table(
-        pa.table(columns, names=["image", "caption"]), folder / "captions.parquet", row_group_size=1 << 17
-    )  # as the index writes it
+    columns.insert(1, pa.repeat(pa.scalar(0, pa.int32()), len(order)))
+    plain = ("repeats", 1.0), ("loss_weight", 1.0), ("caption_dropout", None), ("class_images", False)
+    columns += [pa.repeat(pa.scalar(value, SAMPLES.field(name).type), len(order)) for name, value in plain]
+    table = pa.Table.from_arrays(columns, schema=SAMPLES)
+    pq.write_table(table, folder / "samples.parquet", row_group_size=1 << 17)  # as the index writes it
 
 
 def write(folder: Path, kind: shards.Kind, numbers: dict[str, np.ndarray], fingerprint: dict) -> None:

@@ -26,6 +26,7 @@ import safetensors.numpy
 from pipeline.cache import reader, shards
 from pipeline.cache.names import EMPTY_CAPTION, latent_row
 from pipeline.data import captions
+from pipeline.data.tables import SAMPLES
 
 BATCH = 16
 PASSES = 3
@@ -64,8 +65,9 @@ def write_ours(folder: Path, rows: int) -> None:
     for index in range(count):
         texts = [text_dict(keys[n], *sample(n)[1:]) for n in np.flatnonzero(place == index).tolist()]
         shards.write(folder / "text" / shards.shard_name(index, count), shards.TEXT, texts, {"clip_l": "benchmark"})
-    columns = {"image": pa.array(names, pa.binary(16)), "caption": pa.array(keys[:-1], pa.binary(16))}
-    pq.write_table(pa.table(columns), folder / "captions.parquet")
+    columns = {"image": names, "set": [0] * rows, "caption": keys[:-1], "repeats": [1.0] * rows}
+    columns |= {"loss_weight": [1.0] * rows, "caption_dropout": [None] * rows, "class_images": [False] * rows}
+    pq.write_table(pa.table(columns, schema=SAMPLES), folder / "samples.parquet")
 
 
 def latent_dict(name: bytes, latent: np.ndarray) -> dict:
@@ -83,7 +85,7 @@ def text_dict(name: bytes, context: np.ndarray, pooled: np.ndarray) -> dict:
 
 
 def read_ours(folder: Path, batches: list[list[int]]) -> Iterator[tuple[np.ndarray, ...]]:
-    with reader.Reader(folder / "latents", folder / "text", folder / "captions.parquet") as rows:
+    with reader.Reader(folder / "latents", folder / "text", folder / "samples.parquet") as rows:
         for batch in batches:
             found = rows.read(np.array(batch), epoch=0, seed=0)
             yield found.latents, found.context, found.pooled

@@ -58,6 +58,7 @@ NotNegative = Annotated[Float, Field(ge=0)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Decay = Annotated[Float, Field(ge=0, le=0.999999)]  # 1 minus it is still a number in float32
 Text = Annotated[str, AfterValidator(_text)]
+Column = Annotated[Text, Field(min_length=1, max_length=1000)]
 FileName = Annotated[Text, AfterValidator(_file_name)]
 
 
@@ -67,6 +68,8 @@ class Section(BaseModel):
 
 class Data(Section):
     images: FileName
+    image_column: Column
+    caption_column: Column
 
 
 class Model(Section):
@@ -102,6 +105,7 @@ class Index(Section):
     max_pixels: Annotated[int, Field(gt=0, lt=2**31)]
     max_rejected: Share
     caption_lines: Literal["several", "one"]
+    max_samples: Annotated[int, Field(gt=0, lt=2**31)] | None
     workers: Workers
 
 

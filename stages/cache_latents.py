@@ -33,7 +33,7 @@ def main(params: Params) -> None:
         fingerprint.check(made_with, describe())
         return encode
 
-    source = open_source(params.data.images)
+    source = open_source(params.data.images, image_column=params.data.image_column)
     job = make_job(IMAGES, source, made_with, preparation, make_encoder, p.batch_size, p.workers)
     with ranks.beside(params.device.workers) as others:
         report = engine.build(job, OUT, others)

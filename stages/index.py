@@ -1,4 +1,5 @@
-"""Pictures and captions -> outs/index/{images.parquet, captions.parquet, rejected.csv, unmatched.csv}."""
+"""Pictures and captions -> outs/index/{images.parquet, captions.parquet, samples.parquet, rejected.csv, unmatched.csv,
+copies.csv}."""
 
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from pipeline.stage import run
 
 def main(params: Params) -> None:
     summary = index(
-        open_source(params.data.images, params.index.caption_lines),
+        open_source(
+            params.data.images, params.index.caption_lines, params.data.image_column, params.data.caption_column
+        ),
         Path("outs/index"),
         sizes(params.index.resolution, params.index.bucket_step, params.index.buckets),
         params.index.min_side,
@@ -20,6 +23,7 @@ def main(params: Params) -> None:
         params.index.max_rejected,
         params.index.workers,
         params.index.min_bucket,
+        max_samples=params.index.max_samples,
     )
     print(summary, flush=True)
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cache import shards
 from pipeline.cache.names import latent_row
-from pipeline.data import captions
+from pipeline.data import captions, tables
 
 FINGERPRINT = {"vae": "0" * 32}
 TEXT_FINGERPRINT = {"clip_l": "1" * 32, "clip_g": "2" * 32}
@@ -57,6 +57,21 @@ def write_cache(folder, kind: shards.Kind, rows: list[dict], fingerprint: dict) 
     for index in range(count):
         chosen = [row for row, shard in zip(rows, place, strict=True) if shard == index]
         shards.write(folder / shards.shard_name(index, count), kind, chosen, fingerprint)
+
+
+def write_samples(path, pairs: list[tuple[bytes, str]], **columns: list) -> None:
+    """samples.parquet of (image, caption) pairs: a plain data set's, but for `columns` of tables.SAMPLES."""
+    count = len(pairs)
+    table = {
+        "image": [image for image, _ in pairs],
+        "set": [0] * count,
+        "caption": [captions.name(text, None) for _, text in pairs],
+        "repeats": [1.0] * count,
+        "loss_weight": [1.0] * count,
+        "caption_dropout": [None] * count,
+        "class_images": [False] * count,
+    }
+    pq.write_table(pa.table(table | columns, schema=tables.SAMPLES), path)
 
 
 def write_captions(path, pairs: list[tuple[bytes, str]]) -> None:

@@ -75,12 +75,12 @@ def test_only_line_feeds_end_a_line(tmp_path, mark):
     line = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
     (tmp_path / "metadata.jsonl").write_bytes(f"{line}\r\n{line}\n".encode())
     (tmp_path / "metadata.csv").write_bytes(f'file_name,text\r\na.png,"{text}"\r\nb.png,{text}\n'.encode())
-    assert [pairs for *_, pairs in captions.metadata(tmp_path / "metadata.jsonl")] == [[(text, None)]] * 2
+    assert [pairs for _, _, pairs, _ in captions.metadata(tmp_path / "metadata.jsonl")] == [[(text, None)]] * 2
     if mark == "\r":  # which a CSV file has to quote
         with pytest.raises(CaptionError, match="metadata.csv:3: not CSV: new-line character seen in unquoted field"):
             list(captions.metadata(tmp_path / "metadata.csv"))
     else:
-        assert [pairs for *_, pairs in captions.metadata(tmp_path / "metadata.csv")] == [[(text, None)]] * 2
+        assert [pairs for _, _, pairs, _ in captions.metadata(tmp_path / "metadata.csv")] == [[(text, None)]] * 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -100,7 +100,7 @@ def test_metadata_in_any_unicode(tmp_path, encoding):
     (tmp_path / "metadata.csv").write_bytes(f"{mark}file_name,text\na.png,{text}\nb.png,b\n".encode(encoding))
     for name, first in (("metadata.jsonl", 1), ("metadata.csv", 2)):
         file = tmp_path / name
-        wanted = [(f"{file}:{first}", "a.png", [(text, None)]), (f"{file}:{first + 1}", "b.png", [("b", None)])]
+        wanted = [(f"{file}:{first}", "a.png", [(text, None)], None), (f"{file}:{first + 1}", "b.png", [("b", None)], None)]
         assert list(captions.metadata(file)) == wanted
         if encoding.startswith("utf-16"):
             with open(file, "ab") as stream:
@@ -118,9 +118,9 @@ def test_bad_files(parse):
 
 
 def test_webdataset_json():
-    assert captions.record(b'{"text": ["a", "b"], "text_2": "x", "width": 3}', "f") == [("a", "x"), ("b", "x")]
-    assert captions.record(b'{"caption": "a", "sha": "0"}', "f") == [("a", None)]
-    assert captions.record(b"{}", "f") == []
+    assert captions.record(b'{"text": ["a", "b"], "text_2": "x", "width": 3}', "f") == ([("a", "x"), ("b", "x")], None)
+    assert captions.record(b'{"caption": "a", "sha": "0"}', "f") == ([("a", None)], None)
+    assert captions.record(b"{}", "f") == ([], None)
     with pytest.raises(CaptionError, match="f: found JSON of type list"):
         captions.record(b"[]", "f")
 
@@ -131,13 +131,13 @@ def test_jsonl(tmp_path):
         '\ufeff{"file_name": "a.png", "text": "x"}\n\n{"text": null, "file_name": "b/c.png", "more": 1}\n',
         encoding="utf-8",
     )
-    assert list(captions.metadata(file)) == [(f"{file}:1", "a.png", [("x", None)]), (f"{file}:3", "b/c.png", [])]
+    assert list(captions.metadata(file)) == [(f"{file}:1", "a.png", [("x", None)], None), (f"{file}:3", "b/c.png", [], None)]
 
 
 def test_csv(tmp_path):
     file = tmp_path / "metadata.csv"
     file.write_text('\ufefffile_name,text,text_2\na.png,"x, y",\nb.png,"two\nlines",z\n', encoding="utf-8")
-    assert [(name, pairs) for _, name, pairs in captions.metadata(file)] == [
+    assert [(name, pairs) for _, name, pairs, _ in captions.metadata(file)] == [
         ("a.png", [("x, y", None)]),
         ("b.png", [("two\nlines", "z")]),
     ]

@@ -116,6 +116,14 @@ def test_an_edited_caption(project):
     assert "7 captions in 1 shards: 1 encoded" in output  # six and the empty one
 
 
+def test_a_changed_weight(project):
+    """How often a picture is seen is decided when training, so neither cache runs."""
+    edit(project / "data/images/metadata.jsonl", '"text": "another picture"', '"text": "another picture", "repeats": 3')
+    output = dvc(project, "repro")
+    assert stages_of(output) == ["index", "train", "merge", "sample"]
+    assert "6 samples, 8 an epoch" in output
+
+
 def test_an_added_picture_is_encoded_alone(project):
     picture(project, 6)
     with open(project / "data/images/metadata.jsonl", "a") as metadata:

@@ -173,7 +173,8 @@ def test_bytes_do_not_depend_on_order_workers_place_or_memo(tmp_path):
     first = many(tmp_path / "data")
     run(first, tmp_path / "out")
     wanted = contents(tmp_path / "out")
-    assert set(wanted) == {"images.parquet", "captions.parquet", "rejected.csv", "unmatched.csv"}
+    tables = {f"{name}.parquet" for name in ("images", "captions", "samples")}
+    assert set(wanted) == tables | {"rejected.csv", "unmatched.csv", "copies.csv"}
     assert run(first, tmp_path / "out").read == 0
     assert contents(tmp_path / "out") == wanted
     for number, workers in enumerate((2, 3)):

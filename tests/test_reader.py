@@ -8,7 +8,7 @@ import pytest
 from pipeline.cache import shards
 from pipeline.cache.names import EMPTY_CAPTION
 from pipeline.cache.reader import CacheError, Reader
-from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
+from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_samples
 
 BUCKETS = [(64, 64), (96, 32)]
 IMAGES = [hashlib.blake2b(str(n).encode(), digest_size=16).digest() for n in range(40)]
@@ -26,12 +26,12 @@ def cache(tmp_path):
     write_cache(tmp_path / "latents", shards.LATENTS, rows, FINGERPRINT)
     texts = sorted({text for values in TEXTS.values() for text in values} | {""})
     write_cache(tmp_path / "text", shards.TEXT, [caption(text) for text in texts], TEXT_FINGERPRINT)
-    write_captions(tmp_path / "captions.parquet", [(image, text) for image, values in TEXTS.items() for text in values])
+    write_samples(tmp_path / "samples.parquet", [(image, text) for image, values in TEXTS.items() for text in values])
     return tmp_path
 
 
 def open_reader(folder, **checks) -> Reader:
-    return Reader(folder / "latents", folder / "text", folder / "captions.parquet", **checks)
+    return Reader(folder / "latents", folder / "text", folder / "samples.parquet", **checks)
 
 
 def values(row: dict, payload: str, dtype=np.float16) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_flips_and_crops_are_drawn_with_their_own_numbers(tmp_path):
     rows = [latent(image, flip=flip, crop=crop) for flip in (False, True) for crop in range(3)]
     write_cache(tmp_path / "latents", shards.LATENTS, rows, FINGERPRINT)
     write_cache(tmp_path / "text", shards.TEXT, [caption(""), caption("a")], TEXT_FINGERPRINT)
-    write_captions(tmp_path / "captions.parquet", [(image, "a")])
+    write_samples(tmp_path / "samples.parquet", [(image, "a")])
     with open_reader(tmp_path) as reader:
         assert reader.n == 1
         seen = set()
@@ -176,15 +176,15 @@ def test_shards_of_two_fingerprints_are_refused(cache):
     (cache / "many" / shards.shard_name(1, 2)).unlink()
     shards.write(cache / "many" / shards.shard_name(1, 2), shards.LATENTS, chosen, {"vae": "9" * 32})
     with pytest.raises(CacheError, match="another vae"):
-        Reader(cache / "many", cache / "text", cache / "captions.parquet")
+        Reader(cache / "many", cache / "text", cache / "samples.parquet")
     (cache / "many" / shards.shard_name(1, 2)).unlink()
     with pytest.raises(CacheError, match="not a whole cache"):
-        Reader(cache / "many", cache / "text", cache / "captions.parquet")
+        Reader(cache / "many", cache / "text", cache / "samples.parquet")
 
 
 def test_pictures_without_caption_and_captions_without_picture_are_counted(cache):
-    write_captions(
-        cache / "captions.parquet",
+    write_samples(
+        cache / "samples.parquet",
         [(image, "the same caption") for image in IMAGES[3:]] + [(b"x" * 16, "the same caption")],
     )
     with pytest.raises(CacheError, match="1 captions have no latents, 3 pictures have no caption"):
@@ -192,7 +192,7 @@ def test_pictures_without_caption_and_captions_without_picture_are_counted(cache
 
 
 def test_a_caption_that_is_not_cached_is_named(cache):
-    write_captions(cache / "captions.parquet", [(image, "never seen") for image in IMAGES])
+    write_samples(cache / "samples.parquet", [(image, "never seen") for image in IMAGES])
     with pytest.raises(CacheError, match="40 captions .*dvc repro cache_text"):
         open_reader(cache)
 
@@ -209,3 +209,38 @@ def test_a_batch_that_is_held_is_never_written_again(cache):
         del part
         places = {reader.read(samples[:2], epoch=0, seed=0).latents.__array_interface__["data"][0] for _ in range(12)}
         assert len(places) < 4
+
+
+def test_a_picture_of_two_sets_is_two_samples_of_the_same_rows(cache):
+    """Each with its own captions and numbers, in whatever order the table has them."""
+    first, second = sorted(IMAGES)[:2]
+    pairs = [(first, "picture 0"), (second, "picture 1"), (first, "picture 2"), (first, "the same caption")]
+    pairs += [(image, "picture 3") for image in sorted(IMAGES)[2:]]
+    rest = len(pairs) - 4
+    write_samples(
+        cache / "samples.parquet",
+        pairs,
+        set=[1, 0, 0, 0] + [0] * rest,
+        repeats=[0.5, 1, 2, 2] + [1] * rest,
+        loss_weight=[0.25, 1, 1, 1] + [1] * rest,
+        caption_dropout=[None, 0.5, 0.0, 0.0] + [None] * rest,
+        class_images=[True, False, False, False] + [False] * rest,
+    )
+    with open_reader(cache) as reader:
+        assert reader.n == len(IMAGES) + 1
+        assert [image.tobytes() for image in reader.names[:3]] == [first, first, second]
+        assert reader.repeats[:3].tolist() == [2, 0.5, 1] and (reader.repeats[3:] == 1).all()
+        assert reader.loss_weights[:3].tolist() == [1, 0.25, 1]
+        assert reader.caption_dropout[:4].tolist() == [0, -1, 0.5, -1]
+        assert reader.class_images.sum() == 1 and reader.class_images[1]
+        n, seen = reader.n, {0: set(), 1: set()}
+        for sample in (0, 1):
+            for epoch in range(20):
+                batch = reader.read(np.array([sample, sample + n]), epoch, seed=0)
+                row = latent(first, BUCKETS[IMAGES.index(first) % 2])
+                assert all(one.tobytes() == row["latent"] for one in batch.latents)
+                seen[sample].add(tuple(one.tobytes() for one in batch.context))
+        two = [caption(text)["context"] for text in ("picture 2", "the same caption")]
+        # of two captions the second time in an epoch has the one that the first has not
+        assert seen[0] == {(two[0], two[1]), (two[1], two[0])}
+        assert seen[1] == {(caption("picture 0")["context"],) * 2}

@@ -83,7 +83,7 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
         patch.setattr(state.States, "save", spy)
         outs = (root or workspace) / "outs"
         paths = data.Paths(
-            *(outs / name for name in ("convert/unet.ckpt", "latents", "text", "index/captions.parquet")),
+            *(outs / name for name in ("convert/unet.ckpt", "latents", "text", "index/samples.parquet")),
             *(outs / f"convert/{part}.ckpt" for part in ("vae", "clip_l", "clip_g")),
             out,
         )

@@ -13,9 +13,9 @@ from pipeline.cache.fingerprint import file_hash
 from pipeline.stage import StageError
 from pipeline.training import data
 from stages import train as stage
-from tests.cache_samples import write_cache, write_captions
+from tests.cache_samples import write_cache, write_captions, write_samples
 from tests.test_params import ROOT, with_changes
-from tests.training_samples import MADE_WITH, params, write_workspace
+from tests.training_samples import MADE_WITH, images, params, write_workspace
 
 ENCODERS = ("vae", "clip_l", "clip_g")
 
@@ -168,3 +168,28 @@ def test_a_cache_stage_says_so_before_mindspore_is_imported(tmp_path, monkeypatc
     write_captions(tmp_path / "outs/index/captions.parquet", [(b"x" * 16, "a caption")])
     with_changes(tmp_path, changes)
     assert said in run(tmp_path, "cache_text")
+
+
+def test_what_is_held_out_is_validated_once_and_no_class_picture_is(tmp_path, paths):
+    """With a share of almost all: each picture's copy in another set and the class pictures stay out."""
+    names = images(20)
+    plain = [(image, f"picture {n}") for n, image in enumerate(names)]
+    samples = tmp_path / "samples.parquet"
+    is_class = [False] * 17 + [True] * 3 + [False] * 5
+    write_samples(samples, plain + plain[:5], set=[0] * 20 + [1] * 5, class_images=is_class)
+    found = open_data(replace(paths, samples=samples), **{"train.validation_share": 0.9})
+    held_out = [found.reader.names[sample].tobytes() for sample in found.held_out]
+    trained = {found.reader.names[sample].tobytes() for sample in found.subset}
+    assert len(held_out) == len(set(held_out)) and not trained & set(held_out)
+    assert not set(held_out) & set(names[17:]) and set(names) - trained - set(held_out) <= set(names[17:])
+
+
+def test_samples_that_no_epoch_has(tmp_path, paths):
+    samples = tmp_path / "samples.parquet"
+    plain = [(image, f"picture {n}") for n, image in enumerate(images(20))]
+    write_samples(samples, plain, repeats=[0] * 10 + [1] * 10)
+    found = open_data(replace(paths, samples=samples), **{"train.validation_share": 0.0})
+    assert {found.reader.names[sample].tobytes() for sample in found.subset} == set(images(20)[10:])
+    write_samples(samples, plain, repeats=[0.01] * 20)
+    with pytest.raises(StageError, match=r"an epoch has 0\.2 samples: .*samples.parquet says how often"):
+        open_data(replace(paths, samples=samples), **{"train.validation_share": 0.0})

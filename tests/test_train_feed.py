@@ -1,5 +1,7 @@
 """What a step is fed: every sample once an epoch, the same on any ranks, and the numbers of each input."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,8 @@ from pipeline.cache.reader import Reader
 from pipeline.diffusion import conditioning, draws, schedule
 from pipeline.stage import StageError
 from pipeline.training import feed
-from tests.cache_samples import latent
-from tests.training_samples import write_workspace
+from tests.cache_samples import latent, write_samples
+from tests.training_samples import images, write_workspace
 
 SCALE = 0.13025
 ALPHAS = schedule.alphas_cumprod(False)
@@ -29,7 +31,7 @@ def objective(**changes):
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     root = write_workspace(tmp_path_factory.mktemp("feed"), count=21, buckets=((64, 64), (64, 32))) / "outs"
-    return Reader(root / "latents", root / "text", root / "index/captions.parquet")
+    return Reader(root / "latents", root / "text", root / "index/samples.parquet")
 
 
 def make(reader, rank=0, ranks=1, batch_size=4, accumulation=1, first=0, end=14, **changes):
@@ -40,7 +42,7 @@ def make(reader, rank=0, ranks=1, batch_size=4, accumulation=1, first=0, end=14,
 
 def test_every_sample_is_seen_once_an_epoch_in_a_new_order(reader):
     steps = make(reader)
-    per_epoch = feed.steps_per_epoch(reader.buckets, np.arange(reader.n), 4)
+    per_epoch = feed.epochs(reader, np.arange(reader.n), 0, 4).start(1)
     assert per_epoch == 6  # 11 and 10 pictures of two buckets, in batches of 4
     epochs = [[s for step in range(e * 6, e * 6 + 6) for s in steps.samples(step) if s >= 0] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(21))
@@ -163,7 +165,7 @@ def test_what_is_not_finite_is_named(tmp_path):
         return row | {"latent": values.tobytes()}
 
     root = write_workspace(tmp_path, count=3, rows=broken) / "outs"
-    with Reader(root / "latents", root / "text", root / "index/captions.parquet") as bad:
+    with Reader(root / "latents", root / "text", root / "index/samples.parquet") as bad:
         with pytest.raises(StageError, match=rf"step 0: .*{bad.names[0].tobytes().hex()} \(number 0\).*not finite"):
             feed.micro_batch(bad, objective(), np.array([0]), 0, 0, 0, 1, 1)
 
@@ -195,3 +197,56 @@ def test_reading_ahead_ends_with_its_reader():
     count = len(made)
     assert count <= 5
     assert len(made) == count
+
+
+@pytest.fixture(scope="module")
+def with_sets(tmp_path_factory):
+    """Six pictures: the first three times an epoch, the second every other epoch, the third at half the loss and always
+    without its caption."""
+    root = write_workspace(tmp_path_factory.mktemp("sets"), count=6) / "outs"
+    write_samples(
+        root / "index/samples.parquet",
+        [(image, f"picture {n}") for n, image in enumerate(images(6))],
+        repeats=[3, 0.5, 1, 1, 1, 1],
+        loss_weight=[1, 1, 0.5, 1, 1, 1],
+        caption_dropout=[None, None, 1, None, None, None],
+    )
+    with Reader(root / "latents", root / "text", root / "index/samples.parquet") as reader:
+        place = [reader.names.tolist().index(list(image)) for image in images(6)]
+        yield reader, place
+
+
+def test_repeats_are_seen_with_noise_of_their_own_and_broken_ones_over_epochs(with_sets):
+    reader, place = with_sets
+    steps = make(reader, end=24)
+    found = [[], []]
+    for index in range(len(steps)):
+        step = steps[index]
+        epoch = steps.epochs.of(step.number)
+        if epoch < 2:
+            found[epoch] += step.samples[step.samples >= 0].tolist()
+        (inputs,) = step.micro_batches
+        mine = np.flatnonzero(step.samples % reader.n == place[0])
+        for one, other in itertools.pairwise(mine.tolist()):
+            assert step.samples[one] != step.samples[other]
+            assert not np.array_equal(inputs.target[one], inputs.target[other])  # the noise
+    for numbers in found:
+        times = np.bincount(np.array(numbers) % reader.n, minlength=reader.n)
+        assert times[place[0]] == 3 and (times[place[2:]] == 1).all()
+    both = np.bincount(np.concatenate(found).astype(int) % reader.n, minlength=reader.n)
+    assert both[place[1]] == 1
+
+
+def test_the_loss_weight_and_caption_dropout_of_a_set(with_sets):
+    reader, place = with_sets
+    steps = make(reader, end=24)
+    for index in range(len(steps)):
+        step = steps[index]
+        (inputs,) = step.micro_batches
+        real = step.samples >= 0
+        mine = real & (step.samples % reader.n == place[2])
+        others = real & ~mine
+        usual = inputs.weight[others]
+        assert len(set(usual.tolist())) <= 1
+        assert not len(usual) or (inputs.weight[mine] * 2 == usual[0]).all()
+        assert (inputs.context[mine] == 0).all() and all(one.any() for one in inputs.context[others])

@@ -32,7 +32,7 @@ def test_more_pictures_move_none_of_the_others():
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     root = write_workspace(tmp_path_factory.mktemp("validation"), count=11, buckets=((64, 64), (64, 32))) / "outs"
-    return Reader(root / "latents", root / "text", root / "index/captions.parquet")
+    return Reader(root / "latents", root / "text", root / "index/samples.parquet")
 
 
 def test_the_sum_is_over_each_sample_once_with_noise_of_its_own(reader):

@@ -22,7 +22,7 @@ from pipeline.params import Params
 from pipeline.training import launch
 from pipeline.weights import ckpt, layout
 from pipeline.weights.names import PREFIX, to_mindspore
-from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_captions
+from tests.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_samples
 from tests.golden import rule
 from tests.synthetic import values
 
@@ -143,7 +143,7 @@ def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=laten
     fingerprint = TEXT_FINGERPRINT | MADE_WITH["text"]
     write_cache(root / "outs/text", shards.TEXT, [caption(text) for text in ["", *texts]], fingerprint)
     (root / "outs/index").mkdir()
-    write_captions(root / "outs/index/captions.parquet", list(zip(names, texts, strict=True)))
+    write_samples(root / "outs/index/samples.parquet", list(zip(names, texts, strict=True)))
     return root
 
 

@@ -131,7 +131,8 @@ def show(count: int, out: Path, as_json: bool = False) -> None:
 
     p = params.load()
     decode = vae_decoder(CONFIGS[p.model.config], VAE, device.setup(p.device.target), p.cache_latents.precision)
-    sheet, lines = contact_sheet(OUTS["latents"], IMAGES, open_source(p.data.images), decode, count)
+    source = open_source(p.data.images, image_column=p.data.image_column)
+    sheet, lines = contact_sheet(OUTS["latents"], IMAGES, source, decode, count)
     if not as_json:
         print(*lines, sep="\n")
     with store.atomic(out) as temporary:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.cache import checksum, draws, fingerprint, shards
@@ -24,6 +25,12 @@ _OPEN_FILES = 256
 _KEPT = 12  # arrays; a batch has three
 _PLACE = ("original_height", "original_width", "crop_top", "crop_left")
 _SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_width")
+_SAMPLE = {  # columns of samples.parquet -> their type, and the value of a plain data set; -1 stands for null
+    "repeats": (np.float64, 1),
+    "loss_weight": (np.float32, 1),
+    "caption_dropout": (np.float32, -1),
+    "class_images": (np.bool_, False),
+}
 _TEXT_SHAPE = ("tokens", "width", "pooled_width")
 
 
@@ -37,28 +44,30 @@ class Batch:
     context: np.ndarray  # (b, tokens, context_dim) float16
     pooled: np.ndarray  # (b, pooled_dim) float32
     time_ids: np.ndarray  # (b, 6) int32: original height, width; crop top, left; target height, width
-    images: np.ndarray  # (b,) int64 sample indices, -1 for padding
+    images: np.ndarray  # (b,) int64 numbers of samples, -1 for padding
 
 
 class Reader:
-    """Samples are pictures, numbered in the order of their names; a picture may have several rows (mirrored, cropped)
-    and several captions, of which each epoch draws one.
+    """Samples are pictures as a set has them, numbered in the order of the pictures' names; a sample may have several
+    rows (mirrored, cropped) and several captions, of which one is drawn each time that an epoch has it.
 
-    n: number of samples. names: (n, 16) uint8, sorted. buckets: (n, 2) int32, width and height.
+    n: number of samples. names: (n, 16) uint8 of the pictures, sorted. buckets: (n, 2) int32, width and height.
+    repeats: (n,) float64, times in an epoch. loss_weights: (n,) float32. caption_dropout: (n,) float32, or -1 for
+    train.caption_dropout. class_images: (n,) bool.
     """
 
     def __init__(
         self,
         latents: str | Path,
         text: str | Path,
-        captions: str | Path,
+        samples: str | Path,
         *,
         vae: str | Path | None = None,
         clip_l: str | Path | None = None,
         clip_g: str | Path | None = None,
         made_with: dict[str, dict] | None = None,
     ):
-        """latents, text: folders of shards; captions: captions.parquet. What the rows must have been made with, where
+        """latents, text: folders of shards; samples: samples.parquet. What the rows must have been made with, where
         given: the checkpoints vae, clip_l, clip_g, and in made_with further entries of the fingerprints of "latents"
         and "text". Raises CacheError."""
         made_with = made_with or {}
@@ -68,9 +77,10 @@ class Reader:
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
         names = self._group_rows()
-        self._group_captions(Path(captions), names)
+        self._group_captions(Path(samples), names)
         self.names = np.empty((self.n, 16), np.uint8)
         for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
+            half = half if self._picture is None else half[self._picture]
             self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
         self._files: OrderedDict[tuple[str, int], int] = OrderedDict()  # the most recently used last
         self._thread = ThreadPoolExecutor(1, "cache-reader")
@@ -103,11 +113,11 @@ class Reader:
         self._row = np.lexsort((low, high)).astype(np.int32)
         high = high[self._row]
         low = low[self._row]
-        self.n = int(((high[1:] != high[:-1]) | (low[1:] != low[:-1])).sum()) + 1
-        self._variants = len(high) // self.n  # rows of each picture: mirrored, cropped
+        pictures = int(((high[1:] != high[:-1]) | (low[1:] != low[:-1])).sum()) + 1
+        self._variants = len(high) // pictures  # rows of each picture: mirrored, cropped
         first = high[:: self._variants], low[:: self._variants]
         same = [
-            len(half) == self.n * self._variants and (half.reshape(self.n, -1) == one[:, None]).all()
+            len(half) == pictures * self._variants and (half.reshape(pictures, -1) == one[:, None]).all()
             for half, one in zip((high, low), first)
         ]
         if not all(same):
@@ -125,25 +135,31 @@ class Reader:
         rows = self._text.names.pop("high"), self._text.names.pop("low")
         self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
         extra, absent = 0, []
-        samples, captions = _Growing(np.int32), _Growing(np.int32)
-        counts = np.zeros(self.n, np.int32)
+        picture, sets, captions = _Growing(np.int32), _Even(np.int32, 0), _Growing(np.int32)
+        numbers = {name: _Even(dtype, usual) for name, (dtype, usual) in _SAMPLE.items()}
         with pq.ParquetFile(path) as file:
+            columns = ["image", "set", "caption", *numbers]
             for group in range(file.num_row_groups):  # iter_batches would read far ahead
-                batch = file.read_row_group(group, columns=["image", "caption"], use_threads=False)
-                sample = shards.locate(pictures, shards.as_names(batch["image"]))
+                batch = file.read_row_group(group, columns=columns, use_threads=False)
+                found = shards.locate(pictures, shards.as_names(batch["image"]))
                 wanted = shards.as_names(batch["caption"])
                 caption = shards.locate(rows, wanted)
-                extra += int((sample < 0).sum())
-                np.add.at(counts, sample[sample >= 0], 1)
+                extra += int((found < 0).sum())
                 absent += [name.tobytes().hex() for name in wanted[caption < 0]]
-                samples.append(sample)
+                picture.append(found)
                 captions.append(caption)
+                sets.append(batch["set"].to_numpy())
+                for name, column in numbers.items():
+                    column.append(pc.fill_null(batch[name], column.usual).to_numpy())
         del rows
-        sample, self._caption = samples.whole(), captions.whole()
-        if extra or (counts == 0).any():
+        of_row, self._caption = picture.whole(), captions.whole()
+        has_caption = np.zeros(len(pictures[0]), bool)
+        has_caption[of_row[of_row >= 0]] = True
+        bare = int((~has_caption).sum())
+        if extra or bare:
             raise CacheError(
                 f"{path} and {self._latents.paths[0].parent} are not of the same pictures: "
-                f"{extra} captions have no latents, {int((counts == 0).sum())} pictures have no caption; "
+                f"{extra} captions have no latents, {bare} pictures have no caption; "
                 "run `dvc repro cache_latents cache_text`"
             )
         text = self._text.paths[0].parent
@@ -152,14 +168,37 @@ class Reader:
                 f"{len(absent)} captions of {path} are not in {text}, the first is {absent[0]}; "
                 "run `dvc repro cache_text`"
             )
-        if (sample[1:] < sample[:-1]).any():
-            self._caption = self._caption[np.argsort(sample, kind="stable")]
-        self._caption_start = np.append(np.int32(0), np.cumsum(counts, dtype=np.int32))
         if self._empty < 0:
             raise CacheError(f"{text} lacks the empty caption; run `dvc repro cache_text`")
+        self._number_samples(of_row, sets, numbers)
+
+    def _number_samples(self, picture: np.ndarray, sets: "_Even", numbers: dict[str, "_Even"]) -> None:
+        """Number the samples. picture: (rows,) int32 of samples.parquet; sets, numbers: its columns."""
+        by_set = sets.whole()
+        if (picture[1:] < picture[:-1]).any():
+            order = np.lexsort((by_set, picture))
+            picture, by_set, self._caption = picture[order], by_set[order], self._caption[order]
+        else:
+            order = slice(None)
+        is_first = np.ones(len(picture), bool)
+        is_first[1:] = picture[1:] != picture[:-1]
+        if sets.varies:
+            is_first[1:] |= by_set[1:] != by_set[:-1]
+        first = np.flatnonzero(is_first).astype(np.int32)
+        self.n = len(first)
+        self._caption_start = np.append(first, np.int32(len(picture)))
+        self._picture = picture[first] if self.n > len(self.buckets) else None  # of each sample; None: its own number
+        if self._picture is not None:
+            self.buckets = self.buckets[self._picture]
+        per_sample = {
+            name: column.whole()[order][first] if column.varies else np.broadcast_to(column.usual, self.n)
+            for name, column in numbers.items()
+        }
+        self.repeats, self.loss_weights, self.caption_dropout, self.class_images = per_sample.values()
 
     def read(self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None = None) -> Batch:
-        """The rows of one batch. samples: (b,) int64, all of one bucket; -1 is padding and repeats the first real one.
+        """The rows of one batch. samples: (b,) int64 numbers as plan.epoch_plan gives them, all of one bucket; -1 is
+        padding and repeats the first real one.
         drop_caption: (b,) bool, where True the empty caption stands in. Raises CacheError for a damaged row."""
         self._close_oldest()
         samples = np.asarray(samples, np.int64)
@@ -167,14 +206,18 @@ class Reader:
         if not len(real):
             raise ValueError("a batch needs at least one sample that is not padding")
         filled = np.where(samples >= 0, samples, real[0])
-        buckets = self.buckets[filled]
+        turn, sample = np.divmod(filled, self.n)
+        buckets = self.buckets[sample]
         if (buckets != buckets[0]).any():
             found = ", ".join(f"{width}x{height}" for width, height in np.unique(buckets, axis=0))
             raise ValueError(f"the samples of a batch must be of one bucket; these are of {found}")
         variants = np.full(len(filled), self._variants)
-        rows = self._row[filled * self._variants + draws.choice(seed, draws.ROW, epoch, filled, variants)]
-        first = self._caption_start[filled]
-        chosen = draws.choice(seed, draws.CAPTION, epoch, filled, self._caption_start[filled + 1] - first)
+        picture = sample if self._picture is None else self._picture[sample].astype(np.int64)
+        rows = self._row[picture * self._variants + draws.choice(seed, draws.ROW, epoch, filled, variants)]
+        first = self._caption_start[sample]
+        count = self._caption_start[sample + 1] - first
+        # The second time has the caption after the first time's.
+        chosen = (draws.choice(seed, draws.CAPTION, epoch, sample, count) + turn) % count
         captions = self._caption[first + chosen]
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
@@ -303,18 +346,40 @@ class _Growing:
     """An array that grows in place, so that its parts never stand in memory beside it."""
 
     def __init__(self, dtype: type):
-        self._array, self._used = np.empty(1 << 10, dtype), 0
+        self._array, self.used = np.empty(1 << 10, dtype), 0
 
     def append(self, part: np.ndarray) -> None:
-        end = self._used + len(part)
+        end = self.used + len(part)
         if end > len(self._array):
             self._array.resize(end + end // 16, refcheck=False)  # moves no bytes where the system can remap pages
-        self._array[self._used : end] = part
-        self._used = end
+        self._array[self.used : end] = part
+        self.used = end
 
     def whole(self) -> np.ndarray:
-        self._array.resize(self._used, refcheck=False)
+        self._array.resize(self.used, refcheck=False)
         return self._array
+
+
+class _Even:
+    """A growing array that takes no memory as long as all of it is the usual value."""
+
+    def __init__(self, dtype: type, usual: float | bool):
+        self.usual, self._grown, self._count = dtype(usual), _Growing(dtype), 0
+
+    @property
+    def varies(self) -> bool:
+        return self._grown.used > 0
+
+    def append(self, part: np.ndarray) -> None:
+        if not self.varies and (part == self.usual).all():
+            self._count += len(part)
+            return
+        if not self.varies:
+            self._grown.append(np.full(self._count, self.usual))
+        self._grown.append(part)
+
+    def whole(self) -> np.ndarray:
+        return self._grown.whole() if self.varies else np.broadcast_to(self.usual, self._count)
 
 
 @dataclass(frozen=True)

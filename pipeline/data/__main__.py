@@ -45,7 +45,8 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
 
     Raises StageError, OSError."""
     path, index = path or settings.data.images, settings.index
-    source = open_source(path, index.caption_lines)
+    data = settings.data
+    source = open_source(path, index.caption_lines, data.image_column, data.caption_column)
     names, captioned, lost, alone = [], 0, Counter(), Counter()
     for part in source.parts():
         names.append(part.paths)

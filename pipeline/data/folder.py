@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import captions
-from pipeline.data.kinds import TEXTS, extension, is_metadata, is_picture, not_read
+from pipeline.data.kinds import SETS, TEXTS, extension, is_metadata, is_picture, not_read
 from pipeline.data.match import match
 from pipeline.data.parquet import holds_pictures
 from pipeline.data.part import (
@@ -42,6 +42,7 @@ class Folder:
 
     root: str
     whole_texts: bool = False  # name.txt is one caption, not one a line
+    caption_column: str = "text"  # of metadata
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError for a path that leads out of the folder."""
@@ -56,17 +57,17 @@ class Folder:
         statuses, linked_folders, odd = _files(self.root)
         files = sorted(statuses)
         unread = {path: reason for path in files if (reason := not_read(path))}
-        described, lost = self._metadata(files, unread)
+        described, often, lost = self._metadata(files, unread)
         lost |= {path: reason for path, reason in odd.items() if is_picture(path) or not_read(path) or path in lost}
         # What metadata.jsonl names is a picture, whatever its name ends in.
         rows = {path: row for row, path in enumerate(p for p in files if is_picture(p) or p in described)}
         no_texts = {*rows, *lost}
         texts = [path for path in sorted([*files, *odd]) if extension(path) in TEXTS and path not in no_texts]
         known = {*rows, *unread, *texts}
-        others = [path for path in files if not (path in known or is_metadata(path))]
+        others = [path for path in files if not (path in known or is_metadata(path) or path in SETS)]
         unmatched = [linked_folder(path) for path in linked_folders]
         unmatched += [Unmatched(path, "file", odd[path]) for path in odd.keys() - lost.keys() - set(texts)]
-        found = [(rows[path], *pair) for path, pairs in described.items() for pair in pairs]
+        found = [(rows[path], *pair, "") for path, pairs in described.items() for pair in pairs]
 
         rows_of_stem, unread_of_stem = defaultdict(list), {_stem(path): path for path in unread}
         for path, row in rows.items():
@@ -86,7 +87,7 @@ class Folder:
                     unmatched.append(Unmatched(path, "caption", f"not read: {error}"))
                     spoilt |= dict.fromkeys(rows_of_stem[stem], unread_caption(error))
                     continue
-                found += [(row, *pair) for row in rows_of_stem[stem] for pair in pairs]
+                found += [(row, *pair, extension(path)) for row in rows_of_stem[stem] for pair in pairs]
             elif stem := near.get(_stem(path)):
                 unmatched.append(Unmatched(path, "caption", f"its picture is not read: {unread_of_stem[stem]}"))
             else:
@@ -113,20 +114,29 @@ class Folder:
             [Lost(path, reason) for path, reason in lost.items()],
             unmatched,
             spoilt,
+            {rows[path]: times for path, times in often.items()},
         )
 
-    def _metadata(self, files: list[str], unread: dict[str, str]) -> tuple[dict[str, _Captions], dict[str, str]]:
-        """Captions by picture, and why pictures that metadata names cannot be had."""
-        described, lost = defaultdict(list), {}
+    def _metadata(
+        self, files: list[str], unread: dict[str, str]
+    ) -> tuple[dict[str, _Captions], dict[str, float], dict[str, str]]:
+        """Captions by picture, how often an epoch has it, and why pictures that metadata names cannot be had."""
+        described, often, lost = defaultdict(list), {}, {}
         there = [path for path in files if not is_metadata(path)]
         for path in filter(is_metadata, files):
-            named = defaultdict(list)
-            for where, file_name, pairs in captions.metadata(Path(self.root, path)):
+            named, times = defaultdict(list), {}
+            for where, file_name, pairs, count in captions.metadata(Path(self.root, path), self.caption_column):
                 if not is_plain(file_name):
                     raise SourceError(
                         f"{where}: {file_name!r} is not a path inside the folder; name files relative to it, without .."
                     )
-                named[posixpath.normpath(posixpath.join(posixpath.dirname(path), file_name))] += pairs
+                name = posixpath.normpath(posixpath.join(posixpath.dirname(path), file_name))
+                named[name] += pairs
+                if count is not None and times.setdefault(name, count) != count:
+                    raise SourceError(
+                        f"{where}: {file_name!r} {count:g} times an epoch, {times[name]:g} in a row before; wanted one "
+                        "number"
+                    )
             meant = match(named, there)
             for name, pairs in named.items():
                 picture = meant.get(name)
@@ -136,7 +146,8 @@ class Folder:
                     lost[picture] = unread[picture]
                 else:
                     described[picture] += pairs
-        return described, lost
+                    often |= {picture: times[name]} if name in times else {}
+        return described, often, lost
 
     def _texts(self, path: str, odd: dict[str, str]) -> _Captions:
         if path in odd:

@@ -1,10 +1,11 @@
-"""A data set → images.parquet, captions.parquet, rejected.csv and unmatched.csv: what is there, what can be used and in
-which bucket, and what was left out."""
+"""A data set → images.parquet, captions.parquet, samples.parquet, rejected.csv, unmatched.csv and copies.csv: what is
+there, what can be used, in which bucket and how often, and what was left out."""
 
 import csv
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from pipeline.data import tables
 from pipeline.data.buckets import choose, common
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
-from pipeline.data.part import Lost, Part, SourceError, Unmatched, some
+from pipeline.data.part import Lost, Part, SourceError, Unmatched, choose_pictures, some
+from pipeline.data.sets import WHOLE, Members, Set, check, members, multipliers
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
 
@@ -37,6 +39,13 @@ class Summary:
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
     lost: list[Lost] = field(default_factory=list)  # pictures that could not be opened; counted in files and reasons
     unmatched: list[Unmatched] = field(default_factory=list)
+    members: Counter = field(default_factory=Counter)  # number of a set → files of it that are used
+    times: Counter = field(default_factory=Counter)  # number of a set → the sum of their Part.times
+    copies: list[str] = field(default_factory=list)  # "a.png = b.png"
+    copied: int = 0  # files whose content another file has too, that one not counted
+    samples: int = 0  # pictures, each in each of its sets
+    often: float = 0.0  # samples of an epoch
+    sets: list[str] = field(default_factory=list)  # what each is
 
     def __str__(self) -> str:
         lines = [f"index: {self.used:,} of {self.files:,} pictures are used"]
@@ -48,6 +57,14 @@ class Summary:
         lines += [
             f"index: {self.captions:,} captions; {self.without_caption:,} pictures have none and get the empty one"
         ]
+        lines += [f"index: {line}" for line in self.sets]
+        if self.copied:
+            lines.append(
+                f"index: {self.copied:,} files are copies (copies.csv): each counts, and their pictures are encoded "
+                f"once: {some(self.copies)}"
+            )
+        if self.sets or self.often != self.samples:
+            lines.append(f"index: {self.samples:,} samples, {self.often:,.10g} an epoch")
         if self.enlarged:
             lines.append(
                 f"index: {self.enlarged:,} of the used pictures are enlarged, {_times(self.most_enlarged)} times at most"
@@ -80,22 +97,25 @@ def index(
     max_rejected: float,
     workers: int,
     min_bucket: int = 1,
+    sets: tuple[Set, ...] = WHOLE,
+    max_samples: int | None = None,
 ) -> Summary:
-    """Write the four files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
+    """Write the six files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
     bound. Pictures of buckets with fewer than `min_bucket` go to the nearest bucket that has more: this changes no
-    rejection.
+    rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left; SourceError, CaptionError, OSError."""
     try:
         with Examiner(source, max_pixels, workers) as examiner:
             kept, read = sizes, 0
+            highest = _highest(source, sets, max_samples) if max_samples else None
             if min_bucket > 1:
-                parts = ((part, *examiner.examine(part)) for part in source.parts())
+                parts = ((part, *examiner.examine(part)) for part in _parts(source, sets, highest))
                 kept, read = _common(parts, sizes, min_side, max_enlargement, min_bucket)
-            parts = ((part, *examiner.examine(part)) for part in source.parts())  # again from the memo, if at all
-            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept)
+            parts = ((part, *examiner.examine(part)) for part in _parts(source, sets, highest))  # again: by the memo
+            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets)
             summary.read += read
             return summary
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -114,34 +134,98 @@ def tabulate(
     max_enlargement: float | None,
     max_rejected: float,
     kept: list[tuple[int, int]] | None = None,
+    sets: tuple[Set, ...] = WHOLE,
 ) -> Summary:
     """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures
     read; `kept` are the sizes that pictures may be brought to, default all. Memory does not grow with the number of
     rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
-    images, texts = tables.Rows(tables.IMAGES), tables.Rows(tables.TEXTS)
+    images, samples, texts = (tables.Rows(schema) for schema in (tables.IMAGES, tables.MEMBERS, tables.TEXTS))
     for part, found, read in parts:
         rows = _rows(part, found, sizes, min_side, max_enlargement, kept or sizes)
         images.add(rows)
-        texts.add(_texts(part, rows))
+        of_part = members(part, sets)
+        is_used = pc.is_null(rows["rejected"]).to_numpy()
+        mine = _members(part, of_part, rows, is_used)
+        samples.add(mine)
+        texts.add(_texts(of_part, rows, is_used))
         _count(summary, part, found, rows, read)
+        for item in mine.group_by("set").aggregate([([], "count_all"), ("times", "sum")]).to_pylist():
+            summary.members[item["set"]] += item["count_all"]
+            summary.times[item["set"]] += item["times_sum"]
         bad = rows.filter(pc.is_valid(rows["rejected"]))
         rejected += zip(bad["path"].to_pylist(), bad["rejected"].to_pylist())
         rejected += [(lost.path, lost.reason) for lost in part.lost]
     _check(summary, rejected, max_rejected)
+    settings = _settings(summary, sets)
     out.mkdir(parents=True, exist_ok=True)
     with (
         store.atomic(out / "images.parquet") as images_file,
         store.atomic(out / "captions.parquet") as captions_file,
+        store.atomic(out / "samples.parquet") as samples_file,
         store.atomic(out / "rejected.csv") as rejected_file,
         store.atomic(out / "unmatched.csv") as unmatched_file,
+        store.atomic(out / "copies.csv") as copies_file,
     ):
-        tables.write_images(images, images_file)
-        summary.captions, summary.without_caption, without_caption = tables.write_captions(images, texts, captions_file)
-        tables.write_unmatched(summary.unmatched, without_caption, unmatched_file)
+        copies = tables.write_images(images, images_file)
+        tables.write_copies(copies, copies_file)
+        written = tables.write_captions(samples, texts, captions_file, samples_file, settings)
+        tables.write_unmatched(summary.unmatched, pa.chunked_array(written.bare), unmatched_file)
         with open(rejected_file, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
+    summary.captions, summary.without_caption = written.given, written.empty
+    summary.samples, summary.often = written.samples, written.often
+    summary.copied = len(copies)
+    summary.copies = [f"{row['copy_of']} = {row['path']}" for row in copies.slice(0, 100).to_pylist()]
     return summary
+
+
+def _parts(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterator[Part]:
+    """The parts, with the pictures that are in a set and whose number by name is not above `highest`."""
+    for part in source.parts():
+        if sets != WHOLE:
+            inside = np.zeros(len(part.paths), bool)
+            inside[members(part, sets).picture] = True
+            alone = part.paths.filter(pa.array(~inside)).to_pylist()
+            unmatched = [*part.unmatched, *(Unmatched(path, "picture", "in no set") for path in alone)]
+            part = replace(choose_pictures(part, inside), unmatched=unmatched)
+        if highest is not None:
+            part = choose_pictures(part, _numbers(part) <= highest)
+        yield part
+
+
+def _highest(source: Source, sets: tuple[Set, ...], count: int) -> int | None:
+    """Of more than `count` pictures the highest number by name that is taken."""
+    numbers = np.concatenate([np.empty(0, np.uint64), *(_numbers(part) for part in _parts(source, sets, None))])
+    return int(np.partition(numbers, count - 1)[count - 1]) if len(numbers) > count else None
+
+
+def _numbers(part: Part) -> np.ndarray:
+    """(n,) uint64 of the pictures' names: in no order, and the same whatever other pictures there are."""
+    digests = [hashlib.blake2b(path.encode(), digest_size=8).digest() for path in part.paths.to_pylist()]
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def _settings(summary: Summary, sets: tuple[Set, ...]) -> list[dict]:
+    """Of each set what tables.write_captions takes. Raises SetsError."""
+    check(sets, summary.members)
+    often = multipliers(sets, [summary.times[number] for number in range(len(sets))])
+    if sets != WHOLE:
+        summary.sets = [
+            f"set {one.name}: {summary.members[number]:,} pictures, {summary.times[number] * often[number]:,.10g} "
+            f"samples an epoch{' (class pictures)' if one.class_images else ''}"
+            for number, one in enumerate(sets)
+        ]
+    return [
+        {
+            "name": one.name,
+            "repeats": times,
+            "loss_weight": one.loss_weight,
+            "caption_dropout": one.caption_dropout,
+            "class_images": one.class_images,
+        }
+        for one, times in zip(sets, often)
+    ]
 
 
 def _common(
@@ -214,12 +298,22 @@ def _times(enlargement: float) -> str:
     return f"{np.ceil(enlargement * 100 - 1e-6) / 100:g}"
 
 
-def _texts(part: Part, rows: pa.Table) -> pa.Table:
-    """The rows of tables.TEXTS of a part: the captions of pictures that are used."""
-    table = pa.table([part.texts, part.texts_2], ["text", "text_2"])
-    is_used = pc.is_null(rows["rejected"]).to_numpy()[part.caption_rows]
-    table = table.filter(pa.array(is_used))
-    return table.add_column(0, "image", rows["image"].take(pa.array(part.caption_rows[is_used])))
+def _members(part: Part, of_part: Members, rows: pa.Table, is_used: np.ndarray) -> pa.Table:
+    """The rows of tables.MEMBERS of a part: its samples whose pictures are used."""
+    used = is_used[of_part.picture]
+    picture = pa.array(of_part.picture[used])
+    columns = [rows["image"].combine_chunks().take(picture), pa.array(of_part.number[used])]
+    columns += [part.paths.take(picture), pa.array(part.times[of_part.picture[used]])]
+    return pa.Table.from_arrays(columns, schema=tables.MEMBERS)
+
+
+def _texts(of_part: Members, rows: pa.Table, is_used: np.ndarray) -> pa.Table:
+    """The rows of tables.TEXTS of a part: the captions of samples whose pictures are used."""
+    used = is_used[of_part.caption_picture]
+    picture, mask = pa.array(of_part.caption_picture[used]), pa.array(used)
+    columns = [rows["image"].combine_chunks().take(picture), pa.array(of_part.caption_number[used])]
+    columns += [of_part.texts.filter(mask), of_part.texts_2.filter(mask)]
+    return pa.Table.from_arrays(columns, schema=tables.TEXTS)
 
 
 def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: int) -> None:

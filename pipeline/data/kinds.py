@@ -8,6 +8,7 @@ PICTURES = frozenset(
 )
 TEXTS = frozenset({".txt", ".caption"})
 METADATA = frozenset({"metadata.jsonl", "metadata.csv"})
+SETS = ("sets.yaml", "dataset.toml", "concepts.json")  # beside the pictures: our form, kohya's, OneTrainer's
 
 _NAMES = {  # pictures that are not read
     "HEIC": ".heic .heics .heif .heifs .hif",

@@ -1,8 +1,8 @@
 """Parquet files as a source, as Hugging Face data sets have them, read in place.
 
-Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2` if wanted. Strings
-and bytes may be large, views or in a dictionary. Pictures
-are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in order."""
+Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2`, `repeats` and
+`weight` if wanted. The first two may have other names. Strings and bytes may be large, views or in a dictionary.
+Pictures are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in order."""
 
 import contextlib
 import os
@@ -25,17 +25,19 @@ class ParquetFiles:
     files: tuple[str, ...]  # paths in root, sorted
     others: tuple[str, ...] = ()  # files beside them
     unmatched: tuple[Unmatched, ...] = ()
+    image_column: str = "image"
+    caption_column: str = "text"
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture; none for a null. Raises SourceError when there is no such row."""
         place = self.file(path)
         status = stamp(os.stat(place))
-        starts = _row_group_starts(place, status)
+        starts = _row_group_starts(place, status, self.image_column, self.caption_column)
         row = int(path.rpartition("#")[2])
         if row >= starts[-1]:
             raise SourceError(f"{place} has {starts[-1]} rows, no row {row}: {replaced(place)}")
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        pictures = _pictures(place, status, group)
+        pictures = _pictures(place, status, group, self.image_column)
         if len(pictures) != starts[group + 1] - starts[group]:
             raise _damaged(place, f"row group {group} has {len(pictures)} pictures, not as many as its footer says")
         return pictures[row - int(starts[group])].as_py() or b""
@@ -48,19 +50,21 @@ class ParquetFiles:
         for name in self.files:
             place = place_in(self.root, name)
             status = stamp(os.stat(place))
-            rows = int(_row_group_starts(place, status)[-1])
+            rows = int(_row_group_starts(place, status, self.image_column, self.caption_column)[-1])
             paths = [f"{name}#{row}" for row in range(rows)]
             stamps = np.tile(np.array(status, np.int64), (rows, 1))
-            yield make_part(os.path.abspath(place), paths, stamps, list(_captions(place, rows)), [])
+            found, times = _captions(place, rows, self.caption_column)
+            yield make_part(os.path.abspath(place), paths, stamps, found, [], times=times)
         if self.others or self.unmatched:
             yield beside(self.root, self.others, self.unmatched)
 
 
-def holds_pictures(place: str) -> bool:
+def holds_pictures(place: str, image_column: str = "image") -> bool:
     """Whether a Parquet file has a column of pictures. img2dataset's, for one, holds what it knows about those in the
     tar of the same name. Raises SourceError."""
     with _open(place) as file:
-        return "image" in file.schema_arrow.names and _bytes_type(file.schema_arrow.field("image").type) is not None
+        schema = file.schema_arrow
+        return image_column in schema.names and _bytes_type(schema.field(image_column).type) is not None
 
 
 @contextlib.contextmanager
@@ -73,15 +77,20 @@ def _open(place: str) -> Iterator[pq.ParquetFile]:
 
 
 @lru_cache(maxsize=4096)
-def _row_group_starts(place: str, status: tuple[int, int, int, int]) -> np.ndarray:
+def _row_group_starts(
+    place: str, status: tuple[int, int, int, int], image_column: str, caption_column: str
+) -> np.ndarray:
     """(row groups + 1,) int64: the first row of each row group, and the number of rows. Checks the columns."""
     with _open(place) as file:
         names = file.schema_arrow.names
-        if "image" not in names or "text" not in names:
-            raise SourceError(f"{place} has the columns {', '.join(names)}; wanted image and text (rename yours)")
-        image = file.schema_arrow.field("image").type
+        if image_column not in names or caption_column not in names:
+            raise SourceError(
+                f"{place} has the columns {', '.join(names)}; wanted {image_column} and {caption_column} "
+                "(data.image_column and data.caption_column say which)"
+            )
+        image = file.schema_arrow.field(image_column).type
         if _bytes_type(image) is None:
-            raise SourceError(f"{place}: the column image is {image}; wanted a struct with bytes, or a binary")
+            raise SourceError(f"{place}: the column {image_column} is {image}; wanted a struct with bytes, or a binary")
         return np.cumsum([0] + [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
 
 
@@ -94,29 +103,36 @@ def _bytes_type(image: pa.DataType) -> pa.DataType | None:
 
 
 @lru_cache(maxsize=4)
-def _pictures(place: str, status: tuple[int, int, int, int], group: int) -> pa.ChunkedArray:
+def _pictures(place: str, status: tuple[int, int, int, int], group: int, image_column: str) -> pa.ChunkedArray:
     """The bytes of all pictures of a row group."""
     with _open(place) as file:
-        column = file.read_row_group(group, columns=["image"]).column("image")
+        column = file.read_row_group(group, columns=[image_column]).column(image_column)
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
-def _captions(place: str, rows: int) -> Iterator[tuple[int, str, str | None]]:
+def _captions(
+    place: str, rows: int, caption_column: str
+) -> tuple[list[tuple[int, str, str | None, str]], dict[int, float]]:
+    """Captions as make_part takes them, and how often an epoch has the pictures of which a column says it."""
+    found, times, row = [], {}, 0
     with _open(place) as file:
-        columns = [name for name in ("text", "text_2") if name in file.schema_arrow.names]
-        row = 0
+        wanted = (caption_column, "text_2", *captions.TIMES)
+        columns = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):
             try:
-                texts = batch.column("text").to_pylist()
-                seconds = batch.column("text_2").to_pylist() if "text_2" in columns else [None] * len(texts)
+                values = batch.to_pylist()
             except UnicodeDecodeError as error:
                 raise captions.CaptionError(f"{place}: a text from row {row} on is not UTF-8: {error}") from None
-            for text, second in zip(texts, seconds):
-                for pair in captions.pairs(text, second, f"{place}#{row}"):
-                    yield row, *pair
+            for value in values:
+                where = f"{place}#{row}"
+                second = value.get("text_2") if caption_column != "text_2" else None
+                found += [(row, *pair, "") for pair in captions.pairs(value[caption_column], second, where)]
+                count = captions.times(value, where)
+                times |= {} if count is None else {row: count}
                 row += 1
-        if row != rows:
-            raise _damaged(place, f"{row} texts, and its footer says {rows}")
+    if row != rows:
+        raise _damaged(place, f"{row} texts, and its footer says {rows}")
+    return found, times
 
 
 def _damaged(place: str, what: object) -> SourceError:

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -50,6 +50,8 @@ class Part:
     caption_rows: np.ndarray
     texts: pa.StringArray
     texts_2: pa.StringArray
+    origins: pa.StringArray
+    times: np.ndarray
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
     lost: list[Lost] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
@@ -59,13 +61,15 @@ def make_part(
     place: str,
     paths: list[str],
     stamps: np.ndarray,
-    captions: list[tuple[int, str, str | None]],
+    captions: list[tuple[int, str, str | None, str]],
     others: list[str],
     lost: list[Lost] = (),
     unmatched: list[Unmatched] = (),
     spoilt: dict[int, str] | None = None,
+    times: dict[int, float] | None = None,
 ) -> Part:
-    """A Part of plain lists; `captions` holds (index into paths, text, text_2). Pictures that are `spoilt` (index into
+    """A Part of plain lists; `captions` holds (index into paths, text, text_2, origin), `times` those that are not 1 by
+    index into paths. Pictures that are `spoilt` (index into
     paths -> reason) become lost ones, and so do those whose name is no text."""
     if spoilt:
         lost = [*lost, *(Lost(shown(paths[row]), reason) for row, reason in spoilt.items())]
@@ -73,12 +77,16 @@ def make_part(
         new = {row: number for number, row in enumerate(kept)}
         paths, stamps = [paths[row] for row in kept], stamps[kept]
         captions = [(new[row], *pair) for row, *pair in captions if row in new]
+        times = {new[row]: value for row, value in (times or {}).items() if row in new}
     try:
         names = pa.array(paths, pa.string())
     except UnicodeEncodeError:
         bad = {row: "bad name: not UTF-8; rename the file" for row, path in enumerate(paths) if shown(path) != path}
-        return make_part(place, paths, stamps, captions, others, lost, unmatched, bad)
-    rows, texts, texts_2 = zip(*captions) if captions else ((), (), ())
+        return make_part(place, paths, stamps, captions, others, lost, unmatched, bad, times)
+    rows, texts, texts_2, origins = zip(*captions) if captions else ((), (), (), ())
+    often = np.ones(len(paths))
+    for row, value in (times or {}).items():
+        often[row] = value
     return Part(
         place,
         names,
@@ -86,9 +94,28 @@ def make_part(
         np.array(rows, np.int64),
         pa.array(texts, pa.string()),
         pa.array(texts_2, pa.string()),
+        pa.array(origins, pa.string()),
+        often,
         [shown(name) for name in others],
         [Lost(shown(path), shown(reason), count) for path, reason, count in lost],
         [Unmatched(shown(path), what, shown(reason)) for path, what, reason in unmatched],
+    )
+
+
+def choose_pictures(part: Part, kept: np.ndarray) -> Part:
+    """The part with those of its pictures that are `kept`, (n,) bool."""
+    new = np.cumsum(kept) - 1
+    mine = kept[part.caption_rows]
+    mask = pa.array(mine)
+    return replace(
+        part,
+        paths=part.paths.filter(pa.array(kept)),
+        stamps=part.stamps[kept],
+        caption_rows=new[part.caption_rows[mine]],
+        texts=part.texts.filter(mask),
+        texts_2=part.texts_2.filter(mask),
+        origins=part.origins.filter(mask),
+        times=part.times[kept],
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.data.folder import Folder
-from pipeline.data.kinds import is_metadata, is_picture, not_read
+from pipeline.data.kinds import SETS, is_metadata, is_picture, not_read
 from pipeline.data.parquet import ParquetFiles, holds_pictures
 from pipeline.data.part import NO_PLAIN_FILE, Part, SourceError, Unmatched, broken_link, linked_folder, some
 from pipeline.data.webdataset import WebDataset
@@ -29,21 +29,24 @@ class Source(Protocol):
         """All pictures and captions. Raises SourceError, CaptionError."""
 
 
-def open_source(path: str, caption_lines: str = "several") -> Source:
+def open_source(
+    path: str, caption_lines: str = "several", image_column: str = "image", caption_column: str = "text"
+) -> Source:
     """The data set at `path` (params.data.images).
 
     A .tar, or a folder of .tar and no pictures: WebDataset. A .parquet, or a folder of .parquet and no pictures:
     Parquet. Any other folder: imagefolder or kohya form. Parquet files without pictures beside tars, as img2dataset
     writes them, are left alone. `caption_lines` (params.index.caption_lines) says what the lines of name.txt in a
-    folder are; it does not matter for reading pictures. Raises SourceError."""
+    folder are; it does not matter for reading pictures, nor does `caption_column`, the column of metadata, JSON and
+    Parquet that holds captions. `image_column` is the one of Parquet that holds pictures. Raises SourceError."""
     if not os.path.exists(path):
         raise SourceError(f"data.images is {path!r}, and {broken_link(path) or 'there is no such folder or file'}")
     if os.path.isfile(path):
         root, name = os.path.split(path)
         if name.lower().endswith(".tar"):
-            return WebDataset(root or ".", (name,))
+            return WebDataset(root or ".", (name,), caption_column=caption_column)
         if name.lower().endswith(".parquet"):
-            return ParquetFiles(root or ".", (name,))
+            return ParquetFiles(root or ".", (name,), image_column=image_column, caption_column=caption_column)
         raise SourceError(f"data.images is the file {path!r}; wanted a folder, a .tar (uncompressed) or a .parquet")
     tars, parquets, compressed, others, links, as_folder = [], [], [], [], [], False
     for folder, folders, names in os.walk(path):
@@ -53,10 +56,12 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
             if name.startswith("."):
                 continue
             if is_picture(name):
-                return Folder(path, caption_lines == "one")
+                return Folder(path, caption_lines == "one", caption_column)
             as_folder = as_folder or is_metadata(name) or not_read(name) is not None
             ends = ((".tar", tars), (".parquet", parquets), (_COMPRESSED, compressed), ("", others))
-            next(found for end, found in ends if name.lower().endswith(end)).append(_relative(path, folder, name))
+            relative = _relative(path, folder, name)
+            if relative not in SETS:
+                next(found for end, found in ends if name.lower().endswith(end)).append(relative)
     if compressed:
         raise SourceError(
             f"{path} holds compressed tars ({some(sorted(compressed))}); unpack them to .tar, which is read in place"
@@ -68,18 +73,18 @@ def open_source(path: str, caption_lines: str = "several") -> Source:
             raise SourceError(f"{place}: {broken_link(place) or NO_PLAIN_FILE}")
     unmatched = tuple(map(linked_folder, links))
     if tars:
-        with_pictures = [name for name in parquets if holds_pictures(os.path.join(path, name))]
+        with_pictures = [name for name in parquets if holds_pictures(os.path.join(path, name), image_column)]
         if with_pictures:
             raise SourceError(
                 f"{path} holds tars ({tars[0]}) and Parquet files ({with_pictures[0]}); give a folder with one kind"
             )
         reason = "a table without pictures beside tars; the tars are read"
         tables = tuple(Unmatched(name, "file", reason) for name in parquets)
-        return WebDataset(path, tuple(tars), tuple(others), unmatched + tables)
+        return WebDataset(path, tuple(tars), tuple(others), unmatched + tables, caption_column)
     if parquets:
-        return ParquetFiles(path, tuple(parquets), tuple(others), unmatched)
+        return ParquetFiles(path, tuple(parquets), tuple(others), unmatched, image_column, caption_column)
     if as_folder:
-        return Folder(path, caption_lines == "one")
+        return Folder(path, caption_lines == "one", caption_column)
     hint = f" (links to folders are not followed: {some(links)})" if links else ""
     raise SourceError(f"{path} holds no pictures, no .tar and no .parquet{hint}{_instead(others)}")
 

@@ -5,7 +5,9 @@ stretches follow each other in the hash's order, so memory holds a sixteenth of 
 are a function of the rows alone: row groups have a fixed number of rows, however the rows came in."""
 
 import csv
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,26 @@ CAPTIONS = pa.schema(
         pa.field("text_2", pa.string()),  # the second encoder's own text; null when it reads the same
     ]
 )
-TEXTS = pa.schema([CAPTIONS.field(name) for name in ("image", "text", "text_2")])
+SAMPLES = pa.schema(  # a sample is a picture as a set has it
+    [
+        pa.field("image", pa.binary(16), nullable=False),
+        pa.field("set", pa.int32(), nullable=False),  # its number; the file's metadata has the names under `sets`
+        pa.field("caption", pa.binary(16), nullable=False),  # one of the sample's
+        pa.field("repeats", pa.float64(), nullable=False),  # of the sample in an epoch, all its files together
+        pa.field("loss_weight", pa.float32(), nullable=False),
+        pa.field("caption_dropout", pa.float32()),  # null: train.caption_dropout
+        pa.field("class_images", pa.bool_(), nullable=False),  # of a class set: never held out for validation
+    ]
+)
+MEMBERS = pa.schema(  # a row for each file in each set
+    [
+        SAMPLES.field("image"),
+        SAMPLES.field("set"),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("times", pa.float64(), nullable=False),  # by its table
+    ]
+)
+TEXTS = pa.schema([*list(SAMPLES)[:2], *list(CAPTIONS)[2:]])
 _STRETCHES = 16
 _ROW_GROUP = 1 << 17
 
@@ -66,30 +87,99 @@ class Rows:
             yield pa.ipc.open_stream(file).read_all()
 
 
-def write_images(images: Rows, file: Path) -> None:
-    """images.parquet: a row for each file, sorted by image and path."""
-    _write(file, IMAGES, (_sorted_images(rows) for rows in images.stretches()))
+def write_images(images: Rows, file: Path) -> pa.Table:
+    """images.parquet: a row for each file, sorted by image and path. Returns a table of copies: `path` and `copy_of`,
+    the first path with the same content, of pictures that are used."""
+    copies = [pa.table({"path": pa.array([], pa.string()), "copy_of": pa.array([], pa.string())})]
+
+    def sorted_images() -> Iterator[pa.Table]:
+        for rows in images.stretches():
+            rows = _sorted_images(rows)
+            used = rows.filter(pc.is_null(rows["rejected"]))
+            first = _first_of_equal(_keys(used["image"]))
+            if not first.all():
+                further = np.flatnonzero(~first)
+                firsts = np.flatnonzero(first)[np.cumsum(first)[further] - 1]
+                columns = [used["path"].take(pa.array(places)) for places in (further, firsts)]
+                copies.append(pa.table(columns, ["path", "copy_of"]))
+            yield rows
+
+    _write(file, IMAGES, sorted_images())
+    return pa.concat_tables(copies)
 
 
-def write_captions(images: Rows, texts: Rows, file: Path) -> tuple[int, int, pa.ChunkedArray]:
-    """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption. A picture with
-    none gets the empty one; returns how many captions the others have, how many pictures have none, and the paths of
-    their files. `texts` holds rows of TEXTS, of used pictures only."""
-    given, empty, paths = 0, 0, [pa.array([], pa.string())]
+@dataclass
+class Written:
+    """What `write_captions` found."""
 
-    def sorted_captions() -> Iterator[pa.Table]:
-        nonlocal given, empty
-        for rows, stretch in zip(images.stretches(), texts.stretches()):
-            is_used = pc.is_null(rows["rejected"])
-            table, filled = _distinct_captions(pc.unique(rows["image"].filter(is_used)), stretch)
-            given += len(table) - len(filled)
-            empty += len(filled)
-            is_bare = pc.and_(is_used, pc.is_in(rows["image"], value_set=filled))
-            paths.extend(rows["path"].filter(is_bare).chunks)
-            yield table
+    given: int = 0  # captions of pictures that have one, in captions.parquet
+    empty: int = 0  # pictures that have none
+    bare: list[pa.Array] = field(default_factory=lambda: [pa.array([], pa.string())])  # and the paths of their files
+    samples: int = 0
+    often: float = 0.0  # samples of an epoch
 
-    _write(file, CAPTIONS, sorted_captions())
-    return given, empty, pa.chunked_array(paths)
+
+def write_captions(members: Rows, texts: Rows, file: Path, samples: Path, settings: list[dict]) -> Written:
+    """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption; and
+    samples.parquet: those of each sample, sorted by image, set and caption. A sample without one gets the empty one.
+
+    `members` and `texts` hold rows of MEMBERS and TEXTS, of used pictures only. settings: of each set its `name`, the
+    number that `times` is multiplied by (`repeats`), and the columns of SAMPLES that it decides."""
+    written = Written()
+    names = json.dumps([one["name"] for one in settings])
+    own = ("loss_weight", "caption_dropout", "class_images")
+    by_set = {name: pa.array([one[name] for one in settings], SAMPLES.field(name).type) for name in own}
+    multiplier = np.array([one["repeats"] for one in settings], np.float64)
+
+    with (
+        _Writer(file, CAPTIONS) as captions_file,
+        _Writer(samples, SAMPLES.with_metadata({"sets": names})) as samples_file,
+    ):
+        for rows, stretch in zip(members.stretches(), texts.stretches()):
+            made = _Samples(rows)
+            table, is_bare = _distinct_captions(made, stretch)
+            first = _first_of_equal([table["set"].to_numpy(), *_keys(table["image"])])
+            often = made.times * multiplier[made.number]
+            sets = table["set"].combine_chunks()
+            columns = [table["image"], sets, table["caption"], pa.array(often[np.cumsum(first) - 1])]
+            columns += [by_set[name].take(sets) for name in own]
+            samples_file.write(pa.table(columns, schema=SAMPLES))
+            table = _without_sets(table)
+            captions_file.write(table)
+            empty = len(pc.unique(made.image.filter(pa.array(is_bare))))
+            written.given += len(table) - empty
+            written.empty += empty
+            written.bare += rows["path"].filter(pa.array(is_bare[made.of_row])).chunks
+            written.samples += len(often)
+            written.often += float(often.sum())
+    return written
+
+
+class _Samples:
+    """The distinct pairs of picture and set among rows of MEMBERS, sorted: image (g,), number (g,) of the set, times
+    (g,), the sum of their rows'; of_row (n,): the pair of each row."""
+
+    def __init__(self, rows: pa.Table):
+        keys = [rows["times"].to_numpy(), rows["set"].to_numpy(), *_keys(rows["image"])]
+        order = np.lexsort(keys)  # by `times` too: the order in which numbers are added changes their sum
+        keys = [key[order] for key in keys]
+        first = _first_of_equal(keys[1:])
+        begins = np.flatnonzero(first)
+        self.image = rows["image"].combine_chunks().take(pa.array(order[begins]))
+        self.number = keys[1][begins]
+        self.times = np.add.reduceat(keys[0], begins) if len(begins) else np.empty(0)
+        self.of_row = np.empty(len(rows), np.int64)
+        self.of_row[order] = np.cumsum(first) - 1
+
+
+def write_copies(copies: pa.Table, file: Path) -> None:
+    """copies.csv: (path, copy_of), sorted."""
+    rows = copies.sort_by([("copy_of", "ascending"), ("path", "ascending")])
+    with open(file, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(rows.column_names)
+        for batch in rows.to_batches(max_chunksize=_ROW_GROUP):
+            writer.writerows(zip(*(column.to_pylist() for column in batch.columns)))
 
 
 def write_unmatched(unmatched: list[tuple[str, str, str]], without_caption: pa.ChunkedArray, file: Path) -> None:
@@ -115,50 +205,74 @@ def _sorted_images(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(order))
 
 
-def _distinct_captions(used: pa.Array, texts: pa.Table) -> tuple[pa.Table, pa.Array]:
-    """Captions of a stretch, distinct and sorted, with an empty one for each of `used` (distinct) that has none; and
-    those."""
+def _distinct_captions(samples: _Samples, texts: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Captions of a stretch as `image, set, caption, text, text_2`, distinct and sorted, with an empty one for each of
+    the samples that has none; and which those are, (g,) bool."""
     names = [
         captions.name(text, text_2) for text, text_2 in zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())
     ]
-    given = texts.append_column("caption", pa.array(names, pa.binary(16))).select(CAPTIONS.names)
-    fill = [
-        used,
-        *(pa.repeat(pa.scalar(value, field.type), len(used)) for value, field in zip(_EMPTY, CAPTIONS.remove(0))),
-    ]
-    rows = pa.concat_tables([given.cast(CAPTIONS), pa.Table.from_arrays(fill, schema=CAPTIONS)])
+    schema = TEXTS.insert(2, CAPTIONS.field("caption"))
+    given = texts.append_column("caption", pa.array(names, pa.binary(16))).select(schema.names)
+    count = len(samples.number)
+    fill = [samples.image, pa.array(samples.number)]
+    fill += [pa.repeat(pa.scalar(value, field.type), count) for value, field in zip(_EMPTY, CAPTIONS.remove(0))]
+    rows = pa.concat_tables([given.cast(schema), pa.Table.from_arrays(fill, schema=schema)])
     is_fill = np.arange(len(rows)) >= len(given)
-    keys = [*_keys(rows["caption"]), is_fill, *_keys(rows["image"])]
+    keys = [*_keys(rows["caption"]), is_fill, rows["set"].to_numpy(), *_keys(rows["image"])]
     order = np.lexsort(keys)
     keys = [key[order] for key in keys]
-    first_of_image = _first_of_equal(keys[3:])
-    # Given captions come before the empty one, so that stands only where it is the first of its image.
-    keep = _first_of_equal(keys) & (first_of_image | ~keys[2])
-    filled = rows["image"].take(pa.array(order[keep & keys[2]])).combine_chunks()
-    return rows.take(pa.array(order[keep])), filled
+    first_of_sample = _first_of_equal(keys[3:])
+    # Given captions come before the empty one, so that stands only where it is the first of its sample.
+    keep = _first_of_equal(keys) & (first_of_sample | ~keys[2])
+    is_bare = np.zeros(count, bool)
+    is_bare[order[keep & keys[2]] - len(given)] = True
+    return rows.take(pa.array(order[keep])), is_bare
+
+
+def _without_sets(table: pa.Table) -> pa.Table:
+    """Rows of CAPTIONS, each once, sorted by image and caption."""
+    table = table.select(CAPTIONS.names)
+    keys = [*_keys(table["caption"]), *_keys(table["image"])]
+    order = np.lexsort(keys)
+    return table.take(pa.array(order[_first_of_equal([key[order] for key in keys])]))
 
 
 _EMPTY = (captions.name("", None), "", None)
 
 
 def _write(file: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    """Parquet in row groups of a fixed number of rows."""
-    hashes = {"image", "caption", "path"}
-    with pq.ParquetWriter(
-        file,
-        schema,
-        compression="zstd",
-        use_dictionary=[name for name in schema.names if name not in hashes],
-        write_statistics=True,
-    ) as writer:
-        waiting = schema.empty_table()
+    with _Writer(file, schema) as writer:
         for table in tables:
-            waiting = pa.concat_tables([waiting, table])
-            while len(waiting) >= _ROW_GROUP:
-                writer.write_table(waiting.slice(0, _ROW_GROUP).combine_chunks(), row_group_size=_ROW_GROUP)
-                waiting = waiting.slice(_ROW_GROUP)
-        if len(waiting):
-            writer.write_table(waiting.combine_chunks(), row_group_size=_ROW_GROUP)
+            writer.write(table)
+
+
+class _Writer:
+    """Parquet in row groups of a fixed number of rows."""
+
+    def __init__(self, file: Path, schema: pa.Schema):
+        hashes = {"image", "caption", "path"}
+        self._schema, self._waiting = schema, schema.empty_table()
+        self._writer = pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=[name for name in schema.names if name not in hashes],
+            write_statistics=True,
+        )
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *failed) -> None:
+        with self._writer:
+            if len(self._waiting) and failed == (None, None, None):
+                self._writer.write_table(self._waiting.combine_chunks(), row_group_size=_ROW_GROUP)
+
+    def write(self, table: pa.Table) -> None:
+        self._waiting = pa.concat_tables([self._waiting, table.cast(self._schema)])
+        while len(self._waiting) >= _ROW_GROUP:
+            self._writer.write_table(self._waiting.slice(0, _ROW_GROUP).combine_chunks(), row_group_size=_ROW_GROUP)
+            self._waiting = self._waiting.slice(_ROW_GROUP)
 
 
 def _bytes(column: pa.ChunkedArray) -> np.ndarray:

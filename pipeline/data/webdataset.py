@@ -44,6 +44,7 @@ class WebDataset:
     tars: tuple[str, ...]  # paths in root, sorted
     others: tuple[str, ...] = ()  # files beside them
     unmatched: tuple[Unmatched, ...] = ()
+    caption_column: str = "text"  # of key.json
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError when there is no such member."""
@@ -68,11 +69,11 @@ class WebDataset:
             if _members(place, status).is_cut:
                 cut.append((name, place, status))
             else:
-                part = _part(name, place, status, 0)
+                part = _part(name, place, status, 0, self.caption_column)
                 largest = max(largest, len(part.paths))
                 yield part
         for name, place, status in cut:
-            yield _part(name, place, status, largest)
+            yield _part(name, place, status, largest, self.caption_column)
         if self.others or self.unmatched:
             yield beside(self.root, self.others, self.unmatched)
 
@@ -130,7 +131,7 @@ def _members(place: str, status: tuple[int, int, int, int]) -> _Members:
     return _Members(place, found)
 
 
-def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int) -> Part:
+def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int, caption_column: str) -> Part:
     members = _members(place, status)
     samples = _Samples(f"{name}!", [member.decode() for member in members.names])
     pictures = [row for rows in samples.pictures.values() for row in rows]
@@ -144,20 +145,24 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     near = match(samples.texts.keys() - owners.keys(), samples.unread)
     found, unmatched, lost = [], samples.unmatched, []
     spoilt: dict[int, str] = {}
+    times: dict[int, float] = {}
     empty: dict[str, list[int]] = {}  # JSON without a caption -> the pictures of its sample
     for key, rows in samples.texts.items():
         for row in rows:
             member = members.names[row].decode()
             if key in owners:
-                parse = captions.record if extension(member) in _RECORDS else captions.whole
                 own = [position[picture] for picture in owners[key]]
                 try:
-                    pairs = parse(members.read(row), f"{name}!{member}")
+                    if extension(member) in _RECORDS:
+                        pairs, count = captions.record(members.read(row), f"{name}!{member}", caption_column)
+                        times |= {} if count is None else dict.fromkeys(own, count)
+                    else:
+                        pairs = captions.whole(members.read(row), f"{name}!{member}")
                 except captions.CaptionError as error:
                     unmatched.append(Unmatched(f"{name}!{member}", "caption", f"not read: {error}"))
                     spoilt |= dict.fromkeys(own, unread_caption(error))
                     continue
-                found += [(picture, *pair) for picture in own for pair in pairs]
+                found += [(picture, *pair, "") for picture in own for pair in pairs]
                 if not pairs and extension(member) in _RECORDS:
                     empty[f"{name}!{member}"] = own
             elif key in near:
@@ -198,7 +203,7 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     lost += _damages(name, members, members.extents[pictures, 0], status[0], largest)
     stamps = np.tile(np.array(status, np.int64), (len(pictures), 1))
     paths = [f"{name}!{members.names[row].decode()}" for row in pictures]
-    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched, spoilt)
+    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched, spoilt, times)
 
 
 class _Samples:

@@ -53,7 +53,8 @@ def tokenizer(params: Params) -> Finding:
 
 def data(params: Params) -> list[Finding]:
     """The first parts of the data set up to one with pictures, of which some are decoded."""
-    source = open_source(params.data.images, params.index.caption_lines)
+    data = params.data
+    source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
     part = next((part for part in source.parts() if len(part.paths) or part.lost), None)
     if part is None:
         raise StageError(f"data.images is {params.data.images}, and it holds no pictures")

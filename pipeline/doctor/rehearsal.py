@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from pipeline.cache import shards
 from pipeline.cache.names import latent_row
 from pipeline.data import captions
+from pipeline.data.tables import SAMPLES
 from pipeline.models import config
 from pipeline.params import Params
 from pipeline.recorded import PROJECT
@@ -42,7 +43,7 @@ _PATHS = Paths(
     **{name: Path(f"{name}.ckpt") for name in ("unet", "vae", "clip_l", "clip_g")},
     latents=Path("latents"),
     text=Path("text"),
-    captions=Path("captions.parquet"),
+    samples=Path("samples.parquet"),
     out=Path("out"),
 )
 
@@ -109,9 +110,9 @@ def _write(params: Params) -> None:
         "pooled_width": _POOLED,
         "caption_tokens": 2,
     }])  # fmt: skip
-    columns = {"image": pa.array(images, pa.binary(16)), "caption": pa.array([text] * count, pa.binary(16))}
-    columns |= {"text": pa.array([""] * count), "text_2": pa.array([None] * count, pa.string())}
-    pq.write_table(pa.table(columns), _PATHS.captions)
+    columns = {"image": images, "set": [0] * count, "caption": [text] * count, "repeats": [1.0] * count}
+    columns |= {"loss_weight": [1.0] * count, "caption_dropout": [None] * count, "class_images": [False] * count}
+    pq.write_table(pa.table(columns, schema=SAMPLES), _PATHS.samples)
 
 
 def _latent(image: bytes, draw: np.random.Generator) -> dict:

@@ -34,7 +34,8 @@ def read(revision: Revision, params: Params, count: int) -> list[Pair] | None:
     if not revision.names(LATENTS) or not all(map(revision.exists, needed)):
         return None
     with revision.folder(LATENTS) as latents, revision.file(needed[0]) as images, revision.file(VAE) as vae:
-        found = sheet.pairs(latents, images, open_source(params.data.images), _decoder(params, vae), count)
+        source = open_source(params.data.images, image_column=params.data.image_column)
+        found = sheet.pairs(latents, images, source, _decoder(params, vae), count)
     texts = data.captions(revision, [pair.image for pair in found])
     return [
         Pair(pair.path, texts.get(pair.image, ""), pair.about, from_pixels(pair.original), from_pixels(pair.decoded))

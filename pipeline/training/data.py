@@ -10,7 +10,7 @@ from pipeline import params
 from pipeline.cache.reader import CacheError, Reader
 from pipeline.contradictions import warm_up_fault
 from pipeline.stage import StageError
-from pipeline.training.feed import steps_per_epoch
+from pipeline.training.feed import epochs
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Paths:
     unet: Path  # the base model's UNet
     latents: Path
     text: Path
-    captions: Path
+    samples: Path  # samples.parquet
     vae: Path  # the encoders that made the caches; the VAE is read for pictures as well (train.sample_interval)
     clip_l: Path
     clip_g: Path
@@ -47,15 +47,23 @@ def open_data(paths: Paths, made_with: dict[str, dict], train: params.Train) -> 
         log.info("not compared with the caches, as they are not here: %s", ", ".join(absent))
     present = {name: path for name, path in encoders.items() if path.exists()}
     try:
-        reader = Reader(paths.latents, paths.text, paths.captions, **present, made_with=made_with)
+        reader = Reader(paths.latents, paths.text, paths.samples, **present, made_with=made_with)
     except CacheError as error:
         raise StageError(str(error)) from error
     subset, held_out = split(reader.names, train.validation_share)
+    held_out = validated(reader, held_out)
     if not len(subset):
         reader.close()
         raise StageError(
             f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none "
             "to train on"
+        )
+    subset = subset[reader.repeats[subset] > 0]
+    if (total := reader.repeats[subset].sum()) < 1:
+        reader.close()
+        raise StageError(
+            f"an epoch has {total:g} samples: {paths.samples} says how often each is seen, by the repeats and weights of the "
+            " data set; wanted 1 at least"
         )
     return Data(reader, subset, held_out)
 
@@ -68,12 +76,19 @@ def split(names: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(place >= share).astype(np.int64), np.flatnonzero(place < share).astype(np.int64)
 
 
+def validated(reader: Reader, held_out: np.ndarray) -> np.ndarray:
+    """Of the samples `held_out` those that are validated on: of each picture the first that is of no class set."""
+    found = held_out[~reader.class_images[held_out]]
+    _, first = np.unique(reader.names[found], axis=0, return_index=True)
+    return found[first]
+
+
 def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
-    """(optimizer steps of the run, of an epoch) on so many ranks. Raises StageError when train.epochs makes steps that
-    the other settings do not allow."""
+    """(optimizer steps of the run, of its first epoch) on so many ranks. Raises StageError when train.epochs makes steps
+    that the other settings do not allow."""
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
-    per_epoch = steps_per_epoch(data.reader.buckets, data.subset, global_batch)
-    end = train.steps or train.epochs * per_epoch
+    starts = epochs(data.reader, data.subset, train.seed, global_batch)
+    per_epoch, end = starts.start(1), train.steps or starts.start(train.epochs)
     made_of = (
         f"train.epochs {train.epochs} of {per_epoch} steps, {len(data.subset)} pictures in batches of {global_batch}"
     )

@@ -1,7 +1,7 @@
 """From the cache to the inputs of a step, on the host and ahead of the device.
 
-Every random number is a function of (seed, step, global sample index), so a resumed run and any number of ranks feed
-the same samples with the same noise."""
+Every random number is a function of (seed, step, number of the sample in the plan), so a resumed run and any number of ranks
+feed the same samples with the same noise."""
 
 import functools
 import queue
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.cache.plan import epoch_plan
+from pipeline.cache import plan
 from pipeline.cache.reader import Batch, Reader
 from pipeline.diffusion import conditioning, draws, loss, schedule, timesteps
 from pipeline.stage import StageError
@@ -92,8 +92,10 @@ def micro_batch(
 
     Raises StageError when a cached value is not finite, with the step and the sample."""
     seed, o = objective.seed, objective
-    dropped = draws.uniform(seed, draws.DROPOUT, step, samples) < o.caption_dropout
     filled = np.where(samples >= 0, samples, filler)
+    of_set = reader.caption_dropout[filled % reader.n]
+    dropout = np.where(of_set < 0, o.caption_dropout, of_set.astype(np.float64))
+    dropped = draws.uniform(seed, draws.DROPOUT, step, samples) < dropout
     batch = reader.read(filled, epoch, seed, dropped if o.caption_dropout_with == "empty" else None)
     shape = (4, *batch.latents.shape[2:])
     posterior = draws.normal(seed, draws.POSTERIOR, step, samples, shape) if batch.latents.shape[1] == 8 else None
@@ -111,23 +113,24 @@ def micro_batch(
             np.isfinite(x_0[index]).all() and np.isfinite(context[index]).all() and np.isfinite(pooled[index]).all()
         ):
             raise StageError(
-                f"step {step}: the cached latents or text of sample {reader.names[sample].tobytes().hex()} "
-                f"(number {sample}) are not finite; `python -m pipeline.cache verify` checks the caches"
+                f"step {step}: the cached latents or text of sample {reader.names[sample % reader.n].tobytes().hex()} "
+                f"(number {sample % reader.n}) are not finite; `python -m pipeline.cache verify` checks the caches"
             )
     mixture = schedule.mixture(o.prediction, t, o.alphas)
+    weights = o.weights[t.astype(np.int32)] * reader.loss_weights[filled % reader.n]
     return Inputs(
         schedule.add_noise(x_0, noise, *mixture),
         t.astype(np.float32),
         context,
         conditioning.vector(pooled, batch.time_ids),
         schedule.target(o.prediction, x_0, noise, *mixture),
-        loss.batch_weights(o.weights[t.astype(np.int32)], samples >= 0, real, global_batch),
+        loss.batch_weights(weights, samples >= 0, real, global_batch),
     )
 
 
-def steps_per_epoch(buckets: np.ndarray, subset: np.ndarray, global_batch: int) -> int:
-    """Optimizer steps in which every sample of `subset` is seen once."""
-    return len(epoch_plan(buckets, subset, 0, 0, global_batch))
+def epochs(reader: Reader, subset: np.ndarray, seed: int, global_batch: int) -> plan.Epochs:
+    """Where epochs begin, in optimizer steps: in each the samples of `subset` are seen as often as they should be."""
+    return plan.Epochs(reader.buckets, reader.repeats, subset, seed, global_batch)
 
 
 class Steps:
@@ -142,10 +145,12 @@ class Steps:
         self.first, self.end = first, end
         self.accumulation, self.rank, self.ranks = accumulation, rank, ranks
         self.global_batch = batch_size * accumulation * ranks
-        self.per_epoch = steps_per_epoch(reader.buckets, subset, self.global_batch)
+        self.epochs = epochs(reader, subset, objective.seed, self.global_batch)
         # a sink's thread and the loop may be at two epochs
         self._plan = functools.lru_cache(2)(
-            lambda epoch: epoch_plan(reader.buckets, subset, objective.seed, epoch, self.global_batch)
+            lambda epoch: plan.epoch_plan(
+                reader.buckets, reader.repeats, subset, objective.seed, epoch, self.global_batch
+            )
         )
 
     def __len__(self) -> int:
@@ -153,14 +158,14 @@ class Steps:
 
     def samples(self, number: int) -> np.ndarray:
         """(global_batch,) int64 sample indices of a step over all ranks, -1 for padding."""
-        epoch, place = divmod(number, self.per_epoch)
-        return self._plan(epoch)[place]
+        epoch = self.epochs.of(number)
+        return self._plan(epoch)[number - self.epochs.start(epoch)]
 
     def __getitem__(self, index: int) -> Step:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = self.first + index
-        epoch, row = number // self.per_epoch, self.samples(number)
+        epoch, row = self.epochs.of(number), self.samples(number)
         real = row[row >= 0]
         parts = np.split(np.split(row, self.ranks)[self.rank], self.accumulation)
         return Step(

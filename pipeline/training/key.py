@@ -61,7 +61,7 @@ def training(
             "unet": file_hash(paths.unet),
             "latents": cache_digest(paths.latents, shards.LATENTS),
             "text": cache_digest(paths.text, shards.TEXT),
-            "captions": file_hash(paths.captions),
+            "samples": file_hash(paths.samples),
         },
     }
     return Training(description, train.model_dump(include=_SPLIT_KEYS) | {"ranks": ranks})

@@ -190,7 +190,7 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
     if settings.loss_scale is not None and outcome.loss_scale > 1:
         return
     states.wait()
-    samples = [reader.names[sample].tobytes().hex() for sample in result.samples if sample >= 0]
+    samples = [reader.names[sample % reader.n].tobytes().hex() for sample in result.samples if sample >= 0]
     good = states.newest()
     raise StageError(
         f"step {result.done - 1}: the loss is {outcome.loss} and the gradient norm {outcome.norm}. Its samples "

@@ -1,0 +1,163 @@
+"""Sets: parts of a data set with settings of their own, and what the pictures and captions of each become.
+
+A picture may be in several sets; each makes a sample of it, which training sees as often as that set says."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.part import Part
+from pipeline.stage import StageError
+
+
+class SetsError(StageError):
+    """The file of sets cannot be used as it is: what was found, where, what is wanted."""
+
+
+@dataclass(frozen=True)
+class Set:
+    """Of `repeats`, `samples` and `weight` at most one is given. None of them: once an epoch, or for a class set as often
+    as makes its samples as many as those of the other sets of its group (prior preservation, arXiv 2208.12242)."""
+
+    name: str
+    folder: str = ""  # in the data set; or a tar or Parquet file of it. Empty: all of it
+    below: bool = True  # whether the folders below it are of the set too
+    rest: bool = False  # only what is in no other set
+    repeats: float | None = None  # times that an epoch has each picture
+    samples: float | None = None  # pictures of the set that an epoch has
+    weight: float | None = None  # its share of the samples, beside the other sets with a weight
+    class_images: bool = False
+    group: int = 0  # class sets are for the other sets of their group
+    loss_weight: float = 1.0
+    caption_dropout: float | None = None  # None: train.caption_dropout
+    caption: str = ""  # of pictures without one
+    prefix: str = ""
+    suffix: str = ""
+    extension: str | None = None  # captions come from files with this one alone
+    first_line: bool = False  # of those files
+    file_names: bool = False  # captions are the pictures' names
+    captions: tuple[str, ...] = ()  # of all pictures, in place of their own
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether captions are others than the pictures' own."""
+        words = self.caption, self.prefix, self.suffix, self.extension, self.first_line, self.file_names, self.captions
+        return any(words)
+
+WHOLE = (Set(""),)  # a data set without sets is one
+
+
+@dataclass(frozen=True)
+class Members:
+    """The samples of a part. picture (k,) int64 indices into its paths and number (k,) int32 of the set of each; and
+    their captions: caption_picture (m,), caption_number (m,) alike, texts and texts_2 (m,) string."""
+
+    picture: np.ndarray
+    number: np.ndarray
+    caption_picture: np.ndarray
+    caption_number: np.ndarray
+    texts: pa.Array
+    texts_2: pa.Array
+
+
+def members(part: Part, sets: tuple[Set, ...]) -> Members:
+    """Which pictures are in which sets, and with which captions."""
+    inside = np.ones((len(sets), len(part.paths)), bool)
+    if sets != WHOLE:
+        paths = part.paths.to_pylist()
+        for number, one in enumerate(sets):
+            inside[number] = [_holds(one, path) for path in paths]
+        for number, one in enumerate(sets):
+            if one.rest:
+                inside[number] &= ~np.delete(inside, number, axis=0).any(axis=0)
+    number, picture = np.nonzero(inside)
+    found = [_captions(part, one, here) for one, here in zip(sets, inside)]
+    return Members(
+        picture,
+        number.astype(np.int32),
+        np.concatenate([rows for rows, _, _ in found]),
+        np.repeat(np.arange(len(sets), dtype=np.int32), [len(rows) for rows, _, _ in found]),
+        pa.concat_arrays([texts for _, texts, _ in found]),
+        pa.concat_arrays([texts_2 for _, _, texts_2 in found]),
+    )
+
+
+def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.Array, pa.Array]:
+    """Those of the pictures `inside` (n,) bool, as the set has them: picture (m,) and both texts (m,)."""
+    mine = inside[part.caption_rows]
+    rows, mask = part.caption_rows[mine], pa.array(mine)
+    columns = part.texts.filter(mask), part.texts_2.filter(mask)
+    if not one.rewrites:
+        return rows, *columns
+    own = zip(rows.tolist(), *(column.to_pylist() for column in (*columns, part.origins.filter(mask))))
+    found = list(_written(one, own, np.flatnonzero(inside).tolist(), part.paths))
+    rows, texts, texts_2 = zip(*found) if found else ((), (), ())
+    return np.array(rows, np.int64), pa.array(texts, pa.string()), pa.array(texts_2, pa.string())
+
+
+def _holds(one: Set, path: str) -> bool:
+    """Whether a picture's path is in the set's folder, tar or Parquet file."""
+    if not one.folder:
+        return one.below or "/" not in path
+    if path.startswith(one.folder) and path[len(one.folder) : len(one.folder) + 1] in ("!", "#"):
+        return True
+    folder = posixpath.dirname(path)
+    return folder == one.folder or one.below and folder.startswith(one.folder + "/")
+
+
+def _written(
+    one: Set, own: Iterable[tuple[int, str, str | None, str]], inside: list[int], paths: pa.StringArray
+) -> Iterator[tuple[int, str, str | None]]:
+    """(picture, text, text_2) of the pictures `inside`, whose captions are `own` (picture, text, text_2, origin)."""
+    if one.captions or one.file_names:
+        for row in inside:
+            name = posixpath.splitext(posixpath.basename(paths[row].as_py()))[0]
+            for text in one.captions or (name,):
+                yield row, _framed(one, text), None
+        return
+    done = set()
+    for row, text, text_2, origin in own:
+        if one.extension is not None and origin != one.extension or one.first_line and row in done:
+            continue
+        done.add(row)
+        text = text.split("\n")[0].strip() if one.first_line else text
+        yield row, _framed(one, text), text_2 and _framed(one, text_2)
+    if instead := _framed(one, one.caption):
+        yield from ((row, instead, None) for row in inside if row not in done)
+
+
+def _framed(one: Set, text: str) -> str:
+    return " ".join(part for part in (one.prefix, text, one.suffix) if part)
+
+
+def multipliers(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
+    """How often an epoch has a picture of each set, over what its table says of it. `totals`: the sum of that over the
+    pictures of each set that are used."""
+    weights = sum(one.weight for one, total in zip(sets, totals) if one.weight is not None and total)
+    weighted = sum(total for one, total in zip(sets, totals) if one.weight is not None)
+    found: list[float | None] = []
+    for one, total in zip(sets, totals):
+        if one.weight is not None:
+            found.append(weighted * one.weight / weights / total if total and weights else 0.0)
+        elif one.samples is not None:
+            found.append(one.samples / total if total else 0.0)
+        else:
+            found.append(None if one.class_images and one.repeats is None else 1.0 if one.repeats is None else one.repeats)
+    for place, one in enumerate(sets):
+        if found[place] is None:
+            mine = [(o, t, f) for o, t, f in zip(sets, totals, found) if o.group == one.group]
+            beside = sum(total * often for other, total, often in mine if not other.class_images)
+            same = sum(total for _, total, often in mine if often is None)
+            found[place] = beside / same if same else 0.0
+    return found
+
+
+def check(sets: tuple[Set, ...], counts: Counter) -> None:
+    """Raises SetsError for a set without pictures. `counts`: pictures by number of set."""
+    for number, one in enumerate(sets):
+        if not counts[number] and not one.rest and sets != WHOLE:
+            raise SetsError(f"the set {one.name!r} has no pictures that are used: {one.folder or 'the data set itself'!r}")
