@@ -1,5 +1,5 @@
-"""What lies in the store beside the caches' rows: trainings, compiled graphs, and what the index remembers. It says what
-each is, and which of them may go. Deleting any of it costs time and nothing else."""
+"""What lies in the store beside the caches' rows: trainings, compiled graphs, and memos of what was read and how long
+it took. It says what each is, and which of them may go. Deleting any of it costs time and nothing else."""
 
 import json
 import time
@@ -12,6 +12,7 @@ from pipeline.training.key import differences
 UNUSED_DAYS = 30  # a memo goes when no stage used it for so long
 _SHOWN = 4  # settings in which a training differs
 _LOCKS = {"half-done training": "train-{}"}
+_MEMOS = ("index", "hashes", "times")
 _FOLDERS = {"half-done training": "train", "finished training": "trained", "compiled graphs": "compile"}
 
 
@@ -42,7 +43,7 @@ def find() -> list[Leftover]:
             lock = _LOCKS.get(kind, "").format(path.name)
             in_use = any(locks.held(lock.name) for lock in store.found(store.root() / "locks", lock)) if lock else False
             found.append(_leftover(kind, path, in_use, note))
-    for folder in ("index", "hashes"):
+    for folder in _MEMOS:
         found += [_leftover("memo", path, False, "") for path in store.newest_first(store.root() / folder)]
     return found
 
@@ -64,8 +65,9 @@ def remove(chosen: list[Leftover]) -> int:
     """Remove them and what killed processes left half-written; -> the bytes of the latter."""
     for item in chosen:
         store.remove(item.path)
-    folders = [store.root() / name for name in ("train", "trained", "compile", "index", "hashes")]
-    folders += [path for folder in folders[:3] for path in store.newest_first(folder)]
+    deep = [store.root() / name for name in _FOLDERS.values()]
+    folders = [*deep, *(store.root() / name for name in _MEMOS)]
+    folders += [path for folder in deep for path in store.newest_first(folder)]
     freed = sum(store.sweep(folder) for folder in folders)
     locks.drop_unused()
     return freed

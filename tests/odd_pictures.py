@@ -215,10 +215,16 @@ def _depths():
     yield Odd("grey 16.tif", encode(Image.fromarray(quadrants(grey)[:, :, 0]), "TIFF"), seen)
     key = chunk(b"tRNS", struct.pack(">H", 0))
     yield Odd("grey 16, key.png", raw_png(quadrants(grey), 0, 16, before=key), (*seen[:3], BACKGROUND))
+    for number, wrong in enumerate((b"", b"\0", b"\0\0\0")):  # libpng passes over them too
+        yield Odd(f"grey 16, no key {number}.png", raw_png(quadrants(grey), 0, 16, before=chunk(b"tRNS", wrong)), seen)
     deep = [tuple(value * 257 for value in colour) for colour in QUADRANTS]
     yield Odd("rgb 16.png", raw_png(quadrants(deep), 2, 16), QUADRANTS)
+    yield Odd("rgb 16, no key.png", raw_png(quadrants(deep), 2, 16, before=chunk(b"tRNS", bytes(2))), QUADRANTS)
     clear = [(*c, 65535) for c in deep[:3]] + [(*deep[3], 0)]
     yield Odd("rgba 16.png", raw_png(quadrants(clear), 6, 16), (RED, GREEN, BLUE, BACKGROUND))
+    yield Odd(
+        "rgba 16, no key.png", raw_png(quadrants(clear), 6, 16, before=chunk(b"tRNS", bytes(6))), (RED, GREEN, BLUE, BACKGROUND)
+    )
     white, black = (255,) * 3, (0,) * 3
     bilevel = Image.fromarray(quadrants(((255,), (0,), (0,), (255,)))[:, :, 0]).convert("1")
     yield Odd("one bit.png", encode(bilevel, "PNG"), (white, black, black, white))

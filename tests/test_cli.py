@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, params
 from pipeline.__main__ import TOOLS
+from pipeline.data import __main__ as data_main
 from pipeline.params import ParamsError
 from pipeline.stage import StageError
 from tests import data_sets, project, synthetic
@@ -141,6 +142,22 @@ def test_data_as_json_and_as_lines(clone):
     assert not (clone / "outs").exists() and not (clone.parent / "store").exists()
     broken = data_sets.write_folder(clone / "broken", {"a.png": b"no picture"})
     assert start(clone, "data", str(broken)).returncode == 1
+
+
+def test_data_gives_up_the_buckets_that_the_index_would(tmp_path):
+    """With few of the pictures decoded, each of these stands for as many as there are more."""
+    sizes = [(64, 64)] * 8 + [(128, 32)] * 2
+    pictures = {f"{number}.png": data_sets.picture(number, *size) for number, size in enumerate(sizes)}
+    folder = data_sets.write_folder(tmp_path / "pictures", pictures)
+    settings = params.load(ROOT / "params.yaml")
+
+    def buckets(least: int, decode: int = 64) -> dict[str, int]:
+        index = settings.index.model_copy(update={"min_bucket": least})
+        return data_main.examine(str(folder), settings.model_copy(update={"index": index}), decode)["buckets"]
+
+    assert len(buckets(1)) == 2 and buckets(2) == buckets(1) and buckets(3) == {"64x64": 10}
+    assert buckets(2, decode=3) == {"64x64": 2, "128x32": 1}  # 3.3 of it
+    assert buckets(4, decode=3) == {"64x64": 3}
 
 
 def test_weights_as_json_and_as_lines(clone):

@@ -1,12 +1,11 @@
-"""README and docs/: links lead somewhere, commands are understood as they are written, and the cheap ones are run."""
+"""README and docs/: links lead somewhere, commands are understood as they are written, keys and messages exist.
+
+tests/test_docs_run.py runs the commands."""
 
 import argparse
 import ast
-import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from pydantic import ValidationError
 
 from pipeline import cli, params
 from pipeline.__main__ import TOOLS
-from tests import data_sets
-from tests.project import ROOT, copy_project
+from tests.project import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.S | re.M)
@@ -240,147 +238,3 @@ def test_troubleshooting_has_the_messages_of_the_code():
                 assert any(piece in text for text in said), piece
                 checked += 1
     assert checked > 40
-
-
-# Commands that are run
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A copy with the demo's data, and without outs."""
-    root = tmp_path_factory.mktemp("clone")
-    copy_project(root)
-    for name in ("images", "base"):
-        (root / "data" / name).symlink_to(ROOT / "data" / name)
-    return root
-
-
-def run(root: Path, line: str) -> str:
-    """Run a line as a shell with the environment of the tests would."""
-    env = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "PIPELINE_STORE")}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    env |= {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    done = subprocess.run(["bash", "-c", line], cwd=root, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
-
-
-CHEAP = {  # command, as a page has it -> what it says
-    "python -m pipeline --help": "weights",
-    "python -m pipeline data /path/to/pictures": "300 with captions",
-    "python -m pipeline weights inspect data/base/tiny_sdxl.safetensors": "base model of model.config tiny",
-    "python -m pipeline cache ls": "",
-    "python -m pipeline cache gc --dry-run": "",
-    "make preset NAME=sdxl-8x910b": "model.config",  # and from here on params.yaml is SDXL's
-    "python -m pipeline plan --images 10000": "Caches of 10,000 pictures",
-}
-
-
-@pytest.mark.parametrize("line", CHEAP)
-def test_a_cheap_command_is_run(clone, line):
-    assert any(line == written for _, written in ALL), f"no page has it any more: {line}"
-    # the environment that make would make is the tests' own
-    line = re.sub(r"^make preset NAME=", "python -m pipeline preset ", line)
-    assert CHEAP[line.replace("python -m pipeline preset ", "make preset NAME=")] in run(
-        clone, line.replace("/path/to/pictures", "data/images")
-    )
-
-
-# Forms of data sets
-
-
-def test_the_examples_of_data_sets_are_read(tmp_path):
-    """Each name and caption of the page finds its partner."""
-    page = (ROOT / "docs/own-data.md").read_text()
-    kohya = re.search(r"```text\npictures/\n(.*?)```", page, re.S)[1]
-    files = {}
-    for name, caption in re.findall(r"^  (\S+) *(.*)$", kohya, re.M):
-        files[name] = caption or data_sets.picture(len(files), 64, 64)
-    data_sets.write_folder(tmp_path / "kohya", files)
-    lines = re.search(r"```json\n(.*?)```", page, re.S)[1]
-    named = [json.loads(line)["file_name"] for line in lines.splitlines()]
-    pictures = {name: data_sets.picture(number, 64, 64) for number, name in enumerate(named)}
-    data_sets.write_folder(tmp_path / "folder", pictures | {"metadata.jsonl": lines})
-    table = re.search(r"```csv\n(.*?)```", page, re.S)[1]
-    data_sets.write_folder(tmp_path / "table", {"fox.png": data_sets.picture(0, 64, 64), "metadata.csv": table})
-    for name, count in (("kohya", 2), ("folder", 3), ("table", 1)):
-        found = json.loads(run(ROOT, f"python -m pipeline data {tmp_path / name} --json"))
-        assert (found["pictures"], found["captioned"], found["lost"]) == (count, count, {}), found
-
-
-# Experiments are shared
-
-
-STUB = """
-import sys, time, yaml
-from pathlib import Path
-
-name = Path(sys.argv[0]).stem
-stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
-for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
-    file = Path(out if Path(out).suffix else f"{out}/file")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("{}" if file.suffix == ".json" else f"{name} at {time.time_ns()}")
-"""
-
-
-@pytest.fixture(scope="module")
-def team(tmp_path_factory):
-    """The folder of a first clone, which has run; its stages are stand-ins that write other bytes each time."""
-    root = tmp_path_factory.mktemp("team")
-    (root / "first").mkdir()
-    copy_project(root / "first")
-    for stage in (root / "first/stages").glob("[a-z]*.py"):
-        stage.write_text(STUB)
-    for name in ("images/a.txt", "base/tiny_sdxl.safetensors"):
-        file = root / "first/data" / name
-        file.parent.mkdir(parents=True)
-        file.write_text("a")
-    first = root / "first"
-    run(root, "git init -q --bare --initial-branch=main origin.git")
-    run(first, "git init -q --initial-branch=main && git add --all && git commit -qm start")
-    run(first, "git remote add origin ../origin.git && git push -q --set-upstream origin main")
-    run(root, "git clone -q origin.git second")
-    assert run(first, "dvc repro").count("Running stage") == 7
-    return root
-
-
-def block(page: str, first_line: str) -> str:
-    """A block of commands as it is written."""
-    found = [text for _, _, text in FENCE.findall((ROOT / page).read_text()) if text.startswith(first_line)]
-    assert len(found) == 1, first_line
-    return found[0]
-
-
-def test_outs_go_by_a_remote_to_a_second_clone_where_nothing_runs(team):
-    first, second = team / "first", team / "second"
-    push = block("docs/experiments.md", "dvc remote add --default team ").replace("/mnt/team/dvc", str(team / "remote"))
-    run(first, f"set -e\n{push}")
-    output = run(second, f"set -e\n{block('docs/experiments.md', 'git pull')}")
-    assert "Running stage" not in output and "up to date" in output
-    name = "outs/latents/file"
-    assert (second / name).read_text() == (first / name).read_text()
-
-
-def test_experiments_are_made_and_kept(team):
-    """The stages are stand-ins, and no queue is started: tests/test_dvc.py runs the real ones."""
-    first, page = team / "first", "docs/experiments.md"
-    run(first, f"{block(page, 'dvc exp run -S').strip()} -n low-rate")
-    for line in block(page, "dvc exp run --queue").splitlines():
-        if line != "dvc queue start":
-            run(first, line)
-    assert "low-rate" in run(first, block(page, "dvc exp show").splitlines()[0])
-    run(first, f"set -e\n{block(page, 'dvc exp apply')}")
-    assert "learning_rate: 2e-0" in (first / "params.yaml").read_text()
-    run(first, "dvc exp remove low-rate")
-
-
-def test_the_caches_alone(team):
-    first = team / "first"
-    if not (team / "remote").exists():
-        run(first, f"dvc remote add --default team {team / 'remote'}")
-    run(team, "git clone -q first third && cp first/.dvc/config third/.dvc/config && cp first/dvc.lock third/")
-    (line,) = {text for _, text in ALL if text.startswith("dvc push index")}
-    run(first, line)
-    run(team / "third", line.replace("push", "pull"))
-    assert (team / "third/outs/latents/file").exists() and not (team / "third/outs/merge").exists()

@@ -280,3 +280,16 @@ def test_params_allow_the_interpolations_that_exist():
 
     allowed = inspect.get_annotations(CacheLatents)["interpolation"].__args__
     assert set(allowed) == set(geometry.INTERPOLATIONS)
+
+
+@pytest.mark.parametrize("alphas", [0, 1, 4, 5])
+def test_a_palettes_alphas_are_as_many_as_its_colours_or_none(alphas):
+    """With none, or more than the palette has colours, libpng takes the picture for opaque; and so does this."""
+    picture = Image.new("P", (2, 2))
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    plain = encode(picture, "PNG")
+    place = plain.index(b"IDAT") - 4
+    data = plain[:place] + chunk(b"tRNS", bytes(alphas)) + plain[place:]
+    seen = images.read(data, (7, 7, 7), 1000).pixels
+    assert plain.count(b"PLTE") == 1 and plain[plain.index(b"PLTE") - 4 :][:4] == struct.pack(">I", 12)
+    assert seen.tolist() == [[[255, 0, 0] if alphas in (0, 5) else [7, 7, 7]] * 2] * 2

@@ -49,6 +49,7 @@ def fill() -> None:
     write("compile/g/rank_0/graph.mindir", 80, 4)
     write("index/h.memo", 10, 29)
     write("index/i.memo", 11, 31)
+    write("times/train-1.json", 12, 31)
     write("hashes/j.json", 12, 40)
     write("train/c/.tmp-0-step-00000101/state.ckpt", 9, 2)
     write("locks/train-c", 0, 2)
@@ -71,7 +72,7 @@ def test_ls_shows_each_with_its_size_step_and_settings(capsys):
         "train.seed 1 -> 0\n",
         f"finished training {where}/trained/e: 523 B, 1 days old\n",
         f"compiled graphs {where}/compile/g: 80 B, 4 days old\n",
-        "3 memos of pictures and files, 33 B\n",
+        "4 memos of pictures, files and times, 45 B\n",
     ):
         assert line in said
 
@@ -90,7 +91,7 @@ def test_gc_frees_all_but_the_newest_of_each_kind(capsys):
     ]
     assert "removed half-done training" in done and "train.learning_rate 1e-05 -> 2e-05" in done
     assert "removed 9 B that killed processes left half-written" in done
-    assert "removed 2 memos of 23 B" in done and "500 B of that is still in outs" in done
+    assert "removed 3 memos of 35 B" in done and "500 B of that is still in outs" in done
 
 
 def test_gc_leaves_what_a_process_works_on():

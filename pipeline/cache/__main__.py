@@ -74,7 +74,7 @@ def list_caches(as_json: bool = False) -> None:
     for item in found:
         if item.kind != "memo":
             print(_line(item))
-    print(f"{len(memos)} memos of pictures and files, {_size(sum(memos))}")
+    print(f"{len(memos)} memos of pictures, files and times, {_size(sum(memos))}")
 
 
 def _cache(kind: shards.Kind, folder: Path) -> dict:

@@ -1,5 +1,5 @@
 """Look at pictures and captions before they are indexed: all names and captions, and some of the pictures. Writes
-nothing; `dvc repro index` looks at every picture."""
+nothing; `dvc repro index` looks at every picture. Which buckets index.min_bucket gives up is reckoned from these."""
 
 import argparse
 from collections import Counter
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
-from pipeline.data.buckets import sizes
+from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
 from pipeline.data.index import reject
 from pipeline.data.sources import open_source
@@ -58,8 +58,14 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     chosen = np.unique(np.linspace(0, max(len(paths) - 1, 0), min(decode, len(paths))).astype(int))
     found = look(source, paths.take(pa.array(chosen, pa.int64())).to_pylist(), index.max_pixels)
     allowed = sizes(index.resolution, index.bucket_step, index.buckets)
-    places, reasons = reject(found, allowed, index.min_side, index.max_enlargement)
-    used = [tuple(place) for place, reason in zip(places.tolist(), reasons, strict=True) if reason is None]
+    _, reasons = reject(found, allowed, index.min_side, index.max_enlargement)
+    widths, heights = (
+        found[side].to_numpy(zero_copy_only=False)[[reason is None for reason in reasons]] for side in ("width", "height")
+    )
+    if len(widths):
+        each = np.full(len(widths), len(paths) / len(found))  # pictures that it stands for
+        allowed = common(widths, heights, each, allowed, index.min_bucket)
+    used = [allowed[place] for place in choose(widths, heights, allowed)] if len(widths) else []
     return {
         "path": path,
         "form": type(source).__name__,

@@ -26,7 +26,9 @@ def open_png(data: bytes) -> PngImagePlugin.PngImageFile:
         if not name.isalpha() or end > len(data):
             break  # cut or damaged: the reader finds that pixels are missing
         body = data[position + 8 : end - 4]
-        if name in _NEEDED:
+        if name == b"tRNS" and not _fits(body, data[25:26], kept):
+            pass  # as libpng does: the pixels are whole
+        elif name in _NEEDED:
             if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(data[end - 4 : end]):
                 raise ValueError(f"bad checksum of {name.decode()}")
             kept.append(data[position:end])
@@ -40,6 +42,14 @@ def open_png(data: bytes) -> PngImagePlugin.PngImageFile:
     image = PngImagePlugin.PngImageFile(io.BytesIO(b"".join(kept)))
     image.info |= info
     return image
+
+
+def _fits(transparency: bytes, colour_type: bytes, chunks: list[bytes]) -> bool:
+    """Whether a tRNS chunk has the length that it should have (section 11.3.1.1)."""
+    if colour_type == b"\3":  # an alpha for each colour of the palette, or for the first of them
+        colours = next(((len(chunk) - 12) // 3 for chunk in chunks if chunk[4:8] == b"PLTE"), 0)
+        return 0 < len(transparency) <= colours
+    return len(transparency) == {b"\0": 2, b"\2": 6}.get(colour_type)
 
 
 def _metadata(name: bytes, body: bytes) -> dict:

@@ -30,7 +30,7 @@ def of_training(runs: list[Run]) -> list[Chart]:
     having = [(number, run.name, run.curves.value) for number, run in enumerate(runs) if run.curves.value]
     charts = [
         _loss(having),
-        _timesteps(having),
+        *_timesteps(having),
         _single(having, "learning_rate", "Learning rate", "After warm-up and schedule.", "train/learning_rate"),
         _single(
             having, "grad_norm", "Gradient norm", "Before clipping, over all parameters.", "train/grad_norm", log=True
@@ -92,21 +92,31 @@ def _loss(having: list) -> Chart | None:
     return _chart("loss", "Loss", about, traces, log=True)
 
 
-def _timesteps(having: list) -> Chart | None:
-    """By step for a single run; what the runs ended with, by timestep, for several."""
-    traces = []
+def _timesteps(having: list) -> list[Chart | None]:
+    """By step for a single run, in one chart. For several runs what they ended with, by timestep, and a chart by step
+    for each timestep."""
+    title, traces = "Validation loss by timestep", []
     if len(having) == 1:
         for number, (timestep, curve) in enumerate(curves.by_timestep(having[0][2]).items()):
             traces.append(_line(curve, f"t = {timestep}", _TIMESTEPS[number % len(_TIMESTEPS)], markers=True))
         about = "Small timesteps are little noise, large ones nearly nothing but noise."
-        return _chart("timesteps", "Validation loss by timestep", about, traces, log=True)
+        return [_chart("timesteps", title, about, traces, log=True)]
     for number, name, found in having:
         ends = curves.by_timestep(found)
         profile = Curve(np.array(list(ends)), np.array([curve.last for curve in ends.values()]))
         if ends:
             traces.append(_line(profile, escape(name), COLOURS[number % len(COLOURS)], markers=True))
     about = "What each run ended with. Small timesteps are little noise, large ones nearly nothing but noise."
-    return _chart("timesteps", "Validation loss by timestep", about, traces, x="timestep", log=True)
+    charts = [_chart("timesteps", title, about, traces, x="timestep", log=True)]
+    for timestep in sorted({timestep for _, _, found in having for timestep in curves.by_timestep(found)}):
+        traces = [
+            _line(by[timestep], escape(name), COLOURS[number % len(COLOURS)], markers=True)
+            for number, name, found in having
+            if timestep in (by := curves.by_timestep(found))
+        ]
+        about = f"Of the held-out pictures at timestep {timestep} of 1,000, the same noise each time."
+        charts.append(_chart(f"timestep{timestep}", f"Validation loss at t = {timestep}", about, traces, log=True))
+    return charts
 
 
 def _single(

@@ -1,0 +1,253 @@
+"""Every command of README and docs/ is run as it is written, or it stands here why not.
+
+Most run in a project whose stages are stand-ins that take no time, because what counts is that make, git, DVC and the
+tools take the command; tests/test_dvc.py has the real stages."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import data_sets
+from tests.project import ROOT, copy_project
+from tests.test_docs import ALL, FENCE
+
+# Command -> why it is not run here.
+NOT_HERE = {
+    "hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/base": "7 GB",
+    "hf download openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir data/clip_tokenizer": "a network",
+    "make docs": "a network; CI runs it",
+    "make test": "this is it",
+    "source /usr/local/Ascend/ascend-toolkit/set_env.sh": "an NPU's",
+    "python -m stages.train": "tests/test_train.py and others",
+    "python -m tests.two_nodes": "minutes; by hand",
+    "python -m benchmarks.NAME": "minutes, and a machine of its own",
+    "python -m benchmarks.kernels": "tests/test_kernels.py",
+    "python -m pipeline cache show": "tests/test_cache_tools.py, and the report's latents",
+    "make doctor": "tests/test_doctor.py; here without its training",
+    "python -m pipeline doctor --json": "as make doctor",
+}
+# Commands of several, as docs/how-it-works.md lists them.
+SHORT = {"python -m pipeline.cache ls | verify | show | gc": ["python -m pipeline cache verify", "python -m pipeline cache ls"]}
+
+# In a copy with the demo's data and without outs: command -> what it says.
+ON_THE_DEMO = {
+    "source .venv/bin/activate": "",
+    "python -m pipeline --help": "weights",
+    "python -m pipeline data": "300 with captions",
+    "python -m pipeline data /path/to/pictures": "300 with captions",
+    "python -m pipeline weights inspect data/base/tiny_sdxl.safetensors": "base model of model.config tiny",
+    "python -m pipeline weights inspect model.safetensors": "base model of model.config tiny",
+    "python -m pipeline doctor --no-training": "The run can start",
+    "python -m pipeline cache ls": "0 states in the store",
+    "python -m pipeline cache verify": "0 files are whole",
+    "python -m pipeline cache gc --dry-run": "would remove 0 files",
+    "python -m stages.index": "300 of 300 pictures are used",
+    "python -m pipeline.report --help": "usage: python -m pipeline report",
+    "python -m pipeline plan": "pictures",  # as many as were indexed
+    "python -m pipeline.plan": "pictures",
+    "make preset NAME=sdxl-1x910b": "sdxl-1x910b",
+    "make preset NAME=sdxl-16x910b": "sdxl-16x910b",
+    "make preset NAME=sdxl-8x910b": "sdxl-8x910b",
+    "python -m pipeline plan --images 10000": "Caches of 10,000 pictures",
+    "make preset NAME=tiny": "preset tiny",
+}
+
+STAND_IN = """
+import sys, time, yaml
+from pathlib import Path
+
+name = Path(sys.argv[0]).stem
+stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
+texts = {
+    "outs/train/live/metrics.json": '{"step": 3, "train": {"loss": 0.5}, "validation": {"loss": 0.4, "best_loss": 0.3}}',
+    "outs/train/live/log.jsonl": '{"step": 1, "train/loss": 0.5}\\\\n',
+}
+for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
+    files = [Path(out) if Path(out).suffix else Path(out) / "file"]
+    if out == "outs/train/live/plots/metrics":
+        files = [Path(out) / kind / "loss.tsv" for kind in ("train", "validation")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = "step\\\\tloss\\\\n1\\\\t0.5\\\\n" if file.suffix == ".tsv" else texts.get(out)
+        file.write_text(text or f"{name} at {time.time_ns()}")
+""".replace("\\\\\\\\", "\\\\")
+PAGE = "docs/experiments.md"
+
+
+def run(root: Path, line: str, answer: str = "") -> str:
+    """Run a line as a shell with the environment of the tests would."""
+    env = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "PIPELINE_STORE")}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    env |= {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(["bash", "-c", line], cwd=root, env=env, capture_output=True, text=True, input=answer)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def link_environment(root: Path) -> None:
+    """The environment that make would make is the tests' own."""
+    (root / ".venv").mkdir()
+    for file in Path(sys.prefix).iterdir():
+        if not file.name.startswith("."):
+            (root / ".venv" / file.name).symlink_to(file)
+    for mark in (".run", ".test", ".npu"):
+        (root / ".venv" / mark).touch()
+
+
+def block(page: str, first_line: str) -> str:
+    """A block of commands as it is written."""
+    found = [text for _, _, text in FENCE.findall((ROOT / page).read_text()) if text.startswith(first_line)]
+    assert len(found) == 1, first_line
+    return found[0]
+
+
+def lines(page: str, first_line: str) -> list[str]:
+    return [re.sub(r"\s+#.*", "", line) for line in block(page, first_line).splitlines()]
+
+
+# The tools, on the demo's data
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    copy_project(root)
+    link_environment(root)
+    for name in ("images", "base"):
+        (root / "data" / name).symlink_to(ROOT / "data" / name)
+    (root / "model.safetensors").symlink_to(ROOT / "data/base/tiny_sdxl.safetensors")
+    return root
+
+
+@pytest.mark.parametrize("line", ON_THE_DEMO)
+def test_on_the_demo(demo, line):
+    """In this order: `make preset` changes params.yaml."""
+    assert ON_THE_DEMO[line] in run(demo, line.replace("/path/to/pictures", "data/images"))
+
+
+def test_the_examples_of_data_sets_are_read(tmp_path):
+    """Each name and caption of the page finds its partner."""
+    page = (ROOT / "docs/own-data.md").read_text()
+    kohya = re.search(r"```text\npictures/\n(.*?)```", page, re.S)[1]
+    files = {}
+    for name, caption in re.findall(r"^  (\S+) *(.*)$", kohya, re.M):
+        files[name] = caption or data_sets.picture(len(files), 64, 64)
+    data_sets.write_folder(tmp_path / "kohya", files)
+    rows = re.search(r"```json\n(.*?)```", page, re.S)[1]
+    named = [json.loads(row)["file_name"] for row in rows.splitlines()]
+    pictures = {name: data_sets.picture(number, 64, 64) for number, name in enumerate(named)}
+    data_sets.write_folder(tmp_path / "folder", pictures | {"metadata.jsonl": rows})
+    table = re.search(r"```csv\n(.*?)```", page, re.S)[1]
+    data_sets.write_folder(tmp_path / "table", {"fox.png": data_sets.picture(0, 64, 64), "metadata.csv": table})
+    for name, count in (("kohya", 2), ("folder", 3), ("table", 1)):
+        found = json.loads(run(ROOT, f"python -m pipeline data {tmp_path / name} --json"))
+        assert (found["pictures"], found["captioned"], found["lost"]) == (count, count, {}), found
+
+
+# make, DVC and git, with stand-ins
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory):
+    """The folder of a first clone, which has run; its stages are stand-ins that write other bytes each time."""
+    root = tmp_path_factory.mktemp("team")
+    first = root / "first"
+    first.mkdir()
+    copy_project(first)
+    link_environment(first)
+    for stage in (first / "stages").glob("[a-z]*.py"):
+        stage.write_text(STAND_IN)
+    for name in ("images/a.txt", "base/tiny_sdxl.safetensors"):
+        file = first / "data" / name
+        file.parent.mkdir(parents=True)
+        file.write_text("a")
+    run(root, "git init -q --bare --initial-branch=main origin.git")
+    run(first, "git init -q --initial-branch=main && git add --all && git commit -qm start")
+    run(first, "git remote add origin ../origin.git && git push -q --set-upstream origin main")
+    run(root, "git clone -q origin.git second")
+    assert run(first, "make repro").count("Running stage") == 7
+    return root
+
+
+SHARING = "dvc remote add --default team "
+FETCHING = "git pull"
+QUEUE = "dvc exp run --queue"
+COMPARING = "python -m pipeline exps"
+KEEPING = "dvc exp apply"
+CLEANING = "python -m pipeline cache ls"
+NAMED = [  # in sentences and tables, and on other pages
+    *("dvc repro", "make repro NPU=1", "dvc repro index", "dvc repro convert", "dvc repro cache_latents cache_text"),
+    *("dvc repro train", "dvc repro merge", "dvc repro sample", "dvc exp run --temp"),
+    "dvc exp run -S data.images=/path/to/pictures",
+    "dvc exp run -S train.steps=500",
+    "dvc exp run -S device.nodes=2 -S device.node_rank=0 -S device.master=10.0.0.1:8118",
+    *("make report", "make report AGAINST=presets/tiny.yaml", "export PIPELINE_STORE=/shared/store"),
+    *("dvc add my-pictures", "dvc add data/base/sd_xl_base_1.0.safetensors"),
+]
+
+
+def test_outs_go_by_a_remote_to_a_second_clone_where_nothing_runs(team):
+    first, second = team / "first", team / "second"
+    run(first, f"set -e\n{block(PAGE, SHARING).replace('/mnt/team/dvc', str(team / 'remote'))}")
+    output = run(second, f"set -e\n{block(PAGE, FETCHING)}")
+    assert "Running stage" not in output and "up to date" in output
+    name = "outs/latents/file"
+    assert (second / name).read_text() == (first / name).read_text()
+    run(team, "git clone -q origin.git third")
+    push = "dvc push index convert cache_latents cache_text"
+    run(first, push)
+    run(team / "third", push.replace("push", "pull"))  # as the page says: with the same names
+    assert (team / "third/outs/latents/file").exists() and not (team / "third/outs/merge").exists()
+
+
+def test_a_queue_is_worked_off_compared_and_cleaned_up(team):
+    first = team / "first"
+    run(first, "dvc exp run -S train.learning_rate=2e-5 -n low-rate")
+    run(first, "dvc exp run -S train.huber_c=0.2 -n high-rate")  # the page names two that the user has made
+    for line in lines(PAGE, QUEUE):
+        run(first, line)
+    until = time.monotonic() + 120
+    while re.search("Queued|Running", status := run(first, "dvc queue status")):
+        assert time.monotonic() < until, status
+        time.sleep(1)
+    assert status.count("Success") == 3, status
+    run(first, "dvc queue stop")
+    said = "".join(run(first, line) for line in lines(PAGE, COMPARING))
+    assert "best validation" in said and said.count("low-rate") >= 3 and (first / "dvc_plots/report.html").exists()
+    assert "5e-05" in said
+    run(first, "dvc exp push origin")
+    run(team / "second", "git pull && dvc exp pull origin low-rate")
+    run(first, f"set -e\n{block(PAGE, KEEPING)}")
+    assert "learning_rate: 2e-0" in (first / "params.yaml").read_text()
+    for line in lines(PAGE, CLEANING):
+        run(first, line, answer="y\n")
+
+
+def test_what_sentences_and_tables_name(team):
+    first = team / "first"
+    data_sets.write_folder(first / "my-pictures", {"a.txt": "a"})
+    (first / "data/base/sd_xl_base_1.0.safetensors").write_text("a")
+    for line in NAMED:
+        output = run(first, line.replace("/path/to/pictures", str(first / "data/images")))
+        assert "ERROR" not in output, output
+    assert (first / "my-pictures.dvc").exists() and "None" not in run(first, "git status --short my-pictures.dvc")
+
+
+def test_each_command_of_the_pages_is_run():
+    ran = {*ON_THE_DEMO, *NAMED, "make repro", "dvc exp run -S train.learning_rate=2e-5", "dvc queue status",
+           "dvc push index convert cache_latents cache_text", "dvc queue stop", "dvc exp push origin",
+           "dvc exp pull origin low-rate", *(line for short in SHORT for line in [short])}  # fmt: skip
+    for first_line in (SHARING, FETCHING, QUEUE, COMPARING, KEEPING, CLEANING):
+        ran |= set(lines(PAGE, first_line))
+    written = {line for _, line in ALL}
+    # a sentence may name a command without what it is about: `dvc add`
+    known = {line for line in written for other in ran | NOT_HERE.keys() if other == line or other.startswith(f"{line} ")}
+    assert written - known == set()
+    assert (ran | NOT_HERE.keys()) - written - {"python -m pipeline.plan"} <= {"dvc exp run -S train.learning_rate=2e-5"}
+    assert all(set(others) <= ran for others in SHORT.values())
