@@ -20,16 +20,18 @@ _LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed
 
 
 class Bar(tqdm):
-    """A bar of tqdm's: `update(n)` when the work got on, `set_postfix(…, refresh=False)` for what stands behind it."""
+    """A bar of tqdm's: `update(n)` when the work got on, `set_postfix(…, refresh=False)` for what stands behind it.
+
+    The rate is that of the last while, of an `uneven` work that of all the time: its pauses come again."""
 
     monitor_interval = 0  # no thread that redraws
     all_open: ClassVar[WeakSet["Bar"]] = WeakSet()
 
-    def __init__(self, total: int, unit: str, desc: str, done: int = 0, leave: bool = True):
+    def __init__(self, total: int, unit: str, desc: str, done: int = 0, leave: bool = True, uneven: bool = False):
         self.lines = not sys.stderr.isatty()
         super().__init__(
             total=total, initial=done, desc=desc, leave=leave, file=_Lines(sys.stderr) if self.lines else sys.stderr,
-            unit=unit, unit_scale=unit == "B", smoothing=0.1, miniters=1, dynamic_ncols=not self.lines,
+            unit=unit, unit_scale=unit == "B", smoothing=0 if uneven else 0.1, miniters=1, dynamic_ncols=not self.lines,
             delay=SHORT_SECONDS if self.lines else _FLASH_SECONDS, mininterval=SHORT_SECONDS if self.lines else 0.2,
             bar_format=_LINE if self.lines else None, position=0 if self.lines else None,
         )  # fmt: skip

@@ -43,7 +43,7 @@ class Log:
         self._history = {name: [row[name] for row in rows if name in row] for name in _MEANS}
         self._summary = self._live.summary  # of a resumed run as it stood
         self._memory, self._shown = memory, {}
-        self._bar = progress.Bar(steps, "step", "train", done)
+        self._bar = progress.Bar(steps, "step", "train", done, uneven=True)  # validations are a part of it
         self.pending: dict[str, list] = pending or {}  # name -> [sum, count] since the last point
 
     def step(self, done: int, steps: int, means: dict[str, float], latest: dict[str, float], point: bool) -> None:

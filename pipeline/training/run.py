@@ -9,7 +9,7 @@ from pathlib import Path
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import numpy as np
 
-from pipeline import params, store
+from pipeline import params, progress, store
 from pipeline.cache.plan import bucket_codes
 from pipeline.cache.reader import Reader
 from pipeline.device import Device
@@ -88,7 +88,8 @@ def _fine_tune(
 
     # Loop
     if validate and done == 0:
-        values = validate()
+        with progress.outside():
+            values = validate()
         if curves is not None:
             curves.point(0, values)
     rates, looks = build.rates(train, end, device.world_size), _looks(train, validate is not None)

@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from pipeline import progress
 from pipeline.cache.reader import Reader
 from pipeline.device import Device
 from pipeline.diffusion import conditioning, draws, schedule
@@ -142,7 +143,9 @@ def losses(
 
     `sample_loss` is an evaluator's function. The latents are the means of the cached posteriors."""
     total = np.zeros(len(grid.timesteps))
-    for samples in batches(reader, held_out, size)[rank::ranks]:
+    mine = batches(reader, held_out, size)[rank::ranks]
+    bar = progress.Bar(len(mine) * len(grid.timesteps), "batch", "validation", leave=False)
+    for samples in mine:
         real = samples >= 0
         filled = np.where(real, samples, samples[0])
         batch = reader.read(filled, epoch=0, seed=0)
@@ -158,4 +161,6 @@ def losses(
             target = schedule.target(grid.prediction, x_0, noise, *mixture)
             found = sample_loss(x_t, t.astype(np.float32), context, vector, target)
             total[place] += found[real].astype(np.float64).sum()
+            bar.update()
+    bar.close()
     return total
