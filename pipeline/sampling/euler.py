@@ -1,4 +1,5 @@
-"""Euler's method for the sampling equation of Karras et al. 2022 (arXiv 2206.00364), with the steps of SDXL.
+"""Euler's method for the sampling equation of Karras et al. 2022 (arXiv 2206.00364), with the steps of SDXL, and its
+ancestral form, which adds fresh noise at each step.
 
 The equation runs in x = x_0 + sigma * noise, with sigma = sqrt((1 - a_t) / a_t) and a_t of alphas_cumprod."""
 
@@ -58,5 +59,28 @@ def sample(
     for timestep, sigma, next_sigma in zip(timesteps, sigmas, sigmas[1:], strict=False):
         d = (x - denoise(x, sigma, timestep)) / sigma
         x = x + (next_sigma - sigma) * d
+        progress()
+    return x
+
+
+def ancestral(
+    denoise: Callable[[np.ndarray, float, int], np.ndarray],
+    x: np.ndarray,
+    timesteps: np.ndarray,
+    sigmas: np.ndarray,
+    progress: Callable[[], None],
+    fresh: Callable[[int], np.ndarray],
+) -> np.ndarray:
+    """x_0 as `sample` gives it, by ancestral steps (k-diffusion's `sample_euler_ancestral`): each goes down past the next
+    sigma, to sigma_down, and noise of sigma_up leads back up to it, so that sigma_down² + sigma_up² = sigma_next².
+
+    `fresh(step)` is standard normal noise of x's shape."""
+    for step, (timestep, sigma, next_sigma) in enumerate(zip(timesteps, sigmas, sigmas[1:], strict=False)):
+        sigma_up = np.sqrt(next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2)
+        sigma_down = np.sqrt(next_sigma**2 - sigma_up**2)
+        denoised = denoise(x, sigma, timestep)
+        x = denoised + sigma_down / sigma * (x - denoised)  # x + (sigma_down - sigma) d, without loss at a large sigma
+        if next_sigma:
+            x = x + sigma_up * fresh(step)
         progress()
     return x
