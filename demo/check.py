@@ -11,6 +11,7 @@ from PIL import Image
 
 from demo.pictures import BACKGROUND_COLORS, SHAPE_COLORS, parse
 from pipeline import params
+from pipeline.sampling.picture import pictures as drawn_from
 
 NEAR_WHITE = 235  # of 255, in all three channels
 BORDER = 3  # pixels along the edge that show the background, for the most part
@@ -65,7 +66,7 @@ def _nearest(pixels: np.ndarray, palette: dict) -> list[str]:
 
 def main() -> None:
     """Print both models' reports. Exits with 1 when the fine-tuned model has not learnt the style, or lost the text."""
-    prompts = params.load().sample.prompts
+    prompts = [one.prompt for one in drawn_from(params.load().sample)]
     found = {}
     for model in ("base", "tuned"):
         paths = sorted(Path("outs/sample").glob(f"*_{model}.png"))

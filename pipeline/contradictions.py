@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS, SDXLConfig
+from pipeline.sampling.limits import most_steps
 
 if TYPE_CHECKING:
-    from pipeline.params import Diffusion, Index, Params, Train
+    from pipeline.params import Diffusion, Index, Params, Prompt, Sample, Train
 
 OUTS = "outs"
 PRESET = "`make preset NAME=...` sets all that goes with model.config: sdxl-1x910b, sdxl-8x910b, sdxl-16x910b, tiny"
@@ -117,9 +118,10 @@ def _of_the_other_model(params: "Params") -> Iterator[tuple[str, str]]:
         yield "index.resolution", f"{resolution} is the tiny model's, and SDXL was trained at 1024; {PRESET}"
     elif batch * (resolution / 1024) ** 2 > 64:
         yield "train.batch_size", f"{batch} pictures of {resolution}² at once fit no device with SDXL; {PRESET}"
-    for key in ("width", "height"):
-        if (side := getattr(params.sample, key)) < 256:
-            yield f"sample.{key}", f"{side} is the tiny model's, and SDXL draws 1024 pixels a side; {PRESET}"
+    for place, one in prompts_of(params.sample):
+        for key in ("width", "height"):
+            if (side := getattr(one, key)) is not None and side < 256:
+                yield f"{place}.{key}", f"{side} is the tiny model's, and SDXL draws 1024 pixels a side; {PRESET}"
 
 
 def _device(params: "Params") -> Iterator[tuple[str, str]]:
@@ -276,8 +278,29 @@ def warm_up_fault(train: "Train", steps: int) -> str | None:
 
 def _sample(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]:
     sample, multiple = params.sample, side_multiple(config)
-    for key in ("width", "height"):
-        if getattr(sample, key) % multiple:
-            yield f"sample.{key}", f"must be a multiple of {multiple}, found {getattr(sample, key)}"
-    if sample.steps == 1000 and params.diffusion.prediction != "flow" and not params.diffusion.zero_terminal_snr:
-        yield "sample.steps", "must be below 1000: SDXL's own steps begin with timestep 1; found 1000"
+    flow, zero_terminal_snr = params.diffusion.prediction == "flow", params.diffusion.zero_terminal_snr
+    most = most_steps(sample.sampler, zero_terminal_snr or flow)
+    for place, one in prompts_of(sample):
+        for key in ("width", "height"):
+            side = getattr(one, key)
+            if side is not None and side % multiple:
+                yield f"{place}.{key}", f"must be a multiple of {multiple}, found {side}"
+        if one.steps is not None and one.steps > most:
+            yield (
+                f"{place}.steps",
+                f"must be below {most + 1}: SDXL's own timesteps leave sampler {sample.sampler} no more steps; found "
+                f"{one.steps}",
+            )
+    if flow and sample.sampler != "euler":
+        yield (
+            "sample.sampler",
+            f"{sample.sampler} goes by the noise schedule of epsilon and v; wanted euler with diffusion.prediction flow",
+        )
+
+
+def prompts_of(sample: "Sample") -> Iterator[tuple[str, "Sample | Prompt"]]:
+    """The section `sample`, and the prompts that have settings of their own, each with its place in params.yaml."""
+    yield "sample", sample
+    for number, prompt in enumerate(sample.prompts):
+        if not isinstance(prompt, str):
+            yield f"sample.prompts.{number}", prompt

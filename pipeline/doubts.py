@@ -4,10 +4,10 @@ refused by pipeline/contradictions.py."""
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.contradictions import PRESET, peak_rate
+from pipeline.contradictions import PRESET, peak_rate, prompts_of
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
+    from pipeline.params import Params, Sample
 
 
 def doubts(params: "Params") -> Iterator[tuple[str, str]]:
@@ -43,9 +43,9 @@ def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
             f"a state of SDXL's training takes 10 to 41 GB and {train.checkpointing_steps} steps some minutes; 500 or "
             "1000 is usual",
         )
-    for key in ("width", "height"):
-        if getattr(sample, key) < 512:
-            yield f"sample.{key}", f"SDXL draws pictures of 1024 pixels a side, and worse at {getattr(sample, key)}"
+    for key, side in _sides(sample):
+        if side < 512:
+            yield key, f"SDXL draws pictures of 1024 pixels a side, and worse at {side}"
 
 
 def _of_tiny(params: "Params") -> Iterator[tuple[str, str]]:
@@ -54,6 +54,14 @@ def _of_tiny(params: "Params") -> Iterator[tuple[str, str]]:
         yield "train.learning_rate", f"{rate:g} is SDXL's; the tiny model learns next to nothing by it, 1e-3 is usual"
     if index.resolution > 128:
         yield "index.resolution", f"the tiny model was trained at 64, and {index.resolution} is asked for; {PRESET}"
-    for key in ("width", "height"):
-        if getattr(sample, key) > 256:
-            yield f"sample.{key}", f"{getattr(sample, key)} is SDXL's; the tiny model draws 64 pixels a side"
+    for key, side in _sides(sample):
+        if side > 256:
+            yield key, f"{side} is SDXL's; the tiny model draws 64 pixels a side"
+
+
+def _sides(sample: "Sample") -> Iterator[tuple[str, int]]:
+    """(key of params.yaml, side) of all pictures; a prompt's own sides stand in the key sample.prompts."""
+    for place, one in prompts_of(sample):
+        for key in ("width", "height"):
+            if (side := getattr(one, key)) is not None:
+                yield "sample.prompts" if one is not sample else f"{place}.{key}", side

@@ -8,7 +8,9 @@ import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator,
+)  # fmt: skip
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
@@ -54,6 +56,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Float = Annotated[float, AfterValidator(_in_float32)]
+Steps = Annotated[int, Field(gt=0, le=1000)]  # of sampling
+Guidance = Annotated[Float, Field(ge=0, le=1000)]
 NotNegative = Annotated[Float, Field(ge=0)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Decay = Annotated[Float, Field(ge=0, le=0.999999)]  # 1 minus it is still a number in float32
@@ -188,10 +192,35 @@ class Merge(Section):
     dtype: Literal["float16", "bfloat16", "float32"]
 
 
+class Prompt(Section):
+    """What one picture has of its own; the rest is as in the section `sample`."""
+
+    prompt: Text
+    negative_prompt: Text | None = None
+    width: Side | None = None
+    height: Side | None = None
+    steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
+
+
+_FORMS = ("text", "mapping")  # of a prompt
+
+
 class Sample(Section):
-    prompts: Annotated[list[Text], Field(min_length=1)]
-    steps: Annotated[int, Field(gt=0, le=1000)]
-    guidance_scale: Annotated[Float, Field(ge=0, le=1000)]
+    prompts: Annotated[
+        list[
+            Annotated[
+                Annotated[Text, Tag("text")] | Annotated[Prompt, Tag("mapping")],
+                Discriminator(lambda value: "mapping" if isinstance(value, (dict, Prompt)) else "text"),
+            ]
+        ],
+        Field(min_length=1),
+    ]
+    sampler: Literal["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+    steps: Steps
+    guidance_scale: Guidance
+    guidance_rescale: Share
     width: Side
     height: Side
     seed: Seed
@@ -280,14 +309,21 @@ def parse(text: str, path: str | Path) -> Any:
 def _lines(error: dict) -> list[str]:
     if error["type"] == "contradictions":
         return error["msg"].split("\n")
-    key, message, found = ".".join(map(str, error["loc"])), error["msg"], error["input"]
+    place = [part for before, part in zip((None, *error["loc"]), error["loc"]) if not _is_form(before, part)]
+    key, message, found = ".".join(map(str, place)), error["msg"], error["input"]
     if not key:
         message = f"wanted a mapping of the sections {', '.join(Params.model_fields)}"
     if error["type"] == "missing":
-        return [f"{key}: {message}"]
+        hint = "; a prompt that is a text with a colon stands in quotes" if key.startswith("sample.prompts.") else ""
+        return [f"{key}: {message}{hint}"]
     unquoted = error["type"] == "string_type" and isinstance(found, (bool, int, float, datetime.date))
     hint = "; put it in quotes, if it is meant as text" if unquoted else ""
     return [f"{_clip(key) or 'the whole file'}: {message} (found {_short(found)}){hint}"]
+
+
+def _is_form(before: Any, part: Any) -> bool:
+    """Whether a part of an error's place is no key but pydantic's name for what an item of a list was taken for."""
+    return isinstance(before, int) and part in _FORMS
 
 
 def _short(value: Any) -> str:

@@ -29,50 +29,60 @@ def main(params: Params) -> None:
 
     from pipeline.device import setup
     from pipeline.models.encode import text_encoder, vae_decoder
-    from pipeline.sampling import draw, euler, unet
+    from pipeline.sampling import draw, unet
     from pipeline.sampling.grid import grid
+    from pipeline.sampling.picture import batches, pictures
     from pipeline.sampling.prompts import encode
 
     device = setup(params.device.target)
+    wanted = pictures(p)
     encoder = text_encoder(config, MERGED, MERGED, device, "float32")
-    context, pooled = encode(p.prompts, Tokenizer(params.model.tokenizer), encoder, params.cache_text.chunks)
+    prompts, negative_prompts = [one.prompt for one in wanted], [one.negative_prompt for one in wanted]
+    tokenizer = Tokenizer(params.model.tokenizer)
+    text, negative = encode(prompts, negative_prompts, tokenizer, encoder, params.cache_text.chunks)
     del encoder  # its memory is the UNet's
 
-    shape = (config.unet.latent_channels, p.height // config.vae.factor, p.width // config.vae.factor)
-    x, timesteps, sigmas = draw.begin(
-        draw.noise(p.seed, len(p.prompts), shape), p.steps, diffusion.prediction, diffusion.zero_terminal_snr,
-        diffusion.flow_shift,
-    )  # fmt: skip
     scaling_factor = diffusion.scaling_factor or config.vae.scaling_factor
 
     load, predict = unet.make(config.unet, device, p.precision)
-    batches = draw.batches(len(p.prompts), p.batch_size)
+    together = batches(wanted, p.batch_size)
     latents = {}
     for name, weights in (("base", BASE), ("tuned", MERGED)):
         load(weights)
-        with progress.Bar(len(batches) * p.steps, "step", f"draws with the {name} model") as bar:
-            parts = []
-            for chosen in batches:
-                denoise = draw.guided(
-                    predict, context[chosen], pooled[chosen], p.height, p.width, p.guidance_scale, diffusion.prediction
+        latents[name] = {}
+        steps = sum(wanted[chosen[0]].steps for chosen, _ in together)
+        with progress.Bar(steps, "step", f"draws with the {name} model") as bar:
+            for chosen, count in together:
+                drawn = draw.latents(
+                    predict,
+                    [wanted[index] for index in chosen],
+                    (text[0][chosen], text[1][chosen]),
+                    (negative[0][chosen], negative[1][chosen]),
+                    config,
+                    p.sampler,
+                    diffusion,
+                    p.guidance_rescale,
+                    bar.update,
                 )
-                parts.append(euler.sample(denoise, x[chosen], timesteps, sigmas, bar.update))
-        latents[name] = np.concatenate(parts)[: len(p.prompts)] / scaling_factor + diffusion.shift_factor
-        if not np.isfinite(latents[name]).all():
-            raise StageError(
-                f"the latents drawn with {weights} are not finite; with sample.precision: {p.precision} try float32 or "
-                "bfloat16, else its weights are broken"
-            )
+                if not np.isfinite(drawn).all():
+                    raise StageError(
+                        f"the latents drawn with {weights} are not finite; with sample.precision: {p.precision} try "
+                        "float32 or bfloat16, else its weights are broken"
+                    )
+                latents[name] |= zip(chosen[:count], drawn / scaling_factor + diffusion.shift_factor, strict=False)
     del load, predict
 
     decode = vae_decoder(config, MERGED, device, "float32")
-    rows = {name: [draw.to_picture(decode(one[None])[0]) for one in values] for name, values in latents.items()}
+    rows = {
+        name: [draw.to_picture(decode(values[number][None])[0]) for number in range(len(wanted))]
+        for name, values in latents.items()
+    }
     with store.out(OUT) as folder:
         folder.mkdir()
-        for name, pictures in rows.items():
-            for number, picture in enumerate(pictures):
+        for name, drawn in rows.items():
+            for number, picture in enumerate(drawn):
                 Image.fromarray(picture).save(folder / f"{number:02d}_{name}.png")
-        grid({"base": rows["base"], "fine-tuned": rows["tuned"]}, p.prompts).save(folder / "grid.png")
+        grid({"base": rows["base"], "fine-tuned": rows["tuned"]}, prompts).save(folder / "grid.png")
 
 
 if __name__ == "__main__":

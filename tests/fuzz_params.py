@@ -16,7 +16,8 @@ from pipeline.data.buckets import buckets
 from pipeline.diffusion import loss, schedule, timesteps
 from pipeline.params import Params, ParamsError, load
 from pipeline.plan import from_params, report
-from pipeline.sampling import draw
+from pipeline.sampling import draw, samplers
+from pipeline.sampling.picture import batches, pictures
 from pipeline.stage import StageError
 from pipeline.training import launch
 from pipeline.training.rates import ema_decay, learning_rate
@@ -161,15 +162,18 @@ def use(params: Params) -> None:
     assert all(np.float32(ema_decay(step, train.ema_decay)) < 1 for step in places)
     for value in (train.adam_beta1, train.adam_beta2):
         assert 1 - np.float32(value) > 0
-    x, times, sigmas = draw.begin(
-        np.ones((1, 4, 2, 2), np.float32), params.sample.steps, params.diffusion.prediction,
-        params.diffusion.zero_terminal_snr, params.diffusion.flow_shift,
-    )  # fmt: skip
-    assert np.isfinite(x).all()
-    assert len(times) == params.sample.steps == len(sigmas) - 1 and np.isfinite(sigmas).all()
-    assert draw.noise(params.sample.seed, 1, (1, 2, 2)).shape == (1, 1, 2, 2)
-    assert draw.batches(len(params.sample.prompts), params.sample.batch_size)
-    assert all(prompt.encode() or not prompt for prompt in params.sample.prompts)
+    wanted = pictures(params.sample)
+    for one in wanted:
+        noise = draw.noise_of(one.seed, one.number, (1, 1, 2, 2))
+        x, times, sigmas = samplers.begin(
+            params.sample.sampler, noise, one.steps, params.diffusion.prediction, params.diffusion.zero_terminal_snr,
+            params.diffusion.flow_shift,
+        )  # fmt: skip
+        assert x.shape == noise.shape and len(times) == one.steps and np.isfinite(sigmas).all()
+        assert all(text.encode() or not text for text in (one.prompt, one.negative_prompt or ""))
+    assert sorted({index for chosen, _ in batches(wanted, params.sample.batch_size) for index in chosen}) == [
+        *range(len(wanted))
+    ]
     with contextlib.suppress(StageError):  # on a machine without an NPU
         assert all(line for line in launch.command(params.device, ["train.py"], Path("logs")))
     with contextlib.suppress(StageError):

@@ -180,7 +180,7 @@ def test_the_unet_draws_what_the_prompts_say_in_the_base_style(folder, device):
 
     wanted = [pictures.sample(8, index, "base")[1] for index in range(16)]
     encoder = text_encoder(TINY, folder / "clip_l.ckpt", folder / "clip_g.ckpt", device, "float32")
-    context, pooled = prompts.encode(wanted, Tokenizer(ROOT / "data/tokenizer"), encoder, 1)
+    (context, pooled), _ = prompts.encode(wanted, [None] * 16, Tokenizer(ROOT / "data/tokenizer"), encoder, 1)
     load, predict = unet.make(TINY.unet, device, "float32")
     load(folder / "unet.ckpt")
     timesteps, sigmas = euler.steps(schedule.alphas_cumprod(False), 20, False)

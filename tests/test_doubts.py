@@ -104,6 +104,14 @@ def test_a_rate_that_is_multiplied_counts_as_such():
         changed(SDXL, {"train.scale_lr": True, "train.gradient_accumulation_steps": 32}))  # fmt: skip
 
 
+def test_the_sides_of_single_prompts_count():
+    small = changed(SDXL, {"sample.prompts": ["a", {"prompt": "b", "width": 64}]})
+    assert re.search(r"(?m)^  sample\.prompts\.1\.width: 64 is the tiny model's", refused(small))
+    for tree, side in ((SDXL, 256), (TINY, 512)):
+        found = params.check(changed(tree, {"sample.prompts": [{"prompt": "b", "height": side}]}), "params.yaml")
+        assert [(key, str(side) in text) for key, text in doubts(found)] == [("sample.prompts", True)]
+
+
 def test_a_batch_counts_by_its_pixels():
     found = changed(SDXL, {"index.resolution": 512, "train.batch_size": 128})
     assert refused(found) == "" and "train.batch_size" in refused(changed(found, {"index.resolution": 1024}))

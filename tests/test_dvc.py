@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.models.config import TINY
+from pipeline.params import Prompt, load
 from tests.project import copy_project
 from tests.synthetic import write_checkpoint
 
@@ -155,6 +156,19 @@ def test_the_scale_of_the_latents_encodes_nothing(project, key):
 
 def test_guidance_scale(project):
     assert ran(project, "exp", "run", "-S", "sample.guidance_scale=7.5") == ["sample"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["prompts=[a star, {prompt: 'two hearts', negative_prompt: ring, seed: 3, guidance_scale: 2.5}]",
+     "prompts.0=a moon", "sampler=dpmpp_2m_karras", "guidance_rescale=0.7"],
+)  # fmt: skip
+def test_what_is_drawn(project, change):
+    assert ran(project, "exp", "run", "-S", f"sample.{change}") == ["sample"]
+    params = load(project / "params.yaml")
+    if change.startswith("prompts="):
+        own = {"negative_prompt": "ring", "seed": 3, "guidance_scale": 2.5}
+        assert params.sample.prompts == ["a star", Prompt(prompt="two hearts", **own)]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.diffusion import schedule
-from pipeline.sampling import draw, euler, flow
+from pipeline.sampling import draw, euler, flow, samplers
 from tests.golden import euler_rule
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "flow.npz")
@@ -28,7 +28,7 @@ def guided(output):
 @pytest.mark.parametrize("case", euler_rule.FLOW_CASES)
 def test_the_path_is_that_of_diffusers(case):
     shift, count = euler_rule.FLOW_CASES[case]
-    x, timesteps, sigmas = draw.begin(euler_rule.noise(), count, "flow", False, shift)
+    x, timesteps, sigmas = samplers.begin("euler", euler_rule.noise(), count, "flow", False, shift)
     assert timesteps.dtype == sigmas.dtype == np.float32
     np.testing.assert_allclose(timesteps, GOLDEN[f"{case}_timesteps"], rtol=1e-6)
     np.testing.assert_allclose(sigmas, GOLDEN[f"{case}_sigmas"], rtol=1e-6)
@@ -63,7 +63,7 @@ def test_gaussian_data_keep_their_quantiles():
 
     noise = np.broadcast_to(np.linspace(-2, 2, 9, dtype=np.float32).reshape(1, 1, 3, 3), (2, 4, 3, 3))
     for shift in (1.0, 3.0):
-        x, timesteps, sigmas = draw.begin(noise, 1000, "flow", False, shift)
+        x, timesteps, sigmas = samplers.begin("euler", noise, 1000, "flow", False, shift)
         end = euler.sample(guided(velocity), x, timesteps, sigmas)
         np.testing.assert_allclose(end, s * noise, atol=0.01)
 

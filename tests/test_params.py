@@ -289,6 +289,19 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"cache_latents.background": [0, 0, 256]}, r"cache_latents\.background\.2: "),
         ({"sample.prompts": []}, r"sample\.prompts: .*at least 1"),
         ({"sample.prompts": [False]}, r"sample\.prompts\.0: .*in quotes"),
+        ({"sample.prompts": ["a", {"negative_prompt": "b"}]}, r"sample\.prompts\.1\.prompt: Field required"),
+        ({"sample.prompts": [{"style": "anime"}]}, r"sample\.prompts\.0\.prompt: .*a text with a colon .*quotes"),
+        ({"sample.prompts": ["a", {"prompt": "b", "negative": "c"}]}, r"prompts\.1\.negative: Extra .*found 'c'"),
+        ({"sample.prompts": [{"prompt": 7}]}, r"sample\.prompts\.0\.prompt: .*found 7.*in quotes"),
+        ({"sample.prompts": [{"prompt": "b", "width": 40}]}, r"sample\.prompts\.0\.width: .*multiple of 32, found 40"),
+        ({"sample.prompts": ["a", {"prompt": "b", "steps": 1000}]}, r"prompts\.1\.steps: must be below 1000.*1000"),
+        ({"sample.prompts": [{"prompt": "b", "seed": -1}]}, r"sample\.prompts\.0\.seed: .*greater than or equal"),
+        ({"sample.prompts": [{"prompt": "b", "guidance_scale": "7"}]}, r"prompts\.0\.guidance_scale: .*valid number"),
+        ({"sample.prompts": [["a", "b"]]}, r"sample\.prompts\.0: .*string"),
+        ({"sample.sampler": "dpmpp_2m", "sample.steps": 999}, r"sample\.steps: must be below 999.*dpmpp_2m"),
+        ({"diffusion.prediction": "flow", "sample.sampler": "ddim"}, r"sample\.sampler: ddim .*wanted euler"),
+        ({"sample.sampler": "heun"}, r"sample\.sampler: .*'euler', 'euler_ancestral'"),
+        ({"sample.guidance_rescale": 1.5}, r"sample\.guidance_rescale: .*less than or equal to 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(tmp_path, changes, said):
@@ -308,6 +321,10 @@ def test_what_cannot_work_is_refused(tmp_path, changes, said):
         {"index.buckets": False, "index.bucket_step": 7},
         {"train.shard_optimizer": True},  # msrun and mpirun may start more ranks than params.yaml says
         {"sample.prompts": ["", " ", "a" * 5000]},
+        {"sample.prompts": [{"prompt": ""}, "a", {"prompt": "b", "negative_prompt": "", "seed": 2**64 - 1}]},
+        {"sample.prompts": [{"prompt": "b", "width": 32, "height": 96, "steps": 999, "guidance_scale": 1}]},
+        {"sample.sampler": "dpmpp_2m_karras", "sample.steps": 1000},
+        {"sample.sampler": "unipc", "sample.steps": 998},
         {"train.precision": "bfloat16", "device.attention": "flash", "device.jit_level": "O1"},  # auto may find an NPU
         ASCEND | {"cache_text.precision": "bfloat16"},
         {"data.images": "/elsewhere/outs/pictures"},

@@ -181,7 +181,8 @@ def test_a_base_of_ones_own_brings_its_vae():
     assert found.model.vae == "data/base/sd_xl_base_1.0.safetensors"  # as it was chosen beside SDXL
 
 
-ODD = ['"a # b"', "'#'", '"no"', '"1e-5"', '"a: b"', "日本", '"a\\nb"', '"\\u2028"', "'*a'", "''"]
+ODD = ['"a # b"', "'#'", '"no"', '"1e-5"', '"a: b"', "日本", '"a\\nb"', '"\\u2028"', "'*a'", "''",
+       "{prompt: 'a: b', negative_prompt: no, seed: 3, width: 512}"]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", ODD)

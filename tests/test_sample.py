@@ -1,5 +1,6 @@
 """The sample stage's parts, with formulas in the networks' places, and the stage itself on a tiny checkpoint."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from PIL import Image
 
 from pipeline.diffusion import conditioning, schedule
 from pipeline.models.config import TINY
-from pipeline.sampling import draw, euler
+from pipeline.sampling import draw, euler, samplers
 from pipeline.sampling.grid import grid
+from pipeline.sampling.picture import Picture, batches, pictures
 from pipeline.sampling.prompts import encode
+from pipeline.sampling.samplers import SAMPLERS
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
-from tests import synthetic
+from tests import synthetic, training_samples
+from tests.golden import samplers_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,11 +68,105 @@ def test_a_guidance_scale_of_one_is_the_prompt_alone():
     np.testing.assert_allclose(denoise(x, 2.0, 1), -0.5)
 
 
+def test_negative_prompts_and_scales_belong_to_their_pictures():
+    def unet(x_t, timesteps, context, vector):
+        return context.mean(axis=(1, 2)).reshape(-1, 1, 1, 1) + 0 * x_t
+
+    context, pooled = np.full((2, 77, 8), 0.5, np.float32), np.zeros((2, 3), np.float32)
+    negative = np.stack([np.full((77, 8), 0.25, np.float32), np.zeros((77, 8), np.float32)]), pooled
+    x = np.zeros((2, 4, 2, 2), np.float32)
+    denoise = draw.guided(unet, context, pooled, 64, 64, np.array([3.0, 2.0]), "epsilon", negative)
+    found = denoise(x, 1.0, 1)
+    np.testing.assert_allclose(found[0], -(0.25 + 3 * (0.5 - 0.25)))
+    np.testing.assert_allclose(found[1], -(0 + 2 * (0.5 - 0)))
+
+
+def test_rescaled_guidance_is_that_of_diffusers():
+    golden = np.load(ROOT / "tests/golden/rescale.npz")
+    for share in samplers_rule.RESCALES:
+        output, conditional = samplers_rule.outputs()
+        np.testing.assert_allclose(draw.rescaled(output, conditional, share), golden[str(share)], rtol=1e-5, atol=1e-6)
+
+
+def test_rescale_reaches_the_denoiser():
+    rng = np.random.default_rng(0)
+    u, c = rng.standard_normal((2, 1, 4, 2, 2), np.float32)
+    x = np.zeros((1, 4, 2, 2), np.float32)
+
+    def predicted(rescale):
+        text = np.zeros((1, 77, 8), np.float32), np.zeros((1, 3), np.float32)
+        return -draw.guided(lambda *_: np.concatenate([u, c]), *text, 64, 64, 5.0, "epsilon", rescale=rescale)(x, 1.0, 1)
+
+    np.testing.assert_allclose(predicted(0.0), u + 5 * (c - u), rtol=1e-6)
+    np.testing.assert_allclose(predicted(1.0).std(), c.std(), rtol=1e-5)
+    np.testing.assert_allclose(predicted(0.7), 0.7 * predicted(1.0) + 0.3 * predicted(0.0), rtol=1e-4, atol=1e-5)
+
+
+DIFFUSION = training_samples.params().diffusion
+
+
+def picture(prompt="", width=64, height=64, steps=20, **own):
+    return Picture(**{"negative_prompt": None, "guidance_scale": 5.0, "seed": 0, "number": 0} | own,
+                   prompt=prompt, width=width, height=height, steps=steps)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "count, size, wanted", [(3, 8, [[0, 1, 2]]), (5, 2, [[0, 1], [2, 3], [4, 4]]), (4, 2, [[0, 1], [2, 3]])]
+    "count, size, wanted",
+    [(3, 8, [([0, 1, 2], 3)]), (5, 2, [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]), (4, 2, [([0, 1], 2), ([2, 3], 2)])],
 )
 def test_batches_are_of_one_size(count, size, wanted):
-    assert [batch.tolist() for batch in draw.batches(count, size)] == wanted
+    assert batches([picture()] * count, size) == wanted
+
+
+def test_batches_have_one_size_and_number_of_steps_and_one_graph_each_size():
+    """Seeds, texts and scales may differ."""
+    wanted = [picture("a"), picture("b", width=96), picture("c", steps=30), picture("d", seed=3, guidance_scale=1.0)]
+    assert batches([*wanted, picture("e", width=96, negative_prompt="f")], 8) == [([0, 3], 2), ([1, 4], 2), ([2, 2], 1)]
+
+
+def test_a_prompt_takes_what_it_does_not_say_from_the_section():
+    own = {"prompt": "b", "negative_prompt": "c", "width": 96, "height": 128, "steps": 7, "guidance_scale": 1.5, "seed": 9}
+    sample = training_samples.params(**{"sample.prompts": ["a", own, {"prompt": "d", "steps": 3}]}).sample
+    first, second, third = pictures(sample)
+    shared = (sample.width, sample.height)
+    assert (first.prompt, first.negative_prompt, first.width, first.height) == ("a", None, *shared)
+    assert (first.steps, first.guidance_scale, first.seed, first.number) == (40, 5.0, 0, 0)
+    assert second == Picture(number=0, **own)
+    assert third == dataclasses.replace(first, prompt="d", steps=3, number=2)
+
+
+def test_a_seed_of_its_own_means_the_same_in_any_place():
+    for prompts in (["a", "b", {"prompt": "c", "seed": 5}], [{"prompt": "c", "seed": 5}]):
+        *_, last = pictures(training_samples.params(**{"sample.prompts": prompts}).sample)
+        assert (last.seed, last.number) == (5, 0)
+    assert np.array_equal(draw.noise_of(5, 0, (4, 2, 2)), draw.noise(5, 1, (4, 2, 2))[0])
+
+
+def test_what_a_sampler_adds_is_keyed_by_seed_number_and_step():
+    seen = [draw.noise_of(seed, number, (4, 8, 8), step) for seed in (0, 1) for number in (0, 1) for step in (-1, 0, 1)]
+    for index, one in enumerate(seen):
+        for other in seen[:index]:
+            assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.3
+    assert np.array_equal(seen[1], draw.noise_of(0, 0, (4, 8, 8), 0))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_is_the_same_alone_and_among_others(sampler):
+    def unet(x_t, timesteps, context, vector):
+        return np.tanh(x_t + context.mean(axis=(1, 2)).reshape(-1, 1, 1, 1)).astype(np.float32)
+
+    wanted = [picture("a", number=0), picture("b", number=1), picture("c", number=0, seed=4, guidance_scale=2.0)]
+    text = np.linspace(0, 1, 3 * 77 * 8, dtype=np.float32).reshape(3, 77, 8), np.zeros((3, 3), np.float32)
+    zeros = tuple(map(np.zeros_like, text))
+
+    def drawn(chosen):
+        of = [tuple(array[chosen] for array in texts) for texts in (text, zeros)]
+        return draw.latents(unet, [wanted[index] for index in chosen], *of, TINY, sampler, DIFFUSION, 0.0)
+
+    together = drawn([0, 1, 2])
+    for index in range(3):
+        np.testing.assert_array_equal(drawn([index])[0], together[index])
+    assert not np.array_equal(together[0], together[1])
 
 
 def test_pixels_are_rounded_and_clipped():
@@ -91,6 +189,12 @@ def test_the_grid_has_a_column_for_each_prompt_and_a_row_for_each_model():
 def test_large_pictures_are_reduced():
     sheet = grid({"a": [np.full((1024, 1024, 3), (250, 0, 0), np.uint8)]}, ["one"])
     assert max(sheet.size) < 500
+
+
+def test_pictures_of_several_sizes_are_enlarged_alike():
+    red = {"a": [np.full(size, (250, 0, 0), np.uint8) for size in ((64, 64, 3), (32, 96, 3))]}
+    sheet = np.array(grid(red, ["one", "two"]))
+    assert (sheet == (250, 0, 0)).all(axis=2).sum() == 4 * (64 * 64 + 32 * 96)
 
 
 class Words:
@@ -120,7 +224,7 @@ def test_a_prompt_that_is_cut_is_named(caplog, words, chunks, said):
         seen.append((ids, ids_2))
         return np.zeros((len(ids), 77, 4), np.float32), np.zeros((len(ids), 3), np.float32)
 
-    context, pooled = encode(["short", "word " * words], Words(), encoder, chunks)
+    (context, pooled), _ = encode(["short", "word " * words], [None, None], Words(), encoder, chunks)
     assert context.shape == (2, 75 * chunks + 2, 4) and pooled.shape == (2, 3)
     kept = seen[1][0][:, 1:-1].reshape(-1)[:words].tolist()
     assert kept == list(range(min(words, 75 * chunks)))
@@ -129,6 +233,20 @@ def test_a_prompt_that_is_cut_is_named(caplog, words, chunks, said):
     else:
         assert "prompt 1, 'word word" in caplog.text and said in caplog.text and "prompt 0" not in caplog.text
         assert len(caplog.text) < 300
+
+
+def test_negative_prompts_are_encoded_as_prompts_and_zeros_where_there_is_none(caplog):
+    def encoder(ids, ids_2):
+        return np.full((len(ids), 77, 4), ids[0, 2], np.float32), np.full((len(ids), 3), ids[0, 2], np.float32)
+
+    texts, negative = encode(["a b c", "a"], [None, "a b"], Words(), encoder, 1)
+    assert not negative[0][0].any() and not negative[1][0].any()
+    np.testing.assert_array_equal(negative[0][1], encode(["a b"], [None], Words(), encoder, 1)[0][0][0])
+    assert negative[0].shape == texts[0].shape and negative[1].shape == texts[1].shape
+    empty = encode(["a"], [""], Words(), encoder, 1)[1]
+    assert empty[0].any(), "an empty negative prompt is the encoded empty text, not zeros"
+    encode(["a"], ["word " * 80], Words(), encoder, 1)
+    assert "negative prompt 0, 'word" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +309,6 @@ def test_the_whole_path_ends_at_the_data_when_the_model_is_right(prediction, zer
         noise = (x_t - signal * picture) / strength
         return schedule.target(prediction, picture, noise, signal, strength)
 
-    x, timesteps, sigmas = draw.begin(draw.noise(0, 1, (4, 4, 4)), 40, prediction, zero_terminal_snr, shift)
+    x, timesteps, sigmas = samplers.begin("euler", draw.noise(0, 1, (4, 4, 4)), 40, prediction, zero_terminal_snr, shift)
     denoise = draw.guided(unet, np.ones((1, 77, 2), np.float32), np.ones((1, 3), np.float32), 32, 32, 5.0, prediction)
     np.testing.assert_allclose(euler.sample(denoise, x, timesteps, sigmas), picture, atol=1e-3)

@@ -143,5 +143,13 @@ def _samples(revision: Revision, values: dict[str, object]) -> list[Sample] | No
     found = []
     for number in numbers[:_PROMPTS_SHOWN]:
         pair = [from_png(revision.read(f"{SAMPLE}/{number:02d}_{which}.png") or b"") for which in ("base", "tuned")]
-        found.append(Sample(str(prompts[number]) if is_theirs else f"Prompt {number + 1}", *pair))
+        found.append(Sample(_said(prompts[number]) if is_theirs else f"Prompt {number + 1}", *pair))
     return found or None
+
+
+def _said(prompt: object) -> str:
+    """A prompt of params.yaml in a line: its text, and what it has of its own."""
+    if not isinstance(prompt, dict):
+        return str(prompt)
+    own = [f"{key.replace('_', ' ')}: {value}" for key, value in prompt.items() if key != "prompt"]
+    return f"{prompt.get('prompt', '')} ({', '.join(own)})" if own else str(prompt.get("prompt", ""))

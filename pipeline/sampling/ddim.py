@@ -24,7 +24,7 @@ def steps(alphas: np.ndarray, count: int, zero_terminal_snr: bool) -> tuple[np.n
 
 
 def sample(
-    denoise: Callable[[np.ndarray, float, int], np.ndarray],
+    denoise: Callable[[np.ndarray, float, float], np.ndarray],
     x_t: np.ndarray,
     timesteps: np.ndarray,
     sigmas: np.ndarray,

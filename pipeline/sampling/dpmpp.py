@@ -63,7 +63,7 @@ def towards(x: np.ndarray, denoised: np.ndarray, before: np.ndarray | None, sigm
 
 
 def sample(
-    denoise: Callable[[np.ndarray, float, int], np.ndarray],
+    denoise: Callable[[np.ndarray, float, float], np.ndarray],
     x: np.ndarray,
     timesteps: np.ndarray,
     sigmas: np.ndarray,

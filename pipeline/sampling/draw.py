@@ -1,44 +1,84 @@
-"""Pictures of encoded prompts: guided denoising from noise that depends on seed and prompt number alone."""
+"""Latents of encoded prompts: guided denoising from noise that depends on seed and prompt number alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.diffusion import conditioning, schedule
-from pipeline.sampling import euler, flow
+from pipeline import params
+from pipeline.diffusion import conditioning
+from pipeline.models.config import SDXLConfig
+from pipeline.sampling import euler, flow, samplers
+from pipeline.sampling.picture import Picture
 
 UNet = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Text = tuple[np.ndarray, np.ndarray]  # context (b, tokens, context_dim) and pooled (b, p)
 
 
 def noise(seed: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
     """(count, *shape) float32 standard normal numbers; a prompt's are a function of seed and its number alone."""
-    keys = [np.array([seed & 0xFFFFFFFFFFFFFFFF, index], np.uint64) for index in range(count)]
-    return np.stack([np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32) for key in keys])
+    return np.stack([noise_of(seed, number, shape) for number in range(count)])
 
 
-def begin(
-    noise: np.ndarray, count: int, prediction: str, zero_terminal_snr: bool, flow_shift: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x at the first of `count` steps, from standard normal `noise` of its shape; the (count,) timesteps and (count + 1,)
-    sigmas of the steps. The last four arguments are keys of params.yaml. Raises ValueError when there can't be so many
-    steps."""
-    if prediction == "flow":
-        timesteps, sigmas = flow.steps(count, flow_shift)
-        return noise, timesteps, sigmas
-    timesteps, sigmas = euler.steps(schedule.alphas_cumprod(zero_terminal_snr), count, zero_terminal_snr)
-    return euler.start(noise, sigmas, zero_terminal_snr), timesteps, sigmas
+def noise_of(seed: int, number: int, shape: tuple[int, ...], step: int = -1) -> np.ndarray:
+    """`shape` float32 standard normal numbers, a function of (seed, number of the prompt, step): those that a picture
+    begins with, or those that a sampler adds in a step from 0 on."""
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, number], np.uint64)
+    counter = np.array([0, 0, step + 1, 0], np.uint64)  # the lowest word counts the numbers drawn
+    return np.random.Generator(np.random.Philox(key=key, counter=counter)).standard_normal(shape, np.float32)
 
 
-def guided(unet: UNet, context: np.ndarray, pooled: np.ndarray, height: int, width: int, scale: float, prediction: str):
+def latents(
+    unet: UNet,
+    pictures: Sequence[Picture],
+    text: Text,
+    negative: Text,
+    config: SDXLConfig,
+    sampler: str,
+    diffusion: params.Diffusion,
+    rescale: float,
+    progress: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """(b, 4, h, w) float32, as the UNet is trained on them, of pictures of one size and number of steps. `text` and
+    `negative` are what prompts.encode gives of them; `progress` is called after each step."""
+    one = pictures[0]
+    shape = (config.unet.latent_channels, one.height // config.vae.factor, one.width // config.vae.factor)
+
+    def fresh(step: int) -> np.ndarray:
+        return np.stack([noise_of(picture.seed, picture.number, shape, step) for picture in pictures])
+
+    scales = np.array([picture.guidance_scale for picture in pictures])
+    denoise = guided(unet, *text, one.height, one.width, scales, diffusion.prediction, negative, rescale)
+    x, timesteps, sigmas = samplers.begin(
+        sampler, fresh(-1), one.steps, diffusion.prediction, diffusion.zero_terminal_snr, diffusion.flow_shift
+    )
+    return samplers.sample(sampler, denoise, x, timesteps, sigmas, fresh, progress)
+
+
+def guided(
+    unet: UNet,
+    context: np.ndarray,
+    pooled: np.ndarray,
+    height: int,
+    width: int,
+    scale: float | np.ndarray,
+    prediction: str,
+    negative: Text | None = None,
+    rescale: float = 0.0,
+):
     """D(x; sigma) with classifier-free guidance (arXiv 2207.12598, eq. 6): u + scale * (c - u), where the unconditional
-    u has zeros for context and pooled text, as SDXL was trained. All pictures count as uncropped ones of this size.
+    u has the `negative` context and pooled text, or zeros for both, as SDXL was trained. All pictures count as uncropped
+    ones of this size.
 
-    context (b, tokens, context_dim), pooled (b, p) → function of x (b, 4, h, w), sigma, timestep. `unet` (x_t,
-    timesteps, context, vector) sees unconditional and conditional as one batch of 2 b."""
-    context = np.concatenate([np.zeros_like(context), context])
-    pooled = np.concatenate([np.zeros_like(pooled), pooled])
+    context (b, tokens, context_dim), pooled (b, p), scale of all or (b,) → function of x (b, 4, h, w), sigma, timestep.
+    `unet` (x_t, timesteps, context, vector) sees unconditional and conditional as one batch of 2 b. `rescale`: see
+    `rescaled`."""
+    if negative is None:
+        negative = np.zeros_like(context), np.zeros_like(pooled)
+    context = np.concatenate([negative[0], context])
+    pooled = np.concatenate([negative[1], pooled])
     time_ids = np.tile(np.array([height, width, 0, 0, height, width], np.int32), (len(pooled), 1))
     vector = conditioning.vector(pooled, time_ids)
+    scale = np.asarray(scale, np.float32).reshape(-1, 1, 1, 1)
 
     def denoise(x: np.ndarray, sigma: float, timestep: float) -> np.ndarray:
         # the x_t that the UNet was trained on
@@ -46,6 +86,8 @@ def guided(unet: UNet, context: np.ndarray, pooled: np.ndarray, height: int, wid
         output = unet(np.concatenate([x_t, x_t]), np.full(len(vector), timestep, np.float32), context, vector)
         unconditional, conditional = np.split(output, 2)
         output = unconditional + scale * (conditional - unconditional)
+        if rescale:
+            output = rescaled(output, conditional, rescale)
         if prediction == "flow":
             return flow.denoised(x, sigma, output)
         return euler.denoised(x, sigma, output, prediction)
@@ -53,11 +95,13 @@ def guided(unet: UNet, context: np.ndarray, pooled: np.ndarray, height: int, wid
     return denoise
 
 
-def batches(count: int, size: int) -> list[np.ndarray]:
-    """Indices 0..count - 1 in batches of equal size, so that one graph serves all; the last repeats its last index."""
-    size = min(size, count)
-    padded = np.minimum(np.arange(-(-count // size) * size), count - 1)
-    return list(padded.reshape(-1, size))
+def rescaled(output: np.ndarray, conditional: np.ndarray, share: float) -> np.ndarray:
+    """Guidance raises the spread of what the UNet says, which a schedule without terminal signal shows as too much
+    light. Give each picture's `output` (b, c, h, w) the spread of its `conditional`, and keep `1 - share` of it as it
+    was (arXiv 2305.08891, eq. 14 to 16)."""
+    axes = (1, 2, 3)
+    spread = conditional.std(axes, keepdims=True) / output.std(axes, keepdims=True)
+    return share * (output * spread) + (1 - share) * output
 
 
 def to_picture(pixels: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def sample(
 
 
 def ancestral(
-    denoise: Callable[[np.ndarray, float, int], np.ndarray],
+    denoise: Callable[[np.ndarray, float, float], np.ndarray],
     x: np.ndarray,
     timesteps: np.ndarray,
     sigmas: np.ndarray,

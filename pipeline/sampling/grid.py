@@ -10,9 +10,9 @@ BACKGROUND, INK = (245, 245, 245), (30, 30, 30)
 
 
 def grid(rows: dict[str, list[np.ndarray]], prompts: list[str]) -> Image.Image:
-    """`rows`: label → pictures (H, W, 3) uint8, one for each prompt and all of one size. More than COLUMNS prompts go
-    on below. The prompts stand above their columns."""
-    height, width = next(iter(rows.values()))[0].shape[:2]
+    """`rows`: label → pictures (H, W, 3) uint8, one for each prompt; all are enlarged or reduced alike. More than COLUMNS
+    prompts go on below. The prompts stand above their columns."""
+    height, width = (max(picture.shape[axis] for row in rows.values() for picture in row) for axis in (0, 1))
     factor = max(1, round(CELL / width)) if width < 2 * CELL else 2 * CELL / width
     cell_width, cell_height = round(width * factor), round(height * factor)
     font = ImageFont.load_default(12)
@@ -32,7 +32,8 @@ def grid(rows: dict[str, list[np.ndarray]], prompts: list[str]) -> Image.Image:
         for row, (label, pictures) in enumerate(rows.items()):
             y = top + head + row * (cell_height + MARGIN)
             resampling = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-            sheet.paste(Image.fromarray(pictures[index]).resize((cell_width, cell_height), resampling), (left, y))
+            own = tuple(max(1, round(side * factor)) for side in pictures[index].shape[1::-1])
+            sheet.paste(Image.fromarray(pictures[index]).resize(own, resampling), (left, y))
             if index % columns == 0:
                 draw.text((MARGIN, y + cell_height // 2), label, INK, font)
     return sheet

@@ -14,22 +14,39 @@ _SHOWN = 60  # letters of a prompt that a message shows
 
 def encode(
     prompts: list[str],
+    negative_prompts: list[str | None],
     tokenizer: tokens.Tokenizer,
     encoder: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     chunks: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """context (n, 75 * chunks + 2, context_dim) and pooled (n, p), float32; `encoder` as models.encode.text_encoder.
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """(context, pooled) of the prompts and (context, pooled) of their negative prompts, which are zeros where one is
+    None: (n, 75 * chunks + 2, context_dim) and (n, p), float32. `encoder` as models.encode.text_encoder.
+
     Logs which prompts are cut."""
-    contexts, pooleds = [], []
-    for number, prompt in enumerate(prompts):
-        ids = tokenizer(prompt)
-        if cut := cut_of(prompt, tokens.length(ids), chunks):
-            log.warning("prompt %d, %s", number, cut)
-        ids_l = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=tokenizer.end)
-        ids_g = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=0)
-        hidden, pooled = encoder(ids_l, ids_g)
-        contexts.append(tokens.join_chunks(hidden))
-        pooleds.append(pooled[0])
+    known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def one(name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = tokenizer(text)
+        if cut := cut_of(text, tokens.length(ids), chunks):
+            log.warning("%s, %s", name, cut)
+        if text not in known:
+            ids_l = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=tokenizer.end)
+            ids_g = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=0)
+            hidden, pooled = encoder(ids_l, ids_g)
+            known[text] = tokens.join_chunks(hidden), pooled[0]
+        return known[text]
+
+    positive = [one(f"prompt {number}", text) for number, text in enumerate(prompts)]
+    zeros = tuple(map(np.zeros_like, positive[0]))
+    negative = [
+        zeros if text is None else one(f"negative prompt {number}", text)
+        for number, text in enumerate(negative_prompts)
+    ]
+    return _stacked(positive), _stacked(negative)
+
+
+def _stacked(encoded: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    contexts, pooleds = zip(*encoded, strict=True)
     return np.stack(contexts), np.stack(pooleds)
 
 

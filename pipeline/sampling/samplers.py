@@ -1,4 +1,5 @@
-"""The samplers by their names in `sample.sampler`; each is equal to diffusers' scheduler with SDXL's configuration."""
+"""The samplers by their names in `sample.sampler`; each is equal to diffusers' scheduler with SDXL's configuration. With
+rectified flow there is Euler's alone."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.diffusion import schedule
-from pipeline.sampling import ddim, dpmpp, euler, unipc
+from pipeline.sampling import ddim, dpmpp, euler, flow, unipc
 
 
 class Sampler(NamedTuple):
@@ -34,18 +35,16 @@ SAMPLERS = {
 }
 
 
-def most_steps(name: str, zero_terminal_snr: bool) -> int:
-    """How many steps the sampler can make of a schedule of 1000 timesteps; one is the least."""
-    if zero_terminal_snr or name == "dpmpp_2m_karras":
-        return 1000
-    return 998 if name in ("dpmpp_2m", "unipc") else 999
-
-
 def begin(
-    name: str, noise: np.ndarray, count: int, zero_terminal_snr: bool
+    name: str, noise: np.ndarray, count: int, prediction: str, zero_terminal_snr: bool, flow_shift: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first x of `count` steps of the sampler, from standard normal `noise` of its shape; and the steps' timesteps
-    and sigmas. Raises ValueError when it can't make so many steps."""
+    and sigmas. The last three arguments are keys of params.yaml. Raises ValueError when it can't make so many steps, or
+    no flow."""
+    if prediction == "flow":
+        if name != "euler":
+            raise ValueError(f"{name} draws no flow; wanted euler")
+        return noise, *flow.steps(count, flow_shift)
     sampler = SAMPLERS[name]
     timesteps, sigmas = sampler.steps(schedule.alphas_cumprod(zero_terminal_snr), count, zero_terminal_snr)
     return sampler.start(noise, sigmas, zero_terminal_snr), timesteps, sigmas
@@ -53,7 +52,7 @@ def begin(
 
 def sample(
     name: str,
-    denoise: Callable[[np.ndarray, float, int], np.ndarray],
+    denoise: Callable[[np.ndarray, float, float], np.ndarray],
     x: np.ndarray,
     timesteps: np.ndarray,
     sigmas: np.ndarray,

@@ -33,7 +33,7 @@ def corrected(
 
 
 def sample(
-    denoise: Callable[[np.ndarray, float, int], np.ndarray],
+    denoise: Callable[[np.ndarray, float, float], np.ndarray],
     x: np.ndarray,
     timesteps: np.ndarray,
     sigmas: np.ndarray,

@@ -14,7 +14,7 @@ from pipeline.cache.reader import Reader
 from pipeline.models.config import SDXLConfig
 from pipeline.models.encode import vae_decoder
 from pipeline.models.graphs import compiled
-from pipeline.sampling import draw, euler
+from pipeline.sampling import draw, euler, samplers
 
 COUNT = 4
 STEPS, GUIDANCE = 20, 5.0
@@ -32,8 +32,8 @@ def painter(
     batch = reader.read(chosen, epoch=0, seed=0)
     context, pooled = batch.context.astype(np.float32), batch.pooled.astype(np.float32)
     shape = (config.unet.latent_channels, height // config.vae.factor, width // config.vae.factor)
-    start, timesteps, sigmas = draw.begin(
-        draw.noise(0, len(chosen), shape), STEPS, diffusion.prediction, diffusion.zero_terminal_snr,
+    start, timesteps, sigmas = samplers.begin(
+        "euler", draw.noise(0, len(chosen), shape), STEPS, diffusion.prediction, diffusion.zero_terminal_snr,
         diffusion.flow_shift,
     )  # fmt: skip
     decoders, run = [], compiled(unet, "UNet for pictures")

@@ -1,4 +1,5 @@
-"""Write samplers.npz: what diffusers' schedulers with SDXL's configuration make of the rule's noise and model.
+"""Write samplers.npz: what diffusers' schedulers with SDXL's configuration make of the rule's noise and model; and
+rescale.npz: what its rescaling of guidance makes of the rule's outputs.
 
     pip install torch diffusers        (made with torch 2.13.0, diffusers 0.39.0)
     python -m tests.golden.make_samplers"""
@@ -14,6 +15,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from diffusers.schedulers import scheduling_euler_ancestral_discrete
 
 from tests.golden import euler_rule, samplers_rule
@@ -63,3 +65,9 @@ if __name__ == "__main__":
                 found[key] = xs if steps == samplers_rule.PATH_STEPS else xs[-1]
                 found[f"{key}_timesteps"] = timesteps.astype(np.float32)
     np.savez_compressed(Path(__file__).with_name("samplers.npz"), **found)
+
+    output, conditional = map(torch.from_numpy, samplers_rule.outputs())
+    rescaled = {
+        str(share): rescale_noise_cfg(output, conditional, share).numpy() for share in samplers_rule.RESCALES
+    }
+    np.savez_compressed(Path(__file__).with_name("rescale.npz"), **rescaled)

@@ -18,3 +18,13 @@ def fresh(step: int) -> np.ndarray:
 def key(name: str, case: str, steps: int) -> str:
     assert name in NAMES and case in CASES
     return f"{name}_{case}_{steps}"
+
+
+RESCALES = (0.3, 0.7, 1.0)
+
+
+def outputs() -> tuple[np.ndarray, np.ndarray]:
+    """What guidance makes of three pictures, and the conditional output alone, each (3, 4, 5, 6) float32."""
+    u, c = np.random.Generator(np.random.Philox(12)).standard_normal((2, 3, 4, 5, 6), np.float32)
+    c = c * np.array([0.5, 1, 2], np.float32).reshape(3, 1, 1, 1) + 0.2
+    return u + 7 * (c - u), c
