@@ -49,7 +49,7 @@ def test_experiments_side_by_side(pages):
     assert rates == {"faster": {2e-3}, "longer": {1e-3}}
     assert "train.learning_rate 0.001 0.002 0.001" in found.text and "train.steps 600 600 800" in found.text
     assert [trace["name"] for trace in found.figures["timesteps"]["data"]] == ["faster", "longer"]  # what they end with
-    for timestep in TIMESTEPS:  # and how they come there
+    for timestep in (100, 500, 900):  # and how they come there
         figure = found.figures[f"timestep{timestep}"]["data"]
         assert [(trace["name"], trace["x"][-1]) for trace in figure] == [("faster", 600), ("longer", 800)]
     # for each of two prompts the base and both; previews of one; the latents, which both have, once
