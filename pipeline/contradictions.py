@@ -232,11 +232,16 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
             f"must be below 1 / the learning rate ({peak:g}): a step would take more than all of a weight; "
             f"found {train.weight_decay:g}",
         )
-    if train.snr_gamma is not None and train.debiased_estimation:
+    for key, found in (weightings := _weightings(train))[1:]:
+        first = weightings[0][0]
         yield (
-            "train.debiased_estimation",
-            "true needs snr_gamma null: both weight the loss by the signal-to-noise ratio",
+            f"train.{key}",
+            f"{str(found).lower()} needs {first} null: both weight the loss by the signal-to-noise ratio",
         )
+    if train.lr_scheduler == "polynomial" and train.lr_end >= peak:
+        yield "train.lr_end", f"must be below the learning rate ({peak:g}), found {train.lr_end:g}"
+    if train.timestep_min >= train.timestep_max:
+        yield "train.timestep_min", f"must be below timestep_max ({train.timestep_max}), found {train.timestep_min}"
     begin, end = train.timestep_bias_begin, train.timestep_bias_end
     if train.timestep_bias_strategy == "range" and begin >= end:
         yield "train.timestep_bias_begin", f"must be below timestep_bias_end ({end}), found {begin}"
@@ -255,13 +260,23 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
 
 
 def _flow(train: "Train") -> Iterator[tuple[str, str]]:
-    for key, off in (("snr_gamma", None), ("debiased_estimation", False)):
-        if (found := getattr(train, key)) != off:
-            yield (
-                f"train.{key}",
-                "weights the loss by the signal-to-noise ratio of SDXL's schedule, and diffusion.prediction is flow; "
-                f"wanted {'null' if off is None else 'false'}, found {str(found).lower()}",
-            )
+    for key, found in _weightings(train):
+        yield (
+            f"train.{key}",
+            "weights the loss by the signal-to-noise ratio of SDXL's schedule, and diffusion.prediction is flow; "
+            f"wanted {'false' if found is True else 'null'}, found {str(found).lower()}",
+        )
+    if train.loss_type == "huber" and train.huber_schedule == "snr":
+        yield (
+            "train.huber_schedule",
+            "snr is of SDXL's schedule, and diffusion.prediction is flow; wanted constant or exponential",
+        )
+
+
+def _weightings(train: "Train") -> list[tuple[str, float | bool]]:
+    """The keys that weight the loss by the signal-to-noise ratio, and are set."""
+    keys = ("snr_gamma", "snr_gamma_soft", "p2_gamma", "debiased_estimation")
+    return [(key, found) for key in keys if (found := getattr(train, key)) not in (None, False)]
 
 
 def warm_up_fault(train: "Train", steps: int) -> str | None:
@@ -269,6 +284,11 @@ def warm_up_fault(train: "Train", steps: int) -> str | None:
     warm_up = train.lr_warmup_steps
     if train.lr_scheduler == "constant":  # which has none
         return None
+    if train.lr_scheduler == "wsd" and warm_up + train.lr_decay_steps > steps:
+        return (
+            f"must not be above steps ({steps}) together with lr_decay_steps, found {warm_up} and "
+            f"{train.lr_decay_steps}"
+        )
     if warm_up > steps:
         return f"must not be above steps ({steps}), found {warm_up}: the learning rate would never be reached"
     if warm_up == steps == 1:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     """(key, what is doubtful and what is usual)."""
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
-    if params.diffusion.zero_terminal_snr and params.train.snr_gamma is not None:
-        yield (
-            "train.snr_gamma",
-            "with diffusion.zero_terminal_snr true the last timestep, which has no signal, gets the weight 0 and is "
-            "not learned; null is usual",
-        )
+    for key in ("snr_gamma", "snr_gamma_soft", "p2_gamma"):
+        if params.diffusion.zero_terminal_snr and getattr(params.train, key) is not None:
+            yield (
+                f"train.{key}",
+                "with diffusion.zero_terminal_snr true the last timestep, which has no signal, gets the weight 0 and "
+                "is not learned; null is usual",
+            )
 
 
 def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:

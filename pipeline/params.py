@@ -148,8 +148,14 @@ class Train(Section):
 
     learning_rate: Annotated[Float, Field(gt=0)]
     scale_lr: bool
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"]
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "wsd"
+    ]
     lr_warmup_steps: Interval
+    lr_num_cycles: Annotated[int, Field(gt=0, le=10_000)]
+    lr_power: Annotated[Float, Field(ge=0.01, le=100)]
+    lr_end: NotNegative
+    lr_decay_steps: Interval
     optimizer: Literal["adamw", "adafactor"]
     adam_beta1: Decay
     adam_beta2: Decay
@@ -160,16 +166,31 @@ class Train(Section):
     ema: bool
     ema_decay: Decay
 
+    timestep_distribution: Literal["uniform", "logit_normal", "sigmoid", "beta"]
+    timestep_logit_mean: Annotated[Float, Field(ge=-10, le=10)]
+    timestep_logit_std: Annotated[Float, Field(ge=0.01, le=10)]
+    timestep_sigmoid_scale: Annotated[Float, Field(ge=0.01, le=10)]
+    timestep_alpha: Annotated[Float, Field(ge=0.01, le=100)]
+    timestep_beta: Annotated[Float, Field(ge=0.01, le=100)]
+    timestep_min: Timestep
+    timestep_max: Annotated[int, Field(ge=1, le=1000)]
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"]
     timestep_bias_multiplier: Annotated[Float, Field(gt=0, le=1e6)]
     timestep_bias_begin: Timestep
     timestep_bias_end: Annotated[int, Field(ge=0, le=1000)]
     timestep_bias_portion: Share
     snr_gamma: Annotated[Float, Field(gt=0, le=1e6)] | None
+    snr_gamma_soft: Annotated[Float, Field(ge=1e-6, le=1e6)] | None
+    p2_gamma: Annotated[Float, Field(gt=0, le=10)] | None
+    p2_k: Annotated[Float, Field(ge=0.001, le=1000)]
     debiased_estimation: bool
     loss_type: Literal["l2", "huber"]
     huber_c: Annotated[Float, Field(ge=1e-6, le=1e6)]
+    huber_schedule: Literal["constant", "exponential", "snr"]
     noise_offset: Annotated[Float, Field(ge=0, le=10)]
+    multires_noise_iterations: Annotated[int, Field(ge=0, le=100)]
+    multires_noise_discount: Share
+    input_perturbation: Annotated[Float, Field(ge=0, le=10)]
     caption_dropout: Share
     caption_dropout_with: Literal["empty", "zeros"]
 

@@ -13,9 +13,10 @@ from pipeline import cli, store
 from pipeline.contradictions import side_multiple
 from pipeline.models.config import CONFIGS
 from pipeline.params import load
-from pipeline.planning import device, disk, duration, host
+from pipeline.planning import device, disk, duration, host, timesteps
 from pipeline.planning.device import CARD, GB, MARGIN, RESERVED, Parts
 from pipeline.planning.run import Run, count_buckets, count_index, from_params
+from pipeline.training.objective import objective
 
 INDEX = Path("outs/index")
 
@@ -162,13 +163,14 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--resolution", type=cli.positive, help="index.resolution")
     made.add_argument("--steps", type=cli.positive, help="train.steps, in place of train.epochs")
     made.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
+    made.add_argument("--plot", type=Path, metavar="FILE", help="also write the timesteps as a page, such as plan.html")
     cli.add_json(made)
     cli.run(made, lambda given: _run(given, made.error), arguments)
 
 
 def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     given = {key: value for key, value in vars(options).items() if value is not None}
-    json = given.pop("json")
+    json, plot = given.pop("json"), given.pop("plot", None)
     params = load()
     images, captions, buckets = (given.pop("images"), None, None) if "images" in given else _counted(refuse)
     place = disk.look(store.root(), Path("outs"))
@@ -180,7 +182,13 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
         refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
     if run.param_fp16 and run.precision != "float16":
         refuse(f"--precision {run.precision} contradicts train.param_fp16 true in params.yaml")
-    cli.print_json(as_json(run, place)) if json else print(report(run, place))
+    drawn = objective(params.diffusion, params.train, CONFIGS[run.config].vae.scaling_factor)
+    if plot:
+        timesteps.write_plot(drawn, plot)
+    if json:
+        cli.print_json(as_json(run, place) | {"timesteps": timesteps.parts(drawn)})
+    else:
+        print(report(run, place), "\n".join(timesteps.lines(drawn)), sep="\n\n")
     return 0 if device.fits(run) else 1
 
 

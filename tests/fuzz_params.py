@@ -13,13 +13,16 @@ import numpy as np
 
 from pipeline import hardware
 from pipeline.data.buckets import buckets
-from pipeline.diffusion import loss, schedule, timesteps
+from pipeline.diffusion import loss, timesteps
 from pipeline.params import Params, ParamsError, load
 from pipeline.plan import from_params, report
+from pipeline.planning.timesteps import PARTS
+from pipeline.planning.timesteps import lines as histogram
 from pipeline.sampling import draw, samplers
 from pipeline.sampling.picture import batches, pictures
 from pipeline.stage import StageError
 from pipeline.training import launch
+from pipeline.training.objective import objective
 from pipeline.training.rates import ema_decay, learning_rate
 
 TEXT = (Path(__file__).resolve().parent.parent / "params.yaml").read_text(encoding="utf-8")
@@ -135,27 +138,24 @@ def use(params: Params) -> None:
     train, index = params.train, params.index
     sizes = buckets(index.resolution, index.bucket_step) if index.buckets and index.resolution <= 2048 else []
     assert not index.buckets or index.resolution > 2048 or sizes
-    alphas = schedule.alphas_cumprod(params.diffusion.zero_terminal_snr)
-    chances = timesteps.probabilities(
-        train.timestep_bias_strategy,
-        train.timestep_bias_multiplier,
-        train.timestep_bias_begin,
-        train.timestep_bias_end,
-        train.timestep_bias_portion,
-    )
-    assert np.isfinite(chances).all() and abs(chances.sum() - 1) < 1e-6
+    found = objective(params.diffusion, train, 0.13025)
+    chances, weights = found.chances, found.weights.astype(np.float32)
+    assert np.isfinite(chances).all() and (chances >= 0).all() and abs(chances.sum() - 1) < 1e-6
     assert (timesteps.draw(chances, train.seed, 3, np.arange(4)) < 1000).all()
     between = timesteps.draw_between(chances, train.seed, 3, np.arange(4))
     assert ((between >= 0) & (between <= 1000)).all()
-    weights = loss.weights(
-        schedule.snr(alphas), params.diffusion.prediction, train.snr_gamma, train.debiased_estimation
-    ).astype(np.float32)
+    thresholds = loss.huber_thresholds(train.huber_c, found.alphas).astype(np.float32)
+    assert np.isfinite(thresholds).all() and (thresholds > 0).all()
     assert np.isfinite(weights).all() and weights.any()
     steps = train.steps or train.epochs
     places = {0, steps // 2, steps - 1, min(train.lr_warmup_steps, steps - 1)}
     if train.steps:
         rates = [
-            learning_rate(step, steps, train.learning_rate, train.lr_scheduler, train.lr_warmup_steps)
+            learning_rate(
+                step, steps, train.learning_rate, train.lr_scheduler, train.lr_warmup_steps,
+                num_cycles=train.lr_num_cycles, power=train.lr_power, end=train.lr_end,
+                decay_steps=train.lr_decay_steps,
+            )  # fmt: skip
             for step in places
         ]
         assert max(rates) > 0 and np.isfinite(np.float32(rates)).all()
@@ -178,4 +178,5 @@ def use(params: Params) -> None:
         assert all(line for line in launch.command(params.device, ["train.py"], Path("logs")))
     with contextlib.suppress(StageError):
         hardware.check(params, "device", "cache_latents", "cache_text", "train", "sample")
+    assert len(histogram(found)) == PARTS + 1
     assert "Caches of" in report(from_params(params, 1000))

@@ -111,18 +111,32 @@ def test_the_key_of_the_graphs_knows_the_form_of_convolutions(monkeypatch):
     keys = []
     for products in (False, True):
         monkeypatch.setattr(forms, "convolves_by_products", lambda products=products: products)
-        keys.append(build.graph_key(p.model.config, Device("CPU"), p.train))
+        keys.append(graph_key(p, Device("CPU")))
     assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("change", [{"deterministic": False}, {"jit_level": "O1"}])
 def test_other_kernels_have_other_graphs(change):
     p = params()
-    keys = [
-        build.graph_key(p.model.config, device, p.train)
-        for device in (Device("Ascend"), Device("Ascend", **change))
+    assert graph_key(p, Device("Ascend")) != graph_key(p, Device("Ascend", **change))
+
+
+def test_a_schedule_of_the_huber_loss_is_a_constant_of_its_graph():
+    """Its thresholds are of the noise schedule, which is no setting of training."""
+    v = {"diffusion.prediction": "v", "train.loss_type": "huber", "train.huber_schedule": "snr"}
+    found = [
+        graph_key(params(**v, **{"diffusion.zero_terminal_snr": rescaled}), Device("CPU")) for rescaled in (False, True)
     ]
-    assert keys[0] != keys[1]
+    assert found[0] != found[1]
+    v["train.huber_schedule"] = "constant"
+    found = [
+        graph_key(params(**v, **{"diffusion.zero_terminal_snr": rescaled}), Device("CPU")) for rescaled in (False, True)
+    ]
+    assert found[0] == found[1]
+
+
+def graph_key(p, device):
+    return build.graph_key(p.model.config, device, p.train, build.settings(device, p.diffusion, p.train))
 
 
 @pytest.mark.parametrize(

@@ -123,5 +123,13 @@ def test_unbounded_enlargement_and_a_last_timestep_without_weight():
     assert [key for key, _ in doubts(params.check(found, "params.yaml"))] == ["index.min_side", "train.snr_gamma"]
 
 
+@pytest.mark.parametrize("key", ["train.snr_gamma", "train.snr_gamma_soft", "train.p2_gamma"])
+def test_every_weighting_that_leaves_out_the_last_timestep_is_doubted(key):
+    v = {"train.snr_gamma": None, "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}
+    assert list(doubts(params.check(changed(SDXL, v), "params.yaml"))) == []
+    [(found, said)] = doubts(params.check(changed(SDXL, v | {key: 1.0}), "params.yaml"))
+    assert found == key and "gets the weight 0" in said
+
+
 def test_the_demo_is_not_doubted():
     assert list(doubts(params.check(TINY, "params.yaml"))) == []

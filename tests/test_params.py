@@ -141,8 +141,8 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
         ({"train.learning_rate": 0.0}, r"train\.learning_rate: .*greater than 0"),
         ({"train.steps": 10.5}, r"train\.steps: .*integer"),
         (
-            {"train.lr_scheduler": "polynomial"},
-            r"train\.lr_scheduler: .*'constant', 'constant_with_warmup', 'linear' or 'cosine'.*'polynomial'",
+            {"train.lr_scheduler": "inverse_sqrt"},
+            r"train\.lr_scheduler: .*'constant', 'constant_with_warmup', 'linear', 'cosine', .* or 'wsd'.*'inverse_sqrt'",
         ),
         ({"train.steps": None}, r"train\.steps: give one of steps and epochs"),
         ({"train.epochs": 3}, r"train\.steps: give one of steps and epochs"),
@@ -155,6 +155,24 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
             {"train.snr_gamma": 5.0, "train.debiased_estimation": True},
             r"train\.debiased_estimation: true needs snr_gamma null",
         ),
+        (
+            {"train.snr_gamma": 5.0, "train.snr_gamma_soft": 4.0, "train.p2_gamma": 1.0},
+            r"train\.snr_gamma_soft: 4\.0 needs snr_gamma null.*\n.*train\.p2_gamma: 1\.0 needs snr_gamma null",
+        ),
+        ({"diffusion.prediction": "flow", "train.p2_gamma": 1.0}, r"train\.p2_gamma: .*is flow; wanted null"),
+        (
+            {"diffusion.prediction": "flow", "train.loss_type": "huber", "train.huber_schedule": "snr"},
+            r"train\.huber_schedule: snr .*is flow; wanted constant or exponential",
+        ),
+        (
+            {"train.lr_scheduler": "polynomial", "train.lr_end": 1e-3, "train.learning_rate": 1e-3},
+            r"train\.lr_end: must be below the learning rate \(0\.001\), found 0\.001",
+        ),
+        (
+            {"train.lr_scheduler": "wsd", "train.lr_warmup_steps": 30, "train.lr_decay_steps": 571},
+            r"train\.lr_warmup_steps: must not be above steps \(600\) together with lr_decay_steps, found 30 and 571",
+        ),
+        ({"train.timestep_min": 500, "train.timestep_max": 500}, r"train\.timestep_min: must be below timestep_max"),
         ({"train.param_fp16": True}, r"train\.param_fp16: true needs precision float16"),
         (
             {"train.shard_optimizer": True, "train.optimizer": "adafactor"},

@@ -127,13 +127,14 @@ def test_the_unet_of_a_preset_is_made_at_full_size(name):
     from pipeline.training import build
     from pipeline.training.optimizers.common import decays
 
-    train = loaded(preset.write(name, None).text).train
+    found = loaded(preset.write(name, None).text)
+    train = found.train
     with no_init_parameters():
         unet = UNet(CONFIGS["sdxl-base"].unet, Device("CPU").attention_kind(train.precision),
                     build.DTYPES[train.precision], train.gradient_checkpointing)  # fmt: skip
     assert sum(parameter.size for parameter in unet.trainable_params()) == 2_567_463_684
     assert len(decays(unet)) == len(unet.trainable_params())
-    settings = build.settings(Device("CPU"), train)
+    settings = build.settings(Device("CPU"), found.diffusion, train)
     assert settings.gradient_accumulation_steps == train.gradient_accumulation_steps
     assert settings.loss_scale == (65536.0 if train.precision == "float16" else None)
 

@@ -1,9 +1,14 @@
 """Timestep bias and draws."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from pipeline.diffusion import draws, timesteps
+from pipeline.diffusion import draws, schedule, timesteps
+from tests.golden import objectives_rule as o
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "objectives.npz")
 
 NONE = {"multiplier": 1.0, "begin": 0, "end": 1000, "portion": 0.25}
 
@@ -40,6 +45,67 @@ def test_a_portion_of_nothing_and_of_all_is_uniform():
 def test_impossible_biases_are_refused(changes):
     with pytest.raises(ValueError, match="needed, found"):
         chances("range", **changes)
+
+
+@pytest.mark.parametrize("name", o.DENSITIES)
+def test_a_distribution_is_the_one_that_others_draw_from(name):
+    """4 million draws by diffusers and torch (tests/golden/make_objectives.py), in 40 parts; six deviations."""
+    found = timesteps.density(**o.DENSITIES[name])
+    assert found.shape == (1000,) and (found >= 0).all() and found.sum() == pytest.approx(1, abs=1e-12)
+    parts = found.reshape(o.PARTS, -1).sum(1)
+    np.testing.assert_array_less(np.abs(parts - GOLDEN[f"drawn_{name}"]), 6 * np.sqrt(parts / o.DRAWS) + 1e-9)
+
+
+def test_a_uniform_distribution_has_the_very_bits_of_none():
+    np.testing.assert_array_equal(chances("none", weights=timesteps.density("uniform")), chances("none"))
+    biased = {"multiplier": 3.0, "begin": 5, "end": 60}
+    np.testing.assert_array_equal(chances("range", weights=timesteps.density("uniform"), **biased),
+                                  chances("range", **biased))  # fmt: skip
+
+
+def test_beta_of_ones_and_a_shift_of_one_change_nothing():
+    np.testing.assert_allclose(timesteps.density("beta", alpha=1.0, beta=1.0), 1e-3)
+    np.testing.assert_array_equal(
+        timesteps.density("logit_normal", shift=1.0), timesteps.density("sigmoid", sigmoid_scale=1.0)
+    )
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
+def test_a_range_has_all_of_the_distribution(distribution):
+    found = timesteps.density(distribution, low=200, high=700)
+    assert not found[:200].any() and not found[700:].any() and (found[200:700] > 0).all()
+    whole = timesteps.density(distribution)
+    np.testing.assert_allclose(found[200:700] / found.sum(), whole.reshape(500, 2).sum(1) / whole.sum(), rtol=1e-9)
+    assert timesteps.density(distribution, low=999, high=1000).nonzero()[0].tolist() == [999]
+    for low, high in ((5, 5), (-1, 5), (5, 1001)):
+        with pytest.raises(ValueError, match="is needed, found"):
+            timesteps.density(distribution, low=low, high=high)
+
+
+def test_a_bias_comes_on_top():
+    weights = timesteps.density("logit_normal")
+    found = chances("earlier", multiplier=4.0, portion=0.3, weights=weights)
+    ratio = found / weights
+    np.testing.assert_allclose(ratio[:300] / ratio[999], 4)
+    np.testing.assert_allclose(ratio[300:] / ratio[999], 1)
+
+
+def test_flows_times_are_between_the_same_timesteps_and_evenly_so():
+    weights = chances("range", multiplier=9.0, begin=0, end=100)
+    found = timesteps.draw_between(weights, seed=1, step=3, samples=np.arange(20000))
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(np.floor(found), timesteps.draw(weights, seed=1, step=3, samples=np.arange(20000)))
+    fractions = np.sort(found % 1)
+    np.testing.assert_allclose(fractions, (np.arange(20000) + 0.5) / 20000, atol=0.015)  # Kolmogorov's distance
+
+
+def test_a_shift_of_the_chances_is_one_of_the_times():
+    """Drawn from shifted chances, and drawn even and then shifted, are the same times but for the rounding of parts."""
+    even = timesteps.draw_between(chances("none"), seed=1, step=3, samples=np.arange(5000))
+    found = timesteps.draw_between(
+        chances("none", weights=timesteps.density("uniform", shift=3.0)), seed=1, step=3, samples=np.arange(5000)
+    )
+    np.testing.assert_allclose(found / 1000, schedule.shifted(even / 1000, 3.0), atol=2e-6)
 
 
 def test_draws_follow_the_chances():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.cache.reader import Reader
-from pipeline.diffusion import conditioning, draws, schedule
+from pipeline.diffusion import conditioning, draws, noise, schedule
 from pipeline.stage import StageError
 from pipeline.training import feed
 from tests.cache_samples import latent, write_samples
@@ -81,7 +81,7 @@ def test_the_inputs_of_a_step(reader):
     real = np.flatnonzero(samples >= 0)
     batch = reader.read(np.where(samples >= 0, samples, samples[real[0]]), epoch=0, seed=3)
     mean, logvar = np.split(batch.latents.astype(np.float64), 2, axis=1)
-    noise = np.stack(
+    added = np.stack(
         [draws.generator(3, draws.NOISE, 0, int(s)).standard_normal(mean.shape[1:], dtype=np.float32) for s in samples]
     )
     posterior = np.stack(
@@ -93,8 +93,8 @@ def test_the_inputs_of_a_step(reader):
     x_0 = SCALE * (mean + np.exp(logvar / 2) * posterior)
     assert inputs.timesteps.dtype == np.float32
     a = ALPHAS[inputs.timesteps.astype(int)].reshape(-1, 1, 1, 1)
-    np.testing.assert_allclose(inputs.x_t[real], (np.sqrt(a) * x_0 + np.sqrt(1 - a) * noise)[real], atol=1e-5)
-    np.testing.assert_array_equal(inputs.target, noise)
+    np.testing.assert_allclose(inputs.x_t[real], (np.sqrt(a) * x_0 + np.sqrt(1 - a) * added)[real], atol=1e-5)
+    np.testing.assert_array_equal(inputs.target, added)
     np.testing.assert_array_equal(inputs.context, batch.context.astype(np.float32))
     np.testing.assert_array_equal(inputs.vector, conditioning.vector(batch.pooled, batch.time_ids))
     np.testing.assert_allclose(inputs.weight[real], 4 / len(real))
@@ -103,12 +103,12 @@ def test_the_inputs_of_a_step(reader):
 def test_the_inputs_of_a_step_of_flow(reader):
     """The same noise, latents and draws as with epsilon, in another mixture, and timesteps with fractions."""
     plain, flow = make(reader)[0].micro_batches[0], make(reader, prediction="flow")[0].micro_batches[0]
-    noise, a = plain.target, ALPHAS[plain.timesteps.astype(int)].reshape(-1, 1, 1, 1)
-    x_0 = (plain.x_t - np.sqrt(1 - a) * noise) / np.sqrt(a)
+    added, a = plain.target, ALPHAS[plain.timesteps.astype(int)].reshape(-1, 1, 1, 1)
+    x_0 = (plain.x_t - np.sqrt(1 - a) * added) / np.sqrt(a)
     assert (np.floor(flow.timesteps) == plain.timesteps).all() and (flow.timesteps % 1 > 0).all()
     t = flow.timesteps.reshape(-1, 1, 1, 1) / 1000
-    np.testing.assert_allclose(flow.x_t, (1 - t) * x_0 + t * noise, atol=1e-4)
-    np.testing.assert_allclose(flow.target, noise - x_0, atol=1e-4)
+    np.testing.assert_allclose(flow.x_t, (1 - t) * x_0 + t * added, atol=1e-4)
+    np.testing.assert_allclose(flow.target, added - x_0, atol=1e-4)
     np.testing.assert_array_equal(flow.weight, plain.weight)
 
 
@@ -141,6 +141,23 @@ def test_the_noise_offset_is_one_value_per_sample_and_channel(reader):
     np.testing.assert_allclose(added, np.broadcast_to(added[:, :, :1, :1], added.shape), atol=1e-6)
     wanted = 0.5 * draws.normal(3, draws.OFFSET, 0, make(reader).samples(0), (4,))
     np.testing.assert_allclose(added[:, :, 0, 0], wanted, atol=1e-6)
+
+
+def test_a_perturbation_is_in_the_input_and_not_in_the_target(reader):
+    plain, other = make(reader)[0].micro_batches[0], make(reader, input_perturbation=0.5)[0].micro_batches[0]
+    np.testing.assert_array_equal(other.target, plain.target)
+    strength = np.sqrt(1 - ALPHAS[plain.timesteps.astype(int)]).reshape(-1, 1, 1, 1)
+    wanted = 0.5 * draws.normal(3, draws.PERTURBATION, 0, make(reader).samples(0), plain.target.shape[1:])
+    np.testing.assert_allclose((other.x_t - plain.x_t) / strength, wanted, atol=1e-4)
+
+
+def test_noise_at_several_resolutions_is_in_the_input_and_in_the_target(reader):
+    settings = {"multires_noise_iterations": 6, "multires_noise_discount": 0.4}
+    plain, other = make(reader)[0].micro_batches[0], make(reader, **settings)[0].micro_batches[0]
+    samples = make(reader).samples(0)
+    np.testing.assert_array_equal(other.target, noise.pyramid(plain.target, 6, 0.4, 3, 0, samples))
+    strength = np.sqrt(1 - ALPHAS[plain.timesteps.astype(int)]).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose((other.x_t - plain.x_t) / strength, other.target - plain.target, atol=1e-3)
 
 
 def test_dropped_captions(reader):

@@ -1,6 +1,7 @@
 """The step's graph: against PyTorch's five steps, and what it does with overflows, accumulation and each setting."""
 
 from collections import Counter
+from pathlib import Path
 
 import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
@@ -27,11 +28,13 @@ from pipeline.training.step import (
     _Graph,
     average_of,
 )
+from tests.golden import objectives_rule as o
 from tests.golden import rule
 from tests.golden import training_rule as t
 from tests.golden.compare import build, training
 
 pytestmark = pytest.mark.usefixtures("device")
+OBJECTIVES = np.load(Path(__file__).parent / "golden" / "objectives.npz")
 RATE, DECAY = Tensor(1e-2, ms.float32), Tensor(0.5, ms.float32)
 
 
@@ -45,7 +48,7 @@ def stepping(device, convolution):
     settings = Settings(max_grad_norm=t.MAX_GRAD_NORM)
     step = TrainStep(SampleLoss(unet, settings), Update(optimizer, average_of(parameters), settings))
     alphas = schedule.alphas_cumprod(False)
-    weights = loss.weights(schedule.snr(alphas), "epsilon", t.SNR_GAMMA, False)
+    weights = loss.weights(schedule.snr(alphas), "epsilon", snr_gamma=t.SNR_GAMMA)
 
     def inputs(number):
         values, timesteps = t.inputs(number), t.timesteps(number)
@@ -254,6 +257,19 @@ def test_the_huber_loss_is_the_papers(c):
     d = values[0] * line.value.asnumpy() - values[4]
     wanted = (2 * c * (np.sqrt(d**2 + c**2) - c)).mean((1, 2, 3))  # arXiv 2403.16728, eq. 9
     np.testing.assert_allclose(sample_loss(*map(Tensor, values[:5])).asnumpy(), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, rescaled", [("exponential", False), ("snr", False), ("snr", True)])
+def test_the_huber_loss_with_a_schedule_is_kohyas(name, rescaled):
+    alphas = schedule.alphas_cumprod(rescaled)
+    thresholds = tuple(loss.huber_thresholds(o.HUBER_C, alphas)) if name == "snr" else None
+    settings = Settings(loss_type="huber", huber_c=o.HUBER_C, huber_schedule=name, huber_thresholds=thresholds)
+    predicted, target = o.errors()
+    line, _, sample_loss = parts(settings)
+    line.value.set_data(Tensor(np.ones(line.value.shape, np.float32)))
+    inputs = predicted, o.HUBER_TIMESTEPS.astype(np.float32), np.ones(4, np.float32), np.zeros(4, np.float32), target
+    wanted = OBJECTIVES[f"huber_{name}" + "_rescaled" * rescaled]
+    np.testing.assert_allclose(sample_loss(*map(Tensor, inputs)).asnumpy(), wanted, rtol=1e-4)
 
 
 def test_all_that_a_graph_touches_is_the_cells_own():

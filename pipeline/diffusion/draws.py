@@ -6,7 +6,7 @@ No state is carried from one draw to the next, so a resumed run and any number o
 import numpy as np
 
 # Each purpose has a key of its own: two purposes never share a stream of numbers.
-TIMESTEP, NOISE, OFFSET, POSTERIOR, DROPOUT, VALIDATION = range(1, 7)
+TIMESTEP, NOISE, OFFSET, POSTERIOR, DROPOUT, VALIDATION, PERTURBATION, PYRAMID = range(1, 9)
 
 
 def generator(seed: int, purpose: int, step: int, sample: int) -> np.random.Generator:

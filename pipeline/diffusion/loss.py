@@ -1,19 +1,46 @@
-"""How much each sample's loss counts, by its timestep's signal-to-noise ratio (of the schedule after any rescaling)."""
+"""How much each sample's loss counts, by its timestep's signal-to-noise ratio (of the schedule after any rescaling), and
+where a Huber loss turns from square to linear."""
 
 import numpy as np
 
 
-def weights(snr: np.ndarray, prediction: str, snr_gamma: float | None, debiased: bool) -> np.ndarray:
-    """(b,) float64 loss weights for samples of the given `snr` (b,).
+def weights(
+    snr: np.ndarray,
+    prediction: str,
+    *,
+    snr_gamma: float | None = None,
+    snr_gamma_soft: float | None = None,
+    p2_gamma: float | None = None,
+    p2_k: float = 1.0,
+    debiased: bool = False,
+) -> np.ndarray:
+    """(b,) float64 loss weights for samples of the given `snr` (b,). `prediction` is "epsilon" or "v": in terms of the
+    error of x_0 the squared error of epsilon is snr and that of v snr + 1 times as large.
 
-    Min-SNR (arXiv 2303.09556): min(snr, gamma) / snr for "epsilon" and min(snr, gamma) / (snr + 1) for "v".
+    Min-SNR (arXiv 2303.09556): the error of x_0 counts min(snr, gamma).
+    Soft Min-SNR (arXiv 2401.11605): the error of x_0 counts snr gamma / (snr + gamma), the same without a kink.
+    P2 (arXiv 2204.00227): the error of epsilon counts 1 / (k + snr)^gamma.
     Debiased estimation (arXiv 2310.08442): 1 / sqrt(min(snr, 1000)) for "epsilon", 1 / (snr + 1) for "v".
-    With neither all are 1. At most one of them may be asked for."""
+    With none all are 1. At most one of them may be asked for."""
     if snr_gamma is not None:
         return np.minimum(snr, snr_gamma) / (snr if prediction == "epsilon" else snr + 1)
+    if snr_gamma_soft is not None:
+        weight = snr_gamma_soft / (snr + snr_gamma_soft)
+        return weight if prediction == "epsilon" else weight * snr / (snr + 1)
+    if p2_gamma is not None:
+        weight = (p2_k + snr) ** -p2_gamma
+        return weight if prediction == "epsilon" else weight * snr / (snr + 1)
     if debiased:
         return 1 / np.sqrt(np.minimum(snr, 1000.0)) if prediction == "epsilon" else 1 / (snr + 1)
     return np.ones_like(snr)
+
+
+def huber_thresholds(c: float, alphas: np.ndarray) -> np.ndarray:
+    """(1000,) float64: c of the pseudo-Huber loss at each timestep by the schedule "snr" (sd-scripts; arXiv 2403.16728,
+    4.2): 1 where there is no noise, falling to `c`: (1 - c) / (1 + sigma)² + c, with sigma² = (1 - a) / a of
+    alphas_cumprod."""
+    root = np.sqrt(alphas)
+    return (1 - c) * (root / (root + np.sqrt(1 - alphas))) ** 2 + c
 
 
 def batch_weights(weight: np.ndarray, real: np.ndarray, real_in_batch: int, batch: int) -> np.ndarray:

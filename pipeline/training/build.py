@@ -1,4 +1,4 @@
-"""The parts of a run from its parameters: objective, UNet, optimizer, and the graphs of a step."""
+"""The parts of a run from its parameters: UNet, optimizer, and the graphs of a step."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,13 +12,12 @@ from mindspore.nn.utils import no_init_parameters
 
 from pipeline import params
 from pipeline.device import Device
-from pipeline.diffusion import loss, schedule, timesteps
+from pipeline.diffusion import loss, schedule
 from pipeline.models import forms
 from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
 from pipeline.training import drive, launch
-from pipeline.training.feed import Objective
 from pipeline.training.key import code_digest
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
@@ -58,32 +57,12 @@ def device(wanted: params.Device) -> Device:
     )
 
 
-def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: float) -> Objective:
-    alphas = schedule.alphas_cumprod(diffusion.zero_terminal_snr)
-    return Objective(
-        seed=train.seed,
-        prediction=diffusion.prediction,
-        scaling_factor=scaling_factor,
-        shift_factor=diffusion.shift_factor,
-        alphas=alphas,
-        chances=timesteps.probabilities(
-            train.timestep_bias_strategy,
-            train.timestep_bias_multiplier,
-            train.timestep_bias_begin,
-            train.timestep_bias_end,
-            train.timestep_bias_portion,
-        ),
-        weights=loss.weights(schedule.snr(alphas), diffusion.prediction, train.snr_gamma, train.debiased_estimation),
-        noise_offset=train.noise_offset,
-        caption_dropout=train.caption_dropout,
-        caption_dropout_with=train.caption_dropout_with,
-    )
-
-
-def trained(config: UNetConfig, device: Device, train: params.Train, weights: Path) -> Trained:
+def trained(
+    config: UNetConfig, device: Device, diffusion: params.Diffusion, train: params.Train, weights: Path
+) -> Trained:
     """The UNet with these weights, and its optimizer as it is before the first step. Raises StageError."""
     cell = unet(config, device, train, weights)
-    chosen, rule = settings(device, train), optimizer(cell, device, train)
+    chosen, rule = settings(device, diffusion, train), optimizer(cell, device, train)
     update = Update(rule, average_of(rule.parameters) if train.ema else None, chosen)
     return Trained(cell, update, chosen, slots(rule, update, device.rank, device.world_size))
 
@@ -123,16 +102,25 @@ def rates(train: params.Train, end: int, ranks: int) -> drive.Rates:
     peak = train.learning_rate * (global_batch(train, ranks) if train.scale_lr else 1)
 
     def of(step: int) -> tuple[float, float]:
-        rate = learning_rate(step, end, peak, train.lr_scheduler, train.lr_warmup_steps)
+        rate = learning_rate(
+            step, end, peak, train.lr_scheduler, train.lr_warmup_steps,
+            num_cycles=train.lr_num_cycles, power=train.lr_power, end=train.lr_end, decay_steps=train.lr_decay_steps,
+        )  # fmt: skip
         return rate, ema_decay(step, train.ema_decay)
 
     return of
 
 
-def settings(device: Device, train: params.Train) -> Settings:
+def settings(device: Device, diffusion: params.Diffusion, train: params.Train) -> Settings:
+    thresholds = None
+    if train.loss_type == "huber" and train.huber_schedule == "snr":
+        alphas = schedule.alphas_cumprod(diffusion.zero_terminal_snr)
+        thresholds = tuple(loss.huber_thresholds(train.huber_c, alphas).tolist())
     return Settings(
         loss_type=train.loss_type,
         huber_c=train.huber_c,
+        huber_schedule=train.huber_schedule,
+        huber_thresholds=thresholds,
         max_grad_norm=train.max_grad_norm,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         loss_scale=train.loss_scale if train.precision == "float16" else None,
@@ -162,13 +150,14 @@ _GRAPH_KEYS = {
     "ema",
     "loss_type",
     "huber_c",
+    "huber_schedule",
     "precision",
     "param_fp16",
     "gradient_checkpointing",
 }
 
 
-def graph_key(model: str, device: Device, train: params.Train) -> dict:
+def graph_key(model: str, device: Device, train: params.Train, settings: Settings) -> dict:
     """All that the run's graphs depend on, but the shapes of their inputs."""
     return {
         "model": dataclasses.asdict(CONFIGS[model].unet),
@@ -176,7 +165,7 @@ def graph_key(model: str, device: Device, train: params.Train) -> dict:
             device.target, device.world_size, device.attention_kind(train.precision), device.jit_level,
             device.deterministic, forms.convolves_by_products(),
         ],  # fmt: skip
-        "train": train.model_dump(include=_GRAPH_KEYS),
+        "train": train.model_dump(include=_GRAPH_KEYS) | {"huber_thresholds": settings.huber_thresholds},
         "versions": [ms.__version__, np.__version__],
         "code": code_digest(),
     }

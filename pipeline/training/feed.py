@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.cache import plan
 from pipeline.cache.reader import Batch, Reader
-from pipeline.diffusion import conditioning, draws, loss, schedule, timesteps
+from pipeline.diffusion import conditioning, draws, loss, noise, schedule, timesteps
 from pipeline.stage import StageError
 
 
@@ -44,6 +44,9 @@ class Objective:
     scaling_factor: float  # from the VAE's latents to the UNet's
     shift_factor: float = 0.0
     noise_offset: float = 0.0
+    multires_noise_iterations: int = 0
+    multires_noise_discount: float = 0.0
+    input_perturbation: float = 0.0
     caption_dropout: float = 0.0
     caption_dropout_with: str = "zeros"
 
@@ -102,9 +105,14 @@ def micro_batch(
     x_0 = latents(batch, posterior, o.scaling_factor, o.shift_factor)
     draw = timesteps.draw_between if o.prediction == "flow" else timesteps.draw
     t = draw(o.chances, seed, step, samples)
-    noise = draws.normal(seed, draws.NOISE, step, samples, shape)
+    added = draws.normal(seed, draws.NOISE, step, samples, shape)
     if o.noise_offset:
-        noise = noise + np.float32(o.noise_offset) * draws.normal(seed, draws.OFFSET, step, samples, (4, 1, 1))
+        added = noise.offset(added, o.noise_offset, seed, step, samples)
+    if o.multires_noise_iterations:
+        added = noise.pyramid(
+            added, o.multires_noise_iterations, o.multires_noise_discount, seed, step, samples
+        )  # fmt: skip
+    seen = noise.perturbed(added, o.input_perturbation, seed, step, samples) if o.input_perturbation else added
     context, pooled = batch.context.astype(np.float32), batch.pooled.astype(np.float32)
     if o.caption_dropout_with == "zeros":
         context[dropped], pooled[dropped] = 0, 0
@@ -119,11 +127,11 @@ def micro_batch(
     mixture = schedule.mixture(o.prediction, t, o.alphas)
     weights = o.weights[t.astype(np.int32)] * reader.loss_weights[filled % reader.n]
     return Inputs(
-        schedule.add_noise(x_0, noise, *mixture),
+        schedule.add_noise(x_0, seen, *mixture),
         t.astype(np.float32),
         context,
         conditioning.vector(pooled, batch.time_ids),
-        schedule.target(o.prediction, x_0, noise, *mixture),
+        schedule.target(o.prediction, x_0, added, *mixture),
         loss.batch_weights(weights, samples >= 0, real, global_batch),
     )
 

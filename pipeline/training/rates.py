@@ -3,18 +3,43 @@
 from math import cos, pi
 
 
-def learning_rate(step: int, steps: int, peak: float, scheduler: str, warmup: int) -> float:
+def learning_rate(
+    step: int,
+    steps: int,
+    peak: float,
+    scheduler: str,
+    warmup: int,
+    *,
+    num_cycles: int = 1,
+    power: float = 1.0,
+    end: float = 0.0,
+    decay_steps: int = 0,
+) -> float:
     """The learning rate of `step` (0 is the first of `steps`), as diffusers' `get_scheduler` gives it: over `warmup`
-    steps it rises evenly from 0 to `peak`; then "linear" falls evenly to 0 at `steps`, "cosine" along half a cosine,
-    and "constant_with_warmup" stays. "constant" is `peak` from the first step on, whatever `warmup` says."""
+    steps it rises evenly from 0 to `peak`, and then
+
+    "linear": falls evenly to 0 at `steps`; "cosine": along half a cosine; "cosine_with_restarts": along half a cosine
+    `num_cycles` times; "polynomial": to `end`, as the `power` of what is left of the steps; "constant_with_warmup":
+    stays; "wsd" (warm-up, stable, decay, arXiv 2404.06395; transformers' `get_wsd_schedule`): stays until the last
+    `decay_steps`, in which it falls along half a cosine, so that a longer run has the same rates up to there.
+    "constant" is `peak` from the first step on, whatever `warmup` says."""
     if scheduler == "constant":
         return peak
     if step < warmup:
         return peak * step / warmup
     if scheduler == "constant_with_warmup":
         return peak
+    if scheduler == "wsd":
+        into = step - (steps - decay_steps)
+        return peak if into <= 0 else peak * max(0.0, 0.5 * (1 + cos(pi * into / decay_steps)))
     progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (max(0.0, 1 - progress) if scheduler == "linear" else max(0.0, 0.5 * (1 + cos(pi * progress))))
+    if scheduler == "linear":
+        return peak * max(0.0, 1 - progress)
+    if scheduler == "polynomial":
+        return end + (peak - end) * max(0.0, 1 - progress) ** power
+    if scheduler == "cosine_with_restarts":
+        return 0.0 if progress >= 1 else peak * max(0.0, 0.5 * (1 + cos(pi * (num_cycles * progress % 1))))
+    return peak * max(0.0, 0.5 * (1 + cos(pi * progress)))
 
 
 def ema_decay(step: int, decay: float) -> float:

@@ -20,6 +20,7 @@ from pipeline.training.compiled import Compiler
 from pipeline.training.data import Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
 from pipeline.training.log import PICTURES, Log
+from pipeline.training.objective import objective as make_objective
 from pipeline.training.step import Settings
 
 log = logging.getLogger(__name__)
@@ -56,17 +57,16 @@ def _fine_tune(
     config, live = CONFIGS[model], paths.out / "live"
     end = _steps(data, train, device)
     _check_ranks_agree(training, train, device)
-    scaling_factor = diffusion.scaling_factor or config.vae.scaling_factor
-    objective = build.objective(diffusion, train, scaling_factor)
+    objective = make_objective(diffusion, train, config.vae.scaling_factor)
 
     # Model and state
-    make = functools.partial(build.trained, config.unet, device, train, paths.unet)
+    make = functools.partial(build.trained, config.unet, device, diffusion, train, paths.unet)
     trained, facts = _start(states, make, live, device)
     done = facts["step"]
     curves = Log(live, end, done, facts["pending"], device.memory) if device.rank == 0 else None
 
     # What a step, a validation and a picture are; their graphs are compiled when they are first met
-    compiler = _compiler(model, data, device, train)
+    compiler = _compiler(model, data, device, train, trained.settings)
     graphs = drive.Graphs(trained.unet, trained.update, trained.settings, compiler, device.sink_size > 0)
     steps = feed.Steps(
         data.reader, objective, data.subset, done, end, train.batch_size, train.gradient_accumulation_steps,
@@ -75,15 +75,16 @@ def _fine_tune(
     validate = paint = None
     if len(data.held_out):
         grid = validation.Grid(
-            train.validation_timesteps, diffusion.prediction, objective.alphas, scaling_factor, diffusion.shift_factor
-        )
+            train.validation_timesteps, objective.prediction, objective.alphas, objective.scaling_factor,
+            objective.shift_factor,
+        )  # fmt: skip
         validate = validation.validator(
             trained.unet, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
         )
     if train.sample_interval and device.rank == 0:
         paint = preview.painter(
             trained.unet, config, paths.vae, device, data.reader, data.held_out if len(data.held_out) else data.subset,
-            diffusion, scaling_factor,
+            diffusion, objective.scaling_factor,
         )  # fmt: skip
 
     # Loop
@@ -154,12 +155,13 @@ def _start(
     return trained, facts
 
 
-def _compiler(model: str, data: Data, device: Device, train: params.Train) -> Compiler:
+def _compiler(model: str, data: Data, device: Device, train: params.Train, settings: Settings) -> Compiler:
     trained, validated = (
         len(np.unique(bucket_codes(data.reader.buckets[samples]))) for samples in (data.subset, data.held_out)
     )
     count = count_graphs(trained, validated, device.sink_size > 0, train.ema)
-    return Compiler(build.graph_key(model, device, train) if device.compile_cache else None, device, count)
+    key = build.graph_key(model, device, train, settings) if device.compile_cache else None
+    return Compiler(key, device, count)
 
 
 def _looks(train: params.Train, validates: bool) -> list[int]:

@@ -5,6 +5,7 @@ The graphs are pure functions of their inputs and of the training state; every r
     target (b, 4, h, w) float32, weight (b,) float32 -> loss, the mean over b of weight * the sample's mean loss."""
 
 from dataclasses import dataclass
+from math import log
 from typing import NamedTuple
 
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
@@ -23,6 +24,8 @@ class Settings:
 
     loss_type: str = "l2"
     huber_c: float = 0.1
+    huber_schedule: str = "constant"
+    huber_thresholds: tuple[float, ...] | None = None  # schedule "snr": c of each timestep (diffusion/loss.py)
     max_grad_norm: float = 0.0  # 0: no clipping
     gradient_accumulation_steps: int = 1
     loss_scale: float | None = None  # the first loss scale; None: gradients are not scaled, overflows not looked for
@@ -32,13 +35,17 @@ class Settings:
 
 class SampleLoss(nn.Cell):
     """(b,) float32: each sample's mean squared error, or pseudo-Huber loss 2c (sqrt(d² + c²) - c) (arXiv
-    2403.16728)."""
+    2403.16728). By the schedule "exponential" c falls from 1 to `huber_c` as the timestep goes from 0 to 1000."""
 
     def __init__(self, unet: nn.Cell, settings: Settings):
         super().__init__(auto_prefix=False)
         self.unet = unet
         self.huber_c = settings.huber_c
         self.huber = settings.loss_type == "huber"
+        self.exponential = settings.huber_schedule == "exponential"
+        self.log_c = log(settings.huber_c) / 1000
+        table = settings.huber_thresholds
+        self.thresholds = None if table is None else Tensor(table, ms.float32)
 
     def construct(self, x_t, timesteps, context, vector, target):
         difference = (self.unet(x_t, timesteps, context, vector).astype(ms.float32) - target).reshape(
@@ -47,6 +54,10 @@ class SampleLoss(nn.Cell):
         squares = difference * difference
         if self.huber:
             c = self.huber_c
+            if self.exponential:
+                c = ops.exp(timesteps.reshape(-1, 1) * self.log_c)
+            elif self.thresholds is not None:
+                c = self.thresholds[timesteps.astype(ms.int32)].reshape(-1, 1)
             squares = 2.0 * c * (ops.sqrt(squares + c * c) - c)
         return squares.mean(1)
 
