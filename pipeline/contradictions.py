@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.sampling.limits import most_steps
+from pipeline.training import groups
 
 if TYPE_CHECKING:
     from pipeline.params import Diffusion, Index, Params, Prompt, Sample, Train
@@ -68,6 +69,7 @@ def contradictions(params: "Params") -> Iterator[tuple[str, str]]:
         found = params.cache_latents.crops
         yield "cache_latents.crops", f"above 1 needs crop random: a picture has one center; found {found}"
     yield from _diffusion(params.diffusion)
+    yield from _groups(params.train, config)
     yield from _train(params.train, peak_rate(params))
     if params.diffusion.prediction == "flow":
         yield from _flow(params.train)
@@ -220,16 +222,29 @@ def _diffusion(diffusion: "Diffusion") -> Iterator[tuple[str, str]]:
         )
 
 
+def _groups(train: "Train", config: SDXLConfig) -> Iterator[tuple[str, str]]:
+    unclear = False
+    for number, group in enumerate(train.groups):
+        if group.freeze == (group.learning_rate is not None):
+            unclear = True
+            found = "both" if group.freeze else "neither"
+            yield f"train.groups.{number}", f"give one of learning_rate and freeze: true, found {found}"
+    if not unclear:
+        for number, fault in groups.faults(groups.groups(train.groups), config):
+            yield "train.groups" if number < 0 else f"train.groups.{number}.pattern", fault
+
+
 def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
     if (train.steps is None) == (train.epochs is None):
         found = f"{train.steps} and {train.epochs}"
         yield "train.steps", f"give one of steps and epochs and set the other to null, found {found}"
     elif train.steps is not None and (fault := warm_up_fault(train, train.steps)):
         yield "train.lr_warmup_steps", fault
-    if train.weight_decay * peak >= 1:
+    highest = peak * max([1.0, *(group.learning_rate or 1.0 for group in train.groups)])
+    if train.weight_decay * highest >= 1:
         yield (
             "train.weight_decay",
-            f"must be below 1 / the learning rate ({peak:g}): a step would take more than all of a weight; "
+            f"must be below 1 / the learning rate ({highest:g}): a step would take more than all of a weight; "
             f"found {train.weight_decay:g}",
         )
     for key, found in (weightings := _weightings(train))[1:]:

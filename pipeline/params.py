@@ -139,6 +139,12 @@ class Diffusion(Section):
     shift_factor: Annotated[Float, Field(ge=-1e3, le=1e3)]
 
 
+class Group(Section):
+    pattern: Annotated[Text, Field(min_length=1)]
+    learning_rate: Annotated[Float, Field(ge=1e-6, le=1e6)] | None = None
+    freeze: bool = False
+
+
 class Train(Section):
     seed: Seed
     steps: Count | None
@@ -156,6 +162,7 @@ class Train(Section):
     lr_power: Annotated[Float, Field(ge=0.01, le=100)]
     lr_end: NotNegative
     lr_decay_steps: Interval
+    groups: list[Group]
     optimizer: Literal["adamw", "adafactor"]
     adam_beta1: Decay
     adam_beta2: Decay

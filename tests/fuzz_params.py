@@ -34,9 +34,11 @@ SCALARS = """
     '' "" 'a' "\\0" "\\ud83d" "\\u2028" text auto CPU Ascend plain flash flash_padded O0 O1 8GB 0GB 59GB 0.0GB a:1
     a:0 a:65536 [::1]:80 tiny sdxl-base outs outs/x . / .. ~/pictures data/images float32 float16 bfloat16 raw ema
     epsilon v center random moments mean constant linear cosine adamw adafactor earlier later range l2 huber zeros
+    flow logit_normal sigmoid beta exponential snr cosine_with_restarts polynomial wsd
     empty [] {} [1] [0,0,0] [255,255,256] [500,500] [a,b] {a: 1} [[[[]]]] &a [*a] *a !!int '5'
     !!python/object:os.system !!binary aGk= !!float 5 = << - ? : | > % @ ` # [ { } ] " '
 """.split()
+SCALARS += ['[{pattern: "*", freeze: true}]', '[{pattern: "*.bias", learning_rate: 0.5}]', '[{pattern: "![", freeze: true}]']
 SCALARS += ["9" * 400, "9" * 5000, "0x" + "f" * 5000, "[" * 200, "{a: " * 200, "a" * 3000]
 SCALARS += ["{a: 1}", "!!set {a, b}", "!!int '5'", "!!float 5", "&a [*a]", "😀 日本", ""]
 PIECES = ["\t", "  ", "\n", "\r", "\x00", "\x80", "\x85", "\ufeff", "\u2028", "---\n", "...\n", "%YAML 1.1\n"]

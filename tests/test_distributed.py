@@ -19,7 +19,15 @@ from tests.test_resume import ends, environment, train
 from tests.training_samples import ROOT, params, write_stub, write_workspace
 
 # 5 steps of 8 samples; the pictures of two buckets do not fill the last batches
-SETTINGS = ["train.steps=5", "train.ema=true", "train.validation_interval=2"]
+SETTINGS = [
+    "train.steps=5",
+    "train.ema=true",
+    "train.validation_interval=2",
+    "diffusion.prediction=flow",
+    "train.multires_noise_iterations=3",
+    "train.input_perturbation=0.1",
+    'train.groups=[{pattern: "*.bias", learning_rate: 0.5}]',
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,13 @@ SETTINGS = [
     "train.log_interval=2",
     "train.validation_interval=4",
     "train.checkpointing_steps=3",
+    # what is drawn, and a part that has no state
+    "diffusion.prediction=flow",
+    "train.timestep_distribution=logit_normal",
+    "train.multires_noise_iterations=3",
+    "train.input_perturbation=0.1",
+    'train.groups=[{pattern: "*.bias", freeze: true}]',
+    "train.lr_scheduler=wsd",
 ]
 
 

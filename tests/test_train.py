@@ -122,6 +122,7 @@ CHANGES = {
     "lr_power": (2.0, {"train.lr_scheduler": "polynomial"}),
     "lr_end": (5e-4, {"train.lr_scheduler": "polynomial"}),
     "lr_decay_steps": (3, {"train.lr_scheduler": "wsd"}),
+    "groups": ([{"pattern": "*.weight", "learning_rate": 0.5}], {}),
     "optimizer": ("adafactor", {}),
     "adam_beta1": (0.1, {}),
     "adam_beta2": (0.9, {}),
@@ -232,6 +233,22 @@ def test_the_weights_are_whole_and_named_as_in_the_base(train, workspace):
         found.weights[name].dtype == np.float32 and found.weights[name].shape == base[name].shape for name in base
     )
     assert all((found.weights[name] != base[name]).any() for name in base)
+
+
+def test_frozen_parameters_stay_and_a_factor_multiplies_the_rate(train, workspace):
+    """AdamW's first step moves every weight by the learning rate, whatever the gradient."""
+    base = read(workspace / "outs/convert/unet.ckpt")
+    frozen, slow = {"pattern": "time.*", "freeze": True}, {"pattern": "conv.*", "learning_rate": 0.25}
+    settings = {"train.steps": 1, "train.weight_decay": 0.0, "train.ema": True}
+    found, plain = train(**settings, **{"train.groups": [frozen, slow]}), train(**settings)
+    assert list(found.weights) == list(found.ema) == list(base)
+    for name, value in base.items():
+        layer = name.removeprefix("model.diffusion_model.").split(".")[0]
+        factor = {"time": 0.0, "conv": 0.25}.get(layer, 1.0)
+        for weights in (found.weights, found.ema):
+            moved = weights[name] - value
+            np.testing.assert_allclose(moved, factor * (plain.weights[name] - value), atol=1e-7, err_msg=name)
+            assert (moved == 0).all() == (factor == 0)
 
 
 def test_half_weights_keep_their_norms_in_float32(train):

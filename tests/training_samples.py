@@ -67,6 +67,7 @@ SETTINGS = {
     "train.lr_power": 1.0,
     "train.lr_end": 1e-7,
     "train.lr_decay_steps": 2,
+    "train.groups": [],
     "train.optimizer": "adamw",
     "train.adam_beta1": 0.9,
     "train.adam_beta2": 0.999,

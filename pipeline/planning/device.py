@@ -9,7 +9,7 @@ from math import prod
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning import cpu, npu, step, unet
-from pipeline.planning.run import Run, unet_shapes
+from pipeline.planning.run import Run, trained_shapes, unet_shapes
 from pipeline.training import memory
 
 GB = 10**9
@@ -27,9 +27,9 @@ Parts = dict[str, int]  # what -> bytes
 
 def stays(run: Run) -> Parts:
     """Exact, but the collectives' buffers, which are what CANN documents."""
-    shapes = unet_shapes(run.config)
+    shapes = trained_shapes(run)
     parts = {
-        "weights": memory.parameters(shapes, run.param_fp16),
+        "weights": memory.parameters(unet_shapes(run.config), run.param_fp16),
         "optimizer's state": memory.optimizer(shapes, run.optimizer, run.devices if run.shard_optimizer else 1),
     }
     if run.ema:
@@ -61,7 +61,7 @@ def backward(run: Run) -> Parts:
 def update(run: Run) -> Parts:
     """From the gradients of all parameters on, which stay until its end. The orders are those of training/step.py and
     optimizers/."""
-    shapes = unet_shapes(run.config)
+    shapes = trained_shapes(run)
     gradients = memory.parameters(shapes, run.param_fp16)
     bucket = min(memory.in_float32(shapes), max(memory.BUCKET, max(4 * prod(shape) for shape in shapes.values())))
     # with micro-batches the totals are updated with, and they stay

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning.device import TOKENS, Parts
-from pipeline.planning.run import Run, component_shapes, unet_shapes
+from pipeline.planning.run import Run, component_shapes, trained_shapes
 from pipeline.training import memory
 from pipeline.weights.names import PREFIX
 
@@ -34,8 +34,8 @@ def cache_bytes(run: Run) -> int:
 
 
 def state_bytes(run: Run) -> int:
-    """A state: weights, EMA and the moments of all ranks."""
-    shapes = unet_shapes(run.config)
+    """A state: weights that are trained, EMA and the moments of all ranks."""
+    shapes = trained_shapes(run)
     held = memory.parameters(shapes, run.param_fp16) + memory.optimizer(shapes, run.optimizer, 1)
     return held + (memory.in_float32(shapes) if run.ema else 0)
 

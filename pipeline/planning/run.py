@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
-from pipeline.training import memory
+from pipeline.training import groups, memory
+from pipeline.training.groups import Groups
 from pipeline.weights import layout
-from pipeline.weights.names import PREFIX, to_mindspore
+from pipeline.weights.names import PREFIX, to_mindspore, to_stability
 
 BUFFER_MB = 200  # HCCL_BUFFSIZE of CANN, where it is not set
 
@@ -48,6 +49,7 @@ class Run:
     hccl_buffer: int = BUFFER_MB * 2**20
     buckets: int | None = None  # that the index's pictures fill
     sinks: bool = False
+    groups: Groups = ()  # train.groups
 
     @property
     def size(self) -> int:
@@ -107,6 +109,7 @@ def from_params(params: Params, images: int, captions: int | None = None, bucket
         hccl_buffer=_buffer_megabytes() * 2**20,
         buckets=buckets if params.index.buckets else 1,
         sinks=device.sink_size > 0,
+        groups=groups.groups(train.groups),
     )
 
 
@@ -141,3 +144,13 @@ def component_shapes(config: str, part: str) -> memory.Shapes:
 
 def unet_shapes(config: str) -> memory.Shapes:
     return component_shapes(config, "unet")
+
+
+def trained_shapes(run: Run) -> memory.Shapes:
+    """Those of the UNet that are not frozen."""
+    prefix = PREFIX["unet"]
+    return {
+        name: shape
+        for name, shape in unet_shapes(run.config).items()
+        if groups.factor(run.groups, to_stability(name).removeprefix(prefix))
+    }

@@ -17,7 +17,7 @@ from pipeline.models import forms
 from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
-from pipeline.training import drive, launch
+from pipeline.training import drive, groups, launch
 from pipeline.training.key import code_digest
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
@@ -25,7 +25,7 @@ from pipeline.training.optimizers.common import Optimizer, decays
 from pipeline.training.rates import ema_decay, learning_rate
 from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update, average_of
-from pipeline.weights.names import PREFIX
+from pipeline.weights.names import PREFIX, canonical
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,27 @@ def unet(config: UNetConfig, device: Device, train: params.Train, weights: Path)
             config, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing
         )
     load_weights(cell, weights, PREFIX["unet"], ms.float16 if train.param_fp16 else ms.float32)
+    for parameter in cell.get_parameters():
+        parameter.requires_grad = _factor(train, parameter) > 0
     return cell.set_train()
+
+
+def _factor(train: params.Train, parameter: ms.Parameter) -> float:
+    """Of the learning rate; 0 for a frozen parameter."""
+    name = canonical(PREFIX["unet"] + parameter.name).removeprefix(PREFIX["unet"])
+    return groups.factor(groups.groups(train.groups), name)
 
 
 def optimizer(cell: nn.Cell, device: Device, train: params.Train) -> Optimizer:
     common = cell.trainable_params(), decays(cell), train.weight_decay
+    factors = [_factor(train, parameter) for parameter in cell.trainable_params()]
     if train.optimizer == "adafactor":
-        return Adafactor(*common)
+        return Adafactor(*common, factors)
     ranks = device.world_size if shards(device, train) else 1
-    return AdamW(*common, train.adam_beta1, train.adam_beta2, train.adam_epsilon, rank=device.rank, ranks=ranks)
+    return AdamW(
+        *common, train.adam_beta1, train.adam_beta2, train.adam_epsilon,
+        rank=device.rank, ranks=ranks, factors=factors,
+    )  # fmt: skip
 
 
 def shards(device: Device, train: params.Train) -> bool:
@@ -140,6 +152,7 @@ def slots(optimizer: Optimizer, update: Update, rank: int, ranks: int) -> list[S
 _GRAPH_KEYS = {
     "batch_size",
     "gradient_accumulation_steps",
+    "groups",
     "optimizer",
     "adam_beta1",
     "adam_beta2",

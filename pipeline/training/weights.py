@@ -11,9 +11,10 @@ from pipeline.weights.names import PREFIX
 
 
 def write(path: Path, unet: nn.Cell, values, parameters) -> None:
-    """`values` as float32 under the checkpoint's names of `parameters`, in the UNet's order."""
+    """All of the UNet as float32 under the checkpoint's names, in the UNet's order: `values` for the `parameters` that
+    are trained, and the others, which are frozen, as they are."""
     found = dict(zip((parameter.name for parameter in parameters), values, strict=True))
     with ckpt.Writer(path) as writer:
-        for parameter in unet.trainable_params():
-            value = found[parameter.name].asnumpy()
+        for parameter in unet.get_parameters():
+            value = found.get(parameter.name, parameter).asnumpy()
             writer.add(PREFIX["unet"] + parameter.name, value.astype(np.float32, copy=False))

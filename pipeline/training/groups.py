@@ -1,0 +1,72 @@
+"""Groups of the UNet's parameters with a learning rate of their own, or none. Needs no MindSpore.
+
+A group is a pattern of names and what the learning rate is multiplied by, 0 for frozen ones. Names are those of
+Stability's single file below `model.diffusion_model.`, such as input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight.
+In a pattern `*` stands for any letters, `?` for one and `[12]` for one of these; `!` in front of it means all the
+other names. The first group that matches a name counts; what none matches has the factor 1."""
+
+import difflib
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from pipeline.models.config import SDXLConfig
+from pipeline.weights import layout
+from pipeline.weights.names import PREFIX
+
+if TYPE_CHECKING:
+    from pipeline.params import Group
+
+Groups = tuple[tuple[str, float], ...]  # pattern, factor
+
+_SHOWN = 5  # near names that an error lists
+
+
+def groups(wanted: list["Group"]) -> Groups:
+    """Those of params.yaml's train.groups."""
+    return tuple((group.pattern, 0.0 if group.freeze else float(group.learning_rate)) for group in wanted)
+
+
+def factor(groups: Groups, name: str) -> float:
+    """What the learning rate of the parameter is multiplied by; 0 when it is frozen."""
+    return next((factor for pattern, factor in groups if matches(pattern, name)), 1.0)
+
+
+def matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("!"):
+        return not fnmatchcase(name, pattern[1:])
+    return fnmatchcase(name, pattern)
+
+
+def faults(groups: Groups, config: SDXLConfig) -> Iterator[tuple[int, str]]:
+    """(number, what is wrong) of each group that changes nothing; -1 for all of them together, when they freeze all."""
+    if not groups:
+        return
+    names = [name.removeprefix(PREFIX["unet"]) for name in layout.shapes(config) if name.startswith(PREFIX["unet"])]
+    left = names
+    for number, (pattern, _) in enumerate(groups):
+        if not any(matches(pattern, name) for name in left):
+            if any(matches(pattern, name) for name in names):
+                yield number, f"{pattern!r} changes nothing: the groups before it have all that it matches"
+            else:
+                near = _near(pattern, names)
+                yield number, f"no parameter of the UNet has such a name: {pattern!r}; near it are {near}"
+        left = [name for name in left if not matches(pattern, name)]
+    if not any(factor(groups, name) for name in names):
+        yield -1, "every parameter is frozen, and nothing is left to train"
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """Names like the pattern, those of many blocks once."""
+    plain = pattern.lstrip("!")
+    parts = {part for name in names for part in _parts(name)}
+    found = difflib.get_close_matches(plain.strip("*."), sorted(parts), _SHOWN, 0.5)
+    return ", ".join(f"*{part}*" for part in found) or ", ".join(names[: _SHOWN - 2])
+
+
+def _parts(name: str) -> Iterator[str]:
+    """All runs of a name's parts: of a.b.c it is a, a.b, a.b.c, b, b.c and c."""
+    parts = name.split(".")
+    for begin in range(len(parts)):
+        for end in range(begin + 1, min(begin + 4, len(parts)) + 1):
+            yield ".".join(parts[begin:end])
