@@ -317,6 +317,16 @@ def test_two_steps_are_trained_and_leave_nothing(here):
     assert sorted(path.name for path in here.iterdir()) == before
 
 
+def test_the_small_network_has_no_groups_and_its_two_steps_no_decay():
+    """Names of sdxl-base's parameters need not be its, nor two steps as many as the rate's decay has."""
+    tree = schema.parse(preset.write("sdxl-1x910b", None).text, "preset")
+    groups = [{"pattern": "*.transformer_blocks.9.*", "freeze": True}]
+    tree["train"] |= {"lr_scheduler": "wsd", "lr_decay_steps": 50, "groups": groups}
+    whole = schema.check(tree, "preset")
+    small = rehearsal._settings(whole)
+    assert small.train.groups == [] and small.train.lr_scheduler == "wsd"
+
+
 @pytest.mark.parametrize("name", preset.PRESETS)
 def test_the_steps_are_those_of_the_settings(name):
     """But for their size."""

@@ -80,6 +80,7 @@ def _settings(params: Params) -> Params:
     tree["index"] |= {"resolution": _SIDE, "bucket_step": 32, "min_side": 32}
     tree["train"] |= {
         "steps": STEPS, "epochs": None, "batch_size": min(train.batch_size, 2), "lr_warmup_steps": 0,
+        "lr_decay_steps": 0, "groups": [],  # names of parameters that it has not
         "gradient_accumulation_steps": min(train.gradient_accumulation_steps, 2), "validation_share": 0.0,
         "sample_interval": 0, "log_interval": 1, "checkpointing_steps": STEPS,
     }  # fmt: skip
