@@ -13,6 +13,8 @@ from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.sampling.limits import most_steps
 from pipeline.training import groups
+from pipeline.weights import layout
+from pipeline.weights.names import PREFIX
 
 if TYPE_CHECKING:
     from pipeline.params import Diffusion, Index, Params, Prompt, Sample, Train
@@ -229,8 +231,10 @@ def _groups(train: "Train", config: SDXLConfig) -> Iterator[tuple[str, str]]:
             unclear = True
             found = "both" if group.freeze else "neither"
             yield f"train.groups.{number}", f"give one of learning_rate and freeze: true, found {found}"
-    if not unclear:
-        for number, fault in groups.faults(groups.groups(train.groups), config):
+    if train.groups and not unclear:
+        prefix = PREFIX["unet"]
+        names = [name.removeprefix(prefix) for name in layout.shapes(config) if name.startswith(prefix)]
+        for number, fault in groups.faults(groups.groups(train.groups), names):
             yield "train.groups" if number < 0 else f"train.groups.{number}.pattern", fault
 
 

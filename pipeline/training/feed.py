@@ -109,9 +109,7 @@ def micro_batch(
     if o.noise_offset:
         added = noise.offset(added, o.noise_offset, seed, step, samples)
     if o.multires_noise_iterations:
-        added = noise.pyramid(
-            added, o.multires_noise_iterations, o.multires_noise_discount, seed, step, samples
-        )  # fmt: skip
+        added = noise.pyramid(added, o.multires_noise_iterations, o.multires_noise_discount, seed, step, samples)
     seen = noise.perturbed(added, o.input_perturbation, seed, step, samples) if o.input_perturbation else added
     context, pooled = batch.context.astype(np.float32), batch.pooled.astype(np.float32)
     if o.caption_dropout_with == "zeros":

@@ -10,10 +10,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from pipeline.models.config import SDXLConfig
-from pipeline.weights import layout
-from pipeline.weights.names import PREFIX
-
 if TYPE_CHECKING:
     from pipeline.params import Group
 
@@ -38,11 +34,9 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern)
 
 
-def faults(groups: Groups, config: SDXLConfig) -> Iterator[tuple[int, str]]:
-    """(number, what is wrong) of each group that changes nothing; -1 for all of them together, when they freeze all."""
-    if not groups:
-        return
-    names = [name.removeprefix(PREFIX["unet"]) for name in layout.shapes(config) if name.startswith(PREFIX["unet"])]
+def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
+    """(number, what is wrong) of each group that changes nothing of the parameters of these names; -1 for all groups
+    together, when they freeze all."""
     left = names
     for number, (pattern, _) in enumerate(groups):
         if not any(matches(pattern, name) for name in left):
