@@ -37,7 +37,8 @@ def _table(parts: Parts, indent: str = "  ") -> list[str]:
 def _memory(run: Run) -> list[str]:
     backward, update, form = device.backward(run), device.update(run), "a CPU's" if run.target == "CPU" else "an NPU's"
     steady, most = sum(device.stays(run).values()), sum(device.device_bytes(run).values())
-    lines = ["Memory of each device", "  stays from step to step (exact):", *_table(device.stays(run), "    ")]
+    lines = ["Memory of each device", "  stays from step to step (exact, but what is said to be estimated):"]
+    lines += _table(device.stays(run), "    ")
     lines += [f"  the backward pass beside it, at its fullest (counted by layer, in {form} form):"]
     lines += _table(backward, "    ")
     lines += ["  or the update (all gradients exact, temporaries in the order of its graph):", *_table(update, "    ")]

@@ -1,5 +1,12 @@
 """What the layers of models/cpu, a CPU's, keep for the backward pass and need beside it: planning/npu.py's functions,
-in the forms of a process that trains (convolutions by products)."""
+in the forms of a process that trains (convolutions by products).
+
+oneDNN copies an operand of a product into an order of its own, a block for each thread, and each product of a graph has
+its scratchpad for that as long as the graph is there. The sizes are those that the library of MindSpore 2.10.0 names for
+AVX-512 (tests/test_planner.py). Linear layers' and the gradients' norm's are counted; those of convolutions and attention
+are a seventh of all, and about as much is never written to."""
+
+from dataclasses import replace
 
 from pipeline.planning import npu
 from pipeline.planning.npu import FLOAT32, TILE
@@ -7,6 +14,8 @@ from pipeline.planning.step import Layer
 
 # As in models/cpu/convolution.py, whose module needs MindSpore: places from which Winograd's larger form is taken.
 ENOUGH = 512
+THREADS = 2  # of oneDNN, each with blocks of its own: those of the computer on which they were measured
+SMALL = 2**23  # multiplications; fewer of few rows oneDNN does without a copy
 
 
 def group_norm(n: int, channels: int, size: int) -> Layer:
@@ -49,7 +58,25 @@ def conv(batch: int, inputs: int, outputs: int, height: int, width: int, size: i
     )  # fmt: skip
 
 
-linear, transposed = npu.linear, npu.transposed
+def linear(rows: int, inputs: int, outputs: int, size: int, bias: bool = True, shares: bool = False) -> Layer:
+    layer = npu.linear(rows, inputs, outputs, size, bias, shares)
+    return replace(layer, scratch=scratchpads(rows, inputs, outputs))
+
+
+def scratchpads(rows: int, inputs: int, outputs: int) -> int:
+    """Of the product x wᵀ and of that of the weights' gradient, whose operands are transposed; small products have
+    none."""
+    if rows < 1024 and rows * inputs * outputs < SMALL:
+        return 0
+    return THREADS * FLOAT32 * (64 * min(inputs, 512) + 256 * min(outputs, rows // 2, 512))
+
+
+def norm_scratchpad(numbers: int) -> int:
+    """Of the product of a matrix of weights' gradient with itself (kernels.SumOfSquares)."""
+    return THREADS * FLOAT32 * 64 * min(numbers // 32, 1024)
+
+
+transposed = npu.transposed
 
 
 def attention(batch: int, queries: int, keys: int, channels: int, heads: int, kind: str, size: int) -> Layer:

@@ -3,6 +3,7 @@
 The backward pass ends with the gradients of all parameters in memory, and the update begins with them."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -26,7 +27,7 @@ Parts = dict[str, int]  # what -> bytes
 
 
 def stays(run: Run) -> Parts:
-    """Exact, but the collectives' buffers, which are what CANN documents."""
+    """Exact, but the collectives' buffers, which are what CANN documents, and the scratchpads."""
     shapes = trained_shapes(run)
     parts = {
         "weights": memory.parameters(unet_shapes(run.config), run.param_fp16),
@@ -38,20 +39,34 @@ def stays(run: Run) -> Parts:
         parts["float32 totals of micro-batches' gradients"] = memory.in_float32(shapes)
     if run.devices > 1 and run.target == "Ascend":
         parts["HCCL's buffers, to send and to receive"] = 2 * run.hccl_buffer
+    if run.target == "CPU":
+        parts["oneDNN's scratchpads (estimated)"] = scratchpads(run)
     return parts
+
+
+def scratchpads(run: Run) -> int:
+    """Of a CPU's products, each of which keeps its own in the graph of each bucket."""
+    products = sum(layer.scratch for block in _blocks(run) for layer in block.layers)
+    # several ranks have another sum of squares
+    matrices = [shape for shape in unet_shapes(run.config).values() if len(shape) > 1] if run.devices == 1 else []
+    norm = sum(cpu.norm_scratchpad(prod(shape)) for shape in matrices)
+    graphs = run.buckets or 1
+    return graphs * products + (graphs if run.accumulation == 1 else 1) * norm
+
+
+def _blocks(run: Run) -> Iterable[step.Block]:
+    return unet.blocks(
+        CONFIGS[run.config].unet, run.batch_size, run.side, run.side, run.size, run.attention_kind,
+        TOKENS * run.chunks, cpu if run.target == "CPU" else npu,
+    )  # fmt: skip
 
 
 @cache
 def backward(run: Run) -> Parts:
     """At the fullest moment of the forward and backward pass of a micro-batch."""
-    on_cpu = run.target == "CPU"
-    blocks = unet.blocks(
-        CONFIGS[run.config].unet, run.batch_size, run.side, run.side, run.size, run.attention_kind,
-        TOKENS * run.chunks, cpu if on_cpu else npu,
-    )  # fmt: skip
     # MindSpore's CPU backend computes again, and saves nothing by it (models/unet.py)
-    recompute = run.gradient_checkpointing and not on_cpu
-    moment = step.peak(blocks, recompute, memory.FLOAT16 if run.param_fp16 else memory.FLOAT32)
+    recompute = run.gradient_checkpointing and run.target != "CPU"
+    moment = step.peak(_blocks(run), recompute, memory.FLOAT16 if run.param_fp16 else memory.FLOAT32)
     parts = {name: size for name, size in moment.kept.most_common() if size > 0}
     if moment.gradients:
         parts["gradients by then"] = moment.gradients

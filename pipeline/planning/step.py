@@ -16,6 +16,7 @@ class Layer:
     numbers: int = 0  # of its parameters
     copies: int = 0  # of its weights in the compute dtype, kept as well
     late: int = 0  # of what its backward pass makes or reads: what waits to the end, for gradients of weights
+    scratch: int = 0  # that its kernels keep for themselves from their first run on, as long as the graph is there
 
 
 @dataclass(frozen=True)
