@@ -1,7 +1,7 @@
 """The replay of a graph's order, on a graph by hand, and the reading of types."""
 
 from benchmarks.kernels import Node, _bytes
-from benchmarks.liveness import lives
+from benchmarks.liveness import as_soon_as_ready, lives
 
 
 def test_tensors_live_from_their_kernel_to_the_last_that_reads_them():
@@ -21,6 +21,22 @@ def test_tensors_live_from_their_kernel_to_the_last_that_reads_them():
 
 def test_a_tensor_that_nobody_reads_is_let_go_at_once():
     assert lives({"g%0": Node("Mul", "", [], (5,)), "g%1": Node("Mul", "", [], (7,))}) == [5, 7]
+
+
+def test_a_gradient_of_weights_is_made_when_its_inputs_are_there():
+    nodes = {
+        "g%0": Node("MatMul", "", [], (10,)),
+        "g%1": Node("MatMul", "", ["g%0"], (10,)),  # of the layer's input
+        "g%2": Node("MatMul", "", ["g%1"], (10,)),  # of the next one's
+        "g%3": Node("MatMul", "", ["g%0"], (1,)),  # of the weights, listed where it is wanted
+        "g%4": Node("MatMul", "", ["g%1"], (1,)),
+        "g%5": Node("Concat", "", ["g%3", "g%4", "g%2"], (2,)),
+        "g%6": Node("Return", "", ["g%5"]),
+    }
+    assert lives(nodes) == [10, 20, 30, 31, 22, 14, 2]
+    order = as_soon_as_ready(nodes)
+    assert list(order) == ["g%0", "g%1", "g%3", "g%2", "g%4", "g%5", "g%6"]
+    assert lives(order) == [10, 20, 21, 21, 22, 14, 2]
 
 
 def test_outputs_of_one_kernel_live_apart():
