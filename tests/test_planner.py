@@ -255,6 +255,7 @@ def test_states_host_and_disk():
     assert parts["states: 2 kept and the next being written"] == 3 * (3 * whole + 4)
     assert parts["merged.ckpt and merged.safetensors"] == 2 * 2 * 3_468_837_868
     assert host.host_bytes(FULL)["weights and state, the host's side"] == 8 * (3 * whole + 4)
+    assert set(host.COMPILING) == set(CONFIGS) - {"33 M"}  # that one is benchmarks/memory.py's
     two_nodes = host.host_bytes(replace(FULL, nodes=2))
     assert two_nodes["weights and state, the host's side"] == 4 * (3 * whole + 4)
 

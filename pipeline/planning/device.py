@@ -48,7 +48,7 @@ def scratchpads(run: Run) -> int:
     """Of a CPU's products, each of which keeps its own in the graph of each bucket."""
     products = sum(layer.scratch for block in _blocks(run) for layer in block.layers)
     # several ranks have another sum of squares
-    matrices = [shape for shape in unet_shapes(run.config).values() if len(shape) > 1] if run.devices == 1 else []
+    matrices = [shape for shape in trained_shapes(run).values() if len(shape) > 1] if run.devices == 1 else []
     norm = sum(cpu.norm_scratchpad(prod(shape)) for shape in matrices)
     graphs = run.buckets or 1
     return graphs * products + (graphs if run.accumulation == 1 else 1) * norm

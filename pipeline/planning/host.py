@@ -4,7 +4,10 @@ from pipeline.models.config import CONFIGS
 from pipeline.planning.device import TOKENS, Parts, device_bytes, stays
 from pipeline.planning.run import Run
 
-PYTHON = 10**9  # of each process with MindSpore imported: 0.5 GB on a CPU, doubled for a graph; an assumption
+PYTHON = 650 * 10**6  # of each process, with MindSpore and its first kernels: measured on a CPU
+# What the compilation of the gradients' graph takes at its fullest; of it three quarters stay. Measured on a CPU in its
+# forms (docs/measured.md), of sdxl-base with gradient checkpointing.
+COMPILING = {"tiny": 1_750 * 10**6, "sdxl-base": 18 * 10**9}
 PER_SAMPLE = 126  # bytes of reader and an epoch's plan: 1.26 GB for ten million (benchmarks/plan_10m.py)
 AHEAD = 4  # steps' inputs that are made ahead or on their way, at most
 
@@ -15,7 +18,10 @@ def host_bytes(run: Run) -> Parts:
     # x_t and target, context, vector, in float32
     sample = 4 * (2 * config.unet.latent_channels * run.side**2 + TOKENS * run.chunks * config.unet.context_dim)
     sample += 4 * config.unet.vector_dim
-    parts = {"processes with MindSpore (assumed)": ranks * PYTHON}
+    parts = {
+        "processes with MindSpore": ranks * PYTHON,
+        "graphs, while they are compiled (as on a CPU)": ranks * COMPILING[run.config],
+    }
     held = stays(run)
     if run.target == "Ascend":
         own = ("weights", "optimizer's state", "EMA", "float32 totals of micro-batches' gradients")
