@@ -1,11 +1,11 @@
 """The memory of a step's graph for an NPU, by replaying MindSpore's order of its kernels, against the planner's:
 python -m benchmarks.liveness [--config tiny] [--side 32] [--batch 8] [--recompute]
 
-Compiled on a CPU as by benchmarks/kernels.py --npu. Two orders are replayed: the one in which MindSpore lists the graph
-when it chooses kernels, where this CPU stops, and which makes what is wanted as late as can be; and the one in which its
-runtime runs kernels unless it is told otherwise (exec_order "bfs": each as soon as its inputs are there). A tensor lives
-from the kernel that makes it to the last that reads it. Weights, moments and inputs are not in it, workspaces neither.
-The graph is a whole step: a gradient is let go when it is unscaled."""
+Compiled on a CPU as by benchmarks/kernels.py --npu. Two orders are replayed: the one in which MindSpore lists the
+graph when it chooses kernels, where this CPU stops, and which makes what is wanted as late as can be; and the one in
+which its runtime runs kernels unless it is told otherwise (exec_order "bfs": each as soon as its inputs are there). A
+tensor lives from the kernel that makes it to the last that reads it. Weights, moments and inputs are not in it,
+workspaces neither. The graph is a whole step: a gradient is let go when it is unscaled."""
 
 import argparse
 from collections import Counter, deque

@@ -141,8 +141,9 @@ def test_a_convolution_keeps_what_its_cell_gives_to_its_gradient(device, monkeyp
 
 # Peaks that benchmarks/memory.py measured, in MB: a process with MindSpore 2.10.0 on two cores of an AMD EPYC.
 MEASURED = {"tiny": 145.1, "tiny-large": 525.6, "middle": 747.6, "middle-large": 1275.6}
-# What benchmarks/liveness.py replayed of the tiny UNet's graph for an NPU, in MB: batch 8, 32x32 latents.
-REPLAYED = {False: 156.1, True: 88.5}
+# What benchmarks/liveness.py replayed of the tiny UNet's graph for an NPU, in MB, without and with gradient
+# checkpointing: batch 8, 32x32 latents; as MindSpore lists it, and as its runtime runs it.
+REPLAYED = [(False, 156.1), (True, 88.5), (False, 155.9), (True, 63.2)]
 
 
 @pytest.mark.parametrize("case", MEASURED)
@@ -179,9 +180,9 @@ def test_each_graph_of_a_cpu_has_scratchpads_of_its_own():
     assert not any("oneDNN" in name for name in device_memory.stays(FULL))
 
 
-@pytest.mark.parametrize("recompute", REPLAYED)
-def test_the_npus_form_is_within_a_quarter_of_mindspores_order(recompute):
-    assert liveness.planned("tiny", 32, 8, recompute) / 1e6 == pytest.approx(REPLAYED[recompute], rel=0.25)
+@pytest.mark.parametrize(("recompute", "replayed"), REPLAYED)
+def test_the_npus_form_is_within_a_quarter_of_mindspores_orders(recompute, replayed):
+    assert liveness.planned("tiny", 32, 8, recompute) / 1e6 == pytest.approx(replayed, rel=0.25)
 
 
 def test_what_was_published_fits_and_what_was_not_does_not():
