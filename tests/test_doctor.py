@@ -246,6 +246,8 @@ def test_weights_that_fit(tiny):
 
 def test_weights_that_are_missing_or_of_another_kind(tiny, tmp_path):
     assert "nowhere.safetensors does not exist" in weights("nowhere.safetensors").found
+    published = weights("data/here/sd_xl_base_1.0.safetensors").do
+    assert "`hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/here`" in published
     found = only(look("weights", inputs.weights, sdxl(model__base=str(tiny), model__vae=str(tiny))))
     assert found.state == BAD and "holds weights of the configuration tiny; set model.config to tiny" in found.found
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>")
@@ -267,6 +269,7 @@ def test_tokenizers(tmp_path):
     assert only(inputs.tokenizer(found)).state == GOOD
     absent = only(look("tokenizer", inputs.tokenizer, params(**{"model.tokenizer": str(tmp_path)})))
     assert absent.state == BAD and "no vocab.json and no merges.txt" in absent.found
+    assert f"`hf download openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir {tmp_path}`" in absent.found
     other = only(look("tokenizer", inputs.tokenizer, sdxl(model__tokenizer=str(ROOT / "data/tokenizer"))))
     assert other.state == BAD and "1024 tokens and the text encoders of model.config sdxl-base know" in other.found
 

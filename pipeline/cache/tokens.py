@@ -42,7 +42,8 @@ def check_vocabulary(folder: str | Path, size: int, config: str) -> None:
     if absent:
         raise StageError(
             f"{folder} has no {' and no '.join(absent)}; wanted in model.tokenizer the folder with both that belong to "
-            f"the base model (SDXL: those of openai/clip-vit-large-patch14){hint(folder)}"
+            "the base model (SDXL's: `hf download openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir "
+            f"{folder}`){hint(folder)}"
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
