@@ -9,9 +9,16 @@ import sys
 import termios
 from fcntl import ioctl
 
+import pytest
+from tests import data_sets, synthetic
 from tests.training_samples import ROOT
 
 from pipeline import progress
+from pipeline.data.examine import Examiner
+from pipeline.data.sources import open_source
+from pipeline.models.config import TINY
+from pipeline.weights.convert import convert
+from pipeline.weights.merge import merge
 
 WORK = """
 import logging, time
@@ -125,3 +132,29 @@ stage.run(main)
 """
     assert re.search(r"step(/s)?\]\r?\nconvert.py: it is broken", on_a_terminal(script))
 
+
+
+@pytest.fixture
+def lines(monkeypatch, capsys, tmp_path):
+    """-> function that gives the lines of the bars by now, each step's, however short it was."""
+    monkeypatch.setattr(progress, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    return lambda: [line for line in capsys.readouterr().err.splitlines() if "% " in line or "%, " in line]
+
+
+def test_weights_are_counted_in_bytes(lines, tmp_path):
+    base = synthetic.write_checkpoint(tmp_path / "base.safetensors", TINY)
+    convert(base, base, TINY, tmp_path / "convert")
+    found = lines()
+    assert len(found) > 5 and found[-1].startswith("convert: 100%, 19.8M of 19.8M, ")  # 9,912,316 values of 2 bytes
+    parts = {part: tmp_path / f"convert/{part}.ckpt" for part in ("unet", "clip_l", "clip_g", "vae")}
+    merge(parts, TINY, "float32", tmp_path / "merge")
+    assert lines()[-1].startswith("merge: 100%, 39.6M of 39.6M, ")
+
+
+def test_pictures_are_counted(lines, tmp_path):
+    data_sets.write_folder(tmp_path / "data", {f"{n}.png": data_sets.picture(n, 8, 8) for n in range(20)})
+    with Examiner(open_source(str(tmp_path / "data")), 1000, 1) as examiner:
+        examiner.examine(next(examiner.source.parts()))
+    assert [line.split(", ")[:2] for line in lines()] == [["index: 80%", "16 of 20"], ["index: 100%", "20 of 20"]]
