@@ -21,6 +21,12 @@ def convolution(request):
         yield request.param
 
 
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """A folder of compiled graphs that the stores of a file's tests share (training_samples.share_graphs)."""
+    return tmp_path_factory.mktemp("graphs")
+
+
 @pytest.fixture(autouse=True)
 def _pillows_guard(monkeypatch):
     """pipeline/data/images.py sets Pillow's guard for the whole process, which here is that of other tests too."""

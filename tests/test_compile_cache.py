@@ -17,7 +17,7 @@ from pipeline.stage import StageError
 from pipeline.training import build
 from pipeline.training import compiled as compiled_graphs
 from stages import train as stage
-from tests import stub_npus
+from tests import deletions, stub_npus
 from tests.test_distributed import port
 from tests.test_resume import SETTINGS, ends, train
 from tests.training_samples import params, write_stub, write_workspace
@@ -189,7 +189,7 @@ def test_two_ranks_read_together_and_compile_together(workspace, tmp_path):
 def together(monkeypatch, tmp_path, caplog):
     """-> function of the number of ranks: the ranks as threads, each with its own graphs, of which nothing is really
     compiled. Gives what each did."""
-    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path))
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     for name in ("RANK_ID", "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH", "MS_DEV_FORCE_USE_COMPILE_CACHE"):
         monkeypatch.setenv(name, "")
     caplog.set_level("INFO")
@@ -227,12 +227,24 @@ def together(monkeypatch, tmp_path, caplog):
 def test_ranks_without_all_graphs_compile_all(together, ranks, tmp_path):
     assert "compiles" in together(ranks)
     assert together(ranks).count("reads") == ranks
-    (graph,) = tmp_path.glob(f"compile/*/*-rank-{ranks // 2}")
+    (graph,) = tmp_path.glob(f"store/compile/*/*-rank-{ranks // 2}")
     shutil.rmtree(graph)
     assert together(ranks).count("compiles") == ranks
     assert together(ranks).count("reads") == ranks
     shutil.rmtree(graph)
     assert together(ranks, agrees=False).count("reads") == ranks - 1
+
+
+def test_the_store_may_be_deleted_at_any_moment(together):
+    """Then the graph is compiled, and kept where the store is whole again."""
+    moment = count = 0
+    while moment <= count:
+        together(1)
+        count = deletions.run(lambda: together(1), at=moment)
+        together(1)
+        assert "reads" in together(1), moment
+        moment += 1
+    assert count > 5
 
 
 def test_ranks_agree_only_where_all_do(monkeypatch):

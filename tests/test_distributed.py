@@ -16,7 +16,7 @@ from pipeline.weights import ckpt
 from stages import train as stage
 from tests.npu_update import held
 from tests.test_resume import ends, environment, train
-from tests.training_samples import ROOT, params, write_stub, write_workspace
+from tests.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
 
 # 5 steps of 8 samples; the pictures of two buckets do not fill the last batches
 SETTINGS = [
@@ -69,9 +69,14 @@ def assert_close(found, wanted):
 
 
 @pytest.fixture(scope="module")
-def alone(workspace, tmp_path_factory):
-    train(workspace, tmp_path_factory.mktemp("alone"), *SETTINGS, "train.batch_size=8")
+def alone(workspace, graphs, tmp_path_factory):
+    train(workspace, share_graphs(tmp_path_factory.mktemp("alone"), graphs), *SETTINGS, "train.batch_size=8")
     return outcome(workspace)
+
+
+@pytest.fixture
+def store(graphs, tmp_path):
+    return share_graphs(tmp_path / "store", graphs)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +88,13 @@ def alone(workspace, tmp_path_factory):
     ],
     ids=["2 ranks", "2 ranks, accumulation, sharded", "4 ranks, sharded"],
 )
-def test_ranks_train_as_one_with_the_whole_batch(workspace, tmp_path, alone, arguments):
-    train(workspace, tmp_path, *SETTINGS, *arguments, port())
+def test_ranks_train_as_one_with_the_whole_batch(workspace, store, alone, arguments):
+    train(workspace, store, *SETTINGS, *arguments, port())
     assert_close(outcome(workspace), alone)
 
 
-def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, tmp_path, alone):
+def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, store, tmp_path, alone):
     two = ["train.batch_size=4", "train.shard_optimizer=true", "train.checkpointing_steps=3", *SETTINGS]
-    store = tmp_path / "store"
     train(workspace, store, "kill=step:3", *two, "device.workers=2", port(), code=1)
     (slices,) = store.glob("train/*/slices-*")
     whole, parts = (
@@ -100,7 +104,7 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, tmp_
     # each rank keeps half of the moments of what divides, and all ranks the few numbers of the rest
     assert len(parts) == 2 and all(part["moment1.conv.weight"].shape == (2, 4, 3, 3) for part in parts)
     assert not set(parts[0]) & set(whole) and {"moment1.conv.bias", "moment1.out.0.gamma"} <= set(whole)
-    shutil.copytree(store, tmp_path / "copy")
+    shutil.copytree(store, tmp_path / "copy", symlinks=True)
     for copy, arguments in (
         (store, ["train.batch_size=8"]),
         (tmp_path / "copy", ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true", port()]),
@@ -151,7 +155,7 @@ def test_a_rank_with_other_params_stops_all_and_is_named(workspace, tmp_path):
     assert not (tmp_path / "train").exists() and not (workspace / "outs/train/weights").exists()
 
 
-def test_the_stage_accepts_being_started_by_msrun(workspace, tmp_path, alone):
+def test_the_stage_accepts_being_started_by_msrun(workspace, store, tmp_path, alone):
     """As from outside: MS_ROLE is set, and the stage does not start msrun again."""
     shutil.rmtree(workspace / "outs/train", ignore_errors=True)
     device = params(**{"device.workers": 2, "device.master": port().split("=")[1]}).device
@@ -160,7 +164,7 @@ def test_the_stage_accepts_being_started_by_msrun(workspace, tmp_path, alone):
         [str(ROOT / "tests/training_samples.py"), "stub", *SETTINGS, "train.batch_size=4", "device.workers=2"],
         tmp_path / "logs",
     )
-    env = environment(tmp_path / "store")
+    env = environment(store)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     subprocess.run(line, cwd=workspace, env=env, capture_output=True, check=True)
     assert_close((weights(workspace),), alone[:1])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_samples import ROOT, write_stub, write_workspace
+from tests.training_samples import ROOT, share_graphs, write_stub, write_workspace
 
 TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
 SETTINGS = [
@@ -71,59 +71,65 @@ def ends(workspace: Path):
 
 
 @pytest.fixture(scope="module")
-def unbroken(workspace, tmp_path_factory):
-    train(workspace, tmp_path_factory.mktemp("unbroken"), *SETTINGS)
+def unbroken(workspace, graphs, tmp_path_factory):
+    train(workspace, share_graphs(tmp_path_factory.mktemp("unbroken"), graphs), *SETTINGS)
     return ends(workspace)
+
+
+@pytest.fixture
+def store(graphs, tmp_path):
+    return share_graphs(tmp_path / "store", graphs)
 
 
 # before the first state, between states, at one, in the middle of writing the second, after the last step
 @pytest.mark.parametrize("kills", [["step:1"], ["step:4", "step:7"], ["save:1"], ["outs"]], ids="-".join)
-def test_a_killed_run_ends_in_the_same_bits(workspace, tmp_path, unbroken, kills):
+def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken, kills):
     for kill in kills:
-        train(workspace, tmp_path, f"kill={kill}", *SETTINGS, code=-9)
+        train(workspace, store, f"kill={kill}", *SETTINGS, code=-9)
         assert not (workspace / "outs/train/weights").exists() or kill == "outs"
-    train(workspace, tmp_path, *SETTINGS)
+    train(workspace, store, *SETTINGS)
     assert ends(workspace) == unbroken
-    assert not list((tmp_path / "train").glob("*"))  # its room is free again
+    assert not list((store / "train").glob("*"))  # its room is free again
 
 
-def test_every_kind_of_state_is_resumed(workspace, tmp_path):
+def test_every_kind_of_state_is_resumed(workspace, graphs, tmp_path):
     """The loss scale, Adafactor's rows and columns, micro-batches."""
     settings = [
         *SETTINGS, "train.precision=float16", "train.loss_scale=1.0e+12", "train.optimizer=adafactor",
         "train.batch_size=2", "train.gradient_accumulation_steps=2",
     ]  # fmt: skip
-    train(workspace, tmp_path / "whole", *settings)
+    whole, killed = (share_graphs(tmp_path / name, graphs) for name in ("whole", "killed"))
+    train(workspace, whole, *settings)
     wanted = ends(workspace)
     assert wanted[1][-2]["train/overflows"] > 0
-    train(workspace, tmp_path / "killed", "kill=step:5", *settings, code=-9)
-    assert "goes on after step 3" in train(workspace, tmp_path / "killed", *settings)
+    train(workspace, killed, "kill=step:5", *settings, code=-9)
+    assert "goes on after step 3" in train(workspace, killed, *settings)
     assert ends(workspace) == wanted
 
 
-def test_a_changed_setting_starts_anew_and_says_so(workspace, tmp_path):
-    train(workspace, tmp_path, "kill=step:5", *SETTINGS, code=-9)
-    said = train(workspace, tmp_path, "train.learning_rate=0.002", *SETTINGS)
+def test_a_changed_setting_starts_anew_and_says_so(workspace, store):
+    train(workspace, store, "kill=step:5", *SETTINGS, code=-9)
+    said = train(workspace, store, "train.learning_rate=0.002", *SETTINGS)
     assert "starts anew" in said and "train.learning_rate 0.001 -> 0.002" in said and "goes on" not in said
     # the first is still there to go on with
-    assert "goes on after step 3" in train(workspace, tmp_path, *SETTINGS)
+    assert "goes on after step 3" in train(workspace, store, *SETTINGS)
 
 
-def test_a_changed_input_starts_anew(workspace, tmp_path):
-    train(workspace, tmp_path, "kill=step:5", *SETTINGS, code=-9)
+def test_a_changed_input_starts_anew(workspace, store):
+    train(workspace, store, "kill=step:5", *SETTINGS, code=-9)
     base = workspace / "outs/convert/unet.ckpt"
     before = base.read_bytes()
     try:
         base.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-        assert "goes on" not in train(workspace, tmp_path, *SETTINGS)
+        assert "goes on" not in train(workspace, store, *SETTINGS)
     finally:
         base.write_bytes(before)
 
 
-def test_how_often_states_are_kept_does_not_matter_for_going_on(workspace, tmp_path, unbroken):
-    train(workspace, tmp_path, "kill=step:5", *SETTINGS, code=-9)
+def test_how_often_states_are_kept_does_not_matter_for_going_on(workspace, store, unbroken):
+    train(workspace, store, "kill=step:5", *SETTINGS, code=-9)
     other = [*SETTINGS[:-1], "train.checkpointing_steps=2", "train.checkpoints_total_limit=3"]
-    assert "goes on after step 3" in train(workspace, tmp_path, *other)
+    assert "goes on after step 3" in train(workspace, store, *other)
     assert ends(workspace) == unbroken
 
 
@@ -138,10 +144,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace, tmp_path, unbroken, dies):
+def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace, store, tmp_path, unbroken, dies):
     """As a second task of the queue with another sampling does. When the first dies, the second goes on."""
     second = copy_of(workspace, tmp_path / "second")
-    store = tmp_path / "store"
     first = start(workspace, store, *(["kill=step:5"] if dies else []), *SETTINGS)
     while not list(store.glob("locks/train-*")):
         assert first.poll() is None
@@ -162,7 +167,7 @@ def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace,
     assert weights.stat().st_nlink == 2 + (not dies)  # the second's out, the store, the first's out
 
 
-def test_another_split_of_the_batch_takes_no_finished_outs(workspace, tmp_path):
-    train(workspace, tmp_path, *SETTINGS)
-    run = start(workspace, tmp_path, *SETTINGS, "train.batch_size=2", "train.gradient_accumulation_steps=2")
+def test_another_split_of_the_batch_takes_no_finished_outs(workspace, store):
+    train(workspace, store, *SETTINGS)
+    run = start(workspace, store, *SETTINGS, "train.batch_size=2", "train.gradient_accumulation_steps=2")
     assert "is done" not in run.communicate()[1] and run.returncode == 0

@@ -1,20 +1,20 @@
 """The train stage's run, on a stub of the UNet: what it writes and logs, and that every setting counts."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from pipeline.models import config
-from pipeline.training import build, data, key, preview, run, state
+from pipeline.training import build, compiled, data, key, preview, run, state
 
 from pipeline.params import Train
 from pipeline.stage import StageError
 from pipeline.weights import ckpt
 from tests.cache_samples import latent
 from tests.stub_unet import StubUNet
-from tests.training_samples import CONFIG, params, write_stub, write_workspace
+from tests.training_samples import CONFIG, params, share_graphs, write_stub, write_workspace
 
 TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
 BASE = {"train.steps": 4, "train.batch_size": 3, "train.validation_interval": 2, "train.validation_share": 0.0}
@@ -55,9 +55,12 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture
-def stubbed(workspace, tmp_path, monkeypatch):
-    """-> function of a device and changed params giving the run's Outcome, on the stub of the UNet."""
+def stubbed(workspace, graphs, tmp_path, monkeypatch):
+    """-> function of a device and changed params giving the run's Outcome, on the stub of the UNet. The runs share
+    graphs: a setting that shapes one and is not in its key would take another setting's, and change nothing."""
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(compiled, "_KEPT_KEYS", 1000)
+    share_graphs(tmp_path / "store", graphs)
     monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
     monkeypatch.setattr(build, "UNet", StubUNet)
     return lambda device, changes: outcome(workspace, tmp_path / "out", device, monkeypatch, changes)
@@ -66,7 +69,7 @@ def stubbed(workspace, tmp_path, monkeypatch):
 @pytest.fixture
 def train(stubbed, device):
     """-> function of changed params giving the run's Outcome."""
-    return lambda **changes: stubbed(device, changes)
+    return lambda **changes: stubbed(replace(device, compile_cache=True), changes)
 
 
 def outcome(workspace, out, device, monkeypatch, changes, root=None):

@@ -12,14 +12,15 @@ from pipeline.stage import StageError
 from pipeline.training import run, state
 from tests import deletions
 from tests.test_train import stubbed, train, workspace
+from tests.training_samples import share_graphs
 
 __all__ = ["stubbed", "train", "workspace"]  # fixtures
 SETTINGS = {"train.ema": True, "train.checkpointing_steps": 1, "train.validation_share": 0.2}
-MOMENTS = 5  # each is a run with compilation
+MOMENTS = 5  # each is a run that compiles what it has not read before
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_the_store_may_be_deleted_while_a_training_runs(train, tmp_path, monkeypatch, resumed):
+def test_the_store_may_be_deleted_while_a_training_runs(train, graphs, tmp_path, monkeypatch, resumed):
     check = run._check
 
     def stop_after_two(result, *args):
@@ -30,7 +31,7 @@ def test_the_store_may_be_deleted_while_a_training_runs(train, tmp_path, monkeyp
     def prepare():
         for folder in ("store", "out"):
             shutil.rmtree(tmp_path / folder, ignore_errors=True)
-        shutil.copytree(tmp_path / "before", tmp_path / "store")
+        shutil.copytree(tmp_path / "before", tmp_path / "store", symlinks=True)
 
     outcomes = []
     if resumed:
@@ -39,7 +40,7 @@ def test_the_store_may_be_deleted_while_a_training_runs(train, tmp_path, monkeyp
             train(**SETTINGS)
         (tmp_path / "store").rename(tmp_path / "before")
     else:
-        (tmp_path / "before").mkdir()
+        share_graphs(tmp_path / "before", graphs)
     prepare()
     count = deletions.run(lambda: outcomes.append(train(**SETTINGS)))
     # a resumed run reads its state among the first events

@@ -167,6 +167,15 @@ def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=laten
     return root
 
 
+def share_graphs(store: Path, graphs: Path) -> Path:
+    """`store` made, with `graphs` for its compiled graphs: all that it has of other runs. tests/test_compile_cache.py
+    shows that they give the bits of graphs that are compiled anew."""
+    store.mkdir(parents=True, exist_ok=True)
+    if not (store / "compile").is_symlink():
+        (store / "compile").symlink_to(graphs)
+    return store
+
+
 def _start(start, device, script: list[str], logs: Path) -> None:
     """The ranks run this file in place of the stage's."""
     start(device, [__file__, *sys.argv[1:]], logs)

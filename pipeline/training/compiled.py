@@ -9,6 +9,7 @@ switched off (MS_DEV_FORCE_USE_COMPILE_CACHE): here the key holds all that a gra
 keeps on Ascend behind kernel selection is switched off too: it was not seen how that names its files. All this holds
 for MindSpore 2.10.0; not run on an NPU."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -52,7 +53,8 @@ class Compiler:
         if key is not None:
             name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
             self.folder = store.make(store.root() / "compile" / name)
-            os.utime(self.folder)
+            with contextlib.suppress(FileNotFoundError):  # the store was deleted since
+                os.utime(self.folder)
             store.keep_newest(self.folder.parent, _KEPT_KEYS)
 
     @progress.outside()
