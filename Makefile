@@ -24,7 +24,7 @@ exps: .venv/.run
 
 # In two processes, each file of tests in one: most of the time is graphs' compilation, which takes one core.
 test: .venv/.test
-	python -m pytest -n 2 --dist loadfile tests
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 preset: .venv/.run
 	@python -m pipeline preset $(NAME)

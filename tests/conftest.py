@@ -1,5 +1,13 @@
 import pytest
 
+# The files that take longest, which are begun first (make test gives each file to one of two processes).
+LONGEST = ("test_train", "test_distributed", "test_resume", "test_optimizer", "test_compile_cache", "test_train_step",
+           "test_npu_form", "test_unet", "test_index", "test_train_deleted", "test_dvc", "test_doctor")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def device():
@@ -9,7 +17,7 @@ def device():
     return pipeline.device.setup("CPU")
 
 
-@pytest.fixture(scope="module", params=["Conv2D", "products"])
+@pytest.fixture(scope="module", params=["products", "Conv2D"])
 def convolution(request):
     """The two forms of a convolution on a CPU, whatever this process lets oneDNN use. Winograd's larger tiles are taken
     wherever the sides allow it, which the goldens' maps would be too small for."""

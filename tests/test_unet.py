@@ -25,6 +25,7 @@ def inputs(label):
     )
 
 
+@pytest.mark.parametrize("convolution", ["Conv2D"], indirect=True)  # as it samples
 def test_tiny_equals_diffusers(convolution):
     unet = build(lambda: UNet(rule.CONFIGS["tiny"].unet), PREFIX)
     assert_close(unet(*inputs("tiny")), golden("tiny")["unet"])
@@ -41,9 +42,12 @@ def test_small_equals_diffusers():
     assert_close(found, golden("small")["unet"])
 
 
-def test_gradients_equal_diffusers(convolution):
+@pytest.mark.parametrize("convolution", ["products"], indirect=True)  # as it trains
+def test_output_and_gradients_equal_diffusers(convolution):
+    """Of Conv2D tests/test_npu_form.py takes the gradients, beside layers that are an NPU's otherwise."""
     unet = build(lambda: UNet(rule.CONFIGS["tiny"].unet), PREFIX)
-    assert_gradients(unet, inputs("tiny"), (rule.BATCH, 4, *rule.LATENT), PREFIX, "tiny", "unet")
+    output = assert_gradients(unet, inputs("tiny"), (rule.BATCH, 4, *rule.LATENT), PREFIX, "tiny", "unet")
+    assert_close(output, golden("tiny")["unet"])
 
 
 def test_norms_are_found_by_kind():
