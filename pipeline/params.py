@@ -346,7 +346,7 @@ def _lines(error: dict) -> list[str]:
         return [f"{key}: {message}{hint}"]
     unquoted = error["type"] == "string_type" and isinstance(found, (bool, int, float, datetime.date))
     hint = "; put it in quotes, if it is meant as text" if unquoted else ""
-    return [f"{_clip(key) or 'the whole file'}: {message} (found {_short(found)}){hint}"]
+    return [f"{clip(key) or 'the whole file'}: {message} (found {short(found)}){hint}"]
 
 
 def _is_form(before: Any, part: Any) -> bool:
@@ -354,17 +354,17 @@ def _is_form(before: Any, part: Any) -> bool:
     return isinstance(before, int) and part in _FORMS
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value as an error shows it. Aliases of aliases in YAML make values of a few bytes whose text fills memory."""
     if isinstance(value, datetime.date):
         return f"the date {value}"
     shown = reprlib.Repr()
     shown.maxlevel, shown.maxstring, shown.maxother = 2, _WIDTH, _WIDTH
     try:
-        return _clip(shown.repr(value))
+        return clip(shown.repr(value))
     except ValueError:  # an int of more digits than Python writes out
         return "a very large number"
 
 
-def _clip(text: str) -> str:
+def clip(text: str) -> str:
     return text if len(text) <= _WIDTH else f"{text[:_WIDTH]}..."

@@ -5,16 +5,19 @@ from pathlib import Path
 
 from pipeline.data.buckets import sizes
 from pipeline.data.index import index
+from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.params import Params
 from pipeline.stage import run
 
 
 def main(params: Params) -> None:
+    data = params.data
+    source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
+    sets, notes = find(data.images, source)
+    print(*(f"index: {note}" for note in notes), sep="\n", end="\n" * bool(notes), flush=True)
     summary = index(
-        open_source(
-            params.data.images, params.index.caption_lines, params.data.image_column, params.data.caption_column
-        ),
+        source,
         Path("outs/index"),
         sizes(params.index.resolution, params.index.bucket_step, params.index.buckets),
         params.index.min_side,
@@ -23,7 +26,8 @@ def main(params: Params) -> None:
         params.index.max_rejected,
         params.index.workers,
         params.index.min_bucket,
-        max_samples=params.index.max_samples,
+        sets,
+        params.index.max_samples,
     )
     print(summary, flush=True)
 

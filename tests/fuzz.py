@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from tests import fuzz_params, fuzz_pictures, fuzz_safetensors, fuzz_tables, fuzz_tars
+from tests import fuzz_params, fuzz_pictures, fuzz_safetensors, fuzz_sets, fuzz_tables, fuzz_tars
 
 # Each tries inputs for so many seconds, raises AssertionError for the first defect, and returns how many it tried.
 KINDS: dict[str, Callable[[float, int], int]] = {
     "params": fuzz_params.fuzz,
     "pictures": fuzz_pictures.fuzz,
     "safetensors": fuzz_safetensors.fuzz,
+    "sets": fuzz_sets.fuzz,
     "tables": fuzz_tables.fuzz,
     "tars": fuzz_tars.fuzz,
 }

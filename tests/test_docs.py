@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pipeline import cli, params
 from pipeline.__main__ import TOOLS
+from pipeline.data import sets_file
 from tests.project import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -198,8 +199,11 @@ def test_blocks_of_settings_fit_the_schema():
     found = 0
     for page in PAGES:
         for _, language, text in FENCE.findall(page.read_text()):
-            if language == "yaml":
-                for section, keys in params.parse(text, page).items():
+            tree = params.parse(text, page) if language == "yaml" else {}
+            if "sets" in tree:
+                sets_file.File.model_validate(tree)
+            else:
+                for section, keys in tree.items():
                     for inner, value in keys.items():
                         fits(f"{section}.{inner}", value)
                         found += 1

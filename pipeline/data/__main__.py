@@ -11,6 +11,8 @@ from pipeline import cli, params
 from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
 from pipeline.data.index import reject
+from pipeline.data.sets import WHOLE, members
+from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 
 
@@ -29,6 +31,10 @@ def _run(given: argparse.Namespace) -> int:
     else:
         print(f"{found['path']}: {found['form']}, {found['pictures']:,} pictures, {found['captioned']:,} with captions")
         print(f"  decoded {found['decoded']:,}, of which {found['used']:,} would be used")
+        for name, count in found["sets"].items():
+            print(f"  set {name}: {count:,} pictures")
+        for note in found["notes"]:
+            print(f"  {note}")
         for kind, count in found["rejected"].items():
             print(f"  rejected, {kind}: {count:,}")
         for size, count in found["buckets"].items():
@@ -47,8 +53,11 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     path, index = path or settings.data.images, settings.index
     data = settings.data
     source = open_source(path, index.caption_lines, data.image_column, data.caption_column)
-    names, captioned, lost, alone = [], 0, Counter(), Counter()
+    sets, notes = find(path, source)
+    names, captioned, lost, alone, in_sets = [], 0, Counter(), Counter(), Counter()
     for part in source.parts():
+        numbers, counts = np.unique(members(part, sets).number, return_counts=True)
+        in_sets.update(dict(zip(numbers.tolist(), counts.tolist())))
         names.append(part.paths)
         captioned += len(np.unique(part.caption_rows))
         for one in part.lost:
@@ -77,6 +86,8 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
         "buckets": {f"{width}x{height}": count for (width, height), count in sorted(Counter(used).items())},
         "lost": dict(lost),
         "left_alone": dict(alone),
+        "sets": {one.name: in_sets[number] for number, one in enumerate(sets)} if sets != WHOLE else {},
+        "notes": notes,
     }
 
 

@@ -20,8 +20,9 @@ class SetsError(StageError):
 
 @dataclass(frozen=True)
 class Set:
-    """Of `repeats`, `samples` and `weight` at most one is given. None of them: once an epoch, or for a class set as often
-    as makes its samples as many as those of the other sets of its group (prior preservation, arXiv 2208.12242)."""
+    """Of `repeats`, `samples` and `weight` at most one is given. None of them: once an epoch, or for a class set as
+    often as makes its samples as many as those of the other sets of its group (prior preservation, arXiv
+    2208.12242)."""
 
     name: str
     folder: str = ""  # in the data set; or a tar or Parquet file of it. Empty: all of it
@@ -41,12 +42,14 @@ class Set:
     first_line: bool = False  # of those files
     file_names: bool = False  # captions are the pictures' names
     captions: tuple[str, ...] = ()  # of all pictures, in place of their own
+    left_out: tuple[str, ...] = ()  # pictures whose names, without the extension, end so
 
     @property
     def rewrites(self) -> bool:
         """Whether captions are others than the pictures' own."""
         words = self.caption, self.prefix, self.suffix, self.extension, self.first_line, self.file_names, self.captions
         return any(words)
+
 
 WHOLE = (Set(""),)  # a data set without sets is one
 
@@ -101,6 +104,8 @@ def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.
 
 def _holds(one: Set, path: str) -> bool:
     """Whether a picture's path is in the set's folder, tar or Parquet file."""
+    if one.left_out and posixpath.splitext(path)[0].endswith(one.left_out):
+        return False
     if not one.folder:
         return one.below or "/" not in path
     if path.startswith(one.folder) and path[len(one.folder) : len(one.folder) + 1] in ("!", "#"):
@@ -145,8 +150,10 @@ def multipliers(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
             found.append(weighted * one.weight / weights / total if total and weights else 0.0)
         elif one.samples is not None:
             found.append(one.samples / total if total else 0.0)
+        elif one.class_images and one.repeats is None:
+            found.append(None)  # below
         else:
-            found.append(None if one.class_images and one.repeats is None else 1.0 if one.repeats is None else one.repeats)
+            found.append(1.0 if one.repeats is None else one.repeats)
     for place, one in enumerate(sets):
         if found[place] is None:
             mine = [(o, t, f) for o, t, f in zip(sets, totals, found) if o.group == one.group]
@@ -160,4 +167,5 @@ def check(sets: tuple[Set, ...], counts: Counter) -> None:
     """Raises SetsError for a set without pictures. `counts`: pictures by number of set."""
     for number, one in enumerate(sets):
         if not counts[number] and not one.rest and sets != WHOLE:
-            raise SetsError(f"the set {one.name!r} has no pictures that are used: {one.folder or 'the data set itself'!r}")
+            place = repr(one.folder) if one.folder else "the whole data set"
+            raise SetsError(f"the set {one.name!r} has no pictures that are used: {place}")

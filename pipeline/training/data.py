@@ -62,8 +62,8 @@ def open_data(paths: Paths, made_with: dict[str, dict], train: params.Train) -> 
     if (total := reader.repeats[subset].sum()) < 1:
         reader.close()
         raise StageError(
-            f"an epoch has {total:g} samples: {paths.samples} says how often each is seen, by the repeats and weights of the "
-            " data set; wanted 1 at least"
+            f"an epoch has {total:g} samples: {paths.samples} says how often each is seen, by the repeats and weights of "
+            "the data set; wanted 1 at least"
         )
     return Data(reader, subset, held_out)
 
@@ -84,8 +84,8 @@ def validated(reader: Reader, held_out: np.ndarray) -> np.ndarray:
 
 
 def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
-    """(optimizer steps of the run, of its first epoch) on so many ranks. Raises StageError when train.epochs makes steps
-    that the other settings do not allow."""
+    """(optimizer steps of the run, of its first epoch) on so many ranks. Raises StageError when train.epochs makes
+    steps that the other settings do not allow."""
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
     starts = epochs(data.reader, data.subset, train.seed, global_batch)
     per_epoch, end = starts.start(1), train.steps or starts.start(train.epochs)

@@ -1,7 +1,7 @@
 """From the cache to the inputs of a step, on the host and ahead of the device.
 
-Every random number is a function of (seed, step, number of the sample in the plan), so a resumed run and any number of ranks
-feed the same samples with the same noise."""
+Every random number is a function of (seed, step, number of the sample in the plan), so a resumed run and any number of
+ranks feed the same samples with the same noise."""
 
 import functools
 import queue

@@ -1,0 +1,129 @@
+"""kohya's dataset.toml (sd-scripts, docs/config_README-en.md) as sets."""
+
+import tomllib
+from collections.abc import Callable
+
+from pipeline.data.sets import Set, SetsError
+
+# What params.yaml says for the whole data set, and keys that change no picture and no caption.
+_ELSEWHERE = {
+    "resolution": "index.resolution",
+    "enable_bucket": "index.buckets",
+    "min_bucket_reso": "index.resolution",
+    "max_bucket_reso": "index.resolution",
+    "bucket_reso_steps": "index.bucket_step",
+    "bucket_no_upscale": "index.max_enlargement",
+    "resize_interpolation": "cache_latents.interpolation",
+    "random_crop": "cache_latents.crop",
+    "flip_aug": "cache_latents.flip",
+    "batch_size": "train.batch_size",
+    "validation_split": "train.validation_share",
+    "validation_seed": "train.validation_share",
+}
+_IDLE = {"cache_info", "network_multiplier", "token_warmup_min", "debug_dataset"}
+# What is not done here -> its value that asks for nothing.
+_NOT_DONE = {
+    "color_aug": False,
+    "face_crop_aug_range": None,
+    "caption_dropout_every_n_epochs": 0,
+    "token_warmup_step": 0,
+    "custom_attributes": {},
+    "metadata_file": None,
+    "conditioning_data_dir": None,
+}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "image_dir": str,
+    "num_repeats": int,
+    "is_reg": bool,
+    "class_tokens": str,
+    "caption_extension": str,
+    "caption_prefix": str,
+    "caption_suffix": str,
+    "caption_dropout_rate": (int, float),
+    "enable_wildcard": bool,
+}
+_OF_A_SUBSET = {"image_dir", "is_reg", "metadata_file", "conditioning_data_dir", "alpha_mask"}
+
+
+def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) -> tuple[tuple[Set, ...], list[str]]:
+    """The sets of a file, and which of its keys have no effect here. `inside`: a folder's path -> that in the data set,
+    `root`. Raises SetsError."""
+    try:
+        tree = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SetsError(f"{place} is not TOML: {error}") from None
+    general, datasets = tree.pop("general", {}), tree.pop("datasets", None)
+    if tree or not _is_list_of_tables(datasets) or not isinstance(general, dict):
+        raise SetsError(f"{place}: wanted [general] and [[datasets]], as kohya's sd-scripts has them{_found(tree)}")
+    sets, ignored = [], set()
+    for group, dataset in enumerate(datasets):
+        subsets = dataset.get("subsets")
+        if not _is_list_of_tables(subsets):
+            raise SetsError(f"{place}: datasets.{group}: wanted [[datasets.subsets]], each with an image_dir")
+        above = general | {key: value for key, value in dataset.items() if key != "subsets"}
+        if misplaced := above.keys() & _OF_A_SUBSET:
+            raise SetsError(f"{place}: {', '.join(sorted(misplaced))}: a key of [[datasets.subsets]] alone")
+        seen = set()
+        for number, subset in enumerate(subsets):
+            key = f"datasets.{group}.subsets.{number}"
+            given = above | subset
+            _check(given, f"{place}: {key}")
+            ignored |= given.keys() & _ELSEWHERE.keys()
+            folder = inside(given["image_dir"], f"{key}.image_dir")
+            if given.get("num_repeats", 1) < 1 or folder in seen:  # kohya leaves both out, with a warning
+                continue
+            seen.add(folder)
+            sets.append(_set(given, folder, group))
+    if not sets:
+        raise SetsError(f"{place}: no subset with num_repeats of 1 or more")
+    notes = [f"{key} of dataset.toml is not read: {_ELSEWHERE[key]} is for all sets" for key in sorted(ignored)]
+    return tuple(sets), notes
+
+
+def _set(given: dict, folder: str, group: int) -> Set:
+    is_class = given.get("is_reg", False)
+    return Set(
+        name=given["image_dir"],
+        folder=folder,
+        below=False,
+        repeats=None if is_class else float(given.get("num_repeats", 1)),
+        class_images=is_class,
+        group=group,
+        caption_dropout=float(given.get("caption_dropout_rate", 0)),
+        caption=given.get("class_tokens", "").strip(),
+        prefix=given.get("caption_prefix", "").strip(),
+        suffix=given.get("caption_suffix", "").strip(),
+        extension=given.get("caption_extension", ".caption").lower(),
+        first_line=not given.get("enable_wildcard", False),
+    )
+
+
+def _check(given: dict, where: str) -> None:
+    for key, value in given.items():
+        if key in _NOT_DONE:
+            if value != _NOT_DONE[key]:
+                raise SetsError(f"{where}: {key} is not done here; remove it")
+        elif key in _TYPES:
+            wanted = _TYPES[key]
+            if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not bool:
+                raise SetsError(f"{where}: {key}: found {str(value)[:100]!r}, wanted {_word(wanted)}")
+        elif key not in _ELSEWHERE and key not in _IDLE:
+            raise SetsError(f"{where}: {key[:100]} is no key of kohya's dataset.toml that is known here; remove it")
+    if "image_dir" not in given:
+        raise SetsError(f"{where}: no image_dir")
+    if not given.get("num_repeats", 1) <= 100_000:
+        raise SetsError(f"{where}: num_repeats: found {given['num_repeats']}, wanted 100,000 at most")
+    if not 0 <= given.get("caption_dropout_rate", 0) <= 1:
+        raise SetsError(f"{where}: caption_dropout_rate: found {given['caption_dropout_rate']}, wanted 0 to 1")
+
+
+def _word(wanted: type | tuple[type, ...]) -> str:
+    return {str: "a string", int: "a whole number", bool: "true or false"}.get(wanted, "a number")
+
+
+def _is_list_of_tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _found(tree: dict) -> str:
+    return f"; found {', '.join(key[:100] for key in list(tree)[:5])}" if tree else ""

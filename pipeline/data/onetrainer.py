@@ -1,0 +1,126 @@
+"""OneTrainer's concepts (its concepts.json, or `concepts` of a whole configuration) as sets."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.data.captions import CaptionError, lines
+from pipeline.data.sets import Set, SetsError
+
+# Ends of the names of what lies beside a picture and is none.
+BESIDE = ("-masklabel", "-condlabel")
+_MOST = 100_000
+_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "path": (str,),
+    "enabled": (bool,),
+    "type": (str,),
+    "validation_concept": (bool,),  # of older versions, as is `repeats`
+    "include_subdirectories": (bool,),
+    "balancing": (int, float),
+    "repeats": (int, float),
+    "balancing_strategy": (str,),
+    "loss_weight": (int, float),
+    "image": (dict,),
+    "text": (dict,),
+}
+_IDLE = {"seed", "image_variations", "text_variations", "concept_stats", "__version"}
+_IMAGE_ELSEWHERE = {
+    "enable_crop_jitter": "cache_latents.crop",
+    "enable_random_flip": "cache_latents.flip",
+    "enable_resolution_override": "index.resolution",
+}
+_IMAGE_NOT_DONE = (
+    "flip", "rotate", "brightness", "contrast", "saturation", "hue", "circular_mask_shrink", "mask_rotate_crop",
+)  # fmt: skip
+_TEXT_NOT_DONE = ("caps_randomize_enable", "enable_tag_shuffling", "tag_dropout_enable")
+
+
+def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) -> tuple[tuple[Set, ...], list[str]]:
+    """The sets of a file, and which of its settings have no effect here. `inside`: a path that it names -> that in the
+    data set, `root`. Raises SetsError."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SetsError(f"{place} is not JSON: {error}") from None
+    concepts = tree.get("concepts") if isinstance(tree, dict) else tree
+    if not isinstance(concepts, list) or not all(isinstance(one, dict) for one in concepts):
+        raise SetsError(f"{place}: wanted a list of OneTrainer's concepts, or an object with it under concepts")
+    sets, notes = [], []
+    for number, concept in enumerate(concepts):
+        where = f"{place}: {number}"
+        _check(concept, where)
+        kind = concept.get("type", "VALIDATION" if concept.get("validation_concept") else "STANDARD")
+        if not concept.get("enabled", True):
+            continue
+        if kind == "VALIDATION":
+            notes.append(
+                f"concept {number} is one of validation and is not read: train.validation_share holds pictures out"
+            )
+            continue
+        if kind != "STANDARD":
+            raise SetsError(f"{where}.type: found {kind[:100]!r}, which is not done here; wanted STANDARD")
+        image = concept.get("image", {})
+        notes += [
+            f"{key} of concepts.json is not read: {elsewhere} is for all sets"
+            for key, elsewhere in _IMAGE_ELSEWHERE.items()
+            if image.get(key)
+        ]
+        sets.append(_set(concept, where, number, root, inside))
+    if not sets:
+        raise SetsError(f"{place}: no concept that is enabled")
+    return tuple(sets), list(dict.fromkeys(notes))
+
+
+def _set(concept: dict, where: str, number: int, root: str, inside: Callable[[str, str], str]) -> Set:
+    balancing = float(concept.get("balancing", concept.get("repeats", 1)))
+    strategy, text = concept.get("balancing_strategy", "REPEATS"), concept.get("text", {})
+    source = text.get("prompt_source", "sample")
+    if strategy not in ("REPEATS", "SAMPLES"):
+        raise SetsError(f"{where}.balancing_strategy: found {strategy[:100]!r}, wanted REPEATS or SAMPLES")
+    if source not in ("sample", "concept", "filename"):
+        raise SetsError(f"{where}.text.prompt_source: found {str(source)[:100]!r}, wanted sample, concept or filename")
+    return Set(
+        name=concept.get("name") or f"concept {number}",
+        folder=inside(concept["path"], f"{number}.path"),
+        below=concept.get("include_subdirectories", False),
+        repeats=balancing if strategy == "REPEATS" else None,
+        samples=balancing if strategy == "SAMPLES" else None,
+        loss_weight=float(concept.get("loss_weight", 1)),
+        extension=".txt",
+        file_names=source == "filename",
+        captions=_prompts(text.get("prompt_path"), where, root, inside) if source == "concept" else (),
+        left_out=BESIDE,
+    )
+
+
+def _prompts(path: object, where: str, root: str, inside: Callable[[str, str], str]) -> tuple[str, ...]:
+    """The lines of the file that has the captions of all of a concept's pictures."""
+    if not isinstance(path, str):
+        raise SetsError(f"{where}.text: prompt_source is concept, and there is no prompt_path")
+    try:
+        file = os.path.join(root, inside(path, "text.prompt_path"))
+        return tuple(text for text, _ in lines(Path(file).read_bytes(), file)) or ("",)
+    except (CaptionError, OSError) as error:
+        raise SetsError(f"{where}.text.prompt_path: {error}") from None
+
+
+def _check(concept: dict, where: str) -> None:
+    for key, value in concept.items():
+        if key in _TYPES:
+            if not isinstance(value, _TYPES[key]) or isinstance(value, bool) and bool not in _TYPES[key]:
+                raise SetsError(f"{where}.{key}: found {str(value)[:100]!r} of another type than OneTrainer writes")
+        elif key not in _IDLE:
+            raise SetsError(f"{where}: {key[:100]} is no setting of a concept that is known here; remove it")
+    if "path" not in concept:
+        raise SetsError(f"{where}: no path")
+    for key, most in (("balancing", 1e9), ("repeats", _MOST), ("loss_weight", 1000)):
+        if not 0 <= concept.get(key, 0) <= most:
+            raise SetsError(f"{where}.{key}: found {str(concept[key])[:100]}, wanted 0 to {most:g}")
+    for key, value in concept.get("image", {}).items():
+        if value is True and key not in _IMAGE_ELSEWHERE and any(key.endswith(end) for end in _IMAGE_NOT_DONE):
+            raise SetsError(f"{where}.image: {key[:100]} is not done here; switch it off")
+    for key in _TEXT_NOT_DONE:
+        if concept.get("text", {}).get(key):
+            raise SetsError(f"{where}.text: {key} is not done here; switch it off")

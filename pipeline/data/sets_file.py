@@ -1,0 +1,134 @@
+"""Where a data set says what its sets are: sets.yaml (our own form), dataset.toml (kohya's) or concepts.json
+(OneTrainer's) in its folder, or folders named like kohya's `10_name`."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline import params
+from pipeline.data import kohya, onetrainer
+from pipeline.data.captions import MOST_TIMES
+from pipeline.data.folder import Folder
+from pipeline.data.kinds import SETS
+from pipeline.data.sets import WHOLE, Set, SetsError
+from pipeline.data.sources import Source
+
+_LONGEST = 1 << 20  # bytes of such a file
+_MOST = 1000  # sets
+_REPEATED = re.compile(r"([1-9][0-9]{0,2})_(.*)", re.S)  # a year, or 05_ of an order, is no number of repeats
+_Times = Annotated[float, Field(ge=0, le=MOST_TIMES)]
+
+
+class _Set(BaseModel):
+    """A set as sets.yaml has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    folder: params.Text
+    name: params.Text | None = None
+    repeats: _Times | None = None
+    samples: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    weight: _Times | None = None
+    class_images: bool = False
+    loss_weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    caption_dropout: params.Share | None = None
+    caption: params.Text = ""
+    prefix: params.Text = ""
+    suffix: params.Text = ""
+
+
+class File(BaseModel):
+    """sets.yaml."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sets: Annotated[list[_Set], Field(min_length=1, max_length=_MOST)]
+
+
+def find(path: str, source: Source) -> tuple[tuple[Set, ...], list[str]]:
+    """The sets of the data set at `path`, whose `source` is open, and what to say about them. Raises SetsError,
+    OSError."""
+    if not os.path.isdir(path):
+        return WHOLE, []
+    there = [name for name in SETS if os.path.lexists(os.path.join(path, name))]
+    if len(there) > 1:
+        raise SetsError(f"{path} holds {' and '.join(there)}, and each says what its sets are; keep one of them")
+    if there:
+        place = os.path.join(path, there[0])
+        return _READERS[there[0]](_text(place), place, path, _folders(path, place))
+    return _repeated(path) if isinstance(source, Folder) else (WHOLE, [])
+
+
+def _text(place: str) -> str:
+    data = Path(place).read_bytes()
+    if len(data) > _LONGEST:
+        raise SetsError(f"{place}: {len(data)} bytes is too long for a file of sets (above {_LONGEST})")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SetsError(f"{place}: not UTF-8: {error}; write it as UTF-8") from None
+
+
+def _folders(root: str, place: str) -> Callable[[str, str], str]:
+    def inside(path: str, key: str) -> str:
+        """A folder or file that a set names, as a path in the data set; empty for the whole of it."""
+        beside, whole = os.path.join(root, path), os.path.realpath(root)
+        try:
+            full = os.path.realpath(beside if os.path.exists(beside) else path)
+            there = os.path.exists(full)
+        except ValueError:  # a null character
+            there = False
+        if not there:
+            raise SetsError(f"{place}: {key}: there is no {path!r} in {root}")
+        if full != whole and not full.startswith(whole.rstrip("/") + "/"):
+            raise SetsError(
+                f"{place}: {key}: {path!r} is outside of {root}, where DVC would see no change; move it there, or give "
+                "data.images the folder that holds all of them"
+            )
+        relative = os.path.relpath(full, whole)
+        return "" if relative == "." else relative
+
+    return inside
+
+
+def _own(text: str, place: str, root: str, inside: Callable[[str, str], str]) -> tuple[tuple[Set, ...], list[str]]:
+    try:
+        found = File.model_validate(params.parse(text, place)).sets
+    except params.ParamsError as error:
+        raise SetsError(str(error)) from None
+    except ValidationError as error:
+        lines = "\n".join(map(_line, error.errors()[:20]))
+        raise SetsError(f"{place} cannot be used as it stands:\n{lines}") from None
+    sets = []
+    for number, one in enumerate(found):
+        key = f"sets.{number}"
+        given = [name for name in ("repeats", "samples", "weight") if getattr(one, name) is not None]
+        if len(given) > 1:
+            raise SetsError(f"{place}: {key}: {' and '.join(given)} both say how often its pictures are seen; give one")
+        settings = one.model_dump(exclude={"name", "folder"}) | {"folder": inside(one.folder, f"{key}.folder")}
+        sets.append(Set(name=one.name or one.folder, **settings))
+    return tuple(sets), []
+
+
+def _line(error: dict[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"])) or "the whole file"
+    return f"  {params.clip(key)}: {error['msg']} (found {params.short(error['input'])})"
+
+
+def _repeated(root: str) -> tuple[tuple[Set, ...], list[str]]:
+    """kohya's folders: 10_name repeats its pictures ten times, and those without a caption get the name."""
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    matches = [match for name in names if (match := _REPEATED.fullmatch(name))]
+    if not matches:
+        return WHOLE, []
+    sets = [Set(match[0], folder=match[0], repeats=float(match[1]), caption=match[2].strip()) for match in matches]
+    note = "repeats are those of the folders' names, kohya's 10_name; a sets.yaml in the data set says otherwise"
+    return (*sets, Set("others", rest=True)), [note]
+
+
+_READERS = {"sets.yaml": _own, "dataset.toml": kohya.read, "concepts.json": onetrainer.read}
