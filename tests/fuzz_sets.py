@@ -31,7 +31,7 @@ KEYS = {
     },
     "concepts.json": {
         "name": "x", "enabled": True, "type": "STANDARD", "include_subdirectories": True, "balancing": 2.5,
-        "repeats": 2, "balancing_strategy": "SAMPLES", "loss_weight": 0.5, "image": {"enable_random_flip": True}, "seed": 7,
+        "repeats": 2, "balancing_strategy": "SAMPLES", "loss_weight": 0.5, "seed": 7, "image": {"x": True},
         "text": {"prompt_source": "concept", "prompt_path": "p.txt"},
     },
 }  # fmt: skip
