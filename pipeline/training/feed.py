@@ -41,7 +41,7 @@ class Objective:
     alphas: np.ndarray  # alphas_cumprod
     chances: np.ndarray  # of each timestep
     weights: np.ndarray  # of the loss at each timestep
-    scaling_factor: float  # from the VAE's latents to the UNet's
+    scaling_factor: float  # from the VAE's latents to the UNet's, after the shift is taken off
     shift_factor: float = 0.0
     noise_offset: float = 0.0
     multires_noise_iterations: int = 0

@@ -57,7 +57,7 @@ class SampleLoss(nn.Cell):
             if self.exponential:
                 c = ops.exp(timesteps.reshape(-1, 1) * self.log_c)
             elif self.thresholds is not None:
-                c = self.thresholds[timesteps.astype(ms.int32)].reshape(-1, 1)
+                c = ops.gather(self.thresholds, timesteps.astype(ms.int32), 0).reshape(-1, 1)
             squares = 2.0 * c * (ops.sqrt(squares + c * c) - c)
         return squares.mean(1)
 
