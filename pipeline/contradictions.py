@@ -13,6 +13,7 @@ from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.sampling.limits import most_steps
 from pipeline.training import groups
+from pipeline.training.rates import shared_steps
 from pipeline.weights import layout
 from pipeline.weights.names import PREFIX
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.params import Diffusion, Index, Params, Prompt, Sample, Train
 
 OUTS = "outs"
+BASE_UNET = f"{OUTS}/convert/unet.ckpt"
 PRESET = "`make preset NAME=...` sets all that goes with model.config: sdxl-1x910b, sdxl-8x910b, sdxl-16x910b, tiny"
 
 
@@ -75,9 +77,21 @@ def contradictions(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _train(params.train, peak_rate(params))
     if params.diffusion.prediction == "flow":
         yield from _flow(params.train)
-    if params.merge.weights == "ema" and not params.train.ema:
-        yield "merge.weights", "ema needs train.ema true, or no average is kept; wanted raw"
+    yield from _weights(params.merge.weights, params.train)
     yield from _sample(params, config)
+
+
+def _weights(chosen: str | int, train: "Train") -> Iterator[tuple[str, str]]:
+    if chosen == "ema" and not train.ema:
+        yield "merge.weights", "ema needs train.ema true, or no average is kept; wanted raw"
+    if chosen == "best" and not train.keep_best:
+        yield "merge.weights", "best needs train.keep_best true, or they are not kept; wanted raw"
+    if not isinstance(chosen, int):
+        return
+    if not train.save_interval:
+        yield "merge.weights", f"a step needs train.save_interval above 0, or none is kept; wanted raw, found {chosen}"
+    elif train.steps is not None and chosen > train.steps:
+        yield "merge.weights", f"must not be above train.steps ({train.steps}), found {chosen}"
 
 
 def side_multiple(config: SDXLConfig) -> int:
@@ -90,6 +104,8 @@ def _paths(params: "Params") -> Iterator[tuple[str, str]]:
     outs = Path(os.path.realpath(OUTS))
     given = {"data.images": params.data.images}
     given |= {f"model.{key}": getattr(params.model, key) for key in ("base", "vae", "tokenizer")}
+    if params.train.init_from != BASE_UNET:
+        given["train.init_from"] = params.train.init_from
     for key, value in given.items():
         path = Path(os.path.realpath(value))
         if path.is_relative_to(outs):
@@ -270,6 +286,16 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
             f"{train.timestep_bias_strategy} needs 0.001 or more, one of the 1000 timesteps; found "
             f"{train.timestep_bias_portion:g}",
         )
+    if train.keep_state and not shared_steps(train.lr_scheduler, 1):
+        yield (
+            "train.keep_state",
+            f"true needs lr_scheduler constant or constant_with_warmup, found {train.lr_scheduler}: its rates depend on "
+            "the number of steps, so no longer run can go on from there",
+        )
+    if train.validation_share == 0:
+        for key in ("keep_best", "patience"):
+            if found := getattr(train, key):
+                yield f"train.{key}", f"needs validation_share above 0: there is no validation loss; found {found}"
     if train.param_fp16 and train.precision != "float16":
         yield "train.param_fp16", f"true needs precision float16, found {train.precision}"
     if train.shard_optimizer is True and train.optimizer != "adamw":

@@ -146,6 +146,7 @@ class Group(Section):
 
 
 class Train(Section):
+    init_from: FileName
     seed: Seed
     steps: Count | None
     epochs: Count | None
@@ -213,10 +214,17 @@ class Train(Section):
     log_interval: Count
     checkpointing_steps: Count
     checkpoints_total_limit: Count
+    keep_state: bool
+
+    save_interval: Interval
+    save_limit: Count | None
+    save_dtype: Literal["float32", "float16"]
+    keep_best: bool
+    patience: Interval
 
 
 class Merge(Section):
-    weights: Literal["raw", "ema"]
+    weights: Literal["raw", "ema", "best"] | Count
     dtype: Literal["float16", "bfloat16", "float32"]
 
 

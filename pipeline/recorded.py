@@ -40,8 +40,8 @@ class Recorded:
 def take(stage: str, params: Params) -> Recorded:
     """What DVC will record of the stage of this name in dvc.yaml, if it knows it."""
     listed = _stages().get(stage, {})
-    places = [dep for dep in deps(stage) if not dep.startswith(_OWN)]
-    places = [re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(params, match[1])), place) for place in places]
+    places = [re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(params, match[1])), dep) for dep in deps(stage)]
+    places = [place for place in places if not place.startswith(_OWN)]
     values = {name: value for key in listed.get("params", []) for name, value in leaves(key, _value(params, key))}
     return Recorded(_code(), values, {place: _files(place) for place in places})
 

@@ -1,21 +1,26 @@
 """Fine-tune the UNet on the caches; the VAE and the text encoders are not even loaded.
 
-outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, and the curves in outs/train/live/. A killed run goes on by
-itself from its last state in the store. A run waits while another process trains the same, and takes the outs of a
-training that is done already. With device.workers or device.nodes above 1 the stage starts its ranks under msrun; it
-may as well be started by msrun or mpirun, or with a rank table."""
+outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, those in between with train.save_interval and
+train.keep_best, and the curves in outs/train/live/. A killed run goes on by itself from its last state in the store, and
+a longer one from that of a shorter one where train.lr_scheduler allows it. A run waits while another process trains the
+same, and takes the outs of a training that is done already. With device.workers or device.nodes above 1 the stage starts
+its ranks under msrun; it may as well be started by msrun or mpirun, or with a rank table."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import hardware
+from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch
 from pipeline.training.data import Paths, count_steps, open_data
+from pipeline.weights import marks
+from pipeline.weights.source import open_unet
 
 PATHS = Paths(
-    unet=Path("outs/convert/unet.ckpt"),
+    unet=Path("outs/convert/unet.ckpt"),  # or train.init_from
     latents=Path("outs/latents"),
     text=Path("outs/text"),
     samples=Path("outs/index/samples.parquet"),
@@ -28,23 +33,24 @@ PATHS = Paths(
 
 def main(params: Params) -> None:
     hardware.check(params, "device", "train")
-    data = open_data(PATHS, made_with(params), params.train)
+    paths = replace(PATHS, unet=_start(params))
+    data = open_data(paths, made_with(params), params.train)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
     ranks = launch.world_size(params.device)
-    if not launch.inside():
-        count_steps(data, params.train, ranks)
+    end, _ = count_steps(data, params.train, ranks)
     d = params.device
     training = key.training(
-        PATHS,
+        paths,
         params.model.config,
         launch.kernels(d),
         params.diffusion,
         params.train,
         ranks,
+        end,
     )
     with launch.turn(training.name, d):
-        if finished.take(training, PATHS.out) if launch.first(d) else finished.there(training):
+        if finished.take(training, PATHS.out, params.train.keep_state) if launch.first(d) else finished.there(training):
             return
         if ranks > 1 and not launch.inside():
             data.reader.close()
@@ -60,7 +66,17 @@ def main(params: Params) -> None:
         from pipeline.training.run import fine_tune
 
         device = build.device(d)
-        fine_tune(training, data, PATHS, params.model.config, device, params.diffusion, params.train)
+        fine_tune(training, data, paths, params.model.config, device, params.diffusion, params.train)
+
+
+def _start(params: Params) -> Path:
+    """The file of the weights to start from. Raises StageError when its marks or, where they are seen without
+    MindSpore, its tensors do not fit."""
+    start = Path(params.train.init_from)
+    if start != PATHS.unet:
+        marks.check(start, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
+        open_unet(start, CONFIGS[params.model.config])
+    return start
 
 
 def made_with(params: Params) -> dict[str, dict]:

@@ -33,6 +33,10 @@ SETTINGS = [
     "train.validation_interval=20",
     "train.checkpointing_steps=5",
     "train.checkpoints_total_limit=2",
+    "train.save_interval=9",
+    "train.save_limit=4",
+    "train.save_dtype=float16",
+    "train.keep_best=true",
 ]
 
 

@@ -260,7 +260,7 @@ sys.modules["pipeline.training.run"] = run
 from pipeline.params import load
 from stages import train
 train.open_data = train.count_steps = lambda *arguments: None
-train.key.training = lambda *arguments: train.key.Training({}, {})
+train.key.training = lambda *arguments: train.key.Training({}, {}, None)
 train.finished.take = lambda *arguments: False
 train.main(load())
 """

@@ -27,6 +27,8 @@ SETTINGS = [
     "train.multires_noise_iterations=3",
     "train.input_perturbation=0.1",
     'train.groups=[{pattern: "*.bias", learning_rate: 0.5}]',
+    "train.save_interval=2",
+    "train.keep_best=true",
 ]
 
 
@@ -191,6 +193,6 @@ def test_a_rank_of_msrun_mpirun_or_a_rank_table_joins_and_starts_no_others(monke
     monkeypatch.setattr(pipeline.device, "setup", lambda **settings: joined.append(settings["distributed"]))
     monkeypatch.setattr(run, "fine_tune", lambda *_: None)
     monkeypatch.setattr(stage, "open_data", lambda *_: None)
-    monkeypatch.setattr(stage.key, "training", lambda *_: stage.key.Training({}, {}))
+    monkeypatch.setattr(stage.key, "training", lambda *_: stage.key.Training({}, {}, None))
     stage.main(params(**{"device.workers": 2}))
     assert joined == [True]

@@ -51,8 +51,9 @@ def taken(first, end, log_interval, looks, sink_size=0, monkeypatch=None, device
         monkeypatch.setattr(drive.pipeline.device, "sink", lambda *_: lambda: device.take([], 0, 0))
     results = []
     for result in drive.results(
-        device, Steps(first, end), lambda number: (number / 2, 0.0), sink_size, log_interval, looks
-    ):
+        device, Steps(first, end), lambda number: (number / 2, 0.0), sink_size, log_interval,
+        lambda launch: any(drive.passed(interval, launch) for interval in looks),
+    ):  # fmt: skip
         device.events.append(f"result {result.done}")
         results.append(result)
     return device.events, results
@@ -96,3 +97,10 @@ def test_sinks_are_read_late_too_and_counted(monkeypatch):
     assert events.index("read 4") > events.index("launch 8")
     with pytest.raises(StageError, match="the device took 8 steps and the host counted 4"):
         taken(0, 10, 1, [], 4, monkeypatch, Device(counted_twice=True))
+
+
+@pytest.mark.parametrize("sink_size", [0, 4])
+def test_the_last_result_until_a_step(monkeypatch, sink_size):
+    _, results = taken(0, 10, 1, [], sink_size, monkeypatch)
+    found = {step: [r.done for r in results if drive.last_until(step, r, sink_size, 10)] for step in (3, 4, 5, 10)}
+    assert found == ({3: [], 4: [4], 5: [4], 10: [10]} if sink_size else {3: [3], 4: [4], 5: [5], 10: [10]})

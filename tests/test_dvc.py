@@ -41,6 +41,8 @@ weights = bytearray(Path("outs/convert/unet.ckpt").read_bytes())
 weights[-1:] = digest.digest()[:1]  # the last byte of the last tensor's values
 weights[-2:-1] = b"\\x00"
 Path("outs/train/weights/unet.ckpt").write_bytes(weights)
+weights[-1:] = digest.digest()[1:2]
+Path("outs/train/weights/step-00000300.ckpt").write_bytes(weights)
 '''
 
 
@@ -141,6 +143,22 @@ def test_another_vae(project):
 
 def test_a_training_setting(project):
     assert ran(project, "exp", "run", "-S", "train.learning_rate=1e-5") == ["train", "merge", "sample"]
+
+
+def test_which_of_the_trained_weights(project):
+    """Of a training that keeps some in between; the choice trains nothing."""
+    assert ran(project, "exp", "run", "-S", "train.save_interval=100") == ["train", "merge", "sample"]
+    assert ran(project, "exp", "run", "-S", "merge.weights=300") == ["merge", "sample"]
+    assert ran(project, "exp", "run", "-S", "merge.weights=raw") == ["merge", "sample"]
+
+
+def test_other_weights_to_start_from(project):
+    """And their content: the file is a dependency."""
+    start = project / "data/base/start.ckpt"
+    start.write_bytes((project / "outs/convert/unet.ckpt").read_bytes())
+    assert ran(project, "exp", "run", "-S", "train.init_from=data/base/start.ckpt") == ["train", "merge", "sample"]
+    start.write_bytes(start.read_bytes()[:-2] + b"\x00\x01")
+    assert ran(project, "repro") == ["train", "merge", "sample"]
 
 
 def test_what_the_unet_predicts(project):

@@ -9,7 +9,10 @@ import pytest
 from pipeline import store
 from pipeline.training import finished
 from pipeline.training.key import Training
+from pipeline.training.stored import Reach, state_name
 from tests import deletions
+
+REACH = Reach(9, 9)
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +21,7 @@ def own_store(tmp_path, monkeypatch):
 
 
 def training(seed: int, batch_size: int = 4) -> Training:
-    return Training({"train": {"seed": seed}}, {"batch_size": batch_size})
+    return Training({"train": {"seed": seed}}, {"batch_size": batch_size}, REACH)
 
 
 def make(out: Path, text: str) -> Path:
@@ -36,7 +39,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_the_outs_of_the_very_training_are_taken(tmp_path):
     finished.keep(training(0), make(tmp_path / "out", "a"))
-    half_done = store.root() / "train" / training(0).name
+    half_done = store.root() / "train" / training(0).name / state_name(7, REACH)
     half_done.mkdir(parents=True)
     assert not finished.take(training(1), tmp_path / "other")
     assert not finished.take(training(0, batch_size=2), tmp_path / "other") and half_done.exists()
@@ -44,6 +47,17 @@ def test_the_outs_of_the_very_training_are_taken(tmp_path):
     assert finished.there(training(0)) and finished.take(training(0), tmp_path / "other")
     assert files(tmp_path / "other") == files(tmp_path / "out") and not half_done.exists()
     assert (tmp_path / "other/weights/unet.ckpt").stat().st_nlink == 3
+
+
+def test_the_state_that_a_longer_run_goes_on_from_stays(tmp_path, caplog):
+    finished.keep(training(0), make(tmp_path / "out", "a"))
+    states = store.root() / "train" / training(0).name
+    for step in (6, 9):
+        (states / state_name(step, REACH)).mkdir(parents=True)
+    assert finished.take(training(0), tmp_path / "other", keep_state=True)
+    assert [path.name for path in states.iterdir()] == ["step-00000009"] and "begins anew" not in caplog.text
+    assert finished.take(training(0), tmp_path / "other") and not states.exists()
+    assert finished.take(training(0), tmp_path / "other", keep_state=True) and "begins anew" in caplog.text
 
 
 def test_what_was_edited_under_another_name_is_not_taken(tmp_path, caplog):

@@ -17,7 +17,7 @@ import mindspore as ms  # isort: skip
 
 from pipeline.models.config import TINY
 from pipeline.stage import StageError
-from pipeline.weights import ckpt, layout
+from pipeline.weights import chosen, ckpt, layout
 from pipeline.weights import safetensors as streamed
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
@@ -172,9 +172,28 @@ def test_the_stage_takes_the_weights_that_params_ask_for(project):
     (project / "params.yaml").write_text(params.replace("  weights: raw", "  weights: ema"))
     failed = run_stage(project)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
-    assert "unet_ema.ckpt does not exist" in failed.stderr and "set merge.weights to raw" in failed.stderr
+    assert "unet_ema.ckpt does not exist" in failed.stderr and "one that is there (raw)" in failed.stderr
 
     trained(project / "outs/train/weights/unet_ema.ckpt", lambda name, array: array / 2)
     assert run_stage(project).returncode == 0
     merged = streamed.read(project / "outs/merge/merged.safetensors")[CONV].array()
     np.testing.assert_array_equal(merged, (synthetic.values(CONV, SHAPES[CONV], seed=3) / 2).astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "file"), [("raw", "unet"), ("ema", "unet_ema"), ("best", "unet_best"), (300, "step-00000300")]
+)
+def test_which_weights_are_meant(tmp_path, wanted, file):
+    with pytest.raises(StageError, match=f"{file}.ckpt does not exist and merge.weights: {wanted} asks for it"):
+        chosen.find(tmp_path, wanted)
+    (tmp_path / f"{file}.ckpt").touch()
+    assert chosen.find(tmp_path, wanted) == tmp_path / f"{file}.ckpt"
+    with pytest.raises(StageError, match=rf"set merge.weights to one that is there \({wanted}\), or see"):
+        chosen.find(tmp_path, 7)
+
+
+def test_all_weights_that_are_there_are_named(tmp_path):
+    for name in ("step-00001000", "unet_best", "step-00000200", "unet"):
+        (tmp_path / f"{name}.ckpt").touch()
+    with pytest.raises(StageError, match=r"\(raw, best, 200, 1000\), or set train.ema to true and train again"):
+        chosen.find(tmp_path, "ema")

@@ -246,6 +246,13 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
     [
         # two keys
         ({"merge.weights": "ema"}, r"merge\.weights: ema needs train\.ema true"),
+        ({"merge.weights": "best"}, r"merge\.weights: best needs train\.keep_best true"),
+        ({"merge.weights": 300}, r"merge\.weights: a step needs train\.save_interval above 0.*found 300"),
+        ({"merge.weights": 900, "train.save_interval": 300}, r"merge\.weights: must not be above train\.steps \(600\)"),
+        ({"train.keep_state": True}, r"train\.keep_state: true needs lr_scheduler constant or.*found cosine"),
+        ({"train.keep_best": True, "train.validation_share": 0.0}, r"train\.keep_best: needs validation_share above 0"),
+        ({"train.patience": 3, "train.validation_share": 0.0}, r"train\.patience: needs validation_share above 0"),
+        ({"train.init_from": "outs/train/weights/unet.ckpt"}, r"train\.init_from: .*is an out of the stages"),
         ({"cache_latents.crops": 2}, r"cache_latents\.crops: above 1 needs crop random"),
         ({"index.resolution": 96, "index.bucket_step": 64}, r"index\.bucket_step: must divide resolution \(96"),
         ({"index.bucket_step": 16}, r"index\.bucket_step: must be a multiple of 32"),
@@ -331,6 +338,10 @@ def test_what_cannot_work_is_refused(tmp_path, changes, said):
     "changes",
     [
         {"merge.weights": "ema", "train.ema": True},
+        {"merge.weights": "best", "train.keep_best": True},
+        {"merge.weights": 300, "train.save_interval": 300},
+        {"train.keep_state": True, "train.lr_scheduler": "constant"},
+        {"train.init_from": "data/start.ckpt"},
         {"cache_latents.crops": 2, "cache_latents.crop": "random"},
         {"sample.steps": 999},
         {"sample.steps": 1000, "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True},

@@ -261,6 +261,20 @@ def test_states_host_and_disk():
     assert two_nodes["weights and state, the host's side"] == 4 * (3 * whole + 4)
 
 
+def test_weights_in_between():
+    """Never less than a run has at once: those that become outs, and those of steps whose state is not written yet."""
+    run = replace(FULL, steps=1000, epochs=None, checkpointing_steps=300, save_interval=100)
+    assert disk.between(FULL) == 0 and not any("between" in part for part in disk.disk_bytes(FULL))
+    assert disk.between(run) == disk.between(replace(run, save_limit=20)) == 10
+    assert disk.between(replace(run, save_limit=2)) == 2 + 3 + 1
+    best = replace(run, save_interval=0, keep_best=True, validation_interval=150, save_bytes=2)
+    assert disk.between(best) == 2 + 2
+    assert disk.disk_bytes(best)["weights in between: 4 at most"] == 4 * 2 * 2_567_463_684
+    assert host.host_bytes(run)["weights in between, until they are written"] == 4 * 2_567_463_684
+    planned = from_params(params(**{"train.save_interval": 7, "train.save_limit": 3, "train.keep_best": True}), 9)
+    assert (planned.save_interval, planned.save_limit, planned.save_bytes, planned.keep_best) == (7, 3, 4, True)
+
+
 def test_the_place_is_looked_at(tmp_path):
     store, outs = tmp_path / "store", tmp_path / "outs"
     store.mkdir(), outs.mkdir()

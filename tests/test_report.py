@@ -105,6 +105,17 @@ def test_every_part_of_a_whole_run_is_on_the_page(project):
     assert [name for name in STAGES if name not in found.text] == []
 
 
+def test_what_weights_are_kept_and_an_early_stop_are_said(project):
+    root = project(*ALL)
+    assert "stopped early" not in written().text and "Weights kept" not in written().text
+    (root / "outs/train/weights").mkdir()
+    for name in ("unet", "unet_best", "step-00000300", "step-00000400"):
+        (root / f"outs/train/weights/{name}.ckpt").touch()
+    (root / "outs/train/live/metrics.json").write_text('{"train": {"stopped_early": 1}}')
+    found = written().text
+    assert "of 600, stopped early" in found and "raw, best, step 300, step 400 (merge.weights)" in found
+
+
 def test_the_curves_hold_the_points_of_the_log(project):
     project(*ALL)
     loss = {trace["name"]: trace for trace in written().figures["loss"]["data"]}

@@ -26,6 +26,9 @@ SETTINGS = [
     "train.input_perturbation=0.1",
     'train.groups=[{pattern: "*.bias", freeze: true}]',
     "train.lr_scheduler=wsd",
+    "train.save_interval=2",
+    "train.save_limit=3",
+    "train.keep_best=true",
 ]
 
 
@@ -81,8 +84,12 @@ def store(graphs, tmp_path):
     return share_graphs(tmp_path / "store", graphs)
 
 
-# before the first state, between states, at one, in the middle of writing the second, after the last step
-@pytest.mark.parametrize("kills", [["step:1"], ["step:4", "step:7"], ["save:1"], ["outs"]], ids="-".join)
+# before the first state, between states, in the middle of writing the first, of writing weights in between, after the
+# last step
+KILLS = [["step:1"], ["step:4", "step:7"], ["save:1"], ["save:3", "save:4"], ["outs"]]
+
+
+@pytest.mark.parametrize("kills", KILLS, ids="-".join)
 def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken, kills):
     for kill in kills:
         train(workspace, store, f"kill={kill}", *SETTINGS, code=-9)
@@ -128,7 +135,7 @@ def test_a_changed_input_starts_anew(workspace, store):
 
 def test_how_often_states_are_kept_does_not_matter_for_going_on(workspace, store, unbroken):
     train(workspace, store, "kill=step:5", *SETTINGS, code=-9)
-    other = [*SETTINGS[:-1], "train.checkpointing_steps=2", "train.checkpoints_total_limit=3"]
+    other = [*SETTINGS, "train.checkpointing_steps=2", "train.checkpoints_total_limit=3"]
     assert "goes on after step 3" in train(workspace, store, *other)
     assert ends(workspace) == unbroken
 

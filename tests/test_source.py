@@ -11,7 +11,8 @@ from pipeline.models.config import TINY
 from pipeline.stage import StageError
 from pipeline.weights import ckpt, layout, marks
 from pipeline.weights.names import PREFIX, to_mindspore
-from pipeline.weights.source import open_weights
+from pipeline.weights.convert import convert
+from pipeline.weights.source import open_unet, open_weights
 from tests import synthetic
 
 SHAPES = layout.shapes(TINY)
@@ -363,3 +364,27 @@ def test_weights_of_eight_bits_are_refused(tmp_path, arrays):
     path = save(tmp_path / "x.safetensors", arrays | {UNET_CONV: np.zeros((4, 32, 3, 3), np.uint8)})
     with pytest.raises(StageError, match="1 of another type:\n.*out.2.weight U8, wanted float32, float16, bfloat16"):
         open_weights(path, path, TINY)
+
+
+# A UNet to start from
+
+
+def test_the_unet_of_a_single_file_is_the_converted_one(tmp_path, base, arrays):
+    """Of a whole checkpoint, and of one without the other parts."""
+    convert(base, base, TINY, tmp_path / "convert")
+    wanted = ckpt.read(tmp_path / "convert/unet.ckpt")
+    alone = {name: array for name, array in arrays.items() if name.startswith(PREFIX["unet"])}
+    for path in (base, save(tmp_path / "unet.safetensors", alone), tmp_path / "convert/unet.ckpt"):
+        found = open_unet(path, TINY)
+        assert list(found) == list(wanted)
+        for name, tensor in wanted.items():
+            np.testing.assert_array_equal(found[name].array(), tensor.array(), err_msg=name)
+
+
+def test_a_file_without_the_whole_unet_is_no_start(tmp_path, arrays):
+    arrays[UNET_CONV] = arrays[UNET_CONV][:, :2]
+    arrays.pop(UNET_NORM)
+    with pytest.raises(StageError, match="(?s)does not hold the weights of this model.config.*out.0.weight.*out.2.weight"):
+        open_unet(save(tmp_path / "cut.safetensors", arrays), TINY)
+    with pytest.raises(StageError, match="is a folder; wanted a single file"):
+        open_unet(tmp_path, TINY)

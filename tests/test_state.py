@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pipeline.device import Device
 from pipeline.training import state
+from pipeline.training.stored import Reach
 
 from pipeline.stage import StageError
 
@@ -37,7 +38,7 @@ def test_it_holds_what_was_there_when_it_was_saved(tmp_path, monkeypatch):
         write(path, values)
 
     monkeypatch.setattr(state, "_write", late)
-    states, kept = state.States("name", {}), slot(1)
+    states, kept = state.States("name", {}, Reach(9, 9)), slot(1)
     save(states, [kept], tmp_path)
     kept.parameter.set_data(ms.Tensor(np.full(4, 2, np.float32)))
     (tmp_path / "live/plots/loss.tsv").write_text("2")
@@ -54,7 +55,7 @@ def test_what_it_could_not_be_written_for_is_raised_at_the_next_one_and_at_the_e
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(state, "_write", full)
-    states = state.States("name", {})
+    states = state.States("name", {}, Reach(9, 9))
     for again in (lambda: save(states, [slot(1)], tmp_path), states.wait):
         save(states, [slot(1)], tmp_path)
         with pytest.raises(OSError, match="No space left"):
@@ -65,7 +66,7 @@ def test_what_it_could_not_be_written_for_is_raised_at_the_next_one_and_at_the_e
 
 def test_a_rank_whose_part_does_not_come_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "SLICES_SECONDS", 0.2)
-    states = state.States("name", {})
+    states = state.States("name", {}, Reach(9, 9))
     save(states, [slot(1, part=0, parts=2)], tmp_path)
     with pytest.raises(StageError, match="slices-00000003/1-of-2.ckpt is not there, 0 s after .* one store"):
         states.wait()
@@ -80,7 +81,7 @@ def test_a_run_that_fails_lets_its_last_state_be_written(tmp_path, monkeypatch):
         write(path, values)
 
     monkeypatch.setattr(state, "_write", slow)
-    states = state.States("name", {})
+    states = state.States("name", {}, Reach(9, 9))
     save(states, [slot(1)], tmp_path)
     begun.wait(10)
     states.finish()
@@ -88,7 +89,7 @@ def test_a_run_that_fails_lets_its_last_state_be_written(tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_waits_for_no_other_rank(tmp_path, caplog):
-    states = state.States("name", {})
+    states = state.States("name", {}, Reach(9, 9))
     save(states, [slot(1, part=0, parts=2)], tmp_path)
     states.finish()
     assert not states.steps() and "the state of step 3 is not kept" in caplog.text

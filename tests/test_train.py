@@ -29,6 +29,7 @@ class Outcome:
     saved: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     made_with: dict = field(default_factory=dict)
+    between: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # the other files of weights
 
     def __eq__(self, other):
         return (
@@ -36,11 +37,13 @@ class Outcome:
             and same(self.weights, other.weights)
             and (self.ema is None) == (other.ema is None)
             and (self.ema is None or same(self.ema, other.ema))
+            and self.between.keys() == other.between.keys()
+            and all(same(values, other.between[name]) for name, values in self.between.items())
         )
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and np.array_equal(a[n], b[n]) for n in a)
 
 
 def read(path):
@@ -90,14 +93,17 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
             *(outs / f"convert/{part}.ckpt" for part in ("vae", "clip_l", "clip_g")),
             out,
         )
-        training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1)
-        run.fine_tune(training, data.open_data(paths, {}, p.train), paths, "tiny", device, p.diffusion, p.train)
+        opened = data.open_data(paths, {}, p.train)
+        end, _ = data.count_steps(opened, p.train, 1)
+        training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1, end)
+        run.fine_tune(training, opened, paths, "tiny", device, p.diffusion, p.train)
     rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
     ema = out / "weights/unet_ema.ckpt"
     found = read(ema) if p.train.ema else None
     ema.unlink(missing_ok=True)
-    return Outcome(read(out / "weights/unet.ckpt"), found, rows, saved, kept, dict(StubUNet.made_with))
+    between = {path.stem: read(path) for path in (out / "weights").iterdir() if path.stem != "unet"}
+    return Outcome(read(out / "weights/unet.ckpt"), found, rows, saved, kept, dict(StubUNet.made_with), between)
 
 
 _known: dict = {}
@@ -171,8 +177,14 @@ CHANGES = {
     "log_interval": (2, {}),
     "checkpointing_steps": (1, {}),
     "checkpoints_total_limit": (2, {"train.checkpointing_steps": 1}),
+    "keep_state": (True, {}),
+    "save_interval": (2, {}),
+    "save_limit": (1, {"train.save_interval": 2}),
+    "save_dtype": ("float16", {"train.save_interval": 2}),
+    "keep_best": (True, VALIDATED),
+    "patience": (1, VALIDATED | {"train.validation_interval": 1, "train.learning_rate": 0.5}),
 }
-ELSEWHERE = {"shard_optimizer", "sample_interval"}  # test_distributed.py, and below
+ELSEWHERE = {"shard_optimizer", "sample_interval", "init_from"}  # test_distributed.py, below, test_init_from.py
 
 
 def test_every_setting_has_its_case():

@@ -10,12 +10,13 @@ import pytest
 from pipeline.device import Device
 from pipeline.stage import StageError
 from pipeline.training import run, state
+from pipeline.training.stored import Reach
 from tests import deletions
 from tests.test_train import stubbed, train, workspace
 from tests.training_samples import share_graphs
 
 __all__ = ["stubbed", "train", "workspace"]  # fixtures
-SETTINGS = {"train.ema": True, "train.checkpointing_steps": 1, "train.validation_share": 0.2}
+SETTINGS = {"train.ema": True, "train.checkpointing_steps": 1, "train.validation_share": 0.2, "train.save_interval": 1}
 MOMENTS = 5  # each is a run that compiles what it has not read before
 
 
@@ -50,9 +51,14 @@ def test_the_store_may_be_deleted_while_a_training_runs(train, graphs, tmp_path,
         found, wanted = outcomes.pop(), outcomes[0]
         assert found.rows == wanted.rows, f"deleted before event {moment} of {count}"
         assert found.weights.keys() == wanted.weights.keys() and found.ema.keys() == wanted.ema.keys()
-        for name, value in (wanted.weights | wanted.ema).items():
-            other = (found.weights | found.ema)[name]
+        assert found.between.keys() == wanted.between.keys() == {f"step-{step:08d}" for step in range(1, 5)}
+        for name, value in (wanted.weights | wanted.ema | flat(wanted.between)).items():
+            other = (found.weights | found.ema | flat(found.between))[name]
             assert (other == value).all(), f"deleted before event {moment} of {count}: {name}"
+
+
+def flat(files: dict[str, dict]) -> dict:
+    return {f"{file} {name}": value for file, values in files.items() for name, value in values.items()}
 
 
 def slots(value: float) -> list[state.Slot]:
@@ -70,12 +76,12 @@ def test_a_state_is_saved_and_resumed_though_the_store_is_deleted_at_any_moment(
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     (tmp_path / "live").mkdir()
     (tmp_path / "live/log").write_text("curves")
-    device, states = Device("CPU"), state.States("name", {"seed": 0})
+    device, states = Device("CPU"), state.States("name", {"seed": 0}, Reach(9, 9))
 
     def save():
         states.open()
         moment = ms.Parameter(ms.Tensor(np.full(4, 5, np.float32)), "moment")
-        other = state.States("name", {"seed": 0})
+        other = state.States("name", {"seed": 0}, Reach(9, 9))
         states.save(3, slots(5), {"pending": None}, tmp_path / "live", 1, 0, lambda: None)
         other.save(3, [state.Slot(moment, 1, 2)], {"pending": None}, tmp_path / "live", 1, 1, lambda: None)
         states.wait()

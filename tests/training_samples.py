@@ -54,6 +54,7 @@ SETTINGS = {
     "diffusion.flow_shift": 1.0,
     "diffusion.scaling_factor": None,
     "diffusion.shift_factor": 0.0,
+    "train.init_from": "outs/convert/unet.ckpt",
     "train.seed": 0,
     "train.steps": 6,
     "train.epochs": None,
@@ -115,6 +116,12 @@ SETTINGS = {
     "train.log_interval": 1,
     "train.checkpointing_steps": 2,
     "train.checkpoints_total_limit": 1,
+    "train.keep_state": False,
+    "train.save_interval": 0,
+    "train.save_limit": None,
+    "train.save_dtype": "float32",
+    "train.keep_best": False,
+    "train.patience": 0,
 }
 
 

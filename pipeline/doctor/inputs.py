@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cache.tokens import check_vocabulary
-from pipeline.contradictions import PRESET
+from pipeline.contradictions import BASE_UNET, PRESET
 from pipeline.data.buckets import sizes
 from pipeline.data.examine import look as decode
 from pipeline.data.index import reject
@@ -22,7 +22,7 @@ from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError
 from pipeline.weights import marks
-from pipeline.weights.source import open_weights
+from pipeline.weights.source import open_unet, open_weights
 
 LOOKED_AT = 16  # pictures
 
@@ -38,6 +38,10 @@ def weights(params: Params) -> Finding:
     with contextlib.redirect_stdout(io.StringIO()):
         tensors = open_weights(base, vae, CONFIGS[params.model.config])
         marks.check(base, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
+        if params.train.init_from != BASE_UNET:
+            start = Path(params.train.init_from)
+            marks.check(start, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
+            open_unet(start, CONFIGS[params.model.config])
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     own = "" if base.resolve() == vae.resolve() else f", with the VAE of {vae}"
     count = sum(tensor.count for tensor in tensors.values())

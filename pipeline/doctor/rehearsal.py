@@ -27,7 +27,7 @@ from pipeline.params import Params
 from pipeline.recorded import PROJECT
 from pipeline.stage import StageError, run
 from pipeline.training import key, launch
-from pipeline.training.data import Paths, open_data
+from pipeline.training.data import Paths, count_steps, open_data
 from pipeline.weights import ckpt, layout
 from pipeline.weights.names import PREFIX, to_mindspore
 
@@ -141,7 +141,9 @@ def main(params: Params) -> None:
             launch.start(d, [__file__], Path("logs"))
             return
     data = open_data(_PATHS, {}, params.train)
-    training = key.training(_PATHS, "tiny", launch.kernels(d), params.diffusion, params.train, launch.world_size(d))
+    ranks = launch.world_size(d)
+    end, _ = count_steps(data, params.train, ranks)
+    training = key.training(_PATHS, "tiny", launch.kernels(d), params.diffusion, params.train, ranks, end)
     from pipeline.training import build
     from pipeline.training.run import fine_tune
 

@@ -22,7 +22,11 @@ def load_weights(cell: nn.Cell, path: str | Path, prefix: str, dtype: ms.Type = 
     What the file has beyond that is left alone: the VAE's file serves encoder and decoder. Make the cell under
     `mindspore.nn.utils.no_init_parameters()` to save the time and memory of values that are replaced here.
     Raises StageError that names every tensor which is missing or has another shape; the cell is then as it was."""
-    tensors = ckpt.read(path)
+    set_weights(cell, ckpt.read(path), path, prefix, dtype)
+
+
+def set_weights(cell: nn.Cell, tensors: dict[str, Tensor], path: str | Path, prefix: str, dtype: ms.Type) -> None:
+    """`load_weights` of tensors that were opened already; `path` names them in errors."""
     problems = []
     for name, parameter in cell.parameters_and_names():
         found = tensors.get(prefix + name)

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 from pipeline.models.config import CONFIGS
+from pipeline.planning import duration
 from pipeline.planning.device import TOKENS, Parts
 from pipeline.planning.run import Run, component_shapes, trained_shapes
 from pipeline.training import memory
@@ -44,17 +45,31 @@ def numbers(run: Run, *parts: str) -> int:
     return sum(prod(shape) for part in parts for shape in component_shapes(run.config, part).values())
 
 
+def between(run: Run) -> int:
+    """How many sets of weights in between there are at most at once: those that become outs, and until the next state is
+    written those that they will replace."""
+    steps, count = duration.steps(run), 0
+    if run.save_interval:
+        newest = steps if run.save_limit is None else run.save_limit
+        count = min(steps // run.save_interval, newest + run.checkpointing_steps // run.save_interval + 1)
+    if run.keep_best:
+        count += 2 + run.checkpointing_steps // run.validation_interval
+    return count
+
+
 def disk_bytes(run: Run) -> Parts:
     """What a run adds at most, where nothing of it is there yet. Links between store, outs and DVC's cache count
     once."""
     weights = 4 * numbers(run, "unet") * (2 if run.ema else 1)
-    whole = run.merge_bytes * numbers(run, *PREFIX)
+    whole, sets = run.merge_bytes * numbers(run, *PREFIX), between(run)
+    kept = {f"weights in between: {sets} at most": sets * run.save_bytes * numbers(run, "unet")} if sets else {}
     return {
         "caches of latents and text": cache_bytes(run),
         "components of the base (float16)": 2 * numbers(run, *PREFIX),
         # the one that is being written stands beside those that are kept
         f"states: {run.states} kept and the next being written": (run.states + 1) * state_bytes(run),
         "trained weights (the store keeps those of 3 runs)": weights,
+        **kept,
         "merged.ckpt and merged.safetensors": 2 * whole,
     }
 

@@ -2,6 +2,7 @@
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning.device import TOKENS, Parts, device_bytes, stays
+from pipeline.planning.disk import numbers
 from pipeline.planning.run import Run
 
 PYTHON = 650 * 10**6  # of each process, with MindSpore and its first kernels: measured on a CPU
@@ -30,6 +31,8 @@ def host_bytes(run: Run) -> Parts:
         parts["the devices, as above"] = ranks * sum(device_bytes(run).values())
     if run.ema and run.validation_share:
         parts["weights put by while EMA is validated"] = ranks * held["weights"]
+    if run.save_interval or run.keep_best:
+        parts["weights in between, until they are written"] = run.save_bytes * numbers(run, "unet")
     parts["inputs, made ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * sample
     parts["reader and order of an epoch"] = ranks * PER_SAMPLE * run.images * run.rows_per_picture
     return parts

@@ -45,6 +45,10 @@ class Run:
     states: int = 1  # train.checkpoints_total_limit
     checkpointing_steps: int = 100
     validation_interval: int = 100
+    save_interval: int = 0
+    save_limit: int | None = None
+    save_bytes: int = 4  # of a number in the weights in between
+    keep_best: bool = False
     merge_bytes: int = 2  # of a number in the merged files
     hccl_buffer: int = BUFFER_MB * 2**20
     buckets: int | None = None  # that the index's pictures fill
@@ -105,6 +109,10 @@ def from_params(params: Params, images: int, captions: int | None = None, bucket
         states=train.checkpoints_total_limit,
         checkpointing_steps=train.checkpointing_steps,
         validation_interval=train.validation_interval,
+        save_interval=train.save_interval,
+        save_limit=train.save_limit,
+        save_bytes=2 if train.save_dtype == "float16" else 4,
+        keep_best=train.keep_best,
         merge_bytes=4 if params.merge.dtype == "float32" else 2,
         hccl_buffer=_buffer_megabytes() * 2**20,
         buckets=buckets if params.index.buckets else 1,

@@ -1,6 +1,7 @@
 """All that a page shows of one run, read from its files. What is not there yet or cannot be read is a reason, not an
 error: a report of a pipeline that is half done is as welcome."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,9 +18,11 @@ from pipeline.report.curves import Curve
 from pipeline.report.pictures import Picture, from_png
 from pipeline.report.revision import Revision
 from pipeline.stage import StageError, shown
+from pipeline.weights import chosen
 
 SAMPLE = "outs/sample"
 PREVIEWS = "outs/train/live/pictures"
+WEIGHTS = "outs/train/weights"
 _PREVIEWS_SHOWN, _PROMPTS_SHOWN = 16, 64
 # What damaged files, an absent cache and a device that is not there end in.
 _UNREADABLE = (
@@ -53,6 +56,8 @@ class Run:
     stages: list[graph.Stage]
     data: Part[data.Data]
     curves: Part[dict[str, Curve]]
+    metrics: Part[dict]
+    weights: Part[list[str]]  # such as raw, best, step 300
     previews: Part[list[tuple[int, Picture]]]
     samples: Part[list[Sample]]
     latents: Part[list[latents.Pair]]
@@ -95,6 +100,8 @@ def _read(revision: Revision) -> Run:
         stages=_stages(revision, values),
         data=_part(lambda: data.read(revision), "The pictures are not indexed yet: dvc repro index"),
         curves=_part(lambda: curves.read(revision), "No training has run yet: dvc repro train"),
+        metrics=_part(lambda: _metrics(revision), "No training has run yet: dvc repro train"),
+        weights=_part(lambda: _weights(revision), "No training is done yet: dvc repro train"),
         previews=_part(lambda: _previews(revision), previews),
         samples=_part(lambda: _samples(revision, values), "No pictures are drawn yet: dvc repro"),
         latents=Part(None),
@@ -126,6 +133,18 @@ def _latents(revision: Revision, count: int) -> Part[list[latents.Pair]]:
             return latents.read(revision, params.load(path), count)
 
     return _part(make, "No latents are cached yet: dvc repro cache_latents")
+
+
+def _metrics(revision: Revision) -> dict | None:
+    data = revision.read(curves.METRICS)
+    return None if data is None else json.loads(data)
+
+
+def _weights(revision: Revision) -> list[str] | None:
+    """What merge.weights may choose."""
+    files = revision.names(WEIGHTS)
+    found = [name for name, file in chosen.FILES.items() if file in files]
+    return found + [f"step {int(m[1])}" for file in files if (m := re.fullmatch(r"step-(\d+)\.ckpt", file))] or None
 
 
 def _previews(revision: Revision) -> list[tuple[int, Picture]] | None:

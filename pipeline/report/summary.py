@@ -17,6 +17,9 @@ class Summary:
     base_loss: float | None  # of validation, before the first step
     loss: float | None  # of validation, after the last
     best_loss: float | None
+    best_step: int | None  # of the validation that had it
+    stopped: bool  # early, by train.patience
+    weights: list[str]
     train_loss: float | None  # mean of the last twentieth
     images_per_second: float | None  # median
     wait_share: float | None  # of a step's time
@@ -51,6 +54,9 @@ def of(run: Run) -> Summary:
         base_loss=float(validation.values[0]) if validation and validation.steps[0] == 0 else None,
         loss=validation.last if validation else None,
         best_loss=validation.best if validation else None,
+        best_step=int(validation.steps[validation.values.argmin()]) if validation else None,
+        stopped=bool((run.metrics.value or {}).get("train", {}).get("stopped_early")),
+        weights=run.weights.value or [],
         train_loss=float(train.values[-max(1, len(train.values) // 20) :].mean()) if train else None,
         images_per_second=median("train/images_per_second"),
         wait_share=float(waited.values.sum() / max(seconds.values.sum(), 1e-9)) if seconds and waited else None,

@@ -14,8 +14,8 @@ from pipeline import params
 from pipeline.device import Device
 from pipeline.diffusion import loss, schedule
 from pipeline.models import forms
-from pipeline.models.config import CONFIGS, UNetConfig
-from pipeline.models.load import load_weights
+from pipeline.models.config import CONFIGS, SDXLConfig
+from pipeline.models.load import set_weights
 from pipeline.models.unet import UNet
 from pipeline.training import drive, groups, launch
 from pipeline.training.key import code_digest
@@ -26,6 +26,7 @@ from pipeline.training.rates import ema_decay, learning_rate
 from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update, average_of
 from pipeline.weights.names import PREFIX, canonical
+from pipeline.weights.source import open_unet
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,24 @@ def device(wanted: params.Device) -> Device:
 
 
 def trained(
-    config: UNetConfig, device: Device, diffusion: params.Diffusion, train: params.Train, weights: Path
+    config: SDXLConfig, device: Device, diffusion: params.Diffusion, train: params.Train, weights: Path
 ) -> Trained:
-    """The UNet with these weights, and its optimizer as it is before the first step. Raises StageError."""
+    """The UNet with these weights (train.init_from), and its optimizer as it is before the first step. Raises
+    StageError."""
     cell = unet(config, device, train, weights)
     chosen, rule = settings(device, diffusion, train), optimizer(cell, device, train)
     update = Update(rule, average_of(rule.parameters) if train.ema else None, chosen)
     return Trained(cell, update, chosen, slots(rule, update, device.rank, device.world_size))
 
 
-def unet(config: UNetConfig, device: Device, train: params.Train, weights: Path) -> UNet:
-    """The UNet with the base's weights, ready to train. Raises StageError when they do not fit."""
+def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path) -> UNet:
+    """The UNet with the weights of a file, ready to train. Raises StageError when they do not fit."""
     with no_init_parameters():
         cell = UNet(
-            config, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing
+            config.unet, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing
         )
-    load_weights(cell, weights, PREFIX["unet"], ms.float16 if train.param_fp16 else ms.float32)
+    dtype = ms.float16 if train.param_fp16 else ms.float32
+    set_weights(cell, open_unet(weights, config), weights, PREFIX["unet"], dtype)
     for parameter in cell.get_parameters():
         parameter.requires_grad = _factor(train, parameter) > 0
     return cell.set_train()

@@ -19,7 +19,7 @@ _MOST_STEPS = 99_999_999  # a state's name has its step in eight digits
 
 @dataclass(frozen=True)
 class Paths:
-    unet: Path  # the base model's UNet
+    unet: Path  # the weights to start from
     latents: Path
     text: Path
     samples: Path  # samples.parquet

@@ -43,7 +43,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Launch:
+class Launch:
     """A step, or the last of a sink, that the device may not have finished."""
 
     done: int
@@ -101,26 +101,33 @@ class Graphs:
         return outcome
 
 
-def passed(interval: int, result: Result | _Launch) -> bool:
-    """Whether a multiple of `interval` lies in the steps of this result (a sink may hold several)."""
-    return result.done // interval > (result.done - result.steps) // interval
+def passed(interval: int, result: Result | Launch) -> bool:
+    """Whether a multiple of `interval` (0: there is none) lies in the steps of this result (a sink may hold several)."""
+    return interval > 0 and result.done // interval > (result.done - result.steps) // interval
+
+
+def last_until(step: int, result: Result | Launch, sink_size: int, end: int) -> bool:
+    """Whether this is the last result that is not after `step`, of a run of `end` steps."""
+    following = min(result.done + max(sink_size, 1), end)
+    return result.done <= step and (step < following or result.done == end)
 
 
 def results(
-    graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int, log_interval: int, look_intervals: list[int]
-) -> Iterator[Result]:
+    graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int, log_interval: int,
+    looks: Callable[[Launch], bool],
+) -> Iterator[Result]:  # fmt: skip
     """Take all `steps`; `sink_size` of them between two results, 0 for no sink. The results come in order.
 
     They are read when the next step is launched already, so that the device does not wait for the host, and only at
-    multiples of `log_interval`, those in between together with it. At multiples of one of `look_intervals`, and at the
-    end, nothing is launched before the last result was taken: then the host may look at weights and state."""
+    multiples of `log_interval`, those in between together with it. Where `looks` says so of a launch, and at the end,
+    nothing is launched before the last result was taken: then the host may look at weights and state."""
     launches = _sinks(graphs, steps, rates, sink_size) if sink_size else _one_by_one(graphs, steps, rates)
     waiting, begin, compiled = [], time.perf_counter(), graphs.compiler.seconds
     for launch in launches:
         waiting.append(launch)
-        looks = launch.done == steps.end or any(passed(interval, launch) for interval in look_intervals)
+        look = launch.done == steps.end or looks(launch)
         logged = [place for place, old in enumerate(waiting[:-1]) if passed(log_interval, old)]
-        ready = len(waiting) if looks else logged[-1] + 1 if logged else 0
+        ready = len(waiting) if look else logged[-1] + 1 if logged else 0
         if ready:
             found = [Outcome(*map(float, old.outcome.asnumpy())) for old in waiting[:ready]]
             last, taken = waiting[ready - 1].done, int(found[-1].taken)
@@ -135,13 +142,13 @@ def results(
             waiting, begin, compiled = waiting[ready:], time.perf_counter(), graphs.compiler.seconds
 
 
-def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[_Launch]:
+def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[Launch]:
     asked = time.perf_counter()
     for step in feed.ahead(steps):
         waited = time.perf_counter() - asked
         rate, decay = rates(step.number)
         outcome = graphs.take(step.micro_batches, rate, decay)
-        yield _Launch(step.number + 1, 1, step.samples, outcome, rate, waited)
+        yield Launch(step.number + 1, 1, step.samples, outcome, rate, waited)
         asked = time.perf_counter()
 
 
@@ -161,7 +168,7 @@ class _Columns:
         return *step.micro_batches[0].arrays(), np.array(self.rates(step.number)[0], np.float32)
 
 
-def _sinks(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[_Launch]:
+def _sinks(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> Iterator[Launch]:
     graphs.compile(steps[0].micro_batches[0])
     take = pipeline.device.sink(graphs.whole, _Columns(steps, rates), _Columns.NAMES)
     done = steps.first
@@ -170,4 +177,4 @@ def _sinks(graphs: Graphs, steps: feed.Steps, rates: Rates, sink_size: int) -> I
         for number in range(done, done + count):
             outcome = graphs.end(take(), rates(number)[1])
         done += count
-        yield _Launch(done, count, steps.samples(done - 1), outcome, rates(done - 1)[0], 0.0)
+        yield Launch(done, count, steps.samples(done - 1), outcome, rates(done - 1)[0], 0.0)

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from pipeline import store
+from pipeline.training import stored
 from pipeline.training.key import Training
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ def there(training: Training) -> bool:
     return not edited
 
 
-def take(training: Training, out: Path) -> bool:
-    """Make `out` of them; whether they were there."""
+def take(training: Training, out: Path, keep_state: bool = False) -> bool:
+    """Make `out` of them; whether they were there. keep_state: leave the state that longer runs go on from."""
     if not there(training):
         return False
     folder = _folder(training)
@@ -63,8 +64,10 @@ def take(training: Training, out: Path) -> bool:
     except FileNotFoundError:  # the store was deleted
         store.remove(out / "live")
         return False
-    store.remove(store.root() / "train" / training.name)  # what a kill after the last step has left
+    stored.clear(stored.folder(training.name), training.reach, keep_state)  # what a kill after the last step has left
     log.info("the same training is done: its outs are taken from %s", folder)
+    if keep_state and not stored.extensible(stored.folder(training.name), training.reach):
+        log.warning("its state was not kept: a longer run begins anew")
     return True
 
 

@@ -1,7 +1,8 @@
 """What a training is: everything that shapes it, as plain values. Needs no MindSpore.
 
 Trainings of one `name` go on from each other's states; those of one `exact_name` have the same outs, bit for bit on one
-kind of machine where kernels are deterministic."""
+kind of machine where kernels are deterministic. Where no step depends on how many follow (train.lr_scheduler: constant),
+longer and shorter runs have one name."""
 
 import hashlib
 import json
@@ -17,18 +18,23 @@ from pipeline.cache.fingerprint import file_hash
 from pipeline.cache.table import read_table
 from pipeline.stage import PROJECT
 from pipeline.training.data import Paths
+from pipeline.training.rates import shared_steps
+from pipeline.training.stored import Reach
 
 CODE = ("device.py", "training", "diffusion", "models", "cache")
 # Keys of the train section that say how the batch of a step is split: they change last bits only.
 _SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}
-# And those that change nothing.
-_STATE_KEYS = {"checkpointing_steps", "checkpoints_total_limit"}
+# And those that change nothing; for init_from the file's content stands.
+_STATE_KEYS = {"checkpointing_steps", "checkpoints_total_limit", "keep_state", "init_from"}
+# How long the run is.
+_LENGTH_KEYS = {"steps", "epochs"}
 
 
 @dataclass(frozen=True)
 class Training:
     description: dict  # of what shapes it
     split: dict  # of each step's batch
+    reach: Reach
 
     @property
     def name(self) -> str:
@@ -36,7 +42,7 @@ class Training:
 
     @property
     def exact_name(self) -> str:
-        return _digest({**self.description, "split": self.split})
+        return _digest({**self.description, "split": self.split, "end": self.reach.end})
 
 
 def training(
@@ -46,14 +52,17 @@ def training(
     diffusion: params.Diffusion,
     train: params.Train,
     ranks: int,
+    end: int,
 ) -> Training:
-    """That of configuration `model`. `device`: its target ("CPU" or "Ascend") and the kinds of its kernels, as plain
-    values."""
+    """That of configuration `model`, of `end` steps. `device`: its target ("CPU" or "Ascend") and the kinds of its
+    kernels, as plain values."""
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
+    shared = shared_steps(train.lr_scheduler, end)
+    left_out = _SPLIT_KEYS | _STATE_KEYS | (_LENGTH_KEYS if shared else set())
     description = {
         "model": model,
         "diffusion": diffusion.model_dump(),
-        "train": train.model_dump(exclude=_SPLIT_KEYS | _STATE_KEYS) | {"global_batch": global_batch},
+        "train": train.model_dump(exclude=left_out) | {"global_batch": global_batch},
         "device": device,
         "versions": {"mindspore": metadata.version("mindspore"), "numpy": np.__version__},
         "code": code_digest(),
@@ -64,7 +73,8 @@ def training(
             "samples": file_hash(paths.samples),
         },
     }
-    return Training(description, train.model_dump(include=_SPLIT_KEYS) | {"ranks": ranks})
+    split = train.model_dump(include=_SPLIT_KEYS) | {"ranks": ranks}
+    return Training(description, split, Reach(shared if shared else end, end))
 
 
 def cache_digest(folder: Path, kind: shards.Kind) -> str:

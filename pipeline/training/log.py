@@ -44,18 +44,27 @@ class Log:
         self._summary = self._live.summary  # of a resumed run as it stood
         self._memory, self._shown = memory, {}
         self._bar = progress.Bar(steps, "step", "train", done, uneven=True)  # validations are a part of it
-        self.pending: dict[str, list] = pending or {}  # name -> [sum, count] since the last point
+        # since the last point: name -> [sum, count], and of those that are logged as they are the last value
+        self.pending: dict[str, dict] = pending or {"means": {}, "latest": {}}
 
     def step(self, done: int, steps: int, means: dict[str, float], latest: dict[str, float], point: bool) -> None:
         """The values of the last `steps` steps, after which `done` are done. At a `point` of the curves the `means`
         since the last one are logged, and the `latest` values as they are."""
+        sums = self.pending["means"]
         for name, value in means.items():
-            total, count = self.pending.get(name, (0.0, 0))
-            self.pending[name] = [total + value, count + 1]
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = [total + value, count + 1]
+        self.pending["latest"] = latest
         self._bar.update(steps)
         if point:
-            self.point(done, {name: total / count for name, (total, count) in self.pending.items()} | latest)
-            self.pending = {}
+            self.flush(done)
+
+    def flush(self, done: int) -> None:
+        """The point of the steps since the last one, if there are any."""
+        sums, latest = self.pending["means"], self.pending["latest"]
+        if sums:
+            self.point(done, {name: total / count for name, (total, count) in sums.items()} | latest)
+        self.pending = {"means": {}, "latest": {}}
 
     def point(self, step: int, values: dict[str, float]) -> None:
         """One point of each of the named curves."""
@@ -81,8 +90,17 @@ class Log:
             found["validation/best_loss"] = min(loss, validation.get("best_loss", loss))
             found["validation/base_loss"] = validation.get("base_loss", loss)  # of the first, before any step
         for name, value in found.items():
-            section, _, key = name.partition("/")
-            self._summary = self._summary | {section: self._summary.get(section, {}) | {key: value}}
+            self._put(name, value)
+        self._live.summary = self._summary
+        self._live.make_summary()
+
+    def _put(self, name: str, value: float) -> None:
+        section, _, key = name.partition("/")
+        self._summary = self._summary | {section: self._summary.get(section, {}) | {key: value}}
+
+    def fact(self, name: str, value: float) -> None:
+        """A number of the whole run, for metrics.json alone; before `close`."""
+        self._put(name, value)
         self._live.summary = self._summary
         self._live.make_summary()
 

@@ -42,6 +42,12 @@ def learning_rate(
     return peak * max(0.0, 0.5 * (1 + cos(pi * progress)))
 
 
+def shared_steps(scheduler: str, steps: int) -> int:
+    """How many of a run's `steps` have the learning rate that they have in any longer run; 0: none, as the rate of each
+    depends on how many there are."""
+    return steps if scheduler in ("constant", "constant_with_warmup") else 0
+
+
 def ema_decay(step: int, decay: float) -> float:
     """The EMA's decay after `step` (0 is the first): min(decay, (1 + step) / (10 + step)), so that a young average
     follows the weights; the first step copies them (diffusers' `EMAModel.get_decay`)."""

@@ -1,9 +1,11 @@
 """The training run of one rank, from top to bottom: data, state, model, loop, outs."""
 
+import dataclasses
 import functools
+import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
@@ -15,13 +17,15 @@ from pipeline.cache.reader import Reader
 from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError
-from pipeline.training import agreement, build, drive, feed, finished, preview, state, validation, weights
+from pipeline.training import agreement, build, course, drive, feed, finished, preview, state, validation, weights
 from pipeline.training.compiled import Compiler
 from pipeline.training.data import Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
 from pipeline.training.log import PICTURES, Log
+from pipeline.training.course import Course
 from pipeline.training.objective import objective as make_objective
 from pipeline.training.step import Settings
+from pipeline.training.stored import Reach
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ def fine_tune(
 ) -> None:
     """Fine-tune the UNet of configuration `model` on the cache; `training` is the key of these arguments, which no other
     process may be at (launch.turn). Raises StageError; no weights are written then."""
-    states = state.States(training.name, training.description)
+    states = state.States(training.name, training.description, training.reach)
     try:
         _fine_tune(training, data, paths, model, device, diffusion, train, states)
     finally:
@@ -60,16 +64,16 @@ def _fine_tune(
     objective = make_objective(diffusion, train, config.vae.scaling_factor)
 
     # Model and state
-    make = functools.partial(build.trained, config.unet, device, diffusion, train, paths.unet)
+    make = functools.partial(build.trained, config, device, diffusion, train, paths.unet)
     trained, facts = _start(states, make, live, device)
-    done = facts["step"]
-    curves = Log(live, end, done, facts["pending"], device.memory) if device.rank == 0 else None
+    now = Course(**facts.get("course", {}))
+    curves = Log(live, end, now.step, facts.get("pending"), device.memory) if device.rank == 0 else None
 
     # What a step, a validation and a picture are; their graphs are compiled when they are first met
     compiler = _compiler(model, data, device, train, trained.settings)
     graphs = drive.Graphs(trained.unet, trained.update, trained.settings, compiler, device.sink_size > 0)
     steps = feed.Steps(
-        data.reader, objective, data.subset, done, end, train.batch_size, train.gradient_accumulation_steps,
+        data.reader, objective, data.subset, now.step, end, train.batch_size, train.gradient_accumulation_steps,
         device.rank, device.world_size,
     )  # fmt: skip
     validate = paint = None
@@ -88,36 +92,55 @@ def _fine_tune(
         )  # fmt: skip
 
     # Loop
-    if validate and done == 0:
+    if validate and now.validated < 0:
         with progress.outside():
-            values = validate()
-        if curves is not None:
-            curves.point(0, values)
-    rates, looks = build.rates(train, end, device.world_size), _looks(train, validate is not None)
-    for result in drive.results(graphs, steps, rates, device.sink_size, train.log_interval, looks):
+            now = _validate(validate, now, curves, device)
+    looks = functools.partial(_looks, train, training.reach, device.sink_size)
+    for result in _results(graphs, steps, build.rates(train, end, device.world_size), train, device, looks, now):
         _check(result, trained.settings, data.reader, states)
-        done = result.done
+        now = dataclasses.replace(now, step=result.done)
         passed = functools.partial(drive.passed, result=result)
         if curves is not None:
-            _log_step(curves, result, passed(train.log_interval) or done == end)
-        if validate and (passed(train.validation_interval) or done == end):
-            values = validate()
-            if curves is not None:
-                curves.point(done, values)
-        if paint and (passed(train.sample_interval) or done == end):
-            paint(live / PICTURES / f"step-{done:08d}.png")
-        if passed(train.checkpointing_steps) and done < end:
-            facts = {"pending": curves and curves.pending}
-            states.save(done, trained.slots, facts, live, train.checkpoints_total_limit, device.rank, device.barrier)
+            _log_step(curves, result, passed(train.log_interval))
+        if validate and passed(train.validation_interval):
+            now = _validate(validate, now, curves, device)
+        if paint and passed(train.sample_interval):
+            paint(_picture(live, now))
+        if passed(train.save_interval):
+            now = course.saved(now, train.save_limit)
+        _keep_weights(states, trained, now, train, device)
+        if _saves_state(train, training.reach, result, device.sink_size):
+            facts = {
+                "course": dataclasses.asdict(now),
+                "weights": course.kept(now, train.keep_best),
+                "pending": curves and curves.pending,
+            }
+            limit, extensible = train.checkpoints_total_limit, train.keep_state
+            states.save(now.step, trained.slots, facts, live, limit, device.rank, device.barrier, extensible)
+        if course.stops(now, train.patience):
+            log.info(
+                "stops after step %d: %d validations brought nothing better than that of step %d",
+                now.step, now.worse, now.best,
+            )  # fmt: skip
+            break
+
+    # What the last step has beside its intervals; a longer run that goes on from here does not
+    if curves is not None:
+        curves.flush(now.step)
+    if validate and now.validated != now.step:
+        now = _validate(validate, now, curves, device)
+        _keep_weights(states, trained, now, train, device)
+    if paint and not _picture(live, now).exists():
+        paint(_picture(live, now))
 
     # Outs
     states.wait()
     device.barrier()
     if device.rank == 0:
-        _write_weights(paths.out / "weights", trained)
-        curves.close()
+        _write_weights(paths.out / "weights", trained, states, now, train.keep_best)
+        _close(curves, now, train)
         finished.keep(training, paths.out)
-        states.clear()
+        states.clear(train.keep_state)
     device.barrier()
 
 
@@ -164,13 +187,58 @@ def _compiler(model: str, data: Data, device: Device, train: params.Train, setti
     return Compiler(key, device, count)
 
 
-def _looks(train: params.Train, validates: bool) -> list[int]:
-    """The intervals of steps after which the host looks at weights or state."""
-    return [
-        train.checkpointing_steps,
-        *([train.validation_interval] if validates else []),
-        *([train.sample_interval] if train.sample_interval else []),
-    ]
+def _results(
+    graphs: drive.Graphs,
+    steps: feed.Steps,
+    rates: drive.Rates,
+    train: params.Train,
+    device: Device,
+    looks: Callable[[drive.Launch], bool],
+    now: Course,
+) -> Iterator[drive.Result]:
+    """Of the steps that are left, if any are: a state may be of a run that had come to its end."""
+    if len(steps) and not course.stops(now, train.patience):
+        yield from drive.results(graphs, steps, rates, device.sink_size, train.log_interval, looks)
+
+
+def _looks(train: params.Train, reach: Reach, sink_size: int, launch: drive.Launch) -> bool:
+    """Whether the host looks at weights or state after it."""
+    intervals = [train.checkpointing_steps, train.sample_interval, train.save_interval]
+    intervals += [train.validation_interval] if train.validation_share else []
+    return any(drive.passed(interval, launch) for interval in intervals) or (
+        train.keep_state and drive.last_until(reach.shared, launch, sink_size, reach.end)
+    )
+
+
+def _saves_state(train: params.Train, reach: Reach, result: drive.Result, sink_size: int) -> bool:
+    if train.keep_state and drive.last_until(reach.shared, result, sink_size, reach.end):
+        return True
+    return drive.passed(train.checkpointing_steps, result) and result.done < reach.end
+
+
+def _validate(
+    validate: Callable[[], dict[str, float]], now: Course, curves: Log | None, device: Device
+) -> Course:
+    values = validate()
+    if curves is not None:
+        curves.point(now.step, values)
+    # rank 0's word, so that all stop at the same step
+    return course.validated(now, json.loads(device.gather(json.dumps(values))[0]))
+
+
+def _picture(live: Path, now: Course) -> Path:
+    return live / PICTURES / f"step-{now.step:08d}.png"
+
+
+def _keep_weights(
+    states: state.States, trained: build.Trained, now: Course, train: params.Train, device: Device
+) -> None:
+    """Those of this step, if they become outs: as `train.save_interval` says, or as the best so far. Of the averages,
+    where there are some."""
+    if device.rank == 0 and now.step in course.kept(now, train.keep_best):
+        parameters = trained.update.parameters
+        values = weights.named(trained.unet, trained.update.ema or parameters, parameters, train.save_dtype)
+        states.keep_weights(now.step, [(name, np.array(value)) for name, value in values])
 
 
 def _log_step(curves: Log, result: drive.Result, point: bool) -> None:
@@ -203,9 +271,25 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
     )
 
 
-def _write_weights(out: Path, trained: build.Trained) -> None:
+def _write_weights(
+    out: Path, trained: build.Trained, states: state.States, now: Course, keep_best: bool
+) -> None:
+    unet, parameters, averages = trained.unet, trained.update.parameters, trained.update.ema
     with store.out(out) as folder:
         folder.mkdir()
-        weights.write(folder / "unet.ckpt", trained.unet, trained.update.parameters, trained.update.parameters)
-        if trained.update.ema is not None:
-            weights.write(folder / "unet_ema.ckpt", trained.unet, trained.update.ema, trained.update.parameters)
+        weights.write(folder / "unet.ckpt", weights.named(unet, parameters, parameters, "float32"))
+        if averages is not None:
+            weights.write(folder / "unet_ema.ckpt", weights.named(unet, averages, parameters, "float32"))
+        for step in now.saved:
+            states.put_weights(step, folder / f"step-{step:08d}.ckpt")
+        if keep_best and now.best:
+            states.put_weights(now.best, folder / "unet_best.ckpt")
+
+
+def _close(curves: Log, now: Course, train: params.Train) -> None:
+    """End the curves, with what metrics.json says of the whole run."""
+    if (train.keep_best or train.patience) and now.best:
+        curves.fact("validation/best_step", now.best)
+    if train.patience:
+        curves.fact("train/stopped_early", int(course.stops(now, train.patience)))
+    curves.close()

@@ -1,13 +1,16 @@
-"""A half-done run's state in the store: `train/<key>/step-00000100/`, whole or absent.
+"""A run's states in the store, each whole or absent (training/stored.py says where), and the weights in between.
 
-The key is a digest of everything that shapes the run, so a run goes on from its own state only. `step-*/state.ckpt` has
-weights, EMA, moments, loss scale by name; with a sharded optimizer each rank's moments are in `slices-*/` beside it.
-Both are read on any number of ranks. When the store is deleted a run loses the states that it would go on from, no
-more. A state is written beside the training, from a copy in the host's memory."""
+Their folder is named by all that shapes the run, so a run goes on from its own states only, and from those of shorter
+and longer ones where a step does not depend on how many follow. `step-*/state.ckpt` has weights, EMA, moments, loss
+scale by name; with a sharded optimizer each rank's moments are in `slices-*/` beside it. Both are read on any number of
+ranks. When the store is deleted a run loses the states that it would go on from, no more. What is written is written
+beside the training, from a copy in the host's memory."""
 
 import contextlib
 import json
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +24,10 @@ from mindspore import Parameter, Tensor
 from pipeline import store
 from pipeline.device import Device
 from pipeline.stage import StageError
+from pipeline.training import stored
 from pipeline.training.key import differences
+from pipeline.training.stored import Reach
+from pipeline.training.weights import write as _write
 from pipeline.weights import ckpt
 
 log = logging.getLogger(__name__)
@@ -39,17 +45,19 @@ class Slot:
 
 
 class States:
-    """The states of the trainings of one name, oldest first."""
+    """The states of the trainings of one name that a run of this `reach` may go on from, oldest first."""
 
-    def __init__(self, name: str, description: dict):
-        self.description = description
-        self._writing: _Background | None = None
+    def __init__(self, name: str, description: dict, reach: Reach):
+        self.description, self.reach = description, reach
+        self._state: _Background | None = None  # what is being written
+        self._weights: _Background | None = None
+        self._kept: dict[int, int] = {}  # step -> an open file of its weights, which outlives the store
         self._failed = threading.Event()
-        self.folder = store.root() / "train" / name
+        self.folder = stored.folder(name)
 
     def open(self) -> list[str]:
-        """Clear what a killed run left half-written. Returns, for each other half-done run in the store, its folder and
-        where it differs from this one. Only rank 0 calls it, with the lock held."""
+        """Clear what a killed run left half-written. Returns, for each other training with states in the store, its
+        folder and where it differs from this one. Only rank 0 calls it, with the lock held."""
         others = []
         for other in store.found(store.root() / "train", "*/run.json"):
             if other.parent != self.folder:
@@ -57,7 +65,7 @@ class States:
                     found = differences(json.loads(other.read_text()), self.description)
                     others.append(f"{other.parent}: {', '.join(found[:5])}")
         store.sweep(self.folder, seconds=0)
-        self._drop_slices()
+        stored.sweep(self.folder)
         self._describe()
         return others
 
@@ -66,7 +74,7 @@ class States:
         store.keep(self.folder / "run.json", lambda path: path.write_text(text))
 
     def steps(self) -> list[Path]:
-        return store.found(self.folder, "step-*")
+        return stored.states(self.folder, self.reach)
 
     def newest(self) -> Path | None:
         steps = self.steps()
@@ -81,13 +89,16 @@ class States:
         keep: int,
         rank: int,
         barrier: Callable[[], None],
+        extensible: bool = False,
     ) -> None:
         """Take a copy of the state after `step` steps, and write it while the training goes on; then drop all but the
-        newest `keep`. Waits for the state before it. All ranks call it; `facts` are plain values and `live` a folder,
-        both given back by the one who resumes.
+        newest `keep`, and with `extensible` the one that longer runs may go on from. Waits for the state before it.
+        All ranks call it; `facts` are plain values and `live` a folder, both given back by the one who resumes. Their
+        "weights" are the steps whose weights (`keep_weights`) must be there then.
 
         Raises what the state before it could not be written for, as `wait` does."""
-        self.wait()
+        if self._state is not None:
+            self.wait()
         begin = time.monotonic()
         slots = list(slots)
         whole, mine = (
@@ -97,7 +108,8 @@ class States:
         parts = max(slot.parts for slot in slots)
         text = json.dumps({**facts, "step": step, "parts": parts})
         curves = {path.relative_to(live): path.read_bytes() for path in live.rglob("*") if path.is_file()}
-        slices = self.folder / f"slices-{step:08d}"
+        path = self.folder / stored.state_name(step, self.reach)
+        slices, before = stored.slices_of(path), self._weights
 
         def write(path: Path) -> None:
             path.mkdir()
@@ -112,6 +124,8 @@ class States:
 
         def work() -> None:
             with stack:
+                if before is not None:
+                    before.result()
                 if mine:
                     store.keep(slices / f"{rank}-of-{parts}.ckpt", lambda path: _write(path, mine))
                 if rank:
@@ -119,24 +133,54 @@ class States:
                 if mine and not self._wait_for([slices / f"{part}-of-{parts}.ckpt" for part in range(parts)], there):
                     log.warning("the state of step %d is not kept: %s went, or the run failed", step, slices)
                     return
-                store.keep(self.folder / f"step-{step:08d}", write)
+                store.keep(path, write)
+                stays = stored.extensible(self.folder, self.reach) if extensible else None
                 for old in self.steps()[:-keep]:
-                    store.remove(old)
-                self._drop_slices()
+                    if old != stays:
+                        store.remove(old)
+                stored.sweep(self.folder, until=step)
                 if not (self.folder / "run.json").exists():
                     self._describe()
                 log.info("the state of step %d is written, %.1f s after it", step, time.monotonic() - begin)
 
         barrier()  # so rank 0 sees when what the others write is deleted
-        self._writing = _Background(work)
+        self._state = _Background(work)
+
+    def keep_weights(self, step: int, values: list[tuple[str, np.ndarray]]) -> None:
+        """Write the weights of a step that become outs when the run ends, while the training goes on. Waits for what is
+        still being written. Only rank 0 calls it."""
+        self.wait()
+
+        def write(path: Path) -> None:
+            _write(path, values)
+            self._hold(step, path)
+
+        self._weights = _Background(lambda: store.keep(stored.weights(self.folder, step), write))
+
+    def put_weights(self, step: int, target: Path) -> None:
+        """Make `target` those of a step; what is being written must have been waited for."""
+        try:
+            path = stored.weights(self.folder, step)
+            if store.same(self._kept[step], path):
+                return store.link(path, target)
+        except FileNotFoundError:
+            pass
+        with open(os.dup(self._kept[step]), "rb") as source, open(target, "xb") as copy:  # the store was deleted
+            source.seek(0)
+            shutil.copyfileobj(source, copy)
+
+    def _hold(self, step: int, path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY)
+        if step in self._kept:
+            os.close(self._kept[step])
+        self._kept[step] = handle
 
     def wait(self) -> None:
-        """Until the last state is written. Raises what it could not be written for."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.join()
-            if writing.error is not None:
-                raise writing.error
+        """Until all is written. Raises what it could not be written for."""
+        writing, self._weights, self._state = (self._weights, self._state), None, None
+        for one in writing:
+            if one is not None:
+                one.result()
 
     def finish(self) -> None:
         """After a run that failed: let the state that is being written be written, without waiting for other ranks,
@@ -162,23 +206,16 @@ class States:
             time.sleep(0.05)
         return True
 
-    def _drop_slices(self) -> None:
-        """Slices without a finished state: dropped ones, and those of a run that was killed while it saved."""
-        kept = {path.name.removeprefix("step-") for path in self.steps()}
-        for old in store.found(self.folder, "slices-*"):
-            if old.name.removeprefix("slices-") not in kept:
-                store.remove(old)
-
     def resume(self, slots: Iterable[Slot], live: Path, device: Device) -> dict | None:
         """Set every slot's parameter from the newest state, and put its curves into `live`; returns its facts. Without
-        a state: step 0, and the slots stay as they are. All ranks call it, and go on from the same state.
+        a state: of step 0, and the slots stay as they are. All ranks call it, and go on from the same state.
 
         None: the state went while it was read, and the slots may hold anything; make them anew and call again. Raises
         StageError when a rank does not see rank 0's states."""
         newest = self.newest()
         name = device.gather(newest.name if newest else "")[0]
         if not name:
-            return {"step": 0, "pending": None}
+            return {"step": 0}
         path = self.folder / name
         try:
             facts = self._load(path, slots, live if device.rank == 0 else None)
@@ -204,25 +241,29 @@ class States:
         """Raises FileNotFoundError when a part of the state is not there."""
         facts = json.loads((path / "facts.json").read_text())
         if live is not None:
+            for step in facts.get("weights", []):
+                self._hold(step, stored.weights(self.folder, step))
             store.remove(live)
             live.parent.mkdir(parents=True, exist_ok=True)
             store.copy_folder(path / "live", live)
         whole = ckpt.read(path / "state.ckpt")
-        slices = self.folder / path.name.replace("step-", "slices-")
+        slices = stored.slices_of(path)
         count = facts["parts"] if facts["parts"] > 1 else 0
         parts = [ckpt.read(slices / f"{part}-of-{count}.ckpt") for part in range(count)]
         for slot in slots:
             name = slot.parameter.name
-            stored = [whole[name]] if name in whole else [part[name] for part in parts]
-            values = np.concatenate([tensor.array() for tensor in stored]) if len(stored) > 1 else stored[0].array()
+            cuts = [whole[name]] if name in whole else [part[name] for part in parts]
+            values = np.concatenate([tensor.array() for tensor in cuts]) if len(cuts) > 1 else cuts[0].array()
             if slot.parts > 1:
                 values = np.split(values, slot.parts)[slot.part]
             slot.parameter.set_data(Tensor(np.array(values).reshape(slot.parameter.shape), slot.parameter.dtype))
         return facts
 
-    def clear(self) -> None:
-        """The run is finished: free its room."""
-        store.remove(self.folder)
+    def clear(self, keep_state: bool = False) -> None:
+        """The run is finished: free its room, but for the state that longer runs go on from if that is to stay."""
+        stored.clear(self.folder, self.reach, keep_state)
+        while self._kept:
+            os.close(self._kept.popitem()[1])
 
 
 class _Background(threading.Thread):
@@ -239,8 +280,8 @@ class _Background(threading.Thread):
         except BaseException as error:  # noqa: BLE001  (handed to the one who waits)
             self.error = error
 
-
-def _write(path: Path, values: list[tuple[str, np.ndarray]]) -> None:
-    with ckpt.Writer(path) as writer:
-        for name, value in values:
-            writer.add(name, value)
+    def result(self) -> None:
+        """Wait for it. Raises what it raised."""
+        self.join()
+        if self.error is not None:
+            raise self.error

@@ -38,17 +38,20 @@ def read_file(path: Path) -> Found:
     if not path.exists():
         raise StageError(
             f"{path} does not exist; wanted a safetensors file, a MindSpore .ckpt or a diffusers folder (model.base, "
-            f"model.vae){hint(path)}"
+            f"model.vae, train.init_from){hint(path)}"
         )
     if part := _part_of_sharded(path):
         folder = path.absolute().parent
         model = folder.parent if folder.name in FOLDER.values() else folder
         raise StageError(f"{path} is {part}; give the folder, {model}, which DVC then watches as a whole")
+    return ckpt.read(path) if is_ckpt(path) else safetensors.read(path)
+
+
+def is_ckpt(path: Path) -> bool:
+    """Whether the file is MindSpore's, by its first bytes. Raises OSError."""
     with open(path, "rb") as file:
         prefix = file.read(signature.LENGTH)
-    if ckpt.begins(prefix) and not safetensors.begins(prefix):  # a header of 10 bytes begins as a .ckpt does
-        return ckpt.read(path)
-    return safetensors.read(path)
+    return ckpt.begins(prefix) and not safetensors.begins(prefix)  # a header of 10 bytes begins as a .ckpt does
 
 
 def _part_of_sharded(path: Path) -> str | None:

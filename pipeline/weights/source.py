@@ -13,11 +13,11 @@ import numpy as np
 
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.stage import StageError, shown
-from pipeline.weights import diffusers, further, layout, projection, recognise
+from pipeline.weights import ckpt, diffusers, further, layout, projection, recognise
 from pipeline.weights.check import differences
 from pipeline.weights.diffusers import Recipe
-from pipeline.weights.files import Found, has_parts, read_file, read_folder
-from pipeline.weights.names import PREFIX, canonical, part_of
+from pipeline.weights.files import Found, has_parts, is_ckpt, read_file, read_folder
+from pipeline.weights.names import PREFIX, canonical, part_of, to_mindspore
 from pipeline.weights.numeric import cast
 from pipeline.weights.tensor import Tensor
 
@@ -50,6 +50,16 @@ def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
         return _assemble(path, found, config, parts, _diffusers_recipes)
     found = {name: tensor for name, tensor in read_file(path).items() if part_of(name) in (None, *parts)}
     return _assemble(path, _renamed(path, found, canonical), config, parts, _stability_recipes)
+
+
+def open_unet(path: Path, config: SDXLConfig) -> Found:
+    """The UNet's tensors of a single file by MindSpore's name with the component's prefix. Of a MindSpore .ckpt all
+    that it holds, unchecked: who loads it checks names and shapes. Raises StageError."""
+    if path.is_dir():
+        raise StageError(f"{path} is a folder; wanted a single file (train.init_from): a MindSpore .ckpt or a safetensors")
+    if is_ckpt(path):
+        return ckpt.read(path)
+    return {to_mindspore(name): tensor for name, tensor in _open_base(path, config, ["unet"]).items()}
 
 
 def open_vae(path: Path, config: SDXLConfig) -> Found:
