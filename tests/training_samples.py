@@ -214,7 +214,7 @@ def _kill_at(place: str, number: str) -> None:
     elif place == "save":
         state._write = kill_after(state._write, saved)
     else:
-        state.States.clear = kill_after(lambda self: None, lambda *_: True)
+        state.States.clear = kill_after(lambda *_: None, lambda *_: True)
 
 
 def main() -> None:
