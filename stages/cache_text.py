@@ -2,7 +2,7 @@
 outs/text."""
 
 from pipeline import hardware
-from pipeline.cache import engine, fingerprint, ranks
+from pipeline.cache import engine, fingerprint, previews, ranks
 from pipeline.cache.text import count_long, make_job
 from pipeline.cache.tokens import Tokenizer, check_vocabulary
 from pipeline.models.config import CONFIGS
@@ -40,7 +40,8 @@ def main(params: Params) -> None:
         fingerprint.check(made_with, describe())
         return encode
 
-    job = make_job(CAPTIONS, made_with, make_tokenizer, make_encoder, p.chunks, p.batch_size)
+    further = previews.texts(params.train.previews)
+    job = make_job(CAPTIONS, made_with, make_tokenizer, make_encoder, p.chunks, p.batch_size, further)
     with ranks.beside(params.device.workers) as others:
         report = engine.build(job, OUT, others)
     print(

@@ -5,7 +5,13 @@ import struct
 
 from pipeline.data import captions
 
-EMPTY_CAPTION = captions.name("", None)  # what a dropped caption is replaced by
+
+def text_row(text: str) -> bytes:
+    """Of a caption of one text."""
+    return captions.name(text, None)
+
+
+EMPTY_CAPTION = text_row("")  # what a dropped caption is replaced by
 
 
 def latent_row(image: bytes, flip: bool, crop: int) -> bytes:

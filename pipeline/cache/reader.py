@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.cache import checksum, draws, fingerprint, shards
-from pipeline.cache.names import EMPTY_CAPTION
+from pipeline.cache.names import EMPTY_CAPTION, text_row
 from pipeline.cache.table import open_all
-from pipeline.stage import StageError
+from pipeline.stage import StageError, shown
 
 _OPEN_FILES = 256
 _KEPT = 12  # arrays; a batch has three
@@ -66,10 +66,11 @@ class Reader:
         clip_l: str | Path | None = None,
         clip_g: str | Path | None = None,
         made_with: dict[str, dict] | None = None,
+        texts: Sequence[str] = (),
     ):
         """latents, text: folders of shards; samples: samples.parquet. What the rows must have been made with, where
         given: the checkpoints vae, clip_l, clip_g, and in made_with further entries of the fingerprints of "latents"
-        and "text". Raises CacheError."""
+        and "text". texts: further ones that must be there, for `read_texts`. Raises CacheError."""
         made_with = made_with or {}
         try:
             self._open_latents(Path(latents), _Origin({"vae": vae}, made_with.get("latents", {})))
@@ -77,6 +78,7 @@ class Reader:
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
         names = self._group_rows()
+        self._find_texts(texts)
         self._group_captions(Path(samples), names)
         self.names = np.empty((self.n, 16), np.uint8)
         for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
@@ -130,6 +132,15 @@ class Reader:
             [columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1
         )
         return np.ascontiguousarray(first[0]), np.ascontiguousarray(first[1])
+
+    def _find_texts(self, texts: Sequence[str]) -> None:
+        rows = self._text.names["high"], self._text.names["low"]
+        self._texts = {text: int(shards.locate(rows, shards.as_names([text_row(text)]))[0]) for text in texts}
+        if absent := [text for text, row in self._texts.items() if row < 0]:
+            raise CacheError(
+                f"{self._text.paths[0].parent} lacks {len(absent)} texts of train.previews, the first is "
+                f"{shown(repr(absent[0]))}; run `dvc repro cache_text`"
+            )
 
     def _group_captions(self, path: Path, pictures: tuple[np.ndarray, np.ndarray]) -> None:
         rows = self._text.names.pop("high"), self._text.names.pop("low")
@@ -232,6 +243,15 @@ class Reader:
         finally:
             beside.result()
         return Batch(latents, context, pooled, time_ids, samples)
+
+    def read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Context (b, tokens, context_dim) float16 and pooled (b, pooled_dim) float32 of texts that were given when the
+        reader was made. Raises CacheError for a damaged row."""
+        self._close_oldest()
+        rows = np.array([self._texts[text] for text in texts])
+        (context, pooled), fill = self._reading(self._text, rows, self._text_layout)
+        fill()
+        return context, pooled
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -1,6 +1,6 @@
 """The captions' side of the cache: from captions.parquet to rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cache import shards, tokens
 from pipeline.cache.engine import Job, as_float16, not_finite
-from pipeline.cache.names import EMPTY_CAPTION
+from pipeline.cache.names import text_row
 from pipeline.cache.shelf import Wanted
 from pipeline.stage import StageError
 
@@ -22,12 +22,13 @@ def make_job(
     make_encoder: Callable[[], Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]],
     chunks: int,
     batch_size: int,
+    further: Sequence[str] = (),
 ) -> Job:
-    """The job that encodes every distinct caption of captions.parquet, and the empty one.
+    """The job that encodes every distinct caption of captions.parquet, the empty one, and `further` texts.
 
     make_encoder() gives a function of ids (b, 77) int32 for CLIP-L and for bigG to hidden states (b, 77, width) float32
     and pooled (b, pooled_width) float32."""
-    names, texts = _distinct(Path(captions))
+    names, texts = _distinct(Path(captions), ["", *further])
     wanted = Wanted(shards.TEXT, fingerprint, names, np.zeros((len(names), 2), np.int32))
     tokenizer: list[tokens.Tokenizer] = []  # made by the first caption that is encoded
 
@@ -82,18 +83,18 @@ def count_long(folder: str | Path, chunks: int) -> tuple[int, int, int]:
     return cut, over, total
 
 
-def _distinct(path: Path) -> tuple[np.ndarray, Callable[[int], tuple[str, str | None]]]:
-    """The names of all captions and the empty one, sorted, and a function from their index to their texts."""
+def _distinct(path: Path, further: list[str]) -> tuple[np.ndarray, Callable[[int], tuple[str, str | None]]]:
+    """The names of all captions and of `further` texts, sorted, and a function from their index to their texts."""
     table = pq.read_table(path, columns=["caption", "text", "text_2"])
-    names = np.concatenate([shards.as_names(table["caption"]), shards.as_names([EMPTY_CAPTION])])
+    names = np.concatenate([shards.as_names(table["caption"]), shards.as_names([text_row(text) for text in further])])
     order = shards.sort_order(names)
     ordered = names[order]
     first = order[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))]
 
     def texts(index: int) -> tuple[str, str | None]:
         position = int(first[index])
-        if position == table.num_rows:
-            return "", None
+        if position >= table.num_rows:
+            return further[position - table.num_rows], None
         return table["text"][position].as_py(), table["text_2"][position].as_py()
 
     return names[first], texts

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import params
+from pipeline.cache import previews
 from pipeline.cache.reader import CacheError, Reader
 from pipeline.contradictions import warm_up_fault
 from pipeline.stage import StageError
@@ -47,7 +48,8 @@ def open_data(paths: Paths, made_with: dict[str, dict], train: params.Train) -> 
         log.info("not compared with the caches, as they are not here: %s", ", ".join(absent))
     present = {name: path for name, path in encoders.items() if path.exists()}
     try:
-        reader = Reader(paths.latents, paths.text, paths.samples, **present, made_with=made_with)
+        texts = previews.texts(train.previews)
+        reader = Reader(paths.latents, paths.text, paths.samples, **present, made_with=made_with, texts=texts)
     except CacheError as error:
         raise StageError(str(error)) from error
     subset, held_out = split(reader.names, train.validation_share)
