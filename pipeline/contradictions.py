@@ -4,7 +4,7 @@ first stage, and not the one that would fail hours later."""
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,7 +78,7 @@ def contradictions(params: "Params") -> Iterator[tuple[str, str]]:
     if params.diffusion.prediction == "flow":
         yield from _flow(params.train)
     yield from _weights(params.merge.weights, params.train)
-    yield from _sample(params, config)
+    yield from _pictures(params, config)
 
 
 def _weights(chosen: str | int, train: "Train") -> Iterator[tuple[str, str]]:
@@ -341,11 +341,25 @@ def warm_up_fault(train: "Train", steps: int) -> str | None:
     return None
 
 
-def _sample(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]:
-    sample, multiple = params.sample, side_multiple(config)
-    flow, zero_terminal_snr = params.diffusion.prediction == "flow", params.diffusion.zero_terminal_snr
-    most = most_steps(sample.sampler, zero_terminal_snr or flow)
-    for place, one in prompts_of(sample):
+def _pictures(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]:
+    """Of those that `sample` draws, and of the previews."""
+    sample, train = params.sample, params.train
+    yield from _prompts(prompts_of(sample), sample.sampler, params, config)
+    yield from _prompts(own_prompts("train.previews", train.previews), train.preview_sampler, params, config)
+    for key, sampler in (("sample.sampler", sample.sampler), ("train.preview_sampler", train.preview_sampler)):
+        if params.diffusion.prediction == "flow" and sampler != "euler":
+            yield (
+                key,
+                f"{sampler} goes by the noise schedule of epsilon and v; wanted euler with diffusion.prediction flow",
+            )
+
+
+def _prompts(
+    prompts: Iterable[tuple[str, "Sample | Prompt"]], sampler: str, params: "Params", config: SDXLConfig
+) -> Iterator[tuple[str, str]]:
+    diffusion, multiple = params.diffusion, side_multiple(config)
+    most = most_steps(sampler, diffusion.zero_terminal_snr or diffusion.prediction == "flow")
+    for place, one in prompts:
         for key in ("width", "height"):
             side = getattr(one, key)
             if side is not None and side % multiple:
@@ -353,19 +367,18 @@ def _sample(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]:
         if one.steps is not None and one.steps > most:
             yield (
                 f"{place}.steps",
-                f"must be below {most + 1}: SDXL's own timesteps leave sampler {sample.sampler} no more steps; found "
-                f"{one.steps}",
+                f"must be below {most + 1}: SDXL's own timesteps leave sampler {sampler} no more steps; found {one.steps}",
             )
-    if flow and sample.sampler != "euler":
-        yield (
-            "sample.sampler",
-            f"{sample.sampler} goes by the noise schedule of epsilon and v; wanted euler with diffusion.prediction flow",
-        )
 
 
 def prompts_of(sample: "Sample") -> Iterator[tuple[str, "Sample | Prompt"]]:
     """The section `sample`, and the prompts that have settings of their own, each with its place in params.yaml."""
     yield "sample", sample
-    for number, prompt in enumerate(sample.prompts):
+    yield from own_prompts("sample.prompts", sample.prompts)
+
+
+def own_prompts(key: str, prompts: "Sequence[str | Prompt]") -> Iterator[tuple[str, "Prompt"]]:
+    """Those with settings of their own, each with its place in params.yaml."""
+    for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            yield f"sample.prompts.{number}", prompt
+            yield f"{key}.{number}", prompt

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     """(key, what is doubtful and what is usual)."""
+    yield from _of_previews(params)
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
     for key in ("snr_gamma", "snr_gamma_soft", "p2_gamma"):
         if params.diffusion.zero_terminal_snr and getattr(params.train, key) is not None:
@@ -20,6 +21,11 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
                 "with diffusion.zero_terminal_snr true the last timestep, which has no signal, gets the weight 0 and "
                 "is not learned; null is usual",
             )
+
+
+def _of_previews(params: "Params") -> Iterator[tuple[str, str]]:
+    if params.train.previews and not params.train.sample_interval:
+        yield "train.previews", "none are drawn, as train.sample_interval is 0; 100 or 500 is usual"
 
 
 def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:

@@ -145,6 +145,26 @@ class Group(Section):
     freeze: bool = False
 
 
+class Prompt(Section):
+    """What one picture has of its own; the rest is as for a plain text."""
+
+    prompt: Text
+    negative_prompt: Text | None = None
+    width: Side | None = None
+    height: Side | None = None
+    steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
+
+
+_FORMS = ("text", "mapping")  # of a prompt
+TextOrPrompt = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Prompt, Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, (dict, Prompt)) else "text"),
+]
+Sampler = Literal["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+
+
 class Train(Section):
     init_from: FileName
     seed: Seed
@@ -211,6 +231,8 @@ class Train(Section):
     validation_interval: Count
     validation_timesteps: Annotated[list[Timestep], Field(min_length=1)]
     sample_interval: Interval
+    previews: list[TextOrPrompt]
+    preview_sampler: Sampler
     log_interval: Count
     checkpointing_steps: Count
     checkpoints_total_limit: Count
@@ -228,32 +250,9 @@ class Merge(Section):
     dtype: Literal["float16", "bfloat16", "float32"]
 
 
-class Prompt(Section):
-    """What one picture has of its own; the rest is as in the section `sample`."""
-
-    prompt: Text
-    negative_prompt: Text | None = None
-    width: Side | None = None
-    height: Side | None = None
-    steps: Steps | None = None
-    guidance_scale: Guidance | None = None
-    seed: Seed | None = None
-
-
-_FORMS = ("text", "mapping")  # of a prompt
-
-
 class Sample(Section):
-    prompts: Annotated[
-        list[
-            Annotated[
-                Annotated[Text, Tag("text")] | Annotated[Prompt, Tag("mapping")],
-                Discriminator(lambda value: "mapping" if isinstance(value, (dict, Prompt)) else "text"),
-            ]
-        ],
-        Field(min_length=1),
-    ]
-    sampler: Literal["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+    prompts: Annotated[list[TextOrPrompt], Field(min_length=1)]
+    sampler: Sampler
     steps: Steps
     guidance_scale: Guidance
     guidance_rescale: Share

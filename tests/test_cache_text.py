@@ -52,9 +52,10 @@ def encode(ids_l, ids_g):
     return hidden, np.concatenate([ids_l[:, :2], ids_g[:, :2]], axis=1).astype(np.float32)
 
 
-def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3):
+def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3, further=()):
     write_captions(tmp_path / "captions.parquet", pairs)
-    job = text.make_job(tmp_path / "captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, chunks, batch_size)
+    path, fingerprint = tmp_path / "captions.parquet", {"clip_l": "1"}
+    job = text.make_job(path, fingerprint, Words, lambda: encoder, chunks, batch_size, further)
     report = engine.build(job, tmp_path / "out")
     shard = shards.open_shard(tmp_path / "out" / shards.shard_name(0, 1), shards.TEXT)
     with open(shard.path, "rb") as file:
@@ -65,6 +66,12 @@ def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3):
 
 def context(row) -> np.ndarray:
     return np.frombuffer(row["context"], np.float16).reshape(row["tokens"], row["width"]).astype(int)
+
+
+def test_further_texts_are_rows_too(tmp_path):
+    report, rows = build(tmp_path, [("1 2", None)], further=["3", "1 2", "", "3"])
+    assert report.encoded == 3 and set(rows) == {captions.name(text, None) for text in ("1 2", "3", "")}
+    assert context(rows[captions.name("3", None)])[:3, 0].tolist() == [BEGIN, 3, END]
 
 
 def test_each_caption_once_and_the_empty_one(tmp_path):

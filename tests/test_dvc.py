@@ -161,6 +161,15 @@ def test_other_weights_to_start_from(project):
     assert ran(project, "repro") == ["train", "merge", "sample"]
 
 
+def test_a_new_preview_is_encoded_alone(project):
+    output = dvc(project, "exp", "run", "-S", 'train.previews=["a green star"]')
+    assert stages_of(output) == ["cache_text", "train", "merge", "sample"]
+    assert re.search(r"captions in 1 shards: 1 encoded", output)
+    with_size = 'train.previews=[{prompt: "a green star", width: 96}]'
+    output = dvc(project, "exp", "run", "-S", with_size)
+    assert stages_of(output)[:2] == ["cache_text", "train"] and "captions in 1 shards: 0 encoded" in output
+
+
 def test_what_the_unet_predicts(project):
     """convert looks at the base's marks again; its outs stay the same, so that the caches are skipped."""
     assert ran(project, "exp", "run", "-S", "diffusion.prediction=v") == ["convert", "train", "merge", "sample"]

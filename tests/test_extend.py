@@ -102,7 +102,7 @@ def test_patience_stops_at_the_same_step_after_a_resume(train, monkeypatch, tmp_
     assert len(taken) == best + 2 < 9 and whole.rows[-1]["step"] == best + 2
     metrics = json.loads((tmp_path / "out/live/metrics.json").read_text())
     assert metrics["train"]["stopped_early"] == 1 and metrics["validation"]["best_step"] == best
-    assert metrics["validation"]["best_loss"] == min(losses) and set(whole.between) == {"unet_best"}
+    assert set(whole.between) == {"unet_best"}
     forget()
 
     check = run._check

@@ -184,7 +184,8 @@ CHANGES = {
     "keep_best": (True, VALIDATED),
     "patience": (1, VALIDATED | {"train.validation_interval": 1, "train.learning_rate": 0.5}),
 }
-ELSEWHERE = {"shard_optimizer", "sample_interval", "init_from"}  # test_distributed.py, below, test_init_from.py
+# test_distributed.py, below, test_init_from.py
+ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from"}
 
 
 def test_every_setting_has_its_case():
@@ -299,6 +300,11 @@ def test_pictures_are_drawn_at_intervals(train, tmp_path, monkeypatch):
     pictures = [np.array(Image.open(path)) for path in found]
     assert pictures[0].shape[2] == 3 and pictures[0].shape[1] % 64 == 0
     assert (pictures[0] != pictures[2]).any()
+    other = {"prompt": "picture 2", "negative_prompt": "picture 3", "width": 96, "height": 32, "steps": 2}
+    own = {"train.previews": ["picture 1", other], "train.preview_sampler": "dpmpp_2m", "train.sample_interval": 5}
+    assert same(train(**VALIDATED, **own, **{"train.steps": 5}).weights, plain.weights)
+    (path,) = (tmp_path / "out/live/pictures").iterdir()
+    assert Image.open(path).size == (64 + 96, 64)
 
 
 def test_a_finished_run_frees_its_room(train, tmp_path):

@@ -113,6 +113,8 @@ SETTINGS = {
     "train.validation_interval": 3,
     "train.validation_timesteps": [300, 700],
     "train.sample_interval": 0,
+    "train.previews": [],
+    "train.preview_sampler": "euler",
     "train.log_interval": 1,
     "train.checkpointing_steps": 2,
     "train.checkpoints_total_limit": 1,

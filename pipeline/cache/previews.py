@@ -3,10 +3,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.params import Preview
+from pipeline.params import Prompt
 
 
-def texts(previews: Sequence[Preview]) -> list[str]:
+def texts(previews: Sequence[str | Prompt]) -> list[str]:
     """All prompts and negative prompts, each once."""
-    both = [text for one in previews for text in (one.prompt, one.negative_prompt) if text is not None]
-    return list(dict.fromkeys(both))
+    both = [(one, None) if isinstance(one, str) else (one.prompt, one.negative_prompt) for one in previews]
+    return list(dict.fromkeys(text for pair in both for text in pair if text is not None))

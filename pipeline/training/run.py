@@ -16,6 +16,8 @@ from pipeline.cache.plan import bucket_codes
 from pipeline.cache.reader import Reader
 from pipeline.device import Device
 from pipeline.models.config import CONFIGS
+from pipeline.sampling import draw
+from pipeline.sampling.picture import Picture
 from pipeline.stage import StageError
 from pipeline.training import agreement, build, course, drive, feed, finished, preview, state, validation, weights
 from pipeline.training.compiled import Compiler
@@ -86,9 +88,10 @@ def _fine_tune(
             trained.unet, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
         )
     if train.sample_interval and device.rank == 0:
+        pictures = _previews(data, train)
         paint = preview.painter(
-            trained.unet, config, paths.vae, device, data.reader, data.held_out if len(data.held_out) else data.subset,
-            diffusion, objective.scaling_factor,
+            trained.unet, config, paths.vae, device, *pictures, train.preview_sampler, diffusion,
+            objective.scaling_factor,
         )  # fmt: skip
 
     # Loop
@@ -224,6 +227,12 @@ def _validate(
         curves.point(now.step, values)
     # rank 0's word, so that all stop at the same step
     return course.validated(now, json.loads(device.gather(json.dumps(values))[0]))
+
+
+def _previews(data: Data, train: params.Train) -> tuple[list[Picture], draw.Text, draw.Text]:
+    if train.previews:
+        return preview.previews(train.previews, data.reader)
+    return preview.held_out(data.reader, data.held_out if len(data.held_out) else data.subset)
 
 
 def _picture(live: Path, now: Course) -> Path:
