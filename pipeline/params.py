@@ -234,6 +234,7 @@ class Train(Section):
     previews: list[TextOrPrompt]
     preview_sampler: Sampler
     log_interval: Count
+    tensorboard: bool
     checkpointing_steps: Count
     checkpoints_total_limit: Count
     keep_state: bool

@@ -14,7 +14,7 @@ from pipeline import hardware
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError, run
-from pipeline.training import finished, key, launch
+from pipeline.training import finished, key, launch, tensorboard
 from pipeline.training.data import Paths, count_steps, open_data
 from pipeline.weights import marks
 from pipeline.weights.source import open_unet
@@ -50,7 +50,13 @@ def main(params: Params) -> None:
         end,
     )
     with launch.turn(training.name, d):
-        if finished.take(training, PATHS.out, params.train.keep_state) if launch.first(d) else finished.there(training):
+        if launch.first(d):
+            done = finished.take(training, PATHS.out, params.train.keep_state)
+        else:
+            done = finished.there(training)
+        if done:
+            if params.train.tensorboard and launch.first(d):
+                tensorboard.writer(PATHS.out / "live").close()
             return
         if ranks > 1 and not launch.inside():
             data.reader.close()

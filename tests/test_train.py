@@ -184,8 +184,8 @@ CHANGES = {
     "keep_best": (True, VALIDATED),
     "patience": (1, VALIDATED | {"train.validation_interval": 1, "train.learning_rate": 0.5}),
 }
-# test_distributed.py, below, test_init_from.py
-ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from"}
+# test_distributed.py, below, test_init_from.py, test_tensorboard.py
+ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from", "tensorboard"}
 
 
 def test_every_setting_has_its_case():

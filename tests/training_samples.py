@@ -116,6 +116,7 @@ SETTINGS = {
     "train.previews": [],
     "train.preview_sampler": "euler",
     "train.log_interval": 1,
+    "train.tensorboard": False,
     "train.checkpointing_steps": 2,
     "train.checkpoints_total_limit": 1,
     "train.keep_state": False,

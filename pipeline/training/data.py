@@ -15,6 +15,7 @@ from pipeline.training.feed import epochs
 
 log = logging.getLogger(__name__)
 
+PICTURES = "pictures"  # subfolder of live/ for what is drawn on the way; it is there also when nothing is
 _MOST_STEPS = 99_999_999  # a state's name has its step in eight digits
 
 

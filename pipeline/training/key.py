@@ -25,7 +25,7 @@ CODE = ("device.py", "training", "diffusion", "models", "cache")
 # Keys of the train section that say how the batch of a step is split: they change last bits only.
 _SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}
 # And those that change nothing; for init_from the file's content stands.
-_STATE_KEYS = {"checkpointing_steps", "checkpoints_total_limit", "keep_state", "init_from"}
+_STATE_KEYS = {"checkpointing_steps", "checkpoints_total_limit", "keep_state", "init_from", "tensorboard"}
 # How long the run is.
 _LENGTH_KEYS = {"steps", "epochs"}
 

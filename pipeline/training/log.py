@@ -12,9 +12,8 @@ from pathlib import Path
 from dvclive import Live
 
 from pipeline import progress
-
-PICTURES = "pictures"  # subfolder for what is drawn on the way; it is there also when nothing is
-
+from pipeline.training import tensorboard
+from pipeline.training.data import PICTURES
 
 # In metrics.json, a column each of `dvc exp show`; the rest has its curves.
 _MEANS = ("train/loss", "train/images_per_second")  # over the last twentieth of the points
@@ -29,10 +28,11 @@ class Log:
         done: int = 0,
         pending: dict | None = None,
         memory: Callable[[], int] = lambda: 0,
+        board: bool = False,
     ):
         """Log to `folder`, from the beginning. A resumed run gives its count of steps that are `done`, for which the
         folder holds the curves up to there, and what `pending` held then. `memory` gives the bytes that the bar shows
-        to be in use."""
+        to be in use. board: TensorBoard's event files too, beside the folder."""
         if not done:
             shutil.rmtree(folder, ignore_errors=True)
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -44,6 +44,8 @@ class Log:
         self._summary = self._live.summary  # of a resumed run as it stood
         self._memory, self._shown = memory, {}
         self._bar = progress.Bar(steps, "step", "train", done, uneven=True)  # validations are a part of it
+        tensorboard.remove(folder)
+        self._board = tensorboard.writer(folder) if board else None
         # since the last point: name -> [sum, count], and of those that are logged as they are the last value
         self.pending: dict[str, dict] = pending or {"means": {}, "latest": {}}
 
@@ -72,8 +74,11 @@ class Log:
         for name, value in values.items():
             self._live.log_metric(name, value)
         self._summarize(values)
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        row = {"step": step, **values}
+        self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
+        if self._board is not None:
+            tensorboard.add(self._board, row)
         told = {"loss": "train/loss", "validation": "validation/loss", "images/s": "train/images_per_second"}
         self._shown |= {short: f"{values[name]:.4g}" for short, name in told.items() if name in values}
         self._bar.set_postfix(self._shown | {"memory": f"{self._memory() / 1e9:.3g} GB"}, refresh=False)
@@ -104,7 +109,14 @@ class Log:
         self._live.summary = self._summary
         self._live.make_summary()
 
+    def picture(self, path: Path) -> None:
+        """One that was drawn into PICTURES just now."""
+        if self._board is not None:
+            tensorboard.add_picture(self._board, path)
+
     def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
         self._live.end()
         self._lines.close()
         self._bar.close()

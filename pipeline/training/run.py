@@ -21,9 +21,9 @@ from pipeline.sampling.picture import Picture
 from pipeline.stage import StageError
 from pipeline.training import agreement, build, course, drive, feed, finished, preview, state, validation, weights
 from pipeline.training.compiled import Compiler
-from pipeline.training.data import Data, Paths, count_graphs, count_steps
+from pipeline.training.data import PICTURES, Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
-from pipeline.training.log import PICTURES, Log
+from pipeline.training.log import Log
 from pipeline.training.course import Course
 from pipeline.training.objective import objective as make_objective
 from pipeline.training.step import Settings
@@ -69,7 +69,9 @@ def _fine_tune(
     make = functools.partial(build.trained, config, device, diffusion, train, paths.unet)
     trained, facts = _start(states, make, live, device)
     now = Course(**facts.get("course", {}))
-    curves = Log(live, end, now.step, facts.get("pending"), device.memory) if device.rank == 0 else None
+    curves = None
+    if device.rank == 0:
+        curves = Log(live, end, now.step, facts.get("pending"), device.memory, train.tensorboard)
 
     # What a step, a validation and a picture are; their graphs are compiled when they are first met
     compiler = _compiler(model, data, device, train, trained.settings)
@@ -108,7 +110,7 @@ def _fine_tune(
         if validate and passed(train.validation_interval):
             now = _validate(validate, now, curves, device)
         if paint and passed(train.sample_interval):
-            paint(_picture(live, now))
+            _paint(paint, live, now, curves)
         if passed(train.save_interval):
             now = course.saved(now, train.save_limit)
         _keep_weights(states, trained, now, train, device)
@@ -134,7 +136,7 @@ def _fine_tune(
         now = _validate(validate, now, curves, device)
         _keep_weights(states, trained, now, train, device)
     if paint and not _picture(live, now).exists():
-        paint(_picture(live, now))
+        _paint(paint, live, now, curves)
 
     # Outs
     states.wait()
@@ -233,6 +235,11 @@ def _previews(data: Data, train: params.Train) -> tuple[list[Picture], draw.Text
     if train.previews:
         return preview.previews(train.previews, data.reader)
     return preview.held_out(data.reader, data.held_out if len(data.held_out) else data.subset)
+
+
+def _paint(paint: Callable[[Path], None], live: Path, now: Course, curves: Log) -> None:
+    paint(_picture(live, now))
+    curves.picture(_picture(live, now))
 
 
 def _picture(live: Path, now: Course) -> Path:
