@@ -34,7 +34,9 @@ def previews(prompts: Sequence[str | params.Prompt], reader: Reader) -> tuple[li
         number = 0 if "seed" in own else number
         found.append(Picture(**({"negative_prompt": None, "number": number} | shared | own)))
     text = _in_float32(reader.read_texts([one.prompt for one in found]))
-    negative = _in_float32(reader.read_texts([one.negative_prompt or one.prompt for one in found]))
+    nothing = found[0].prompt  # any text, in the place of zeros
+    avoided = [nothing if one.negative_prompt is None else one.negative_prompt for one in found]
+    negative = _in_float32(reader.read_texts(avoided))
     for number, one in enumerate(found):
         if one.negative_prompt is None:
             for values in negative:
