@@ -286,11 +286,11 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
             f"{train.timestep_bias_strategy} needs 0.001 or more, one of the 1000 timesteps; found "
             f"{train.timestep_bias_portion:g}",
         )
-    if train.keep_state and not shared_steps(train.lr_scheduler, 1):
+    if train.keep_state and not shared_steps(train.lr_scheduler, train.lr_decay_steps + 1, train.lr_decay_steps):
         yield (
             "train.keep_state",
-            f"true needs lr_scheduler constant or constant_with_warmup, found {train.lr_scheduler}: its rates depend on "
-            "the number of steps, so no longer run can go on from there",
+            f"true needs lr_scheduler constant, constant_with_warmup or wsd, found {train.lr_scheduler}: its rates depend "
+            "on the number of steps, so no longer run can go on from there",
         )
     if train.validation_share == 0:
         for key in ("keep_best", "patience"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import locks, store
+from pipeline.training import stored
 from pipeline.training.key import differences
 
 UNUSED_DAYS = 30  # a memo goes when no stage used it for so long
@@ -97,7 +98,7 @@ def _description(path: Path) -> dict:
 
 def _training(path: Path, description: dict, newest: dict | None) -> str:
     """Its step, and how its settings differ from the newest one's of its kind."""
-    steps = [int(step.name.removeprefix("step-")) for step in store.found(path, "step-*")]
+    steps = [stored.step_of(step) for step in store.found(path, "step-*")]
     end = description.get("train", {}).get("steps")
     notes = [f"step {max(steps, default=0)}" + (f" of {end}" if end else "")] if path.parent.name == "train" else []
     if description != newest:

@@ -84,6 +84,30 @@ def test_a_run_that_was_finished_takes_no_step(train, monkeypatch):
     assert taken == list(range(end + 1, 2 * end + 1))
 
 
+def test_wsd_goes_on_from_where_its_decay_began(train, monkeypatch):
+    """Killed in its decay a run goes on there; a longer one begins before, and both end in an unbroken run's bits."""
+    settings = PLAIN | {"train.lr_scheduler": "wsd", "train.lr_decay_steps": 3, "train.log_interval": 2}
+    _, whole = steps_taken(monkeypatch, lambda: train(**settings | {"train.steps": 8}))
+    forget()
+    short = settings | {"train.steps": 6, "train.keep_state": True, "train.checkpointing_steps": 5}
+    check = run._check
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(run, "_check", lambda result, *args: kill(result, check, args, 6))
+        train(**short)
+    assert states() == ["step-00000003", "step-00000005-of-00000006"]
+    assert steps_taken(monkeypatch, lambda: train(**short))[0] == [6] and states() == ["step-00000003"]
+    taken, extended = steps_taken(monkeypatch, lambda: train(**settings | {"train.steps": 8}))
+    assert taken == [4, 5, 6, 7, 8] and extended == replace(whole, saved=extended.saved, kept=extended.kept)
+
+
+def kill(result, check, args, step: int) -> None:
+    """In the place of run._check."""
+    check(result, *args)
+    if result.done == step:
+        args[-1].wait()  # its states are written
+        raise OSError("killed")
+
+
 def test_a_rate_that_depends_on_the_length_begins_anew(train, monkeypatch):
     train(**PLAIN | {"train.steps": 3, "train.lr_scheduler": "linear", "train.checkpointing_steps": 1})
     settings = PLAIN | {"train.steps": 4, "train.lr_scheduler": "linear"}
@@ -107,13 +131,7 @@ def test_patience_stops_at_the_same_step_after_a_resume(train, monkeypatch, tmp_
 
     check = run._check
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
-
-        def killed(result, *args):
-            check(result, *args)
-            if result.done == best + 2:
-                raise OSError("killed")
-
-        patch.setattr(run, "_check", killed)
+        patch.setattr(run, "_check", lambda result, *args: kill(result, check, args, best + 2))
         train(**settings)
     assert states() == [f"step-{best + 1:08d}", f"weights-{best:08d}.ckpt"]
     taken, resumed = steps_taken(monkeypatch, lambda: train(**settings))

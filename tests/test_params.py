@@ -253,7 +253,7 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"train.previews": ["a", {"prompt": "a", "steps": 1000}]}, r"train\.previews\.1\.steps: must be below 1000"),
         ({"train.previews": [{"prompt": "a", "colour": 1}]}, r"train\.previews\.0\.colour: Extra inputs"),
         ({"train.preview_sampler": "ddim", "diffusion.prediction": "flow"}, r"train\.preview_sampler: ddim goes by"),
-        ({"train.keep_state": True}, r"train\.keep_state: true needs lr_scheduler constant or.*found cosine"),
+        ({"train.keep_state": True}, r"train\.keep_state: true needs lr_scheduler constant.* or wsd, found cosine"),
         ({"train.keep_best": True, "train.validation_share": 0.0}, r"train\.keep_best: needs validation_share above 0"),
         ({"train.patience": 3, "train.validation_share": 0.0}, r"train\.patience: needs validation_share above 0"),
         ({"train.init_from": "outs/train/weights/unet.ckpt"}, r"train\.init_from: .*is an out of the stages"),

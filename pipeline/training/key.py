@@ -57,7 +57,7 @@ def training(
     """That of configuration `model`, of `end` steps. `device`: its target ("CPU" or "Ascend") and the kinds of its
     kernels, as plain values."""
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
-    shared = shared_steps(train.lr_scheduler, end)
+    shared = shared_steps(train.lr_scheduler, end, train.lr_decay_steps)
     left_out = _SPLIT_KEYS | _STATE_KEYS | (_LENGTH_KEYS if shared else set())
     description = {
         "model": model,

@@ -42,9 +42,11 @@ def learning_rate(
     return peak * max(0.0, 0.5 * (1 + cos(pi * progress)))
 
 
-def shared_steps(scheduler: str, steps: int) -> int:
+def shared_steps(scheduler: str, steps: int, decay_steps: int) -> int:
     """How many of a run's `steps` have the learning rate that they have in any longer run; 0: none, as the rate of each
     depends on how many there are."""
+    if scheduler == "wsd":
+        return max(0, steps - decay_steps)
     return steps if scheduler in ("constant", "constant_with_warmup") else 0
 
 
