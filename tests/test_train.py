@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pipeline.models import config
-from pipeline.training import build, compiled, data, key, preview, run, state
+from pipeline.training import build, compiled, data, key, preview, run, state, stored
 
 from pipeline.params import Train
 from pipeline.stage import StageError
@@ -83,7 +83,7 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
     def spy(self, step, *args, **kwargs):
         save(self, step, *args, **kwargs)
         saved.append(step)
-        kept[:] = [int(path.name.removeprefix("step-")) for path in self.steps()]
+        kept[:] = [stored.step_of(path) for path in self.steps()]
 
     with monkeypatch.context() as patch:
         patch.setattr(state.States, "save", spy)
