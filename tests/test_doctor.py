@@ -330,6 +330,15 @@ def test_the_small_network_has_no_groups_and_its_two_steps_no_decay():
     assert small.train.groups == [] and small.train.lr_scheduler == "wsd"
 
 
+def test_what_a_run_keeps_and_draws_is_left_out_of_the_rehearsal():
+    """It has no validation and no encoded previews, and other parameters than the file to start from."""
+    keeps = {"train.keep_best": True, "train.patience": 2, "merge.weights": "best", "train.save_interval": 5}
+    keeps |= {"train.previews": ["a star"], "train.keep_state": True, "train.lr_scheduler": "constant"}
+    small = rehearsal._settings(params(**keeps, **{"train.init_from": "data/start.ckpt"}))
+    assert (small.train.keep_best, small.train.patience, small.merge.weights, small.train.previews) == (False, 0, "raw", [])
+    assert (small.train.save_interval, small.train.keep_state, small.train.init_from) == (0, False, "outs/convert/unet.ckpt")
+
+
 @pytest.mark.parametrize("name", preset.PRESETS)
 def test_the_steps_are_those_of_the_settings(name):
     """But for their size."""

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline.cache import shards
 from pipeline.cache.names import latent_row
+from pipeline.contradictions import BASE_UNET
 from pipeline.data import captions
 from pipeline.data.tables import SAMPLES
 from pipeline.models import config
@@ -82,8 +83,10 @@ def _settings(params: Params) -> Params:
         "steps": STEPS, "epochs": None, "batch_size": min(train.batch_size, 2), "lr_warmup_steps": 0,
         "lr_decay_steps": 0, "groups": [],  # names of parameters that it has not
         "gradient_accumulation_steps": min(train.gradient_accumulation_steps, 2), "validation_share": 0.0,
-        "sample_interval": 0, "log_interval": 1, "checkpointing_steps": STEPS,
+        "sample_interval": 0, "log_interval": 1, "checkpointing_steps": STEPS, "init_from": BASE_UNET,
+        "save_interval": 0, "keep_best": False, "keep_state": False, "patience": 0, "previews": [], "tensorboard": False,
     }  # fmt: skip
+    tree["merge"] |= {"weights": "raw"}
     tree["cache_text"] |= {"chunks": 1}
     tree["sample"] |= {"width": _SIDE, "height": _SIDE}
     return Params.model_validate(tree)
