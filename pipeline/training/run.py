@@ -179,7 +179,7 @@ def _start(
         trained = make()
         facts = states.resume(trained.slots, live, device)
     for other in others if not facts["step"] else []:
-        log.info("starts anew beside the half-done run in %s", other)
+        log.info("starts anew; the store has states of another run too, %s", other)
     return trained, facts
 
 
