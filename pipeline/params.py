@@ -5,11 +5,13 @@ What keys demand of each other is in pipeline/contradictions.py."""
 
 import datetime
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator,
+    AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_serializer,
+    model_validator,
 )  # fmt: skip
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
@@ -156,6 +158,11 @@ class Prompt(Section):
     guidance_scale: Guidance | None = None
     seed: Seed | None = None
 
+    @model_serializer(mode="wrap")
+    def _given(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """As it stands in the file."""
+        return {key: value for key, value in dump(self).items() if value is not None}
+
 
 _FORMS = ("text", "mapping")  # of a prompt
 TextOrPrompt = Annotated[
@@ -253,6 +260,7 @@ class Merge(Section):
 
 class Sample(Section):
     prompts: Annotated[list[TextOrPrompt], Field(min_length=1)]
+    saved_steps: Literal["all"] | list[Count]
     sampler: Sampler
     steps: Steps
     guidance_scale: Guidance

@@ -1,24 +1,36 @@
 """The trained UNet and the base's other components -> one checkpoint for MindONE and one for ComfyUI and diffusers.
 
-outs/merge/merged.ckpt, outs/merge/merged.safetensors"""
+outs/merge/merged.ckpt, outs/merge/merged.safetensors with what it comes from in its metadata, outs/merge/README.md"""
 
 from pathlib import Path
 
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import run
-from pipeline.weights import chosen, marks
+from pipeline.weights import card, chosen, marks, provenance
 from pipeline.weights.merge import merge
 
 TRAINED = Path("outs/train/weights")
 CONVERTED = Path("outs/convert")
+SOURCES = CONVERTED / provenance.SOURCES
 
 
 def main(params: Params) -> None:
     unet = chosen.find(TRAINED, params.merge.weights)
     components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
     trained_with = marks.written(params.diffusion.prediction, params.diffusion.zero_terminal_snr)
-    merge(components, CONFIGS[params.model.config], params.merge.dtype, Path("outs/merge"), trained_with)
+    trained, origin = provenance.read(unet.parent / provenance.RUN, "train"), provenance.read(SOURCES, "convert")
+    written = params.index.resolution, str(params.merge.weights), params.merge.dtype
+    metadata = provenance.metadata(trained, origin, params.model.config, *written)
+    merge(
+        components,
+        CONFIGS[params.model.config],
+        params.merge.dtype,
+        Path("outs/merge"),
+        trained_with,
+        metadata,
+        card.render(trained, origin, *written),
+    )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,45 @@
 """Draw the prompts with the base UNet and with the fine-tuned one, from the same noise.
 
 outs/convert/unet.ckpt and outs/merge/merged.ckpt → outs/sample: <number>_base.png, <number>_tuned.png, and grid.png,
-the base model above and the fine-tuned one below. VAE and text encoders are those of the merged checkpoint."""
+the base model above and the fine-tuned one below. With sample.saved_steps what was saved in between is drawn as well.
+Each PNG says how it was drawn (sampling/infotext.py). VAE and text encoders are those of the merged checkpoint."""
 
 import os
+from pathlib import Path
+from typing import NamedTuple
 
 from pipeline import hardware, progress, store
 from pipeline.cache.tokens import Tokenizer, check_vocabulary
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
+from pipeline.sampling.saved import saved
 from pipeline.stage import StageError, run
+from pipeline.weights import provenance
 
 BASE = "outs/convert/unet.ckpt"
 MERGED = "outs/merge/merged.ckpt"
+PUBLISHED = Path("outs/merge/merged.safetensors")  # the same weights, as tools know them by their hash
+SOURCES = Path("outs/convert") / provenance.SOURCES
+TRAINED = Path("outs/train/weights")
 OUT = "outs/sample"
+
+
+class Drawn(NamedTuple):
+    """A model that is drawn with."""
+
+    name: str  # in the pictures' files
+    label: str  # in the grid
+    weights: str | Path
+    title: str  # in the pictures' text, with
+    sha256: str | None  # of the file that tools know it by
 
 
 def main(params: Params) -> None:
     p, config, diffusion = params.sample, CONFIGS[params.model.config], params.diffusion
     hardware.check(params, "sample")
-    for path in (BASE, MERGED):
+    for path in (BASE, MERGED, PUBLISHED):
         os.stat(path)
+    between = saved(TRAINED, p.saved_steps)
     check_vocabulary(params.model.tokenizer, config.clip_l.vocab_size, params.model.config)
 
     # Only now: importing MindSpore takes seconds.
@@ -31,10 +50,17 @@ def main(params: Params) -> None:
     from pipeline.models.encode import text_encoder, vae_decoder
     from pipeline.sampling import draw, unet
     from pipeline.sampling.grid import grid
+    from pipeline.sampling.infotext import infotext, png_info
     from pipeline.sampling.picture import batches, pictures
     from pipeline.sampling.prompts import encode
 
     device = setup(params.device.target)
+    base = provenance.read(SOURCES, "convert")["base"]
+    models = [
+        Drawn("base", "base", BASE, Path(base["name"]).stem, base["sha256"] if base["file"] else None),
+        *(Drawn(file.stem, f"step {step}", file, file.stem, None) for step, file in between),
+        Drawn("tuned", "fine-tuned", MERGED, PUBLISHED.stem, provenance.sha256(PUBLISHED)),
+    ]
     wanted = pictures(p)
     encoder = text_encoder(config, MERGED, MERGED, device, "float32")
     prompts, negative_prompts = [one.prompt for one in wanted], [one.negative_prompt for one in wanted]
@@ -47,11 +73,11 @@ def main(params: Params) -> None:
     load, predict = unet.make(config.unet, device, p.precision)
     together = batches(wanted, p.batch_size)
     latents = {}
-    for name, weights in (("base", BASE), ("tuned", MERGED)):
-        load(weights)
-        latents[name] = {}
+    for model in models:
+        load(model.weights)
+        latents[model.name] = {}
         steps = sum(wanted[chosen[0]].steps for chosen, _ in together)
-        with progress.Bar(steps, "step", f"draws with the {name} model") as bar:
+        with progress.Bar(steps, "step", f"draws with the {model.name} model") as bar:
             for chosen, count in together:
                 drawn = draw.latents(
                     predict,
@@ -66,23 +92,26 @@ def main(params: Params) -> None:
                 )
                 if not np.isfinite(drawn).all():
                     raise StageError(
-                        f"the latents drawn with {weights} are not finite; with sample.precision: {p.precision} try "
+                        f"the latents drawn with {model.weights} are not finite; with sample.precision: {p.precision} try "
                         "float32 or bfloat16, else its weights are broken"
                     )
-                latents[name] |= zip(chosen[:count], drawn / scaling_factor + diffusion.shift_factor, strict=False)
+                latents[model.name] |= zip(chosen[:count], drawn / scaling_factor + diffusion.shift_factor, strict=False)
     del load, predict
 
     decode = vae_decoder(config, MERGED, device, "float32")
-    rows = {
-        name: [draw.to_picture(decode(values[number][None])[0]) for number in range(len(wanted))]
-        for name, values in latents.items()
-    }
+    rows = {}
     with store.out(OUT) as folder:
         folder.mkdir()
-        for name, drawn in rows.items():
-            for number, picture in enumerate(drawn):
-                Image.fromarray(picture).save(folder / f"{number:02d}_{name}.png")
-        grid({"base": rows["base"], "fine-tuned": rows["tuned"]}, prompts).save(folder / "grid.png")
+        for model in models:
+            rows[model.label] = []
+            for number, one in enumerate(wanted):
+                picture = draw.to_picture(decode(latents[model.name][number][None])[0])
+                rows[model.label].append(picture)
+                text = infotext(
+                    one, p.sampler, p.guidance_rescale, diffusion.zero_terminal_snr, model.title, model.sha256
+                )
+                Image.fromarray(picture).save(folder / f"{number:02d}_{model.name}.png", pnginfo=png_info(text))
+        grid(rows, prompts).save(folder / "grid.png")
 
 
 if __name__ == "__main__":

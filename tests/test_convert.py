@@ -40,7 +40,9 @@ def save(path, arrays):
 
 
 def converted(out):
-    assert sorted(path.name for path in out.iterdir()) == ["clip_g.ckpt", "clip_l.ckpt", "unet.ckpt", "vae.ckpt"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "clip_g.ckpt", "clip_l.ckpt", "sources.json", "unet.ckpt", "vae.ckpt",
+    ]  # fmt: skip
     return {name: tensor for part in PREFIX for name, tensor in ckpt.read(out / f"{part}.ckpt").items()}
 
 

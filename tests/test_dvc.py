@@ -3,6 +3,7 @@
 index, convert, both caches and merge are the real stages. train and sample are stood in for by scripts that take
 seconds less: what counts here is when DVC runs them, and dvc.yaml is the project's own."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 
 from pipeline.models.config import TINY
 from pipeline.params import Prompt, load
+from tests import provenance_samples
 from tests.project import copy_project
 from tests.synthetic import write_checkpoint
 
@@ -43,6 +45,8 @@ weights[-2:-1] = b"\\x00"
 Path("outs/train/weights/unet.ckpt").write_bytes(weights)
 weights[-1:] = digest.digest()[1:2]
 Path("outs/train/weights/step-00000300.ckpt").write_bytes(weights)
+facts = json.loads(Path("facts.json").read_text())
+Path("outs/train/weights/run.json").write_text(json.dumps(facts | {"name": digest.hexdigest()}))
 '''
 
 
@@ -61,6 +65,7 @@ def project(tmp_path_factory):
     write_checkpoint(root / "data/base/tiny_sdxl.safetensors", TINY, seed=0, dtype="float16")
     write_checkpoint(root / "data/base/other.safetensors", TINY, seed=1, dtype="float16")
     (root / "stages/train.py").write_text(TRAIN)
+    (root / "facts.json").write_text(json.dumps(provenance_samples.run()))
     (root / "stages/sample.py").write_text(
         "from pathlib import Path\n"
         "Path('outs/sample').mkdir(parents=True)\n"

@@ -22,7 +22,7 @@ from pipeline.weights import safetensors as streamed
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from pipeline.weights.names import PREFIX, to_mindspore
-from tests import synthetic
+from tests import provenance_samples, synthetic
 
 pytestmark = pytest.mark.usefixtures("device")  # before any test in this process makes a MindSpore tensor
 
@@ -156,6 +156,7 @@ def project(tmp_path):
     (tmp_path / "outs/train/weights").mkdir(parents=True)
     converted(tmp_path / "outs")
     trained(tmp_path / "outs/train/weights/unet.ckpt")
+    provenance_samples.write(tmp_path / "outs/train/weights")
     return tmp_path
 
 
@@ -166,7 +167,9 @@ def run_stage(project):
 def test_the_stage_takes_the_weights_that_params_ask_for(project):
     done = run_stage(project)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (project / "outs/merge").iterdir()) == ["merged.ckpt", "merged.safetensors"]
+    assert sorted(path.name for path in (project / "outs/merge").iterdir()) == [
+        "README.md", "merged.ckpt", "merged.safetensors",
+    ]  # fmt: skip
 
     params = (project / "params.yaml").read_text().replace("  ema: false", "  ema: true")
     (project / "params.yaml").write_text(params.replace("  weights: raw", "  weights: ema"))

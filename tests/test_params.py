@@ -329,6 +329,9 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"sample.prompts": [["a", "b"]]}, r"sample\.prompts\.0: .*string"),
         ({"sample.sampler": "dpmpp_2m", "sample.steps": 999}, r"sample\.steps: must be below 999.*dpmpp_2m"),
         ({"diffusion.prediction": "flow", "sample.sampler": "ddim"}, r"sample\.sampler: ddim .*wanted euler"),
+        ({"sample.saved_steps": [100, 100]}, r"sample\.saved_steps: wanted each once"),
+        ({"sample.saved_steps": "some"}, r"sample\.saved_steps\S*: .*'all'"),
+        ({"sample.saved_steps": [0]}, r"sample\.saved_steps\S*: .*greater than 0"),
         ({"sample.sampler": "heun"}, r"sample\.sampler: .*'euler', 'euler_ancestral'"),
         ({"sample.guidance_rescale": 1.5}, r"sample\.guidance_rescale: .*less than or equal to 1"),
     ],
@@ -359,6 +362,8 @@ def test_what_cannot_work_is_refused(tmp_path, changes, said):
         {"sample.prompts": [{"prompt": "b", "width": 32, "height": 96, "steps": 999, "guidance_scale": 1}]},
         {"sample.sampler": "dpmpp_2m_karras", "sample.steps": 1000},
         {"sample.sampler": "unipc", "sample.steps": 998},
+        {"sample.saved_steps": "all"},
+        {"sample.saved_steps": [100, 200]},
         {"train.precision": "bfloat16", "device.attention": "flash", "device.jit_level": "O1"},  # auto may find an NPU
         ASCEND | {"cache_text.precision": "bfloat16"},
         {"data.images": "/elsewhere/outs/pictures"},

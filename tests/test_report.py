@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -216,6 +217,15 @@ def test_a_damaged_out_costs_its_part_of_the_page(project, name):
         (root / name).write_bytes(damage((root / name).read_bytes()))
     text = written().text
     assert reason in text and "Settings" in text
+
+
+def test_steps_in_between_and_a_prompts_own_settings_are_shown(project):
+    root = project(*ALL)
+    shutil.copy(root / "outs/sample/00_tuned.png", root / "outs/sample/00_step-00000200.png")
+    found = report.gather._samples(revision.workspace(), {"sample.prompts": [{"prompt": "a", "seed": 3}, "b"]})
+    assert [one.prompt for one in found] == ["a (seed: 3)", "b"]
+    assert [[step for step, _ in one.between] for one in found] == [[200], []]
+    assert "<small class=\"text\">step 200</small>" in written().text
 
 
 @pytest.mark.parametrize("text", ["a: [", "stages: 3", "stages: {train: 3}", "stages: {train: {outs: 1}}", "- 1"])

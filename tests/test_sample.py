@@ -1,7 +1,9 @@
 """The sample stage's parts, with formulas in the networks' places, and the stage itself on a tiny checkpoint."""
 
 import dataclasses
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,8 @@ from pipeline.sampling.grid import grid
 from pipeline.sampling.picture import Picture, batches, pictures
 from pipeline.sampling.prompts import encode
 from pipeline.sampling.samplers import SAMPLERS
+from pipeline.sampling.saved import saved
+from pipeline.stage import StageError
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from tests import synthetic, training_samples
@@ -249,6 +253,20 @@ def test_negative_prompts_are_encoded_as_prompts_and_zeros_where_there_is_none(c
     assert "negative prompt 0, 'word" in caplog.text
 
 
+def test_saved_steps_are_found_by_their_number(tmp_path):
+    for name in ("step-00000200.ckpt", "step-00000100.ckpt", "unet.ckpt", "step-x.ckpt"):
+        (tmp_path / name).write_bytes(b"")
+    hundred, two = tmp_path / "step-00000100.ckpt", tmp_path / "step-00000200.ckpt"
+    assert saved(tmp_path, "all") == [(100, hundred), (200, two)] == saved(tmp_path, [200, 100])
+    assert saved(tmp_path, [200]) == [(200, two)] and saved(tmp_path, []) == []
+    with pytest.raises(StageError, match="step 150, 300, and .* holds those of: 100, 200; train.save_interval"):
+        saved(tmp_path, [100, 150, 300])
+    with pytest.raises(StageError, match="is all and .* holds no weights in between; set train.save_interval"):
+        saved(tmp_path / "none", "all")
+    with pytest.raises(StageError, match="those of: none"):
+        saved(tmp_path / "none", [1])
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A folder that the stage can run in: two models of random weights."""
@@ -262,7 +280,9 @@ def project(tmp_path_factory):
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["model"]["tokenizer"] = str(ROOT / "data/tokenizer")
     settings["sample"] |= {"prompts": ["a red circle " * 40, "", "a blue star"], "steps": 2, "batch_size": 2}
-    settings["sample"] |= {"width": 64, "height": 32}
+    settings["sample"] |= {"width": 64, "height": 32, "saved_steps": [2]}
+    (root / "outs/train/weights").mkdir(parents=True)
+    shutil.copy(root / "other/unet.ckpt", root / "outs/train/weights/step-00000002.ckpt")
     (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return root
 
@@ -279,11 +299,22 @@ def test_the_stage_draws_both_models_from_the_same_noise(project):
     assert "prompt 0, 'a red circle a red" in done.stderr and "was cut at 77 (cache_text.chunks is 1" in done.stderr
     out = project / "outs/sample"
     names = sorted(path.name for path in out.iterdir())
-    assert names == [f"0{number}_{model}.png" for number in range(3) for model in ("base", "tuned")] + ["grid.png"]
+    models = ("base", "step-00000002", "tuned")
+    assert names == [f"0{number}_{model}.png" for number in range(3) for model in models] + ["grid.png"]
     pictures = {name: np.array(Image.open(out / name)) for name in names}
+    sha = {name: hashlib.sha256((project / name).read_bytes()).hexdigest()
+           for name in ("base.safetensors", "outs/merge/merged.safetensors")}  # fmt: skip
+    for name, model, file in (("00_base", "base", "base.safetensors"),
+                              ("02_tuned", "merged", "outs/merge/merged.safetensors")):  # fmt: skip
+        text = Image.open(out / f"{name}.png").text["parameters"]
+        assert f"Model hash: {sha[file][:10]}, Model: {model}, Prompt number: {int(name[:2])}" in text
+        assert text.startswith("a red circle a red" if name == "00_base" else "a blue star\nSteps: 2, Sampler: Euler, ")
+        assert "Seed: 0, Size: 64x32" in text
     assert pictures["00_base.png"].shape == (32, 64, 3)
     assert not np.array_equal(pictures["00_base.png"], pictures["00_tuned.png"])
     assert not np.array_equal(pictures["00_base.png"], pictures["02_base.png"])
+    assert np.array_equal(pictures["00_step-00000002.png"], pictures["00_tuned.png"])  # of the same weights here
+    assert "Model: step-00000002, " in Image.open(out / "00_step-00000002.png").text["parameters"]
 
 
 def test_an_impossible_size_is_refused_and_nothing_is_written(project, tmp_path):

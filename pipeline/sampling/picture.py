@@ -24,7 +24,7 @@ def pictures(sample: params.Sample) -> list[Picture]:
     shared = sample.model_dump(include={"width", "height", "steps", "guidance_scale", "seed"})
     found = []
     for number, prompt in enumerate(sample.prompts):
-        own = {"prompt": prompt} if isinstance(prompt, str) else prompt.model_dump(exclude_none=True)
+        own = {"prompt": prompt} if isinstance(prompt, str) else prompt.model_dump()
         number = 0 if "seed" in own else number
         found.append(Picture(**({"negative_prompt": None, "number": number} | shared | own)))
     return found

@@ -21,6 +21,7 @@ from pipeline.training.data import Paths
 from pipeline.training.rates import shared_steps
 from pipeline.training.stored import Reach
 
+FACTS = "run.json"  # beside the weights: where they come from, which merge writes into the model (weights/provenance.py)
 CODE = ("device.py", "training", "diffusion", "models", "cache")
 # Keys of the train section that say how the batch of a step is split: they change last bits only.
 _SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}
@@ -75,6 +76,19 @@ def training(
     }
     split = train.model_dump(include=_SPLIT_KEYS) | {"ranks": ranks}
     return Training(description, split, Reach(shared if shared else end, end))
+
+
+def facts(training: Training, steps: int, names: np.ndarray, pictures: int) -> dict:
+    """What FACTS says of weights that were trained for so many steps on so many `pictures`; `names` (n, 16) uint8 are
+    the content hashes of all that the data set has, sorted."""
+    return {
+        "name": training.exact_name,
+        "description": training.description,
+        "split": training.split,
+        "steps": steps,
+        "pictures": pictures,
+        "images": hashlib.blake2b(names.tobytes(), digest_size=16).hexdigest(),
+    }
 
 
 def cache_digest(folder: Path, kind: shards.Kind) -> str:

@@ -19,7 +19,7 @@ from pipeline.models.config import CONFIGS
 from pipeline.sampling import draw
 from pipeline.sampling.picture import Picture
 from pipeline.stage import StageError
-from pipeline.training import agreement, build, course, drive, feed, finished, preview, state, validation, weights
+from pipeline.training import agreement, build, course, drive, feed, finished, key, preview, state, validation, weights
 from pipeline.training.compiled import Compiler
 from pipeline.training.data import PICTURES, Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
@@ -142,7 +142,8 @@ def _fine_tune(
     states.wait()
     device.barrier()
     if device.rank == 0:
-        _write_weights(paths.out / "weights", trained, states, now, train.keep_best)
+        facts = key.facts(training, now.step, data.reader.names, len(data.subset))
+        _write_weights(paths.out / "weights", trained, states, now, train.keep_best, facts)
         _close(curves, now, train)
         finished.keep(training, paths.out)
         states.clear(train.keep_state)
@@ -288,11 +289,12 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
 
 
 def _write_weights(
-    out: Path, trained: build.Trained, states: state.States, now: Course, keep_best: bool
+    out: Path, trained: build.Trained, states: state.States, now: Course, keep_best: bool, facts: dict
 ) -> None:
     unet, parameters, averages = trained.unet, trained.update.parameters, trained.update.ema
     with store.out(out) as folder:
         folder.mkdir()
+        (folder / key.FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
         weights.write(folder / "unet.ckpt", weights.named(unet, parameters, parameters, "float32"))
         if averages is not None:
             weights.write(folder / "unet_ema.ckpt", weights.named(unet, averages, parameters, "float32"))

@@ -1,5 +1,5 @@
-"""Say what a file or a folder of weights is, as model.base or model.vae would take it. Only headers are read, and
-nothing is ever unpickled."""
+"""Say what a file or a folder of weights is, as model.base or model.vae would take it, and where a file comes from.
+Nothing is ever unpickled."""
 
 import argparse
 import contextlib
@@ -9,9 +9,11 @@ from pathlib import Path
 from pipeline import cli
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError, shown
-from pipeline.weights import marks, safetensors, source
+from pipeline.weights import marks, provenance, safetensors, source
 from pipeline.weights.files import has_parts
 from pipeline.weights.names import PREFIX, part_of
+
+TRAINED, CONVERTED = Path("outs/train/weights"), Path("outs/convert")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,7 +22,66 @@ def main(arguments: list[str] | None = None) -> None:
     command = cli.subcommand(commands, "inspect", "what it is; exit code 1 when it is neither an SDXL base nor a VAE")
     command.add_argument("path", type=Path, help="a safetensors file, a MindSpore .ckpt or a diffusers folder")
     cli.add_json(command)
-    cli.run(made, _inspect, arguments)
+    command.set_defaults(work=_inspect)
+    shows = "what it says of where it comes from, and whether that is this workspace; exit code 1 when it is damaged"
+    command = cli.subcommand(commands, "show", shows)
+    command.add_argument("file", type=Path, help="a safetensors file, such as outs/merge/merged.safetensors")
+    cli.add_json(command)
+    command.set_defaults(work=_show)
+    cli.run(made, lambda given: given.work(given), arguments)
+
+
+def _show(given: argparse.Namespace) -> int:
+    found = show(given.file)
+    code = 1 if found["data"] == DAMAGED else 0
+    if given.json:
+        cli.print_json(found)
+        return code
+    print(f"{found['file']}: {found['data']}")
+    for title, group in (("modelspec", "modelspec"), ("kohya's keys", "kohya"), ("this pipeline's", "own"),
+                         ("others", "others")):  # fmt: skip
+        if found[group]:
+            print(f"  {title}:", *(f"    {name}: {shown(text)}" for name, text in found[group].items()), sep="\n")
+    print(f"  of this workspace: {found['workspace']}", *(f"    {line}" for line in found["differences"]), sep="\n")
+    return code
+
+
+DAMAGED = "the tensors are not those that its header names: it was changed or damaged"
+
+
+def show(file: Path) -> dict:
+    """What a safetensors file says of where it comes from, by group of keys; `data`, whether its tensors have the hash
+    that it names; `workspace`, whether it is of the workspace that this runs in, with the `differences`."""
+    written = safetensors.metadata(file)
+    named = written.get(provenance.HASH)
+    groups = {"modelspec": "modelspec.", "kohya": "ss_", "own": provenance.PREFIX}
+    found = {
+        group: {key.removeprefix(prefix): text for key, text in sorted(written.items()) if key.startswith(prefix)}
+        for group, prefix in groups.items()
+    }
+    others = {key: text for key, text in sorted(written.items()) if not key.startswith(tuple(groups.values()))}
+    data = "no hash of its tensors is in its header"
+    if named is not None:
+        safetensors.read(file)  # that it is whole
+        data = "the tensors have the hash that its header names"
+        data = data if f"0x{safetensors.data_sha256(file)}" == named.lower() else DAMAGED
+    workspace, differences = _of_the_workspace(found["own"])
+    return {"file": str(file), "data": data, **found, "others": others, "workspace": workspace,
+            "differences": differences}  # fmt: skip
+
+
+def _of_the_workspace(own: dict[str, str]) -> tuple[str, list[str]]:
+    if not own:
+        return "no: it was not made by this pipeline, or by an older version of it", []
+    try:
+        run = provenance.read(TRAINED / provenance.RUN, "train")
+        origin = provenance.read(CONVERTED / provenance.SOURCES, "convert")
+    except StageError as error:
+        return f"not known: {error}", []
+    # which of the trained weights it holds, and in what dtype, is no matter of where it comes from
+    wanted = provenance.own(run, origin, own.get("weights", ""), own.get("dtype", ""))
+    lines = provenance.differences(own, wanted)
+    return ("no" if lines else "yes"), lines
 
 
 def _inspect(given: argparse.Namespace) -> None:

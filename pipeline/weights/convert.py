@@ -1,12 +1,13 @@
 """Published weights -> one MindSpore checkpoint per component, streamed: a few chunks in memory at a time."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.weights import check, ckpt
+from pipeline.weights import check, ckpt, provenance
 from pipeline.weights.ahead import ahead
 from pipeline.weights.names import PREFIX, part_of, to_mindspore
 from pipeline.weights.source import open_weights
@@ -14,7 +15,8 @@ from pipeline.weights.tensor import Tensor
 
 
 def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
-    """Write the folder `out` with unet.ckpt, clip_l.ckpt, clip_g.ckpt and vae.ckpt, all or none of them.
+    """Write the folder `out` with unet.ckpt, clip_l.ckpt, clip_g.ckpt and vae.ckpt, and with what they were made of
+    (provenance.SOURCES), all or none of them.
 
     Names are MindSpore's with the component's prefix, in the layout's order; each tensor keeps the dtype that it has
     in the source. Raises StageError for weights that do not fit the configuration, are damaged, or hold NaN or
@@ -52,4 +54,6 @@ def convert(base: Path, vae: Path, config: SDXLConfig, out: Path) -> None:
             summary.append(f"{part}: {len(own):,} tensors, {count:,} parameters, {dtypes}")
         if faults:
             refuse()
+        text = json.dumps(provenance.sources(base, vae), indent=1)
+        (folder / provenance.SOURCES).write_text(text, encoding="utf-8")
     print(*summary, sep="\n", flush=True)

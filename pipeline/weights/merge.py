@@ -1,12 +1,14 @@
 """A trained UNet and the other components -> one checkpoint, streamed, in MindSpore's form and in Stability's."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.weights import check, ckpt, layout, safetensors
+from pipeline.weights import check, ckpt, layout, provenance, safetensors
 from pipeline.weights.ahead import ahead, mapped
 from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
@@ -16,26 +18,43 @@ from pipeline.weights.tensor import Tensor, size
 _DIVERGED = "; a training that diverges leaves such: lower train.learning_rate"
 
 
-def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path, marks: Sequence[str] = ()) -> None:
+def merge(
+    components: dict[str, Path],
+    config: SDXLConfig,
+    dtype: str,
+    out: Path,
+    marks: Sequence[str] = (),
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    card: str | None = None,
+) -> None:
     """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
 
     `components` are the checkpoints of unet, clip_l, clip_g and vae. Both files hold the same tensors in the layout's
     order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
     already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
-    MindSpore's form has no place for them. Raises StageError when a component is of another configuration, damaged,
+    MindSpore's form has no place for them, nor for `metadata`, to which comes the hash of the tensors where there is any.
+    `card` becomes the folder's README.md. Raises StageError when a component is of another configuration, damaged,
     holds NaN or infinity, or has a value too large for `dtype`."""
     shapes = layout.shapes(config)
     tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
     entries = {name: (dtype, shape) for name, shape in [*shapes.items(), *((mark, (0,)) for mark in marks)]}
     total = sum(size(dtype, shape) for dtype, shape in entries.values())
-    begun = None
+    placeholder = f"0x{'-' * 64}"  # stands in the header, before the data, until their hash is known
+    metadata = {**metadata, provenance.HASH: placeholder} if metadata else {}
+    digest, begun = hashlib.sha256(), None
+
+    def hashed():
+        for name, chunk in _cast_chunks(tensors, list(shapes), dtype, components):
+            digest.update(chunk)
+            yield name, chunk
+
     with store.out(out) as folder, progress.Bar(total, "B", "merge") as bar:
         folder.mkdir()
         with (
             ckpt.Writer(folder / "merged.ckpt") as mindspore,
-            safetensors.Writer(folder / "merged.safetensors", entries) as stability,
+            safetensors.Writer(folder / "merged.safetensors", entries, metadata) as stability,
         ):
-            for name, chunk in ahead(_cast_chunks(tensors, list(shapes), dtype, components)):
+            for name, chunk in ahead(hashed()):
                 if name != begun:
                     mindspore.begin(to_mindspore(name), *entries[name])
                     stability.begin(name, *entries[name])
@@ -45,6 +64,10 @@ def merge(components: dict[str, Path], config: SDXLConfig, dtype: str, out: Path
                 bar.update(chunk.nbytes)
             for mark in marks:
                 stability.begin(mark, *entries[mark])
+        if metadata:
+            safetensors.replace_in_header(folder / "merged.safetensors", placeholder, f"0x{digest.hexdigest()}")
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
     marked = f", marked {' and '.join(marks)}" if marks else ""
     print(f"{len(shapes):,} tensors, {sum(t.count for t in tensors.values()):,} parameters, {dtype}{marked}")
 

@@ -2,11 +2,14 @@
 
 The reader checks the whole header before any tensor is read; nothing is ever unpickled."""
 
+import hashlib
 import json
 import math
 import os
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.stage import StageError, shown
 from pipeline.weights import signature
@@ -59,6 +62,27 @@ def metadata(path: str | Path) -> dict[str, str]:
     return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
 
 
+def data_sha256(path: str | Path) -> str:
+    """SHA-256 of all that follows the header, in hex digits. Raises StageError as `read` does."""
+    _, start = _header(Path(path))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_in_header(path: str | Path, old: str, new: str) -> None:
+    """Write `new` over `old`, ASCII of one length that the header holds once."""
+    _, start = _header(Path(path))
+    with open(path, "r+b") as file:
+        header = file.read(start)
+        if len(old) != len(new) or header.count(old.encode()) != 1:
+            raise ValueError(f"{old} stands {header.count(old.encode())} times in the header of {path}")
+        file.seek(header.index(old.encode()))
+        file.write(new.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def is_one(path: Path) -> bool:
     """Whether a file says in its first bytes that it is a safetensors file."""
     with open(path, "rb") as file:
@@ -73,10 +97,15 @@ def begins(prefix: bytes) -> bool:
 class Writer(Stream):
     """Writes a safetensors file: the header at once, then each tensor's bytes as they come, in the order of `entries`.
 
-    entries: name -> (dtype, shape), dtypes of tensor.NUMPY. The metadata is what PyTorch's readers ask for."""
+    entries: name -> (dtype, shape), dtypes of tensor.NUMPY. To `metadata` comes what PyTorch's readers ask for."""
 
-    def __init__(self, path: str | Path, entries: dict[str, tuple[str, tuple[int, ...]]]):
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    def __init__(
+        self,
+        path: str | Path,
+        entries: dict[str, tuple[str, tuple[int, ...]]],
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ):
+        header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
         offset = 0
         for name, (dtype, shape) in entries.items():
             end = offset + size(dtype, shape)

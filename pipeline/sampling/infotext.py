@@ -1,0 +1,57 @@
+"""What a PNG says of how it was drawn, in the form of A1111's `parameters`, which its own users' tools, ComfyUI, Civitai
+and others read: the prompt, "Negative prompt: …", and a last line of settings."""
+
+import json
+
+from PIL.PngImagePlugin import PngInfo
+
+from pipeline.sampling.picture import Picture
+
+# sample.sampler -> A1111's names of the sampler and of its schedule of sigmas
+NAMES = {
+    "euler": ("Euler", "Automatic"),
+    "euler_ancestral": ("Euler a", "Automatic"),
+    "dpmpp_2m": ("DPM++ 2M", "Automatic"),
+    "dpmpp_2m_karras": ("DPM++ 2M", "Karras"),
+    "ddim": ("DDIM", "Automatic"),
+    "unipc": ("UniPC", "Automatic"),
+}
+_HASH = 10  # hex digits of a file's SHA-256 that A1111 shows
+
+
+def infotext(
+    picture: Picture, sampler: str, rescale: float, zero_terminal_snr: bool, model: str, sha256: str | None
+) -> str:
+    """`model` is the name of the file of weights and `sha256` its hash, None when they lie in no single file.
+
+    The noise is of this pipeline and no other draws the same of a seed. "Prompt number" tells which of a seed's noises
+    it was."""
+    name, schedule = NAMES[sampler]
+    settings = {
+        "Steps": picture.steps,
+        "Sampler": name,
+        "Schedule type": schedule,
+        "CFG scale": f"{picture.guidance_scale:g}",
+        "Seed": picture.seed,
+        "Size": f"{picture.width}x{picture.height}",
+        "Model hash": sha256 and sha256[:_HASH],
+        "Model": model,
+        "CFG Rescale": f"{rescale:g}" if rescale else None,
+        "Noise Schedule": "Zero Terminal SNR" if zero_terminal_snr else None,
+        "Prompt number": picture.number,
+    }
+    negative = f"\nNegative prompt: {picture.negative_prompt}" if picture.negative_prompt else ""
+    last = ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None)
+    return f"{picture.prompt}{negative}\n{last}"
+
+
+def png_info(text: str) -> PngInfo:
+    """The chunk that a PNG holds it in: tEXt where it is Latin-1, else iTXt."""
+    info = PngInfo()
+    info.add_text("parameters", text)
+    return info
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(letter in text for letter in ',:\n"') else text

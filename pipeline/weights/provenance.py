@@ -1,0 +1,174 @@
+"""Where a fine-tuned model comes from, and how its file says so: modelspec's keys, kohya's `ss_` keys that tools show, and
+this pipeline's own under PREFIX.
+
+The facts lie beside what they are facts of: convert writes SOURCES with the base's hashes, train writes RUN beside its
+weights. Both are functions of the stages' inputs, and so are the keys; a date there is only where SOURCE_DATE_EPOCH
+gives one (https://reproducible-builds.org/specs/source-date-epoch)."""
+
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.stage import StageError
+
+PREFIX = "sdxl_mindspore_dvc."
+SOURCES = "sources.json"
+RUN = "run.json"
+
+_SPEC = "1.0.1"
+_ARCHITECTURES = {"sdxl-base": "stable-diffusion-xl-v1-base", "tiny": "stable-diffusion-xl-v1-tiny"}
+_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # whose names the tensors have
+_BASE_VERSION = "sdxl_base_v1-0"  # kohya's name of SDXL
+HASH = "modelspec.hash_sha256"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes; of a folder, of what `sha256sum` prints of the files of weights below, by their paths."""
+    if path.is_file():
+        with open(path, "rb", buffering=0) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.safetensors"))
+    lines = [f"{sha256(path / file)}  {file}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def sources(base: Path, vae: Path) -> dict[str, dict]:
+    """What SOURCES says of the base model and of the VAE: name, whether it is a single file, and sha256."""
+    found = {"base": _source(base)}
+    return found | {"vae": found["base"] if vae == base else _source(vae)}
+
+
+def _source(path: Path) -> dict:
+    name = path.name or path.resolve().name
+    return {"name": name.encode(errors="replace").decode(), "file": path.is_file(), "sha256": sha256(path)}
+
+
+def read(path: Path, stage: str) -> dict:
+    """SOURCES or RUN as the stage wrote it. Raises StageError when it is not there or holds something else."""
+    again = f"run `dvc repro {stage}`, which writes it"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path} is not there; {again}") from None
+    except ValueError as error:
+        raise StageError(f"{path} is not JSON ({error}); {again}") from None
+    wanted = {SOURCES: ("base", "vae"), RUN: ("name", "description", "split", "steps", "pictures", "images")}[path.name]
+    if not isinstance(found, dict) or any(key not in found for key in wanted):
+        raise StageError(f"{path} lacks one of {', '.join(wanted)}; {again}")
+    return found
+
+
+def metadata(run: dict, origin: dict, config: str, resolution: int, weights: str, dtype: str) -> dict[str, str]:
+    """The keys of a merged model, all but its hash. `run` and `origin` are what RUN and SOURCES hold; `weights` and
+    `dtype` are the keys of `merge`."""
+    return (
+        _modelspec(run, origin, config, resolution)
+        | _kohya(run, origin, resolution)
+        | {PREFIX + key: value for key, value in own(run, origin, weights, dtype).items()}
+    )
+
+
+def title(run: dict, origin: dict) -> str:
+    return f"{Path(origin['base']['name']).stem} fine-tuned {run['name'][:8]}"
+
+
+def _modelspec(run: dict, origin: dict, config: str, resolution: int) -> dict[str, str]:
+    """https://github.com/Stability-AI/ModelSpec"""
+    prediction = run["description"]["diffusion"]["prediction"]
+    found = {
+        "sai_model_spec": _SPEC,
+        "architecture": _ARCHITECTURES[config],
+        "implementation": _IMPLEMENTATION,
+        "title": title(run, origin),
+        "resolution": f"{resolution}x{resolution}",
+        "prediction_type": prediction,
+    }
+    if date := _date():
+        found["date"] = date
+    return {f"modelspec.{key}": value for key, value in found.items()}
+
+
+def _date() -> str | None:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        raise StageError(f"SOURCE_DATE_EPOCH is {epoch}; wanted seconds since 1970, or no such variable") from None
+
+
+def _kohya(run: dict, origin: dict, resolution: int) -> dict[str, str]:
+    """The keys of kohya's sd-scripts whose meaning is the same here."""
+    train, split = run["description"]["train"], run["split"]
+    rate = train["learning_rate"] * (train["global_batch"] if train["scale_lr"] else 1)
+    found = {
+        "base_model_version": _BASE_VERSION,
+        "sd_model_name": origin["base"]["name"],
+        "new_sd_model_hash": origin["base"]["sha256"] if origin["base"]["file"] else None,
+        "learning_rate": rate,
+        "unet_lr": rate,
+        "lr_scheduler": train["lr_scheduler"],
+        "lr_warmup_steps": train["lr_warmup_steps"],
+        "optimizer": train["optimizer"],
+        "steps": run["steps"],
+        "max_train_steps": run["steps"],
+        "num_train_images": run["pictures"],
+        "batch_size_per_device": split["batch_size"],
+        "total_batch_size": train["global_batch"],
+        "gradient_accumulation_steps": split["gradient_accumulation_steps"],
+        "gradient_checkpointing": train["gradient_checkpointing"],
+        "max_grad_norm": train["max_grad_norm"],
+        "mixed_precision": {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[train["precision"]],
+        "resolution": f"({resolution}, {resolution})",
+        "seed": train["seed"],
+        "caption_dropout_rate": train["caption_dropout"],
+        "noise_offset": train["noise_offset"] or None,
+        "min_snr_gamma": train["snr_gamma"],
+        "zero_terminal_snr": run["description"]["diffusion"]["zero_terminal_snr"],
+    }
+    return {f"ss_{key}": str(value) for key, value in found.items() if value is not None}
+
+
+def own(run: dict, origin: dict, weights: str, dtype: str) -> dict[str, str]:
+    """This pipeline's own: hashes of what went in, the code and the versions, and all settings of the training."""
+    description = run["description"]
+    params = {key: description[key] for key in ("diffusion", "train")}
+    return {
+        "training": run["name"],
+        "code": description["code"],
+        "base": origin["base"]["sha256"],
+        "vae": origin["vae"]["sha256"],
+        "images": run["images"],
+        **description["inputs"],
+        "params": json.dumps(params, sort_keys=True),
+        "versions": json.dumps(description["versions"], sort_keys=True),
+        "weights": str(weights),
+        "dtype": dtype,
+    }
+
+
+def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """In what a file's own keys, without PREFIX, are not those of a workspace, a line each."""
+    lines = []
+    for key in sorted({*found, *wanted}):
+        a, b = found.get(key), wanted.get(key)
+        if a != b and key not in ("training", "params"):  # the one is a digest of all, the other is compared in parts
+            lines.append(f"{key}: {a} there, {b} here")
+    old, new = _leaves(found.get("params", "{}")), _leaves(wanted.get("params", "{}"))
+    changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    lines += [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in changed]
+    if not lines and found.get("training") != wanted.get("training"):
+        lines.append("training: another one of the same settings and inputs")
+    return lines
+
+
+def _leaves(text: str) -> dict[str, object]:
+    try:
+        tree = json.loads(text)
+        return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    except (ValueError, AttributeError):  # not as this pipeline writes it
+        return {}
