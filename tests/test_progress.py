@@ -158,3 +158,15 @@ def test_pictures_are_counted(lines, tmp_path):
     with Examiner(open_source(str(tmp_path / "data")), 1000, 1) as examiner:
         examiner.examine(next(examiner.source.parts()))
     assert [line.split(", ")[:2] for line in lines()] == [["index: 80%", "16 of 20"], ["index: 100%", "20 of 20"]]
+
+
+def test_pictures_in_tars_to_come_are_reckoned_with(lines, tmp_path):
+    for number, count in enumerate((10, 10, 10, 4)):
+        members = {f"{n}.png": data_sets.picture(100 * number + n, 8, 8) for n in range(count)}
+        data_sets.write_tar(tmp_path / f"data/{number}.tar", members)
+    source = open_source(str(tmp_path / "data"))
+    with Examiner(source, 1000, 1, source.part_count) as examiner:
+        for part in source.parts():
+            examiner.examine(part)
+    found = [line.split(", ")[:2] for line in lines()]
+    assert found == [[f"index: {n * 100 // all}%", f"{n} of {all}"] for n, all in ((10, 40), (20, 40), (30, 40), (34, 34))]

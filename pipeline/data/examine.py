@@ -32,12 +32,14 @@ _SAVE_EVERY = 30  # seconds: so much work a kill may cost
 
 
 class Examiner:
-    """Examines parts of one source. Workers start with the first part that needs them."""
+    """Examines parts of one source, of which there are `part_count`. Workers start with the first part that needs
+    them."""
 
-    def __init__(self, source: Source, max_pixels: int, workers: int):
+    def __init__(self, source: Source, max_pixels: int, workers: int, part_count: int = 1):
         self.source, self.max_pixels, self.workers = source, max_pixels, workers
         self.rules = memo.rules(max_pixels)
         self._pool = self._progress = None
+        self._part_count, self._seen, self._new = part_count, 0, 0  # parts and new pictures by now
 
     def __enter__(self) -> "Examiner":
         return self
@@ -56,10 +58,11 @@ class Examiner:
         now = time.time_ns()
         known, table = memo.load(part.place, self.rules, part.paths, part.stamps)
         new = np.setdiff1d(np.arange(len(part.paths)), known, assume_unique=True)
-        if len(new):
-            if self._progress is None:
-                self._progress = progress.Bar(0, "image", "index")
-            self._progress.total += len(new)
+        self._seen, self._new = self._seen + 1, self._new + len(new)
+        if self._progress is None and len(new):
+            self._progress = progress.Bar(0, "image", "index")
+        if self._progress is not None:  # the parts to come are taken for as large as those by now
+            self._progress.total = round(self._new * max(self._part_count / self._seen, 1))
         rows, tables = [known], [table]
         saved, unsaved = time.monotonic(), 0
         for chunk, found in self._look(part.place, part.paths.take(pa.array(new)).to_pylist(), new):

@@ -44,6 +44,10 @@ class Folder:
     whole_texts: bool = False  # name.txt is one caption, not one a line
     caption_column: str = "text"  # of metadata
 
+    @property
+    def part_count(self) -> int:
+        return 1
+
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError for a path that leads out of the folder."""
         with open(self.file(path), "rb") as file:

@@ -108,7 +108,7 @@ def index(
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left; SourceError, CaptionError, OSError."""
     try:
-        with Examiner(source, max_pixels, workers) as examiner:
+        with Examiner(source, max_pixels, workers, source.part_count) as examiner:
             kept, read = sizes, 0
             highest = _highest(source, sets, max_samples) if max_samples else None
             if min_bucket > 1:

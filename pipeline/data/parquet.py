@@ -28,6 +28,10 @@ class ParquetFiles:
     image_column: str = "image"
     caption_column: str = "text"
 
+    @property
+    def part_count(self) -> int:
+        return len(self.files)
+
     def read(self, path: str) -> bytes:
         """The bytes of a picture; none for a null. Raises SourceError when there is no such row."""
         place = self.file(path)

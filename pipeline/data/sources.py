@@ -18,6 +18,7 @@ class Source(Protocol):
     """A data set. It can be pickled, opens files when it needs them, and is shared by threads."""
 
     root: str
+    part_count: int  # of the parts that hold pictures
 
     def read(self, path: str) -> bytes:
         """The bytes of the picture with this path in images.parquet. Raises SourceError."""

@@ -46,6 +46,10 @@ class WebDataset:
     unmatched: tuple[Unmatched, ...] = ()
     caption_column: str = "text"  # of key.json
 
+    @property
+    def part_count(self) -> int:
+        return len(self.tars)
+
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError when there is no such member."""
         place = self.file(path)
