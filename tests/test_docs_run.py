@@ -174,9 +174,18 @@ def test_the_examples_of_data_sets_are_read(tmp_path):
 # make, DVC and git, with stand-ins
 
 
+SHARING = "dvc remote add --default team "
+FETCHING = "git pull"
+QUEUE = "dvc exp run --queue"
+COMPARING = "python -m pipeline exps"
+KEEPING = "dvc exp apply"
+CLEANING = "python -m pipeline cache ls"
+
+
 @pytest.fixture(scope="module")
 def team(tmp_path_factory):
-    """The folder of a first clone, which has run; its stages are stand-ins that write other bytes each time."""
+    """The folder of two clones: the first has run and pushed, the second has pulled (its output is in second.log). The
+    stages are stand-ins that write other bytes each time."""
     root = tmp_path_factory.mktemp("team")
     first = root / "first"
     first.mkdir()
@@ -193,15 +202,11 @@ def team(tmp_path_factory):
     run(first, "git remote add origin ../origin.git && git push -q --set-upstream origin main")
     run(root, "git clone -q origin.git second")
     assert run(first, "make repro").count("Running stage") == 7
+    run(first, f"set -e\n{block(PAGE, SHARING).replace('/mnt/team/dvc', str(root / 'remote'))}")
+    (root / "second.log").write_text(run(root / "second", f"set -e\n{block(PAGE, FETCHING)}"))
     return root
 
 
-SHARING = "dvc remote add --default team "
-FETCHING = "git pull"
-QUEUE = "dvc exp run --queue"
-COMPARING = "python -m pipeline exps"
-KEEPING = "dvc exp apply"
-CLEANING = "python -m pipeline cache ls"
 NAMED = [  # in sentences and tables, and on other pages
     *("dvc repro", "make repro NPU=1", "dvc repro index", "dvc repro convert", "dvc repro cache_latents cache_text"),
     *("dvc repro train", "dvc repro merge", "dvc repro sample", "dvc exp run --temp"),
@@ -216,8 +221,7 @@ NAMED = [  # in sentences and tables, and on other pages
 
 def test_outs_go_by_a_remote_to_a_second_clone_where_nothing_runs(team):
     first, second = team / "first", team / "second"
-    run(first, f"set -e\n{block(PAGE, SHARING).replace('/mnt/team/dvc', str(team / 'remote'))}")
-    output = run(second, f"set -e\n{block(PAGE, FETCHING)}")
+    output = (team / "second.log").read_text()
     assert "Running stage" not in output and "up to date" in output
     name = "outs/latents/file"
     assert (second / name).read_text() == (first / name).read_text()
