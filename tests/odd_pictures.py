@@ -222,9 +222,8 @@ def _depths():
     yield Odd("rgb 16, no key.png", raw_png(quadrants(deep), 2, 16, before=chunk(b"tRNS", bytes(2))), QUADRANTS)
     clear = [(*c, 65535) for c in deep[:3]] + [(*deep[3], 0)]
     yield Odd("rgba 16.png", raw_png(quadrants(clear), 6, 16), (RED, GREEN, BLUE, BACKGROUND))
-    yield Odd(
-        "rgba 16, no key.png", raw_png(quadrants(clear), 6, 16, before=chunk(b"tRNS", bytes(6))), (RED, GREEN, BLUE, BACKGROUND)
-    )
+    no_key = raw_png(quadrants(clear), 6, 16, before=chunk(b"tRNS", bytes(6)))
+    yield Odd("rgba 16, no key.png", no_key, (RED, GREEN, BLUE, BACKGROUND))
     white, black = (255,) * 3, (0,) * 3
     bilevel = Image.fromarray(quadrants(((255,), (0,), (0,), (255,)))[:, :, 0]).convert("1")
     yield Odd("one bit.png", encode(bilevel, "PNG"), (white, black, black, white))

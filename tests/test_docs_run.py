@@ -71,7 +71,8 @@ from pathlib import Path
 name = Path(sys.argv[0]).stem
 stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
 texts = {
-    "outs/train/live/metrics.json": '{"step": 3, "train": {"loss": 0.5}, "validation": {"loss": 0.4, "best_loss": 0.3}}',
+    "outs/train/live/metrics.json":
+        '{"step": 3, "train": {"loss": 0.5}, "validation": {"loss": 0.4, "best_loss": 0.3}}',
     "outs/train/live/log.jsonl": '{"step": 1, "train/loss": 0.5}\\\\n',
 }
 for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:

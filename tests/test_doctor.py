@@ -246,8 +246,9 @@ def test_weights_that_fit(tiny):
 
 def test_weights_that_are_missing_or_of_another_kind(tiny, tmp_path):
     assert "nowhere.safetensors does not exist" in weights("nowhere.safetensors").found
-    published = weights("data/here/sd_xl_base_1.0.safetensors").do
-    assert "`hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/here`" in published
+    file = "sd_xl_base_1.0.safetensors"
+    published = weights(f"data/here/{file}").do
+    assert f"`hf download stabilityai/stable-diffusion-xl-base-1.0 {file} --local-dir data/here`" in published
     found = only(look("weights", inputs.weights, sdxl(model__base=str(tiny), model__vae=str(tiny))))
     assert found.state == BAD and "holds weights of the configuration tiny; set model.config to tiny" in found.found
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>")

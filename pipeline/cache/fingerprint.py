@@ -31,7 +31,8 @@ def file_hash(path: str | Path) -> str:
         if known["state"] == state:
             return known["hash"]
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb", buffering=0) as file, progress.Bar(status.st_size, "B", f"hashes {path.name}", leave=False) as bar:
+    bar = progress.Bar(status.st_size, "B", f"hashes {path.name}", leave=False)
+    with open(path, "rb", buffering=0) as file, bar:
         while block := file.read(_BLOCK):
             digest.update(block)
             bar.update(len(block))

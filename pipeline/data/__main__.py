@@ -68,9 +68,8 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     found = look(source, paths.take(pa.array(chosen, pa.int64())).to_pylist(), index.max_pixels)
     allowed = sizes(index.resolution, index.bucket_step, index.buckets)
     _, reasons = reject(found, allowed, index.min_side, index.max_enlargement)
-    widths, heights = (
-        found[side].to_numpy(zero_copy_only=False)[[reason is None for reason in reasons]] for side in ("width", "height")
-    )
+    kept = np.array([reason is None for reason in reasons], bool)
+    widths, heights = (found[side].to_numpy(zero_copy_only=False)[kept] for side in ("width", "height"))
     if len(widths):
         each = np.full(len(widths), len(paths) / len(found))  # pictures that it stands for
         allowed = common(widths, heights, each, allowed, index.min_bucket)
