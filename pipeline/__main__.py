@@ -14,7 +14,7 @@ TOOLS = {
     "doctor": ("pipeline.doctor.__main__", "say whether the run of params.yaml can start, and what to do if not"),
     "plan": ("pipeline.plan", "say what a training run will take: memory, disk, steps, hours"),
     "data": ("pipeline.data.__main__", "look at pictures and captions before they are indexed"),
-    "weights": ("pipeline.weights.__main__", "say what a file or folder of weights is"),
+    "weights": ("pipeline.weights.__main__", "say what a file or folder of weights is, and where it comes from"),
     "cache": ("pipeline.cache.__main__", "list, verify, show and clean up the caches and the store"),
     "exps": ("pipeline.experiments", "list the experiments with what came out, in a small table"),
     "report": ("pipeline.report.__main__", "write one HTML page about what was run"),

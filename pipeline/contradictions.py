@@ -344,10 +344,12 @@ def warm_up_fault(train: "Train", steps: int) -> str | None:
 def _pictures(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]:
     """Of those that `sample` draws, and of the previews."""
     sample, train = params.sample, params.train
-    if len(set(sample.saved_steps)) < len(sample.saved_steps) and sample.saved_steps != "all":
-        yield "sample.saved_steps", f"wanted each once, found {sample.saved_steps[:20]}"
     yield from _prompts(prompts_of(sample), sample.sampler, params, config)
     yield from _prompts(own_prompts("train.previews", train.previews), train.preview_sampler, params, config)
+    if sample.saved_steps and not train.save_interval:
+        yield "sample.saved_steps", f"needs train.save_interval, or none are saved; wanted [], found {sample.saved_steps}"
+    elif sample.saved_steps != "all" and len(set(sample.saved_steps)) < len(sample.saved_steps):
+        yield "sample.saved_steps", f"wanted each once, found {sample.saved_steps[:20]}"
     for key, sampler in (("sample.sampler", sample.sampler), ("train.preview_sampler", train.preview_sampler)):
         if params.diffusion.prediction == "flow" and sampler != "euler":
             yield (

@@ -39,6 +39,7 @@ def main(params: Params) -> None:
     hardware.check(params, "sample")
     for path in (BASE, MERGED, PUBLISHED):
         os.stat(path)
+    base = provenance.read(SOURCES, "convert")["base"]
     between = saved(TRAINED, p.saved_steps)
     check_vocabulary(params.model.tokenizer, config.clip_l.vocab_size, params.model.config)
 
@@ -55,7 +56,6 @@ def main(params: Params) -> None:
     from pipeline.sampling.prompts import encode
 
     device = setup(params.device.target)
-    base = provenance.read(SOURCES, "convert")["base"]
     models = [
         Drawn("base", "base", BASE, Path(base["name"]).stem, base["sha256"] if base["file"] else None),
         *(Drawn(file.stem, f"step {step}", file, file.stem, None) for step, file in between),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.training import key
+from pipeline.training.stored import Reach
 from tests import training_samples
 
 
@@ -20,9 +21,9 @@ def run(**changes) -> dict:
         "device": {"target": "CPU"},
         "versions": {"mindspore": "2.10.0", "numpy": "1.26.4"},
         "code": "c" * 32,
-        "inputs": {name: name[0] * 32 for name in ("unet", "latents", "text", "captions")},
+        "inputs": {name: name[0] * 32 for name in ("unet", "latents", "text", "samples")},
     }
-    training = key.Training(description, params.train.model_dump(include=key._SPLIT_KEYS) | {"ranks": 1})
+    training = key.Training(description, params.train.model_dump(include=key._SPLIT_KEYS) | {"ranks": 1}, Reach(6, 6))
     return key.facts(training, 6, np.zeros((9, 16), np.uint8), 8)
 
 

@@ -109,7 +109,7 @@ def test_our_keys_hold_the_hashes_of_what_went_in(project):
     own = {name.removeprefix(provenance.PREFIX): text for name, text in found.items() if name.startswith("sdxl_")}
     run = provenance_samples.run()
     assert own["base"] == own["vae"] == hashlib.sha256((project / "base.safetensors").read_bytes()).hexdigest()
-    assert [own[name] for name in ("unet", "latents", "text", "captions")] == ["u" * 32, "l" * 32, "t" * 32, "c" * 32]
+    assert [own[name] for name in ("unet", "latents", "text", "samples")] == ["u" * 32, "l" * 32, "t" * 32, "s" * 32]
     assert (own["images"], own["training"], own["code"]) == (run["images"], run["name"], "c" * 32)
     assert json.loads(own["params"])["train"] == run["description"]["train"]
     assert json.loads(own["versions"]) == {"mindspore": "2.10.0", "numpy": "1.26.4"}
@@ -220,7 +220,7 @@ def test_a_model_of_another_training_is_told_by_what_differs(project, monkeypatc
     run = project / "outs/train/weights/run.json"
     kept = run.read_text()
     changed = provenance_samples.run(**{"train.learning_rate": 0.5})
-    changed["description"]["inputs"]["captions"] = "d" * 32
+    changed["description"]["inputs"]["samples"] = "d" * 32
     run.write_text(json.dumps(changed))
     try:
         found = shown(project, str(other), monkeypatch)
@@ -228,7 +228,7 @@ def test_a_model_of_another_training_is_told_by_what_differs(project, monkeypatc
         run.write_text(kept)
     assert found["workspace"] == "no"
     assert any(line.startswith("train.learning_rate: ") and line.endswith(", 0.5 here") for line in found["differences"])
-    assert f"captions: {'c' * 32} there, {'d' * 32} here" in found["differences"]
+    assert f"samples: {'s' * 32} there, {'d' * 32} here" in found["differences"]
     assert len(found["differences"]) == 2
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np

@@ -281,6 +281,7 @@ def project(tmp_path_factory):
     settings["model"]["tokenizer"] = str(ROOT / "data/tokenizer")
     settings["sample"] |= {"prompts": ["a red circle " * 40, "", "a blue star"], "steps": 2, "batch_size": 2}
     settings["sample"] |= {"width": 64, "height": 32, "saved_steps": [2]}
+    settings["train"]["save_interval"] = 2
     (root / "outs/train/weights").mkdir(parents=True)
     shutil.copy(root / "other/unet.ckpt", root / "outs/train/weights/step-00000002.ckpt")
     (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -88,7 +88,7 @@ def _settings(params: Params) -> Params:
     }  # fmt: skip
     tree["merge"] |= {"weights": "raw"}
     tree["cache_text"] |= {"chunks": 1}
-    tree["sample"] |= {"width": _SIDE, "height": _SIDE}
+    tree["sample"] |= {"width": _SIDE, "height": _SIDE, "saved_steps": []}
     return Params.model_validate(tree)
 
 

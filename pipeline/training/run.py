@@ -19,7 +19,9 @@ from pipeline.models.config import CONFIGS
 from pipeline.sampling import draw
 from pipeline.sampling.picture import Picture
 from pipeline.stage import StageError
-from pipeline.training import agreement, build, course, drive, feed, finished, key, preview, state, validation, weights
+from pipeline.training import (
+    agreement, build, course, drive, feed, finished, key, preview, state, validation, weights,
+)  # fmt: skip
 from pipeline.training.compiled import Compiler
 from pipeline.training.data import PICTURES, Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
