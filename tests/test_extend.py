@@ -30,8 +30,9 @@ def states() -> list[str]:
 
 
 def forget() -> None:
-    """The store, so that a run begins anew."""
-    store.remove(store.root())
+    """All but the graphs, so that a run begins anew."""
+    for name in ("train", "trained"):
+        store.remove(store.root() / name)
 
 
 def steps_taken(monkeypatch, call):

@@ -8,23 +8,25 @@ import safetensors.numpy
 
 from pipeline.weights import ckpt
 from tests.test_resume import ends, start, train, workspace
+from tests.training_samples import share_graphs
 
 __all__ = ["workspace"]  # a fixture
 SETTINGS = ["train.steps=3", "train.validation_interval=3"]
 
 
 @pytest.fixture(scope="module")
-def trained(workspace, tmp_path_factory):
+def trained(workspace, graphs, tmp_path_factory):
     """(the weights of a run that was trained from the base, its rows of the log)"""
     root = tmp_path_factory.mktemp("trained")
-    train(workspace, root / "store", *SETTINGS)
+    train(workspace, share_graphs(root / "store", graphs), *SETTINGS)
     shutil.copy(workspace / "outs/train/weights/unet.ckpt", root / "start.ckpt")
     return root / "start.ckpt", ends(workspace)[1]
 
 
-def test_a_run_starts_from_other_weights(workspace, tmp_path, trained):
+def test_a_run_starts_from_other_weights(workspace, graphs, tmp_path, trained):
     """Its first validation loss is the last one of the run that made them."""
     path, rows = trained
+    share_graphs(tmp_path, graphs)
     train(workspace, tmp_path, *SETTINGS, f"train.init_from={path}")
     weights, found, _ = ends(workspace)
     losses = [[row["validation/loss"] for row in part if "validation/loss" in row] for part in (rows, found)]
