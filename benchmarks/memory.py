@@ -37,7 +37,7 @@ def planned(config: str, side: int, batch: int) -> device.Parts:
     """Without weights and optimizer's state."""
     run = Run(
         config=config, images=1, resolution=side * TINY.vae.factor, devices=1, batch_size=batch, accumulation=1,
-        steps=1, epochs=None, precision="float32", param_fp16=False, optimizer="adamw", shard_optimizer=False,
+        steps=1, epochs=None, precision="float32", weights_dtype="float32", optimizer="adamw", shard_optimizer=False,
         ema=False, gradient_checkpointing=False, attention="tiled", latent_channels=8, chunks=1, target="CPU",
     )  # fmt: skip
     parts = device.device_bytes(run)

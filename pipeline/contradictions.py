@@ -129,7 +129,7 @@ def _of_the_other_model(params: "Params") -> Iterator[tuple[str, str]]:
         if resolution > 512:
             yield "index.resolution", f"{resolution} is SDXL's, and the tiny model was trained at 64; {PRESET}"
         return
-    if rate >= 5e-4:
+    if rate >= 5e-4 and params.train.optimizer != "prodigy":
         yield (
             "train.learning_rate",
             f"{rate:g} ruins SDXL within a few steps, it is the tiny model's; wanted 4e-7 to 1e-5; {PRESET}",
@@ -261,7 +261,7 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
     elif train.steps is not None and (fault := warm_up_fault(train, train.steps)):
         yield "train.lr_warmup_steps", fault
     highest = peak * max([1.0, *(group.learning_rate or 1.0 for group in train.groups)])
-    if train.weight_decay * highest >= 1:
+    if train.optimizer != "prodigy" and train.weight_decay * highest >= 1:
         yield (
             "train.weight_decay",
             f"must be below 1 / the learning rate ({highest:g}): a step would take more than all of a weight; "
@@ -296,10 +296,16 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
         for key in ("keep_best", "patience"):
             if found := getattr(train, key):
                 yield f"train.{key}", f"needs validation_share above 0: there is no validation loss; found {found}"
-    if train.param_fp16 and train.precision != "float16":
-        yield "train.param_fp16", f"true needs precision float16, found {train.precision}"
+    if train.weights_dtype == "float16" and train.precision != "float16":
+        yield "train.weights_dtype", f"float16 needs precision float16, found {train.precision}; wanted bfloat16 or float32"
+    if train.weights_dtype == "float16" and train.optimizer == "prodigy":
+        yield (
+            "train.weights_dtype",
+            "float16 loses the first steps of prodigy, a millionth each, and it would never find its rate; wanted "
+            "bfloat16 or float32",
+        )
     if train.shard_optimizer is True and train.optimizer != "adamw":
-        yield "train.shard_optimizer", "true needs optimizer adamw: Adafactor's state is small already"
+        yield "train.shard_optimizer", f"true needs optimizer adamw: {train.optimizer} keeps its state on each process"
     if len(set(train.validation_timesteps)) < len(train.validation_timesteps):
         yield "train.validation_timesteps", f"wanted each once, found {train.validation_timesteps[:20]}"
 

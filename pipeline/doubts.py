@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from pipeline.params import Params, Sample
 
 
+LION_SDXL, LION_TINY = 5e-6, 5e-4  # rates above which lion is given adamw's
+
+
 def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     """(key, what is doubtful and what is usual)."""
     yield from _of_previews(params)
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
+    yield from _optimizer(params)
     for key in ("snr_gamma", "snr_gamma_soft", "p2_gamma"):
         if params.diffusion.zero_terminal_snr and getattr(params.train, key) is not None:
             yield (
@@ -28,9 +32,17 @@ def _of_previews(params: "Params") -> Iterator[tuple[str, str]]:
         yield "train.previews", "none are drawn, as train.sample_interval is 0; 100 or 500 is usual"
 
 
+def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
+    train, rate = params.train, peak_rate(params)
+    if train.optimizer == "prodigy" and not 0.1 <= rate <= 10:
+        yield "train.learning_rate", f"{rate:g} is far from 1, and prodigy multiplies the rate that it finds by it; 1.0 is usual"
+    if train.optimizer == "lion" and rate > (LION_SDXL if params.model.config == "sdxl-base" else LION_TINY):
+        yield "train.learning_rate", f"{rate:g} is adamw's; lion wants a rate 3 to 10 times smaller (docs/optimizers.md)"
+
+
 def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
     train, index, sample = params.train, params.index, params.sample
-    if (rate := peak_rate(params)) > 5e-5:
+    if (rate := peak_rate(params)) > 5e-5 and train.optimizer not in ("lion", "prodigy"):
         yield "train.learning_rate", f"{rate:g} is high for all of SDXL's UNet: 4e-7 to 1e-5 is usual; {PRESET}"
     if index.resolution < 768:
         yield "index.resolution", f"SDXL was trained at 1024 and draws worse at {index.resolution}; {PRESET}"
@@ -57,7 +69,7 @@ def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
 
 def _of_tiny(params: "Params") -> Iterator[tuple[str, str]]:
     index, sample = params.index, params.sample
-    if (rate := peak_rate(params)) < 1e-4:
+    if (rate := peak_rate(params)) < (1e-5 if params.train.optimizer == "lion" else 1e-4):
         yield "train.learning_rate", f"{rate:g} is SDXL's; the tiny model learns next to nothing by it, 1e-3 is usual"
     if index.resolution > 128:
         yield "index.resolution", f"the tiny model was trained at 64, and {index.resolution} is asked for; {PRESET}"

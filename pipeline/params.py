@@ -191,7 +191,7 @@ class Train(Section):
     lr_end: NotNegative
     lr_decay_steps: Interval
     groups: list[Group]
-    optimizer: Literal["adamw", "adafactor"]
+    optimizer: Literal["adamw", "adamw8bit", "lion", "prodigy", "adafactor"]
     adam_beta1: Decay
     adam_beta2: Decay
     adam_epsilon: Annotated[Float, Field(ge=1e-30, le=1)]
@@ -230,7 +230,7 @@ class Train(Section):
     caption_dropout_with: Literal["empty", "zeros"]
 
     precision: Literal["float32", "float16", "bfloat16"]
-    param_fp16: bool
+    weights_dtype: Literal["float32", "float16", "bfloat16"]
     loss_scale: Annotated[Float, Field(ge=1, le=2.0**40)]
     gradient_checkpointing: bool
 

@@ -181,8 +181,8 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     multiple = side_multiple(CONFIGS[run.config])
     if run.resolution % multiple:
         refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
-    if run.param_fp16 and run.precision != "float16":
-        refuse(f"--precision {run.precision} contradicts train.param_fp16 true in params.yaml")
+    if run.weights_dtype == "float16" and run.precision != "float16":
+        refuse(f"--precision {run.precision} contradicts train.weights_dtype float16 in params.yaml")
     drawn = objective(params.diffusion, params.train, CONFIGS[run.config].vae.scaling_factor)
     if plot:
         timesteps.write_plot(drawn, plot)

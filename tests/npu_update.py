@@ -1,7 +1,8 @@
 """Compile the update of several parameters as one of the ranks that msrun started, or alone, and print as JSON what the
 graphs hold: {"CPU": {kind: count}, "NPU": ..., "missing": the first kernel that this CPU lacks in the NPU's form}.
 
-    python -m tests.npu_update [float16]     # float16: with loss scaling, and half weights"""
+    python -m tests.npu_update [float16]     # float16: with loss scaling, and half weights
+    python -m tests.npu_update optimizers    # {optimizer: {"kinds": {kind: count}, "missing": ...}} of an NPU's form, in bfloat16"""
 
 import json
 import os
@@ -28,11 +29,43 @@ def main(half: bool, folder: str) -> None:
 
     from benchmarks import kernels as benchmark
     from pipeline.training import parameter_buckets
+    from pipeline.training.optimizers.adafactor import Adafactor
     from pipeline.training.optimizers.adamw import AdamW
+    from pipeline.training.optimizers.adamw8bit import AdamW8bit
+    from pipeline.training.optimizers.lion import Lion
+    from pipeline.training.optimizers.prodigy import Prodigy
     from pipeline.training.step import Settings, Update
 
     device = pipeline.device.setup("CPU", distributed="MS_ROLE" in os.environ)
     parameter_buckets.BYTES = 2000  # several buckets
+
+    def others() -> dict:
+        """Each optimizer on bfloat16 weights, one of them large enough for 8 bits."""
+        makes = {
+            "adamw": lambda *common: AdamW(*common, 0.9, 0.999, 1e-8),
+            "adamw8bit": lambda *common: AdamW8bit(*common, 0.9, 0.999, 1e-8),
+            "lion": lambda *common: Lion(*common, 0.9, 0.99),
+            "prodigy": lambda *common: Prodigy(*common, 0.9, 0.999, 1e-8),
+            "adafactor": lambda *common: Adafactor(*common),
+        }
+        found = {}
+        for name, make in makes.items():
+            parameters = [
+                Parameter(ops.ones(shape, ms.bfloat16), name=f"p{n}") for n, shape in enumerate([(8,), (8, 8), (65, 65)])
+            ]
+            with benchmark.npu_forms():
+                cell = Update(make(parameters, (False, True, True), 0.01), None, Settings(max_grad_norm=1.0))
+            missing = missed(cell)
+            found[name] = {"missing": missing, "kinds": kinds()}
+        return found
+
+    def missed(cell: Update) -> str | None:
+        try:
+            compile(cell)
+        except RuntimeError as error:
+            return re.search(r"Unsupported op \[(\w+)\]", str(error))[1]
+        except TypeError as error:
+            return re.search(r"Select CPU operator\[(\w+)\]", str(error))[1]
 
     def update() -> Update:
         dtypes = [ms.float16 if half and len(shape) > 1 else ms.float32 for shape in SHAPES]
@@ -58,14 +91,14 @@ def main(half: bool, folder: str) -> None:
             found[kind] += count
         return found
 
+    if "optimizers" in sys.argv:
+        print("found", json.dumps(others()), flush=True)
+        return
     compile(update())
     found = {"CPU": kinds()}
     with benchmark.npu_forms():
         cell = update()
-    try:
-        compile(cell)
-    except RuntimeError as error:
-        found["missing"] = re.search(r"Unsupported op \[(\w+)\]", str(error))[1]
+    found["missing"] = missed(cell)
     found["NPU"] = kinds()
     if device.rank == 0:
         print("found", json.dumps(found), flush=True)

@@ -95,6 +95,20 @@ def test_ranks_train_as_one_with_the_whole_batch(workspace, store, alone, argume
     assert_close(outcome(workspace), alone)
 
 
+def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
+    """The same random bits: all but the few weights that a last bit of the gradients' sum sends the other way."""
+    half = [*SETTINGS, "train.weights_dtype=bfloat16"]
+    train(workspace, tmp_path / "one", *half, "train.batch_size=8")
+    wanted = weights(workspace)
+    train(workspace, tmp_path / "two", *half, "device.workers=2", "train.batch_size=4", "train.shard_optimizer=true", port())
+    found = weights(workspace)
+    assert wanted.keys() == found.keys()
+    same = [np.isclose(found[name], value, rtol=1e-4, atol=2e-6).ravel() for name, value in wanted.items()]
+    assert np.concatenate(same).mean() > 0.99
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=2**-6, atol=1e-4, err_msg=name)
+
+
 def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, store, tmp_path, alone):
     two = ["train.batch_size=4", "train.shard_optimizer=true", "train.checkpointing_steps=3", *SETTINGS]
     train(workspace, store, "kill=step:3", *two, "device.workers=2", port(), code=1)

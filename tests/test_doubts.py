@@ -67,7 +67,8 @@ TAKEN = {
     "index.min_side": [32, 256],  # max_enlargement bounds them
     "index.max_enlargement": [None, 1.0, 2.0],
     "train.batch_size": [1, 8, 16],
-    "train.optimizer": ["adamw"],
+    "train.optimizer": ["adamw", "adamw8bit", "lion", "adafactor"],
+    "train.weights_dtype": ["float16", "bfloat16"],
     "train.checkpointing_steps": [500],
     "train.steps": [300, 10**6],
     "train.snr_gamma": [None],
@@ -129,6 +130,23 @@ def test_every_weighting_that_leaves_out_the_last_timestep_is_doubted(key):
     assert list(doubts(params.check(changed(SDXL, v), "params.yaml"))) == []
     [(found, said)] = doubts(params.check(changed(SDXL, v | {key: 1.0}), "params.yaml"))
     assert found == key and "gets the weight 0" in said
+
+
+@pytest.mark.parametrize("tree", [TINY, SDXL], ids=["tiny", "sdxl"])
+@pytest.mark.parametrize(("rate", "doubted"), [(1.0, False), (0.5, False), (1e-3, True), (1e-5, True), (20.0, True)])
+def test_prodigy_wants_a_rate_of_about_1(tree, rate, doubted):
+    found = changed(tree, {"train.optimizer": "prodigy", "train.learning_rate": rate})
+    said = [text for key, text in doubts(params.check(found, "params.yaml")) if key == "train.learning_rate"]
+    assert any("far from 1" in text for text in said) is doubted and (doubted or not said)
+
+
+@pytest.mark.parametrize(
+    ("tree", "rate", "doubted"), [(TINY, 1e-3, True), (TINY, 2e-4, False), (SDXL, 1e-5, True), (SDXL, 1e-6, False)]
+)
+def test_lion_does_not_want_adamws_rate(tree, rate, doubted):
+    found = changed(tree, {"train.optimizer": "lion", "train.learning_rate": rate})
+    said = [text for key, text in doubts(params.check(found, "params.yaml")) if key == "train.learning_rate"]
+    assert [("lion wants a rate 3 to 10 times smaller" in text) for text in said] == [True] * doubted
 
 
 def test_the_demo_is_not_doubted():

@@ -18,10 +18,12 @@ from pipeline.models.cpu import layers as cpu_layers
 from pipeline.models.unet import UNet
 from pipeline.models.vae import VAEDecoder, VAEEncoder
 
+from pipeline.params import Train
 from pipeline.stage import PROJECT
 from tests.golden import rule
 from tests.golden.compare import assert_close, assert_gradients, build, golden
 from tests.golden.make_aclnn import ACLNN
+from tests.npu_update import held
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -218,3 +220,24 @@ def test_sum_of_squares(form):
     arrays.append(arrays[1].astype(np.float16))
     found = form.SumOfSquares()(tuple(map(ms.Tensor, arrays))).asnumpy()
     np.testing.assert_allclose(found, sum((a.astype(np.float64) ** 2).sum() for a in arrays), rtol=1e-6)
+
+
+# Primitives of the optimizers' updates without an aclnn kernel, and why they may stay.
+UPDATES_MAY_STAY = {
+    "Assign",  # a copy on the device
+    "AssignAdd",  # of counters
+    "ReduceMean",  # adafactor's, as ever
+    "StridedSlice",  # of prodigy's two sums
+}
+
+
+def test_every_optimizer_compiles_for_an_npu(aclnn):
+    """On bfloat16 weights, up to the first kernel that this CPU lacks."""
+    command = [sys.executable, "-m", "tests.npu_update", "optimizers"]
+    found = held(subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
+    assert set(found) == set(Train.model_fields["optimizer"].annotation.__args__)
+    for name, update in found.items():
+        assert update["missing"] == "BitwiseXorTensor", name
+        assert set(update["kinds"]) - aclnn <= UPDATES_MAY_STAY | MAY_STAY["training step"], name
+        # a parameter that was read before and after its update would be copied
+        assert "TensorMove" not in update["kinds"] and update["kinds"]["InplaceCopy"] == 3, name

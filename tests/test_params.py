@@ -173,7 +173,15 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
             r"train\.lr_warmup_steps: must not be above steps \(600\) together with lr_decay_steps, found 30 and 571",
         ),
         ({"train.timestep_min": 500, "train.timestep_max": 500}, r"train\.timestep_min: must be below timestep_max"),
-        ({"train.param_fp16": True}, r"train\.param_fp16: true needs precision float16"),
+        ({"train.weights_dtype": "float16"}, r"train\.weights_dtype: float16 needs precision float16"),
+        (
+            {"train.weights_dtype": "float16", "train.precision": "float16", "train.optimizer": "prodigy"},
+            r"train\.weights_dtype: float16 loses the first steps of prodigy",
+        ),
+        (
+            {"train.shard_optimizer": True, "train.optimizer": "lion"},
+            r"train\.shard_optimizer: true needs optimizer adamw: lion keeps",
+        ),
         (
             {"train.shard_optimizer": True, "train.optimizer": "adafactor"},
             r"train\.shard_optimizer: true needs optimizer adamw",
@@ -381,11 +389,11 @@ def test_what_can_work_is_taken(tmp_path, changes):
 
 
 def test_all_faults_are_listed_at_once(tmp_path):
-    changes = {"merge.weights": "ema", "sample.steps": 1000, "train.param_fp16": True}
+    changes = {"merge.weights": "ema", "sample.steps": 1000, "train.weights_dtype": "float16"}
     with pytest.raises(ParamsError) as error:
         load(with_changes(tmp_path, changes))
     assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
-        "train.param_fp16", "merge.weights", "sample.steps",
+        "train.weights_dtype", "merge.weights", "sample.steps",
     ]  # fmt: skip
 
 

@@ -12,11 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipeline.models.layers import norm_parameters
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.adamw8bit import AdamW8bit
 from pipeline.training.optimizers.common import decays
+from pipeline.training.optimizers.lion import Lion
+from pipeline.training.optimizers.prodigy import Prodigy
+from pipeline.training.optimizers.rounding import Rounding
 from pipeline.training.step import average_of
 
 from benchmarks import liveness
@@ -36,7 +41,7 @@ from tests.training_samples import ROOT, params
 SHAPES = unet_shapes("tiny")
 FULL = Run(
     config="sdxl-base", images=100_000, resolution=1024, devices=8, batch_size=1, accumulation=1, steps=None, epochs=2,
-    precision="bfloat16", param_fp16=False, optimizer="adamw", shard_optimizer=False, ema=False,
+    precision="bfloat16", weights_dtype="float32", optimizer="adamw", shard_optimizer=False, ema=False,
     gradient_checkpointing=True,
     attention="flash", latent_channels=8, chunks=1,
 )  # fmt: skip
@@ -52,14 +57,14 @@ def unet(device):
 
 
 def test_parameters_are_those_that_are_allocated(unet, tmp_path):
-    assert memory.parameters(SHAPES, False) == nbytes(unet.get_parameters())
+    assert memory.parameters(SHAPES, "float32") == nbytes(unet.get_parameters())
     path = tmp_path / "unet.ckpt"
     with ckpt.Writer(path) as writer:
         for p in unet.get_parameters():
             writer.add(PREFIX["unet"] + p.name, p.asnumpy())
     half = UNet(TINY.unet)
     load_weights(half, path, PREFIX["unet"], ms.float16)
-    assert memory.parameters(SHAPES, True) == nbytes(half.get_parameters())
+    assert memory.parameters(SHAPES, "float16") == nbytes(half.get_parameters())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -70,10 +75,36 @@ def test_the_optimizer_is_what_is_allocated(unet, ranks):
     assert memory.optimizer(SHAPES, "adamw", ranks) == pytest.approx(whole / ranks, rel=0.02)
 
 
-def test_adafactor_and_ema_are_what_is_allocated(unet):
-    adafactor = Adafactor(unet.trainable_params(), decays(unet), 0.01)
-    assert memory.optimizer(SHAPES, "adafactor", 1) == nbytes((*adafactor.rows, *adafactor.columns, adafactor.updates))
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("adafactor", lambda *common: Adafactor(*common)),
+        ("adamw8bit", lambda *common: AdamW8bit(*common, 0.9, 0.999, 1e-8)),
+        ("lion", lambda *common: Lion(*common, 0.9, 0.99)),
+        ("prodigy", lambda *common: Prodigy(*common, 0.9, 0.999, 1e-8)),
+    ],
+)
+def test_the_other_optimizers_are_what_is_allocated(unet, kind, make):
+    found = make(unet.trainable_params(), decays(unet), 0.01)
+    assert memory.optimizer(SHAPES, kind, 1) == nbytes(parameter for parameter, _ in found.state())
+
+
+def test_ema_and_rounding_are_what_is_allocated(unet):
     assert memory.in_float32(SHAPES) == nbytes(average_of(unet.trainable_params()))
+    assert memory.rounding(SHAPES, "float32") == memory.rounding(SHAPES, "float16") == 0
+    norms = norm_parameters(unet)
+    weights = [p for path, p in unet.parameters_and_names() if path not in norms]
+    rounding = Rounding(weights, 0)
+    assert memory.rounding(SHAPES, "bfloat16") == nbytes((rounding.table, rounding.keys))
+
+
+def test_bytes_of_a_number_at_full_size():
+    """Those of docs/optimizers.md."""
+    count = 2_567_463_684
+    for kind, wanted in {"adamw": 8, "adamw8bit": 2.03, "lion": 4, "prodigy": 8.73, "adafactor": 0.01}.items():
+        assert memory.optimizer(unet_shapes("sdxl-base"), kind, 1) / count == pytest.approx(wanted, abs=0.005), kind
+    assert memory.parameters(unet_shapes("sdxl-base"), "bfloat16") / count == pytest.approx(2, abs=0.001)
+    assert memory.rounding(unet_shapes("sdxl-base"), "bfloat16") < 0.12e9
 
 
 def test_the_full_size_has_sdxls_parameters():
@@ -191,7 +222,7 @@ def test_what_was_published_fits_and_what_was_not_does_not():
     held = 4 * 2 * 2_567_463_684
 
     def together(batch):
-        run = replace(FULL, batch_size=batch, precision="float16", param_fp16=True)
+        run = replace(FULL, batch_size=batch, precision="float16", weights_dtype="float16")
         run = replace(run, gradient_checkpointing=False)
         parts = device_memory.backward(run)
         return held + sum(parts.values()) - parts["weights in the compute dtype"]
@@ -218,7 +249,8 @@ def test_batches_that_do_not_fit(devices, precision, batch, checkpointing):
         ({"gradient_checkpointing": False}, True),
         ({"precision": "float32", "attention": "tiled"}, True),
         ({"attention": "plain"}, True),
-        ({"precision": "float16", "param_fp16": True}, False),
+        ({"precision": "float16", "weights_dtype": "float16"}, False),
+        ({"weights_dtype": "bfloat16"}, False),
     ],
 )
 def test_what_changes_the_backward_pass(change, grows):

@@ -99,11 +99,15 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken, kills):
     assert not list((store / "train").glob("*"))  # its room is free again
 
 
-def test_every_kind_of_state_is_resumed(workspace, graphs, tmp_path):
-    """The loss scale, Adafactor's rows and columns, micro-batches."""
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"), [("adafactor", "float32"), ("adamw8bit", "bfloat16")], ids=["adafactor", "adamw8bit"]
+)
+def test_every_kind_of_state_is_resumed(workspace, graphs, tmp_path, optimizer, dtype):
+    """The loss scale, Adafactor's rows and columns, micro-batches; codes of 8 bits, and weights that are rounded by
+    random numbers."""
     settings = [
-        *SETTINGS, "train.precision=float16", "train.loss_scale=1.0e+12", "train.optimizer=adafactor",
-        "train.batch_size=2", "train.gradient_accumulation_steps=2",
+        *SETTINGS, "train.precision=float16", "train.loss_scale=1.0e+12", f"train.optimizer={optimizer}",
+        f"train.weights_dtype={dtype}", "train.batch_size=2", "train.gradient_accumulation_steps=2",
     ]  # fmt: skip
     whole, killed = (share_graphs(tmp_path / name, graphs) for name in ("whole", "killed"))
     train(workspace, whole, *settings)

@@ -93,3 +93,23 @@ def test_a_run_that_fails_waits_for_no_other_rank(tmp_path, caplog):
     save(states, [slot(1, part=0, parts=2)], tmp_path)
     states.finish()
     assert not states.steps() and "the state of step 3 is not kept" in caplog.text
+
+
+def test_bfloat16_and_bytes_come_back_as_they_were(tmp_path):
+    """A checkpoint of weights has no bytes, and NumPy no bfloat16."""
+    draw = np.random.default_rng(0)
+    values = {
+        "half": ms.Tensor(draw.standard_normal((3, 5)).astype(np.float32)).astype(ms.bfloat16),
+        "codes": ms.Tensor(draw.integers(0, 256, (2, 256), np.uint8)),
+        "count": ms.Tensor(np.float32(7)),
+    }
+    slots = [state.Slot(ms.Parameter(value.copy(), name)) for name, value in values.items()]
+    states = state.States("name", {})
+    save(states, slots, tmp_path)
+    states.wait()
+    for kept in slots:
+        kept.parameter.set_data(ms.ops.zeros(kept.parameter.shape, kept.parameter.dtype))
+    assert state.States("name", {}).resume(slots, tmp_path / "again", Device("CPU"))["step"] == 3
+    for kept in slots:
+        wanted = values[kept.parameter.name]
+        assert kept.parameter.dtype == wanted.dtype and kept.parameter.asnumpy().tobytes() == wanted.asnumpy().tobytes()

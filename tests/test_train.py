@@ -168,7 +168,7 @@ CHANGES = {
     "caption_dropout": (0.9, {}),
     "caption_dropout_with": ("empty", {"train.caption_dropout": 0.9}),
     "precision": ("float16", {}),
-    "param_fp16": (True, {"train.precision": "float16"}),
+    "weights_dtype": ("bfloat16", {}),
     "loss_scale": (2.0**40, {"train.precision": "float16"}),
     "gradient_checkpointing": (True, {}),
     "validation_share": (0.5, VALIDATED),
@@ -269,7 +269,7 @@ def test_frozen_parameters_stay_and_a_factor_multiplies_the_rate(train, workspac
 
 
 def test_half_weights_keep_their_norms_in_float32(train):
-    found = train(**{"train.precision": "float16", "train.param_fp16": True}).weights
+    found = train(**{"train.precision": "float16", "train.weights_dtype": "float16"}).weights
     halves = {
         name.removeprefix("model.diffusion_model.")
         for name, value in found.items()

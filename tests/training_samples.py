@@ -106,7 +106,7 @@ SETTINGS = {
     "train.caption_dropout": 0.0,
     "train.caption_dropout_with": "zeros",
     "train.precision": "float32",
-    "train.param_fp16": False,
+    "train.weights_dtype": "float32",
     "train.loss_scale": 65536.0,
     "train.gradient_checkpointing": False,
     "train.validation_share": 0.2,

@@ -21,6 +21,11 @@ RESERVED = 5 * GB
 # What is estimated may be this much more: to so much it was checked, in a CPU's form by its memory
 # (benchmarks/memory.py), and in an NPU's by the order of its graph (benchmarks/liveness.py).
 MARGIN = 0.25
+# Float32 arrays as large as a bucket's parameters that the update has at once beside state and gradients, and more of
+# them where weights are not float32: rounded up from what a CPU's graphs took of a process's memory (four parameters of
+# 16 MB), but for adafactor, whose divisions take more there.
+TEMPORARIES = {"adamw": 0, "adamw8bit": 5, "lion": 3, "prodigy": 5, "adafactor": 6}
+ROUNDING = {"float32": 0, "float16": 1, "bfloat16": 4}
 TOKENS = 77  # of a chunk of text
 
 Parts = dict[str, int]  # what -> bytes
@@ -30,9 +35,11 @@ def stays(run: Run) -> Parts:
     """Exact, but the collectives' buffers, which are what CANN documents, and the scratchpads."""
     shapes = trained_shapes(run)
     parts = {
-        "weights": memory.parameters(unet_shapes(run.config), run.param_fp16),
+        "weights": memory.parameters(unet_shapes(run.config), run.weights_dtype),
         "optimizer's state": memory.optimizer(shapes, run.optimizer, run.devices if run.shard_optimizer else 1),
     }
+    if random := memory.rounding(shapes, run.weights_dtype):
+        parts["random numbers that weights are rounded by"] = random
     if run.ema:
         parts["EMA"] = memory.in_float32(shapes)
     if run.accumulation > 1:
@@ -66,7 +73,7 @@ def backward(run: Run) -> Parts:
     """At the fullest moment of the forward and backward pass of a micro-batch."""
     # MindSpore's CPU backend computes again, and saves nothing by it (models/unet.py)
     recompute = run.gradient_checkpointing and run.target != "CPU"
-    moment = step.peak(_blocks(run), recompute, memory.FLOAT16 if run.param_fp16 else memory.FLOAT32)
+    moment = step.peak(_blocks(run), recompute, memory.SIZES[run.weights_dtype])
     parts = {name: size for name, size in moment.kept.most_common() if size > 0}
     if moment.gradients:
         parts["gradients by then"] = moment.gradients
@@ -77,7 +84,7 @@ def update(run: Run) -> Parts:
     """From the gradients of all parameters on, which stay until its end. The orders are those of training/step.py and
     optimizers/."""
     shapes = trained_shapes(run)
-    gradients = memory.parameters(shapes, run.param_fp16)
+    gradients = memory.parameters(shapes, run.weights_dtype)
     bucket = min(memory.in_float32(shapes), max(memory.BUCKET, max(4 * prod(shape) for shape in shapes.values())))
     # with micro-batches the totals are updated with, and they stay
     parts = {"gradients": gradients} if run.accumulation == 1 else {}
@@ -90,10 +97,9 @@ def update(run: Run) -> Parts:
     elif run.precision == "float16" or run.accumulation > 1 or run.max_grad_norm > 0:
         # MindSpore computes all of them before the first write to a parameter
         parts["gradients, unscaled and clipped"] = memory.in_float32(shapes)
-    if run.optimizer == "adafactor":
-        parts["Adafactor's temporaries, of a bucket"] = 6 * bucket  # squares, scale, update, its square, value, result
-    elif run.param_fp16:
-        parts["weights in float32, of a bucket"] = bucket
+    arrays = TEMPORARIES[run.optimizer] + ROUNDING[run.weights_dtype]
+    if arrays:
+        parts[f"{run.optimizer}'s temporaries, of a bucket"] = arrays * bucket
     return parts
 
 
@@ -141,7 +147,9 @@ def ways_to_fit(run: Run) -> list[str]:
         changes["train.precision: bfloat16"] = {"precision": "bfloat16"}
     if run.devices > 1 and run.optimizer == "adamw" and not run.shard_optimizer:
         changes["train.shard_optimizer: true"] = {"shard_optimizer": True}
-    if run.optimizer == "adamw":
+    if run.weights_dtype == "float32":
+        changes["train.weights_dtype: bfloat16"] = {"weights_dtype": "bfloat16"}
+    if run.optimizer != "adafactor":
         changes["train.optimizer: adafactor"] = {"optimizer": "adafactor", "shard_optimizer": False}
     if run.batch_size > 1:
         changes[f"train.batch_size: 1 with gradient_accumulation_steps: {run.batch_size * run.accumulation}"] = {
@@ -149,7 +157,10 @@ def ways_to_fit(run: Run) -> list[str]:
         }  # fmt: skip
     if run.ema:
         changes["train.ema: false"] = {"ema": False}
-    found = [name for name, change in changes.items() if fits(replace(run, **change))]
+    singly = dict(changes)
+    if run.optimizer in ("adamw", "prodigy"):
+        singly["train.optimizer: adamw8bit"] = {"optimizer": "adamw8bit", "shard_optimizer": False}
+    found = [name for name, change in singly.items() if fits(replace(run, **change))]
     if found:
         return found
     for name, change in changes.items():

@@ -37,7 +37,7 @@ def cache_bytes(run: Run) -> int:
 def state_bytes(run: Run) -> int:
     """A state: weights that are trained, EMA and the moments of all ranks."""
     shapes = trained_shapes(run)
-    held = memory.parameters(shapes, run.param_fp16) + memory.optimizer(shapes, run.optimizer, 1)
+    held = memory.parameters(shapes, run.weights_dtype) + memory.optimizer(shapes, run.optimizer, 1)
     return held + (memory.in_float32(shapes) if run.ema else 0)
 
 

@@ -28,7 +28,7 @@ class Run:
     steps: int | None
     epochs: int | None
     precision: str
-    param_fp16: bool
+    weights_dtype: str
     optimizer: str
     shard_optimizer: bool
     ema: bool
@@ -92,7 +92,7 @@ def from_params(params: Params, images: int, captions: int | None = None, bucket
         steps=train.steps,
         epochs=train.epochs,
         precision=train.precision,
-        param_fp16=train.param_fp16,
+        weights_dtype=train.weights_dtype,
         optimizer=train.optimizer,
         shard_optimizer=shards if train.shard_optimizer == "auto" else train.shard_optimizer,
         ema=train.ema,

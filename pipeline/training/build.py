@@ -21,7 +21,10 @@ from pipeline.training import drive, groups, launch
 from pipeline.training.key import code_digest
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.adamw8bit import AdamW8bit
 from pipeline.training.optimizers.common import Optimizer, decays
+from pipeline.training.optimizers.lion import Lion
+from pipeline.training.optimizers.prodigy import Prodigy
 from pipeline.training.rates import ema_decay, learning_rate
 from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update, average_of
@@ -75,8 +78,7 @@ def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path)
         cell = UNet(
             config.unet, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing
         )
-    dtype = ms.float16 if train.param_fp16 else ms.float32
-    set_weights(cell, open_unet(weights, config), weights, PREFIX["unet"], dtype)
+    set_weights(cell, open_unet(weights, config), weights, PREFIX["unet"], DTYPES[train.weights_dtype])
     for parameter in cell.get_parameters():
         parameter.requires_grad = _factor(train, parameter) > 0
     return cell.set_train()
@@ -90,14 +92,18 @@ def _factor(train: params.Train, parameter: ms.Parameter) -> float:
 
 def optimizer(cell: nn.Cell, device: Device, train: params.Train) -> Optimizer:
     common = cell.trainable_params(), decays(cell), train.weight_decay
+    betas, seed = (train.adam_beta1, train.adam_beta2), train.seed
     factors = [_factor(train, parameter) for parameter in cell.trainable_params()]
     if train.optimizer == "adafactor":
-        return Adafactor(*common, factors)
+        return Adafactor(*common, factors, seed)
+    if train.optimizer == "lion":
+        return Lion(*common, *betas, factors, seed)
+    if train.optimizer == "prodigy":
+        return Prodigy(*common, *betas, train.adam_epsilon, factors, seed)
+    if train.optimizer == "adamw8bit":
+        return AdamW8bit(*common, *betas, train.adam_epsilon, factors, seed)
     ranks = device.world_size if shards(device, train) else 1
-    return AdamW(
-        *common, train.adam_beta1, train.adam_beta2, train.adam_epsilon,
-        rank=device.rank, ranks=ranks, factors=factors,
-    )  # fmt: skip
+    return AdamW(*common, *betas, train.adam_epsilon, factors, seed, device.rank, ranks)
 
 
 def shards(device: Device, train: params.Train) -> bool:
@@ -168,7 +174,7 @@ _GRAPH_KEYS = {
     "huber_c",
     "huber_schedule",
     "precision",
-    "param_fp16",
+    "weights_dtype",
     "gradient_checkpointing",
 }
 

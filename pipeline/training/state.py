@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
@@ -256,7 +257,8 @@ class States:
             values = np.concatenate([tensor.array() for tensor in cuts]) if len(cuts) > 1 else cuts[0].array()
             if slot.parts > 1:
                 values = np.split(values, slot.parts)[slot.part]
-            slot.parameter.set_data(Tensor(np.array(values).reshape(slot.parameter.shape), slot.parameter.dtype))
+            parameter = slot.parameter
+            parameter.set_data(_tensor(np.array(values), parameter))
         return facts
 
     def clear(self, keep_state: bool = False) -> None:
@@ -285,3 +287,27 @@ class _Background(threading.Thread):
         self.join()
         if self.error is not None:
             raise self.error
+
+
+def _write(path: Path, values: list[tuple[str, np.ndarray]]) -> None:
+    with ckpt.Writer(path) as writer:
+        for name, value in values:
+            writer.add(name, *_bits(value))
+
+
+def _bits(value: np.ndarray) -> tuple[np.ndarray, str]:
+    """What a checkpoint can hold, and as which dtype: bfloat16 as its bits, pairs of bytes as float16."""
+    if value.dtype == np.uint8:
+        return value.view(np.float16), "float16"
+    if value.dtype.name == "bfloat16":
+        return value.view(np.uint16), "bfloat16"
+    return value, value.dtype.name
+
+
+def _tensor(bits: np.ndarray, parameter: Parameter) -> Tensor:
+    """The parameter's value, of which `_bits` gave these."""
+    if parameter.dtype == ms.uint8:
+        bits = bits.view(np.uint8)
+    if parameter.dtype == ms.bfloat16:
+        bits = (bits.astype(np.uint32) << 16).view(np.float32)
+    return Tensor(bits.reshape(parameter.shape), parameter.dtype)

@@ -17,6 +17,7 @@ from pipeline.diffusion import conditioning, draws, schedule
 from pipeline.models import forms
 from pipeline.training.compiled import Compiler
 from pipeline.training.feed import latents, size
+from pipeline.training.optimizers.rounding import assign
 from pipeline.training.step import SampleLoss, Settings, Update
 
 
@@ -57,10 +58,6 @@ class Evaluator:
         return self.sample_loss(*inputs).asnumpy()
 
 
-def _assigned(parameter, value):
-    return ops.assign(parameter, ops.cast(value, parameter.dtype))
-
-
 class _Replace(nn.Cell):
     """Gives copies of the `parameters`, which then have the values of `others`."""
 
@@ -74,7 +71,7 @@ class _Replace(nn.Cell):
     def construct(self):
         copies = self.map(self.copy, self.parameters)
         others = ops.depend(self.others, copies)
-        return ops.depend(copies, self.map(_assigned, self.parameters, others))
+        return ops.depend(copies, self.map(assign, self.parameters, others))
 
 
 class _PutBack(nn.Cell):
@@ -86,7 +83,7 @@ class _PutBack(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, *values):
-        return ops.depend(0, self.map(_assigned, self.parameters, values))
+        return ops.depend(0, self.map(assign, self.parameters, values))
 
 
 class Swap:

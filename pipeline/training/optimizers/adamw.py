@@ -1,16 +1,13 @@
 """AdamW, in kernels that change weights and moments in place. With `ranks` > 1 it keeps the moments of this rank's
 slices only (ZeRO-1, arXiv 1910.02054)."""
 
-from math import log
-
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from pipeline.models import forms
-from pipeline.training.memory import sharded
-from pipeline.training.optimizers.common import Optimizer, zeros
+from pipeline.training.optimizers.common import BiasCorrections, Optimizer, filled
+from pipeline.training.optimizers.rounding import assign
 from pipeline.training.parameter_buckets import InTurns, buckets
 
 
@@ -24,15 +21,13 @@ class _CpuKernels(nn.Cell):
         self.weight_decay = weight_decay
         self.zero = Tensor(0.0, ms.float32)
         self.beta1, self.beta2, self.epsilon = (Tensor(x, ms.float32) for x in (beta1, beta2, epsilon))
-        self.log_beta1, self.log_beta2 = (Tensor(log(x) if x else -np.inf, ms.float32) for x in (beta1, beta2))
-        self.expm1 = ops.Expm1()
+        self.corrections = BiasCorrections(beta1, beta2)
         self.shrink = ops.ApplyProximalGradientDescent()
         self.adam = ops.Adam()
 
     def construct(self, updates, lr):
-        # 1 - beta^t without the cancellation that float32 would suffer at small t
-        correction1 = -self.expm1(updates * self.log_beta1)
-        root2 = ops.sqrt(-self.expm1(updates * self.log_beta2))
+        correction1, correction2 = self.corrections(updates)
+        root2 = ops.sqrt(correction2)
         return lr * self.weight_decay, lr * root2 / correction1, self.epsilon * root2
 
     def step(self, scalars, decayed, value, moment1, moment2, gradient):
@@ -76,63 +71,68 @@ class AdamW(Optimizer):
 
     def __init__(
         self, parameters, decayed, weight_decay: float, beta1: float, beta2: float, epsilon: float,
-        rank: int = 0, ranks: int = 1, factors=None,
+        factors=None, seed: int = 0, rank: int = 0, ranks: int = 1,
     ):  # fmt: skip
-        factors = (1.0,) * len(parameters) if factors is None else factors
-        rows = zip(parameters, decayed, factors, strict=True)
-        parameters, decayed, factors = zip(*sorted(rows, key=lambda row: not sharded(row[0].shape, ranks)), strict=True)
-        cut = tuple(sharded(p.shape, ranks) for p in parameters)
-        super().__init__(parameters, decayed, weight_decay, factors, cut)
+        super().__init__(parameters, decayed, weight_decay, factors, seed, ranks)
         self.decayed = tuple(decay > 0 for decay in self.decay)
-        shapes = [(p.shape[0] // ranks, *p.shape[1:]) if part else p.shape for p, part in zip(parameters, cut)]
-        self.moment1 = zeros(parameters, "moment1", shapes)
-        self.moment2 = zeros(parameters, "moment2", shapes)
+        parameters, self.owned = self.parameters, sum(self.cut)
+        shapes = [
+            (p.shape[0] // ranks, *p.shape[1:]) if cut else p.shape for p, cut in zip(parameters, self.cut, strict=True)
+        ]
+        self.moment1 = filled(parameters, "moment1", shapes)
+        self.moment2 = filled(parameters, "moment2", shapes)
         self.gradients_like = self.moment1
         kernels_of = _CpuKernels if forms.on_cpu() else _NpuKernel
         self.kernels = kernels_of(weight_decay, beta1, beta2, epsilon)
         self.rank = rank
-        self.owned = sum(cut)
-        self.buckets = buckets(parameters[: self.owned], cut, rank, ranks) if self.owned else ()
+        self.buckets = buckets(parameters[: self.owned], self.cut, rank, ranks) if self.owned else ()
         self.in_turns = InTurns(parameters[self.owned :])
         self.map = ops.HyperMap()
+        # MindSpore's collectives on a CPU have no bfloat16
+        self.wide = forms.on_cpu() and any(p.dtype == ms.bfloat16 for p in parameters)
 
     def state(self):
         moments = [pair for moments in (self.moment1, self.moment2) for pair in zip(moments, self.cut, strict=True)]
         return [(self.updates, False), *moments]
 
     def construct(self, gradients, lr):
-        updates = self.updates + 1.0
-        ops.assign(self.updates, updates)
+        updates, rates, key = self.begin(lr)
         scalars = ()
-        for rate in self.rates(lr):
+        for rate in rates:
             scalars += (self.kernels(updates, rate),)
+        scalars = scalars, key
         turn = lr
         for bucket in self.buckets:
             start, stop = bucket.start, bucket.stop
             slices = self.map(
                 ops.partial(self._slice, scalars, turn), self.groups[start:stop], self.decayed[start:stop],
-                self.parameters[start:stop], self.moment1[start:stop], self.moment2[start:stop], gradients[start:stop],
+                self.offsets[start:stop], self.parameters[start:stop], self.moment1[start:stop],
+                self.moment2[start:stop], gradients[start:stop],
             )  # fmt: skip
-            done = self.map(ops.assign, self.parameters[start:stop], bucket.gather(slices, self.parameters))
+            done = self.map(assign, self.parameters[start:stop], bucket.gather(slices, self.parameters))
             turn = ops.depend(lr, done)
         n = self.owned
         return self.in_turns(
-            self._whole, scalars, turn, self.groups[n:], self.decayed[n:], self.parameters[n:], self.moment1[n:],
-            self.moment2[n:], gradients[n:],
+            self._whole, scalars, turn, self.groups[n:], self.decayed[n:], self.offsets[n:], self.parameters[n:],
+            self.moment1[n:], self.moment2[n:], gradients[n:],
         )  # fmt: skip
 
-    def _slice(self, scalars, turn, group, decayed, parameter, moment1, moment2, gradient):
+    def _slice(self, scalars, turn, group, decayed, offset, parameter, moment1, moment2, gradient):
         """The new values of this rank's slice, in the parameter's dtype."""
+        kernels, key = scalars
         count = moment1.shape[0]
         first = self.rank * count
         value = ops.cast(ops.depend(parameter, turn)[first : first + count], ms.float32)
-        value = ops.depend(value, self.kernels.step(scalars[group], decayed, value, moment1, moment2, gradient))
-        return ops.cast(value, parameter.dtype)
+        value = ops.depend(value, self.kernels.step(kernels[group], decayed, value, moment1, moment2, gradient))
+        if parameter.dtype == ms.bfloat16:
+            value = self.rounding(value, key, offset + self.rank * value.size)
+        return ops.cast(value, ms.float32 if self.wide else parameter.dtype)
 
-    def _whole(self, scalars, turn, group, decayed, parameter, moment1, moment2, gradient):
+    def _whole(self, scalars, turn, group, decayed, offset, parameter, moment1, moment2, gradient):
+        kernels, key = scalars
         gradient = ops.cast(gradient, ms.float32)
         if parameter.dtype == ms.float32:
-            return self.kernels.step(scalars[group], decayed, parameter, moment1, moment2, gradient)
+            return self.kernels.step(kernels[group], decayed, parameter, moment1, moment2, gradient)
         value = ops.cast(ops.depend(parameter, turn), ms.float32)
-        value = ops.depend(value, self.kernels.step(scalars[group], decayed, value, moment1, moment2, gradient))
-        return ops.assign(parameter, ops.cast(value, parameter.dtype))
+        value = ops.depend(value, self.kernels.step(kernels[group], decayed, value, moment1, moment2, gradient))
+        return self.write(parameter, value, key, offset)

@@ -1,52 +1,80 @@
 """What all optimizers are to those who use them."""
 
+from math import inf, log
+
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn
-from mindspore.common.initializer import initializer
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import Constant, initializer
 
 from pipeline.models.layers import norm_parameters
+from pipeline.training.memory import sharded
+from pipeline.training.optimizers.rounding import Rounding, assign, offsets
 from pipeline.training.parameter_buckets import InTurns
 
 
 class Optimizer(nn.Cell):
     """A cell that takes the gradients, a tuple in the order of `parameters` and the shapes of `gradients_like`, and the
-    learning rate, a scalar, and changes the parameters in place; its state is float32 whatever their dtype.
+    learning rate, a scalar, and changes the parameters in place; its state does not depend on their dtype.
 
     `decayed` says for each parameter whether weight decay acts on it, and `factors` what its learning rate is
-    multiplied by (None: 1 for all). `cut` says of which parameters this rank updates a slice only: most optimizers
-    update whole ones on every rank."""
+    multiplied by (None: 1 for all). `seed` is that of the rounding of bfloat16 parameters. With `ranks` > 1 this rank
+    has a slice of each parameter that `sharded` allows (`cut`), and `parameters` has those first."""
 
-    def __init__(self, parameters, decayed, weight_decay: float, factors=None, cut=None):
+    def __init__(self, parameters, decayed, weight_decay: float, factors=None, seed: int = 0, ranks: int = 1):
         super().__init__(auto_prefix=False)
+        factors = (1.0,) * len(parameters) if factors is None else tuple(map(float, factors))
+        rows = zip(parameters, decayed, factors, offsets(len(parameters)), strict=True)
+        rows = sorted(rows, key=lambda row: not sharded(row[0].shape, ranks))
+        parameters, decayed, factors, self.offsets = zip(*rows, strict=True)
         self.parameters = ParameterTuple(parameters)
         self.gradients_like = self.parameters
+        self.cut = tuple(sharded(p.shape, ranks) for p in parameters)
         self.decay = tuple(weight_decay if decay else 0.0 for decay in decayed)
-        factors = (1.0,) * len(self.decay) if factors is None else tuple(map(float, factors))
         self.factors = tuple(sorted(set(factors)))
         self.groups = tuple(self.factors.index(factor) for factor in factors)  # of each parameter
-        self.cut = cut or (False,) * len(self.decay)
-        if not len(parameters) == len(self.decay) == len(factors) == len(self.cut):
-            raise ValueError(f"{len(parameters)} parameters, {len(self.decay)} decays and {len(factors)} factors")
         self.updates = Parameter(Tensor(0.0, ms.float32), name="updates", requires_grad=False)
-        self.in_turns = InTurns(parameters)
+        self.in_turns = InTurns(self.parameters)
+        halves = [p for p in parameters if p.dtype == ms.bfloat16]
+        self.rounding = Rounding(halves, seed) if halves else None
 
-    def rates(self, lr) -> tuple:
-        """The learning rate of each group."""
-        found = ()
+    def begin(self, lr):
+        """Counts this update. -> its number from 1, the learning rate of each group, the key of its rounding"""
+        updates = self.updates + 1.0
+        ops.assign(self.updates, updates)
+        rates = ()
         for factor in self.factors:
-            found += (lr if factor == 1.0 else lr * factor,)
-        return found
+            rates += (lr if factor == 1.0 else lr * factor,)
+        return updates, rates, 0 if self.rounding is None else self.rounding.key(updates)
+
+    def write(self, parameter, value, key, offset):
+        """parameter := value, which is float32."""
+        if parameter.dtype == ms.bfloat16:
+            value = self.rounding(value, key, offset)
+        return assign(parameter, value)
 
     def state(self) -> list[tuple[Parameter, bool]]:
         """All that is kept from step to step beside the weights, and of each whether it is this rank's slice."""
         raise NotImplementedError
 
 
-def zeros(parameters, prefix: str, shapes, dtype: ms.Type = ms.float32) -> ParameterTuple:
+class BiasCorrections(nn.Cell):
+    """The number of updates t -> (1 - beta1^t, 1 - beta2^t), without the cancellation that float32 would suffer at small
+    t."""
+
+    def __init__(self, beta1: float, beta2: float):
+        super().__init__(auto_prefix=False)
+        self.logs = tuple(Tensor(log(beta) if beta else -inf, ms.float32) for beta in (beta1, beta2))
+        self.expm1 = ops.Expm1()
+
+    def construct(self, updates):
+        return -self.expm1(updates * self.logs[0]), -self.expm1(updates * self.logs[1])
+
+
+def filled(parameters, prefix: str, shapes, dtype: ms.Type = ms.float32, value: int = 0) -> ParameterTuple:
     """A part of the state: for each parameter an array of its one of `shapes`."""
     return ParameterTuple(
-        Parameter(initializer("zeros", shape, dtype), name=f"{prefix}.{p.name}", requires_grad=False)
+        Parameter(initializer(Constant(value), shape, dtype), name=f"{prefix}.{p.name}", requires_grad=False)
         for p, shape in zip(parameters, shapes, strict=True)
     )
 
