@@ -11,6 +11,7 @@ from pipeline import cli
 # most need neither pictures nor MindSpore.
 TOOLS = {
     "preset": ("pipeline.preset", "write params.yaml for a model and a number of NPUs"),
+    "keys": ("pipeline.keys", "explain the keys of params.yaml: what each may be, what it does, which stages read it"),
     "doctor": ("pipeline.doctor.__main__", "say whether the run of params.yaml can start, and what to do if not"),
     "plan": ("pipeline.plan", "say what a training run will take: memory, disk, steps, hours"),
     "data": ("pipeline.data.__main__", "look at pictures and captions before they are indexed"),
