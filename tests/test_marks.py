@@ -78,6 +78,9 @@ def test_metadata_are_named_in_the_log_and_no_more(tmp_path, capsys, key, value)
     base = marked(tmp_path / "x.safetensors", {}, {key: value})
     marks.check(base, "v", False)
     assert capsys.readouterr().out == ""
+    own = marked(tmp_path / "flow.safetensors", {}, {key: "flow"})  # as merge writes it
+    marks.check(own, "epsilon", False)
+    assert "its metadata say that it predicts flow; it is trained to predict epsilon" in capsys.readouterr().out
     for prediction in ("epsilon", "flow"):
         marks.check(base, prediction, False)
         assert f"its metadata say that it predicts v; it is trained to predict {prediction}" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def _of_file(base: Path) -> tuple[dict[str, str], str]:
     metadata = safetensors.metadata(base) if base.is_file() and safetensors.is_one(base) else {}
     # sd-scripts and modelspec call it prediction_type, ComfyUI predict_key
     says = metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key") or ""
-    return marks, {"v": "v", "v_prediction": "v", "epsilon": "epsilon"}.get(says, "")
+    return marks, {"v": "v", "v_prediction": "v", "epsilon": "epsilon", "flow": "flow"}.get(says, "")
 
 
 def _of_folder(base: Path) -> tuple[dict[str, str], str]:
