@@ -102,7 +102,7 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
     ema = out / "weights/unet_ema.ckpt"
     found = read(ema) if p.train.ema else None
     ema.unlink(missing_ok=True)
-    between = {path.stem: read(path) for path in (out / "weights").iterdir() if path.stem != "unet"}
+    between = {path.stem: read(path) for path in (out / "weights").glob("*.ckpt") if path.stem != "unet"}
     return Outcome(read(out / "weights/unet.ckpt"), found, rows, saved, kept, dict(StubUNet.made_with), between)
 
 

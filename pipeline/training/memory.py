@@ -37,7 +37,7 @@ def rounding_numbers(shapes: Iterable[tuple[int, ...]]) -> int:
 def rounding(shapes: Shapes, dtype: str) -> int:
     """Bytes of the random numbers that weights in `dtype` are rounded by."""
     weights = [shape for name, shape in shapes.items() if not is_norm(name)]
-    return 4 * (rounding_numbers(weights) + KEYS) if dtype == "bfloat16" else 0
+    return 4 * (rounding_numbers(weights) + KEYS) if weights and dtype == "bfloat16" else 0
 
 
 def is_norm(name: str) -> bool:
