@@ -2,7 +2,8 @@ import pytest
 
 # The files that take longest, which are begun first (make test gives each file to one of two processes).
 LONGEST = ("test_train", "test_distributed", "test_resume", "test_optimizer", "test_compile_cache", "test_train_step",
-           "test_npu_form", "test_unet", "test_index", "test_train_deleted", "test_dvc", "test_doctor")  # fmt: skip
+           "test_extend", "test_npu_form", "test_unet", "test_index", "test_train_deleted", "test_dvc", "test_doctor",
+           "test_docs_run")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
