@@ -255,9 +255,10 @@ def test_files_of_others_are_shown_too(project, monkeypatch, tmp_path):
     found = shown(project, str(file), monkeypatch)
     assert (found["kohya"], found["others"], found["modelspec"]) == ({"tag": "\x1b[31m"}, {"x": "1"}, {"title": "t"})
     assert found["workspace"].startswith("no: it was not made by this pipeline") and "no hash" in found["data"]
-    hostile = {f"{provenance.PREFIX}params": "[1]", f"{provenance.PREFIX}base": "x"}
-    safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, hostile)
-    assert shown(project, str(file), monkeypatch)["workspace"] == "no"
+    for text in ("[1]", "{", '{"train": 3}', "[" * 100_000):
+        hostile = {f"{provenance.PREFIX}params": text, f"{provenance.PREFIX}base": "x"}
+        safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, hostile)
+        assert shown(project, str(file), monkeypatch)["workspace"] == "no"
 
 
 def test_what_is_no_safetensors_file_is_refused(project, tmp_path):

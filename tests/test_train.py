@@ -11,7 +11,7 @@ from pipeline.training import build, compiled, data, key, preview, run, state, s
 
 from pipeline.params import Train
 from pipeline.stage import StageError
-from pipeline.weights import ckpt
+from pipeline.weights import card, ckpt, provenance
 from tests.cache_samples import latent
 from tests.stub_unet import StubUNet
 from tests.training_samples import CONFIG, params, share_graphs, write_stub, write_workspace
@@ -249,6 +249,17 @@ def test_the_weights_are_whole_and_named_as_in_the_base(train, workspace):
         found.weights[name].dtype == np.float32 and found.weights[name].shape == base[name].shape for name in base
     )
     assert all((found.weights[name] != base[name]).any() for name in base)
+
+
+def test_beside_the_weights_stands_what_they_were_trained_with(train, tmp_path):
+    """As merge writes it into the model."""
+    train()
+    run = provenance.read(tmp_path / "out/weights" / provenance.RUN, "train")
+    origin = {name: {"name": "a.safetensors", "file": True, "sha256": "0" * 64} for name in ("base", "vae")}
+    found = provenance.metadata(run, origin, "tiny", 64, "raw", "float16")
+    assert (found["ss_steps"], found["ss_total_batch_size"]) == ("4", str(run["description"]["train"]["global_batch"]))
+    assert int(found["ss_num_train_images"]) > 0 and all(isinstance(text, str) for text in found.values())
+    assert "| steps | 4 |" in card.render(run, origin, 64, "raw", "float16")
 
 
 def test_frozen_parameters_stay_and_a_factor_multiplies_the_rate(train, workspace):

@@ -170,5 +170,5 @@ def _leaves(text: str) -> dict[str, object]:
     try:
         tree = json.loads(text)
         return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
-    except (ValueError, AttributeError):  # not as this pipeline writes it
+    except (ValueError, AttributeError, RecursionError):  # not as this pipeline writes it
         return {}
