@@ -84,7 +84,7 @@ def make(folder: Path, rows: int) -> None:
         for a in (image, caption)
     ]
     columns.insert(1, pa.repeat(pa.scalar(0, pa.int32()), len(order)))
-    plain = ("repeats", 1.0), ("loss_weight", 1.0), ("caption_dropout", None), ("class_images", False)
+    plain = ("chance", 1.0), ("repeats", 1.0), ("loss_weight", 1.0), ("caption_dropout", None), ("class_images", False)
     columns += [pa.repeat(pa.scalar(value, SAMPLES.field(name).type), len(order)) for name, value in plain]
     table = pa.Table.from_arrays(columns, schema=SAMPLES)
     pq.write_table(table, folder / "samples.parquet", row_group_size=1 << 17)  # as the index writes it

@@ -65,7 +65,7 @@ def write_ours(folder: Path, rows: int) -> None:
     for index in range(count):
         texts = [text_dict(keys[n], *sample(n)[1:]) for n in np.flatnonzero(place == index).tolist()]
         shards.write(folder / "text" / shards.shard_name(index, count), shards.TEXT, texts, {"clip_l": "benchmark"})
-    columns = {"image": names, "set": [0] * rows, "caption": keys[:-1], "repeats": [1.0] * rows}
+    columns = {"image": names, "set": [0] * rows, "caption": keys[:-1], "chance": [1.0] * rows, "repeats": [1.0] * rows}
     columns |= {"loss_weight": [1.0] * rows, "caption_dropout": [None] * rows, "class_images": [False] * rows}
     pq.write_table(pa.table(columns, schema=SAMPLES), folder / "samples.parquet")
 

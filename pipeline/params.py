@@ -111,6 +111,8 @@ class Index(Section):
     max_pixels: Annotated[int, Field(gt=0, lt=2**31)]
     max_rejected: Share
     caption_lines: Literal["several", "one"]
+    caption_variants: Annotated[int, Field(gt=0, le=1000)]
+    caption_seed: Seed
     max_samples: Annotated[int, Field(gt=0, lt=2**31)] | None
     workers: Workers
 

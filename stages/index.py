@@ -14,7 +14,7 @@ from pipeline.stage import run
 def main(params: Params) -> None:
     data = params.data
     source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
-    sets, notes = find(data.images, source)
+    sets, notes = find(data.images, source, params.index.caption_variants, params.index.caption_seed)
     print(*(f"index: {note}" for note in notes), sep="\n", end="\n" * bool(notes), flush=True)
     summary = index(
         source,

@@ -66,6 +66,7 @@ def write_samples(path, pairs: list[tuple[bytes, str]], **columns: list) -> None
         "image": [image for image, _ in pairs],
         "set": [0] * count,
         "caption": [captions.name(text, None) for _, text in pairs],
+        "chance": [1.0] * count,
         "repeats": [1.0] * count,
         "loss_weight": [1.0] * count,
         "caption_dropout": [None] * count,

@@ -22,12 +22,14 @@ ODD = (None, 0, -1, 0.5, 1e300, -0.0, True, "", "x", [], [1], {}, {"a": 1}, 2**7
 KEYS = {
     "sets.yaml": {
         "repeats": 2.5, "samples": 7, "weight": 0.5, "class_images": True, "loss_weight": 0.5, "caption_dropout": 0.1,
-        "caption": "a cat", "prefix": "sks", "suffix": "at night", "name": "x",
+        "caption": "a cat", "prefix": "sks", "suffix": "at night", "name": "x", "chances": {"txt": 0.7},
+        "shuffle_tags": True, "keep_tags": 1, "drop_tags": 0.3, "separator": ";", "wildcards": True, "variants": 3,
     },
     "dataset.toml": {
         "num_repeats": 3, "is_reg": True, "class_tokens": "a cat", "caption_extension": ".txt", "caption_prefix": "sks",
         "caption_dropout_rate": 0.5, "flip_aug": True, "enable_wildcard": True, "resolution": 512, "color_aug": False,
-        "metadata_file": "x.json", "odd": 1,
+        "metadata_file": "x.json", "odd": 1, "shuffle_caption": True, "keep_tokens": 1, "caption_tag_dropout_rate": 0.3,
+        "caption_separator": ";", "secondary_separator": "",
     },
     "concepts.json": {
         "name": "x", "enabled": True, "type": "STANDARD", "include_subdirectories": True, "balancing": 2.5,
@@ -55,6 +57,7 @@ def check(root: Path, seed: int, number: int) -> None:
     for folder in folders:
         (root / folder).mkdir(parents=True)
         (root / folder / "a.png").write_bytes(b"not looked at")
+        (root / folder / "a.txt").write_text(draw.choice(("x, y; z", "{a|b}", "{{", "x\ny")))
     (root / "a.png").write_bytes(b"not looked at")
     (root / "p.txt").write_text(draw.choice(("", "\n", "one\ntwo")))
     kind = draw.choice((*KEYS, None))
@@ -123,7 +126,9 @@ def concepts_json(draw: random.Random, folders: list[str]) -> str:
         if draw.random() < 0.3:
             source = draw.choice(("sample", "concept", "filename", "filename", 7, None))
             concept["text"] = {"prompt_source": source, "prompt_path": path(draw, folders)}
-            concept["text"][draw.choice(("enable_tag_shuffling", "tag_delimiter", "x"))] = draw.choice(ODD)
+            concept["text"][draw.choice(("enable_tag_shuffling", "tag_delimiter", "tag_dropout_enable", "x"))] = (
+                draw.choice(ODD)
+            )
         if draw.random() < 0.3:
             concept["image"] = {draw.choice(("enable_random_flip", "enable_random_hue", "x")): draw.choice(ODD)}
         concepts.append(concept)

@@ -144,6 +144,23 @@ def test_data_as_json_and_as_lines(clone):
     assert start(clone, "data", str(broken)).returncode == 1
 
 
+def test_data_show_shows_captions_with_their_variants(clone):
+    """Three variants of four tags, of which the first is kept; in bytes as the plan counts them."""
+    sets = "sets: [{folder: ., prefix: sks, shuffle_tags: true, keep_tags: 1, variants: 3}]"
+    files = {"a.png": data_sets.picture(1, 64, 64), "a.txt": "x, a, b, c", "b.png": data_sets.picture(2, 64, 64)}
+    data_sets.write_folder(clone / "tags", files | {"sets.yaml": sets})
+    found = as_json(clone, "data", "show", "tags")
+    assert (found["pictures"], found["given"], found["bytes"]) == (2, 1, 25_024 * found["rows"])
+    a, b = found["shown"]
+    assert (a["path"], b["path"]) == ("a.png", "b.png") and b["captions"] == [{"share": 1, "text": "sks", "text_2": None}]
+    assert 1 < len(a["captions"]) <= 3 and sum(one["share"] for one in a["captions"]) == pytest.approx(1)
+    assert all(one["text"].startswith("sks x, ") for one in a["captions"])
+    assert found["rows"] == len(a["captions"]) + 2  # and the empty one
+    done = start(clone, "data", "show", "tags", "--count", "1")
+    assert done.returncode == 0 and "a.png, set ." in done.stdout and "b.png" not in done.stdout
+    assert f"cache_text will have {found['rows']} rows of 25,024 bytes" in done.stdout
+
+
 def test_data_gives_up_the_buckets_that_the_index_would(tmp_path):
     """With few of the pictures decoded, each of these stands for as many as there are more."""
     sizes = [(64, 64)] * 8 + [(128, 32)] * 2

@@ -244,3 +244,19 @@ def test_a_picture_of_two_sets_is_two_samples_of_the_same_rows(cache):
         # of two captions the second time in an epoch has the one that the first has not
         assert seen[0] == {(two[0], two[1]), (two[1], two[0])}
         assert seen[1] == {(caption("picture 0")["context"],) * 2}
+
+
+def test_captions_are_drawn_by_their_chances(cache):
+    """3 to 1: binomial(400, 3/4) outside of 300 ± 45 with probability 2e-7, once and for all."""
+    first = sorted(IMAGES)[0]
+    pairs = [(first, "picture 0"), (first, "the same caption"), *((image, "picture 1") for image in sorted(IMAGES)[1:])]
+    write_samples(cache / "samples.parquet", pairs, chance=[0.75, 0.25] + [1.0] * (len(pairs) - 2))
+    contexts = {caption(text)["context"]: text for text in ("picture 0", "the same caption")}
+    with open_reader(cache) as reader:
+        drawn = [
+            contexts[reader.read(np.array([number]), epoch, seed=3).context.tobytes()]
+            for epoch in range(200)
+            for number in (0, reader.n)
+        ]
+        again = contexts[reader.read(np.array([reader.n]), 7, seed=3).context.tobytes()]
+    assert abs(drawn.count("picture 0") - 300) < 45 and drawn[15] == again

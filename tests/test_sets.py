@@ -241,6 +241,13 @@ def test_how_often_a_set_is_seen():
         ("concepts.json", '[{"path": "cats", "type": "PRIOR_PREDICTION"}]', r"0.type: found 'PRIOR_PREDICTION'"),
         ("concepts.json", '[{"path": "cats", "image": {"enable_random_hue": true}}]', r"enable_random_hue is not done"),
         ("concepts.json", '[{"name": "x"}]', r"0: no path"),
+        ("sets.yaml", "sets: [{folder: cats, chances: {png: 1}}]", r"sets.0.chances.png.*: Input should be 'txt'"),
+        ("sets.yaml", "sets: [{folder: cats, drop_tags: 2}]", r"sets.0.drop_tags: Input should be less than"),
+        ("dataset.toml", TOML.replace("class_tokens", "secondary_separator"), r"secondary_separator is not done here"),
+        ("dataset.toml", TOML.replace("num_repeats", "keep_tokens = -1\nnum_repeats"), r"keep_tokens: found -1"),
+        ("concepts.json", '[{"path": "cats", "text": {"caps_randomize_enable": true}}]', r"caps_randomize_enable is not"),
+        ("concepts.json", '[{"path": "cats", "text": {"tag_dropout_enable": true, "tag_dropout_probability": 1}}]',
+         r"0.text: of tag dropout the mode RANDOM without special tags"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_says_why(tmp_path, file, text, message):
@@ -264,3 +271,55 @@ def test_repeats_of_a_table_and_of_a_set_are_both_taken(tmp_path):
     summary = run(data, tmp_path / "out")
     assert told(tmp_path / "out", "repeats", "captions") == {(0, 0): (6, ["x"]), (1, 0): (4, ["y"])}
     assert summary.often == 10
+
+
+def chances(out: Path) -> dict[int, dict[str, float]]:
+    """Of each picture the captions with their share, where it is in one set."""
+    texts = {row["caption"]: row["text"] for row in rows(out / "captions.parquet")}
+    found: dict[int, dict[str, float]] = {}
+    for row in rows(out / "samples.parquet"):
+        number = next(number for number, data in enumerate(P) if name(data) == row["image"])
+        found.setdefault(number, {})[texts[row["caption"]]] = row["chance"]
+    return {number: {text: one / sum(of.values()) for text, one in of.items()} for number, of in found.items()}
+
+
+def test_variants_of_tags_are_captions_like_others(tmp_path):
+    sets = "sets: [{folder: ., prefix: sks, shuffle_tags: true, keep_tags: 1, variants: 40}]"
+    files = {"a.png": P[0], "a.txt": "x, a, b", "b.png": P[1], "b.txt": "prose", "sets.yaml": sets}
+    data = write_folder(tmp_path / "data", files)
+    summary = run(data, tmp_path / "out")
+    found = chances(tmp_path / "out")
+    assert found[0].keys() == {"sks x, a, b", "sks x, b, a"} and found[1] == {"sks prose": 1}
+    assert all(0.2 < chance < 0.8 for chance in found[0].values())
+    assert summary.captions == 3
+    before = contents(tmp_path / "out")
+    run(data, tmp_path / "again")
+    assert contents(tmp_path / "again") == before
+
+
+def test_several_captions_with_chances(tmp_path):
+    sets = "sets: [{folder: ., chances: {txt: 0.7, caption: 0.3}}]"
+    files = {"a.png": P[0], "a.txt": "one\ntwo", "a.caption": "prose", "b.png": P[1], "b.txt": "three"}
+    table = jsonl({"file_name": "a.png", "text": "of a table, which has no chance"})
+    files |= {"sets.yaml": sets, "metadata.jsonl": table}
+    run(write_folder(tmp_path / "data", files), tmp_path / "out")
+    found = chances(tmp_path / "out")
+    assert found == {0: pytest.approx({"one": 0.35, "two": 0.35, "prose": 0.3}), 1: {"three": 1}}
+
+
+def test_tags_as_kohya_and_onetrainer_write_them(tmp_path):
+    """kohya's prefix is part of the first tag; its wildcards choose among the lines too."""
+    keys = "shuffle_caption = true\nkeep_tokens = 1\ncaption_tag_dropout_rate = 1"
+    toml = TOML.replace('class_tokens = "a cat"', keys)
+    toml = toml.replace('image_dir = "dogs"', 'image_dir = "dogs"\ncaption_separator = ";"\nshuffle_caption = true')
+    files = FILES | {"cats/a.txt": "x, y, z\nq", "cats/b.txt": "x", "dogs/c.txt": "{1|2};3\nq", "dataset.toml": toml}
+    data = write_folder(tmp_path / "data", files)
+    run(data, tmp_path / "out")
+    found = told(tmp_path / "out", "captions")
+    assert found[0, 0] == (["sks x"],) and found[1, 0] == (["sks x"],)
+    assert set(found[2, 2][0]) <= {"1, 3", "3, 1", "2, 3", "3, 2", "q"} and len(found[2, 2][0]) > 2
+    (data / "dataset.toml").unlink()
+    text = {"enable_tag_shuffling": True, "tag_delimiter": ";", "keep_tags_count": 1}
+    write_folder(data, {"concepts.json": json.dumps([{"path": "dogs", "text": text}]), "dogs/c.txt": "a;b;c"})
+    run(data, tmp_path / "out")
+    assert told(tmp_path / "out", "captions") == {(2, 0): (["a; b; c", "a; c; b"],)}

@@ -52,7 +52,7 @@ def test_tables_against_plain_python(tmp_path, monkeypatch, count):
             image_rows.add(pa.Table.from_pylist(images[::order][start : start + step], schema=tables.IMAGES))
         for start in range(0, len(given), step):
             columns = [
-                {"image": image, "set": 0, "text": text, "text_2": second}
+                {"image": image, "set": 0, "text": text, "text_2": second, "chance": 1.0}
                 for image, text, second in given[::order][start : start + step]
             ]
             text_rows.add(pa.Table.from_pylist(columns, schema=tables.TEXTS))

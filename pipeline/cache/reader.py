@@ -147,9 +147,10 @@ class Reader:
         self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
         extra, absent = 0, []
         picture, sets, captions = _Growing(np.int32), _Even(np.int32, 0), _Growing(np.int32)
+        chances = _Even(np.float32, 1)
         numbers = {name: _Even(dtype, usual) for name, (dtype, usual) in _SAMPLE.items()}
         with pq.ParquetFile(path) as file:
-            columns = ["image", "set", "caption", *numbers]
+            columns = ["image", "set", "caption", "chance", *numbers]
             for group in range(file.num_row_groups):  # iter_batches would read far ahead
                 batch = file.read_row_group(group, columns=columns, use_threads=False)
                 found = shards.locate(pictures, shards.as_names(batch["image"]))
@@ -160,10 +161,12 @@ class Reader:
                 picture.append(found)
                 captions.append(caption)
                 sets.append(batch["set"].to_numpy())
+                chances.append(batch["chance"].to_numpy())
                 for name, column in numbers.items():
                     column.append(pc.fill_null(batch[name], column.usual).to_numpy())
         del rows
         of_row, self._caption = picture.whole(), captions.whole()
+        self._chance = chances.whole() if chances.varies else None
         has_caption = np.zeros(len(pictures[0]), bool)
         has_caption[of_row[of_row >= 0]] = True
         bare = int((~has_caption).sum())
@@ -189,6 +192,7 @@ class Reader:
         if (picture[1:] < picture[:-1]).any():
             order = np.lexsort((by_set, picture))
             picture, by_set, self._caption = picture[order], by_set[order], self._caption[order]
+            self._chance = None if self._chance is None else self._chance[order]
         else:
             order = slice(None)
         is_first = np.ones(len(picture), bool)
@@ -229,6 +233,8 @@ class Reader:
         count = self._caption_start[sample + 1] - first
         # The second time has the caption after the first time's.
         chosen = (draws.choice(seed, draws.CAPTION, epoch, sample, count) + turn) % count
+        if self._chance is not None:
+            chosen = self._by_chance(chosen, first, count, epoch, seed, filled)
         captions = self._caption[first + chosen]
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
@@ -252,6 +258,19 @@ class Reader:
         (context, pooled), fill = self._reading(self._text, rows, self._text_layout)
         fill()
         return context, pooled
+
+    def _by_chance(
+        self, even: np.ndarray, first: np.ndarray, count: np.ndarray, epoch: int, seed: int, numbers: np.ndarray
+    ) -> np.ndarray:
+        """Which of its captions each sample of a batch has: `even` where all have the same chance."""
+        chosen = even.copy()
+        for index in np.flatnonzero(count > 1):
+            chances = self._chance[first[index] : first[index] + count[index]].astype(np.float64)
+            if (chances != chances[0]).any():
+                ends = np.cumsum(chances)
+                draw = draws.raw(seed, draws.CHANCE, epoch, int(numbers[index]))[0] / 2.0**64
+                chosen[index] = min(np.searchsorted(ends, draw * ends[-1], side="right"), count[index] - 1)
+        return chosen
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -1,13 +1,17 @@
 """Look at pictures and captions before they are indexed: all names and captions, and some of the pictures. Writes
-nothing; `dvc repro index` looks at every picture. Which buckets index.min_bucket gives up is reckoned from these."""
+nothing; `dvc repro index` looks at every picture. Which buckets index.min_bucket gives up is reckoned from these.
+
+`data show` shows captions as training will have them, with their variants."""
 
 import argparse
+import sys
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
+from pipeline.data import show
 from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
 from pipeline.data.index import reject
@@ -17,6 +21,9 @@ from pipeline.data.sources import open_source
 
 
 def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["show"]:
+        show.main(arguments[1:])
     made = cli.parser("data", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
     made.add_argument("--decode", type=cli.count(least=0), default=64, metavar="N", help="pictures to decode (default 64)")
@@ -53,7 +60,7 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     path, index = path or settings.data.images, settings.index
     data = settings.data
     source = open_source(path, index.caption_lines, data.image_column, data.caption_column)
-    sets, notes = find(path, source)
+    sets, notes = find(path, source, index.caption_variants, index.caption_seed)
     names, captioned, lost, alone, in_sets = [], 0, Counter(), Counter(), Counter()
     for part in source.parts():
         numbers, counts = np.unique(members(part, sets).number, return_counts=True)

@@ -312,7 +312,7 @@ def _texts(of_part: Members, rows: pa.Table, is_used: np.ndarray) -> pa.Table:
     used = is_used[of_part.caption_picture]
     picture, mask = pa.array(of_part.caption_picture[used]), pa.array(used)
     columns = [rows["image"].combine_chunks().take(picture), pa.array(of_part.caption_number[used])]
-    columns += [of_part.texts.filter(mask), of_part.texts_2.filter(mask)]
+    columns += [of_part.texts.filter(mask), of_part.texts_2.filter(mask), pa.array(of_part.chances[used], pa.float32())]
     return pa.Table.from_arrays(columns, schema=tables.TEXTS)
 
 

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Callable
 
 from pipeline.data.sets import Set, SetsError
+from pipeline.data.variants import Rules
 
 # What params.yaml says for the whole data set, and keys that change no picture and no caption.
 _ELSEWHERE = {
@@ -28,6 +29,9 @@ _NOT_DONE = {
     "caption_dropout_every_n_epochs": 0,
     "token_warmup_step": 0,
     "custom_attributes": {},
+    "keep_tokens_separator": "",
+    "secondary_separator": "",
+    "alpha_mask": False,
     "metadata_file": None,
     "conditioning_data_dir": None,
 }
@@ -41,6 +45,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "caption_suffix": str,
     "caption_dropout_rate": (int, float),
     "enable_wildcard": bool,
+    "shuffle_caption": bool,
+    "keep_tokens": int,
+    "caption_tag_dropout_rate": (int, float),
+    "caption_separator": str,
 }
 _OF_A_SUBSET = {"image_dir", "is_reg", "metadata_file", "conditioning_data_dir", "alpha_mask"}
 
@@ -95,7 +103,17 @@ def _set(given: dict, folder: str, group: int) -> Set:
         suffix=given.get("caption_suffix", "").strip(),
         extension=given.get("caption_extension", ".caption").lower(),
         first_line=not given.get("enable_wildcard", False),
+        rules=_rules(given),
     )
+
+
+def _rules(given: dict) -> Rules | None:
+    shuffle, drop = given.get("shuffle_caption", False), float(given.get("caption_tag_dropout_rate", 0))
+    wildcards = given.get("enable_wildcard", False)
+    if not (shuffle or drop or wildcards):
+        return None
+    keep, separator = given.get("keep_tokens", 0), given.get("caption_separator", ",")
+    return Rules(0, 0, shuffle, keep, drop, separator, ", ", wildcards, framed=True)
 
 
 def _check(given: dict, where: str) -> None:
@@ -113,8 +131,13 @@ def _check(given: dict, where: str) -> None:
         raise SetsError(f"{where}: no image_dir")
     if not given.get("num_repeats", 1) <= 100_000:
         raise SetsError(f"{where}: num_repeats: found {given['num_repeats']}, wanted 100,000 at most")
-    if not 0 <= given.get("caption_dropout_rate", 0) <= 1:
-        raise SetsError(f"{where}: caption_dropout_rate: found {given['caption_dropout_rate']}, wanted 0 to 1")
+    for key in ("caption_dropout_rate", "caption_tag_dropout_rate"):
+        if not 0 <= given.get(key, 0) <= 1:
+            raise SetsError(f"{where}: {key}: found {given[key]}, wanted 0 to 1")
+    if not 0 <= given.get("keep_tokens", 0) <= 10_000:
+        raise SetsError(f"{where}: keep_tokens: found {str(given['keep_tokens'])[:100]}, wanted 0 to 10,000")
+    if not given.get("caption_separator", ","):
+        raise SetsError(f"{where}: caption_separator: wanted a text that is not empty")
 
 
 def _word(wanted: type | tuple[type, ...]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.data.captions import CaptionError, lines
 from pipeline.data.sets import Set, SetsError
+from pipeline.data.variants import Rules
 
 # Ends of the names of what lies beside a picture and is none.
 BESIDE = ("-masklabel", "-condlabel")
@@ -34,7 +35,16 @@ _IMAGE_ELSEWHERE = {
 _IMAGE_NOT_DONE = (
     "flip", "rotate", "brightness", "contrast", "saturation", "hue", "circular_mask_shrink", "mask_rotate_crop",
 )  # fmt: skip
-_TEXT_NOT_DONE = ("caps_randomize_enable", "enable_tag_shuffling", "tag_dropout_enable")
+_TEXT = {
+    "enable_tag_shuffling": (bool,),
+    "tag_delimiter": (str,),
+    "keep_tags_count": (int,),
+    "tag_dropout_enable": (bool,),
+    "tag_dropout_mode": (str,),
+    "tag_dropout_probability": (int, float),
+    "tag_dropout_special_tags_mode": (str,),
+    "caps_randomize_enable": (bool,),
+}
 
 
 def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) -> tuple[tuple[Set, ...], list[str]]:
@@ -91,8 +101,26 @@ def _set(concept: dict, where: str, number: int, root: str, inside: Callable[[st
         extension=".txt",
         file_names=source == "filename",
         captions=_prompts(text.get("prompt_path"), where, root, inside) if source == "concept" else (),
+        rules=_rules(text, where),
         left_out=BESIDE,
     )
+
+
+def _rules(text: dict, where: str) -> Rules | None:
+    """Shuffling and dropping of tags."""
+    drop = float(text.get("tag_dropout_probability", 0)) if text.get("tag_dropout_enable") else 0.0
+    if not (text.get("enable_tag_shuffling") or drop):
+        return None
+    if drop and (text.get("tag_dropout_mode", "FULL"), text.get("tag_dropout_special_tags_mode", "NONE")) != (
+        "RANDOM",
+        "NONE",
+    ):
+        raise SetsError(f"{where}.text: of tag dropout the mode RANDOM without special tags is done here, and no other")
+    separator = text.get("tag_delimiter", ",")
+    if not separator or not 0 <= drop <= 1 or not 0 <= text.get("keep_tags_count", 1) <= 10_000:
+        raise SetsError(f"{where}.text: wanted a delimiter, a chance of 0 to 1 and 0 to 10,000 tags that are kept")
+    shuffle, keep = bool(text.get("enable_tag_shuffling")), text.get("keep_tags_count", 1)
+    return Rules(0, 0, shuffle, keep, drop, separator, f"{separator} ")
 
 
 def _prompts(path: object, where: str, root: str, inside: Callable[[str, str], str]) -> tuple[str, ...]:
@@ -121,6 +149,9 @@ def _check(concept: dict, where: str) -> None:
     for key, value in concept.get("image", {}).items():
         if value is True and key not in _IMAGE_ELSEWHERE and any(key.endswith(end) for end in _IMAGE_NOT_DONE):
             raise SetsError(f"{where}.image: {key[:100]} is not done here; switch it off")
-    for key in _TEXT_NOT_DONE:
-        if concept.get("text", {}).get(key):
-            raise SetsError(f"{where}.text: {key} is not done here; switch it off")
+    for key, wanted in _TEXT.items():
+        value = concept.get("text", {}).get(key, wanted[0]())
+        if not isinstance(value, wanted) or isinstance(value, bool) and bool not in wanted:
+            raise SetsError(f"{where}.text.{key}: found {str(value)[:100]!r} of another type than OneTrainer writes")
+    if concept.get("text", {}).get("caps_randomize_enable"):
+        raise SetsError(f"{where}.text: caps_randomize_enable is not done here; switch it off")

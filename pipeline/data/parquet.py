@@ -2,7 +2,8 @@
 
 Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2`, `repeats` and
 `weight` if wanted. The first two may have other names. Strings and bytes may be large, views or in a dictionary.
-Pictures are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in order."""
+Pictures are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in
+order."""
 
 import contextlib
 import os

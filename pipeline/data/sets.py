@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.part import Part
+from pipeline.data.variants import Rules, expand
 from pipeline.stage import StageError
 
 
@@ -42,13 +43,15 @@ class Set:
     first_line: bool = False  # of those files
     file_names: bool = False  # captions are the pictures' names
     captions: tuple[str, ...] = ()  # of all pictures, in place of their own
+    chances: tuple[tuple[str, float], ...] = ()  # of Part.origins: how often captions are drawn; the others never
+    rules: Rules | None = None  # of captions' variants
     left_out: tuple[str, ...] = ()  # pictures whose names, without the extension, end so
 
     @property
     def rewrites(self) -> bool:
         """Whether captions are others than the pictures' own."""
         words = self.caption, self.prefix, self.suffix, self.extension, self.first_line, self.file_names, self.captions
-        return any(words)
+        return any((*words, self.chances, self.rules))
 
 
 WHOLE = (Set(""),)  # a data set without sets is one
@@ -57,7 +60,8 @@ WHOLE = (Set(""),)  # a data set without sets is one
 @dataclass(frozen=True)
 class Members:
     """The samples of a part. picture (k,) int64 indices into its paths and number (k,) int32 of the set of each; and
-    their captions: caption_picture (m,), caption_number (m,) alike, texts and texts_2 (m,) string."""
+    their captions: caption_picture (m,), caption_number (m,) alike, texts and texts_2 (m,) string, chances (m,) float64
+    of being drawn beside the sample's others."""
 
     picture: np.ndarray
     number: np.ndarray
@@ -65,6 +69,7 @@ class Members:
     caption_number: np.ndarray
     texts: pa.Array
     texts_2: pa.Array
+    chances: np.ndarray
 
 
 def members(part: Part, sets: tuple[Set, ...]) -> Members:
@@ -82,24 +87,26 @@ def members(part: Part, sets: tuple[Set, ...]) -> Members:
     return Members(
         picture,
         number.astype(np.int32),
-        np.concatenate([rows for rows, _, _ in found]),
-        np.repeat(np.arange(len(sets), dtype=np.int32), [len(rows) for rows, _, _ in found]),
-        pa.concat_arrays([texts for _, texts, _ in found]),
-        pa.concat_arrays([texts_2 for _, _, texts_2 in found]),
+        np.concatenate([rows for rows, *_ in found]),
+        np.repeat(np.arange(len(sets), dtype=np.int32), [len(rows) for rows, *_ in found]),
+        pa.concat_arrays([texts for _, texts, _, _ in found]),
+        pa.concat_arrays([texts_2 for _, _, texts_2, _ in found]),
+        np.concatenate([chances for *_, chances in found]),
     )
 
 
-def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.Array, pa.Array]:
-    """Those of the pictures `inside` (n,) bool, as the set has them: picture (m,) and both texts (m,)."""
+def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.Array, pa.Array, np.ndarray]:
+    """Those of the pictures `inside` (n,) bool, as the set has them: picture (m,), both texts (m,) and chances (m,)."""
     mine = inside[part.caption_rows]
     rows, mask = part.caption_rows[mine], pa.array(mine)
     columns = part.texts.filter(mask), part.texts_2.filter(mask)
     if not one.rewrites:
-        return rows, *columns
+        return rows, *columns, np.ones(len(rows))
     own = zip(rows.tolist(), *(column.to_pylist() for column in (*columns, part.origins.filter(mask))))
     found = list(_written(one, own, np.flatnonzero(inside).tolist(), part.paths))
-    rows, texts, texts_2 = zip(*found) if found else ((), (), ())
-    return np.array(rows, np.int64), pa.array(texts, pa.string()), pa.array(texts_2, pa.string())
+    rows, texts, texts_2, chances = zip(*found) if found else ((), (), (), ())
+    columns = pa.array(texts, pa.string()), pa.array(texts_2, pa.string())
+    return np.array(rows, np.int64), *columns, np.array(chances, np.float64)
 
 
 def _holds(one: Set, path: str) -> bool:
@@ -116,23 +123,36 @@ def _holds(one: Set, path: str) -> bool:
 
 def _written(
     one: Set, own: Iterable[tuple[int, str, str | None, str]], inside: list[int], paths: pa.StringArray
-) -> Iterator[tuple[int, str, str | None]]:
-    """(picture, text, text_2) of the pictures `inside`, whose captions are `own` (picture, text, text_2, origin)."""
+) -> Iterator[tuple[int, str, str | None, float]]:
+    """(picture, text, text_2, chance) of the pictures `inside`; their captions are `own` (picture, text, text_2,
+    origin)."""
     if one.captions or one.file_names:
         for row in inside:
             name = posixpath.splitext(posixpath.basename(paths[row].as_py()))[0]
             for text in one.captions or (name,):
-                yield row, _framed(one, text), None
+                yield from ((row, *variant) for variant in _variants(one, text, None))
         return
-    done = set()
+    own, done = list(own), set()
+    counts = Counter((row, origin) for row, _, _, origin in own)
     for row, text, text_2, origin in own:
-        if one.extension is not None and origin != one.extension or one.first_line and row in done:
+        chance = dict(one.chances).get(origin, 0) / counts[row, origin] if one.chances else 1.0
+        if one.extension not in (None, origin) or one.first_line and row in done or not chance:
             continue
         done.add(row)
         text = text.split("\n")[0].strip() if one.first_line else text
-        yield row, _framed(one, text), text_2 and _framed(one, text_2)
-    if instead := _framed(one, one.caption):
-        yield from ((row, instead, None) for row in inside if row not in done)
+        yield from ((row, *pair, chance * share) for *pair, share in _variants(one, text, text_2))
+    if instead := _variants(one, one.caption, None):
+        yield from ((row, *variant) for row in inside if row not in done for variant in instead if variant[0])
+
+
+def _variants(one: Set, text: str, text_2: str | None) -> list[tuple[str, str | None, float]]:
+    """(text, text_2, chance) of each, with the set's prefix and suffix."""
+    if one.rules is None:
+        return [(_framed(one, text), text_2 and _framed(one, text_2), 1.0)]
+    if one.rules.framed:
+        return expand(_framed(one, text), text_2 and _framed(one, text_2), one.rules)
+    found = expand(text, text_2, one.rules)
+    return [(_framed(one, first), second and _framed(one, second), chance) for first, second, chance in found]
 
 
 def _framed(one: Set, text: str) -> str:

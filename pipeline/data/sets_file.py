@@ -4,8 +4,9 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,10 +17,13 @@ from pipeline.data.folder import Folder
 from pipeline.data.kinds import SETS
 from pipeline.data.sets import WHOLE, Set, SetsError
 from pipeline.data.sources import Source
+from pipeline.data.variants import Rules
 
 _LONGEST = 1 << 20  # bytes of such a file
 _MOST = 1000  # sets
 _REPEATED = re.compile(r"([1-9][0-9]{0,2})_(.*)", re.S)  # a year, or 05_ of an order, is no number of repeats
+_RULES = ("shuffle_tags", "keep_tags", "drop_tags", "separator", "wildcards", "variants")
+_ORIGINS = {"txt": ".txt", "caption": ".caption", "table": ""}
 _Times = Annotated[float, Field(ge=0, le=MOST_TIMES)]
 
 
@@ -39,6 +43,13 @@ class _Set(BaseModel):
     caption: params.Text = ""
     prefix: params.Text = ""
     suffix: params.Text = ""
+    chances: dict[Literal["txt", "caption", "table"], Annotated[float, Field(gt=0, le=1000)]] = {}
+    shuffle_tags: bool = False
+    keep_tags: Annotated[int, Field(ge=0, le=10_000)] = 0
+    drop_tags: params.Share = 0.0
+    separator: Annotated[params.Text, Field(min_length=1, max_length=100)] = ","
+    wildcards: bool = False
+    variants: Annotated[int, Field(gt=0, le=1000)] | None = None
 
 
 class File(BaseModel):
@@ -49,9 +60,18 @@ class File(BaseModel):
     sets: Annotated[list[_Set], Field(min_length=1, max_length=_MOST)]
 
 
-def find(path: str, source: Source) -> tuple[tuple[Set, ...], list[str]]:
-    """The sets of the data set at `path`, whose `source` is open, and what to say about them. Raises SetsError,
-    OSError."""
+def find(path: str, source: Source, variants: int = 8, seed: int = 0) -> tuple[tuple[Set, ...], list[str]]:
+    """The sets of the data set at `path`, whose `source` is open, and what to say about them. variants, seed: of
+    captions, where their set draws some (params.index). Raises SetsError, OSError."""
+    sets, notes = _find(path, source)
+    return tuple(one.rules and replace(one, rules=_counted(one.rules, variants, seed)) or one for one in sets), notes
+
+
+def _counted(rules: Rules, variants: int, seed: int) -> Rules:
+    return replace(rules, count=rules.count or variants, seed=seed)
+
+
+def _find(path: str, source: Source) -> tuple[tuple[Set, ...], list[str]]:
     if not os.path.isdir(path):
         return WHOLE, []
     there = [name for name in SETS if os.path.lexists(os.path.join(path, name))]
@@ -109,9 +129,25 @@ def _own(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
         given = [name for name in ("repeats", "samples", "weight") if getattr(one, name) is not None]
         if len(given) > 1:
             raise SetsError(f"{place}: {key}: {' and '.join(given)} both say how often its pictures are seen; give one")
-        settings = one.model_dump(exclude={"name", "folder"}) | {"folder": inside(one.folder, f"{key}.folder")}
+        settings = one.model_dump(exclude={"name", "folder", *_RULES}) | {"folder": inside(one.folder, f"{key}.folder")}
+        settings["chances"] = tuple((_ORIGINS[name], chance) for name, chance in one.chances.items())
+        settings["rules"] = _rules(one)
         sets.append(Set(name=one.name or one.folder, **settings))
     return tuple(sets), []
+
+
+def _rules(one: _Set) -> Rules | None:
+    if not (one.shuffle_tags or one.drop_tags or one.wildcards):
+        return None
+    return Rules(
+        count=one.variants or 0,  # 0: as many as params.yaml says
+        shuffle=one.shuffle_tags,
+        keep=one.keep_tags,
+        drop=one.drop_tags,
+        separator=one.separator,
+        joined=one.separator if one.separator.endswith(" ") else f"{one.separator} ",
+        wildcards=one.wildcards,
+    )
 
 
 def _line(error: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ SAMPLES = pa.schema(  # a sample is a picture as a set has it
         pa.field("image", pa.binary(16), nullable=False),
         pa.field("set", pa.int32(), nullable=False),  # its number; the file's metadata has the names under `sets`
         pa.field("caption", pa.binary(16), nullable=False),  # one of the sample's
+        pa.field("chance", pa.float32(), nullable=False),  # of the caption, beside the sample's others
         pa.field("repeats", pa.float64(), nullable=False),  # of the sample in an epoch, all its files together
         pa.field("loss_weight", pa.float32(), nullable=False),
         pa.field("caption_dropout", pa.float32()),  # null: train.caption_dropout
@@ -56,7 +57,7 @@ MEMBERS = pa.schema(  # a row for each file in each set
         pa.field("times", pa.float64(), nullable=False),  # by its table
     ]
 )
-TEXTS = pa.schema([*list(SAMPLES)[:2], *list(CAPTIONS)[2:]])
+TEXTS = pa.schema([*list(SAMPLES)[:2], *list(CAPTIONS)[2:], SAMPLES.field("chance")])
 _STRETCHES = 16
 _ROW_GROUP = 1 << 17
 
@@ -141,7 +142,7 @@ def write_captions(members: Rows, texts: Rows, file: Path, samples: Path, settin
             first = _first_of_equal([table["set"].to_numpy(), *_keys(table["image"])])
             often = made.times * multiplier[made.number]
             sets = table["set"].combine_chunks()
-            columns = [table["image"], sets, table["caption"], pa.array(often[np.cumsum(first) - 1])]
+            columns = [table["image"], sets, table["caption"], table["chance"], pa.array(often[np.cumsum(first) - 1])]
             columns += [by_set[name].take(sets) for name in own]
             samples_file.write(pa.table(columns, schema=SAMPLES))
             table = _without_sets(table)
@@ -206,8 +207,8 @@ def _sorted_images(rows: pa.Table) -> pa.Table:
 
 
 def _distinct_captions(samples: _Samples, texts: pa.Table) -> tuple[pa.Table, np.ndarray]:
-    """Captions of a stretch as `image, set, caption, text, text_2`, distinct and sorted, with an empty one for each of
-    the samples that has none; and which those are, (g,) bool."""
+    """Captions of a stretch as `image, set, caption, text, text_2, chance`, distinct (with the largest chance) and
+    sorted, with an empty one for each of the samples that has none; and which those are, (g,) bool."""
     names = [
         captions.name(text, text_2) for text, text_2 in zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())
     ]
@@ -215,11 +216,12 @@ def _distinct_captions(samples: _Samples, texts: pa.Table) -> tuple[pa.Table, np
     given = texts.append_column("caption", pa.array(names, pa.binary(16))).select(schema.names)
     count = len(samples.number)
     fill = [samples.image, pa.array(samples.number)]
-    fill += [pa.repeat(pa.scalar(value, field.type), count) for value, field in zip(_EMPTY, CAPTIONS.remove(0))]
+    fields = [*CAPTIONS.remove(0), SAMPLES.field("chance")]
+    fill += [pa.repeat(pa.scalar(value, field.type), count) for value, field in zip((*_EMPTY, 1), fields)]
     rows = pa.concat_tables([given.cast(schema), pa.Table.from_arrays(fill, schema=schema)])
     is_fill = np.arange(len(rows)) >= len(given)
     keys = [*_keys(rows["caption"]), is_fill, rows["set"].to_numpy(), *_keys(rows["image"])]
-    order = np.lexsort(keys)
+    order = np.lexsort([-rows["chance"].to_numpy(), *keys])
     keys = [key[order] for key in keys]
     first_of_sample = _first_of_equal(keys[3:])
     # Given captions come before the empty one, so that stands only where it is the first of its sample.

@@ -114,7 +114,7 @@ def _write(params: Params) -> None:
         "pooled_width": _POOLED,
         "caption_tokens": 2,
     }])  # fmt: skip
-    columns = {"image": images, "set": [0] * count, "caption": [text] * count, "repeats": [1.0] * count}
+    columns = {"image": images, "set": [0] * count, "caption": [text] * count, "chance": [1.0] * count, "repeats": [1.0] * count}
     columns |= {"loss_weight": [1.0] * count, "caption_dropout": [None] * count, "class_images": [False] * count}
     pq.write_table(pa.table(columns, schema=SAMPLES), _PATHS.samples)
 
