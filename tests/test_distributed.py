@@ -1,6 +1,7 @@
 """Several ranks under msrun on the CPU, on the stub of the UNet: the same training as with one."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -49,7 +50,7 @@ def weights(workspace) -> dict[str, np.ndarray]:
     folder = workspace / "outs/train/weights"
     return {
         f"{path.name} {name}": np.array(tensor.array())
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.glob("*.ckpt"))
         for name, tensor in ckpt.read(path).items()
     }
 
@@ -107,6 +108,16 @@ def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
     assert np.concatenate(same).mean() > 0.99
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=2**-6, atol=1e-4, err_msg=name)
+
+
+def test_all_ranks_stop_early_at_the_same_step(workspace, store):
+    """One that went on would wait in a collective for ever."""
+    settings = ["train.steps=9", "train.learning_rate=0.5", "train.validation_interval=1", "train.patience=1"]
+    said = train(workspace, store, *settings, "device.workers=2", "train.batch_size=4", port())
+    stopped = int(re.search(r"stops after step (\d): 1 validations brought nothing better", said)[1])
+    assert stopped < 9 and max(row["step"] for row in ends(workspace)[1]) == stopped
+    for rank in range(2):
+        assert f"stops after step {stopped}:" in (workspace / f"outs/train-logs/worker_{rank}.log").read_text()
 
 
 def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, store, tmp_path, alone):
