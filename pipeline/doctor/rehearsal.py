@@ -114,8 +114,8 @@ def _write(params: Params) -> None:
         "pooled_width": _POOLED,
         "caption_tokens": 2,
     }])  # fmt: skip
-    columns = {"image": images, "set": [0] * count, "caption": [text] * count, "chance": [1.0] * count, "repeats": [1.0] * count}
-    columns |= {"loss_weight": [1.0] * count, "caption_dropout": [None] * count, "class_images": [False] * count}
+    columns = {"image": images, "set": [0] * count, "caption": [text] * count, "chance": [1.0] * count}
+    columns |= {"repeats": [1.0] * count, "loss_weight": [1.0] * count, "caption_dropout": [None] * count, "class_images": [False] * count}
     pq.write_table(pa.table(columns, schema=SAMPLES), _PATHS.samples)
 
 
