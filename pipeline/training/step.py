@@ -337,6 +337,10 @@ class Average(_Graph):
 
 def average_of(parameters) -> ParameterTuple:
     """EMA weights that start as float32 copies of `parameters`."""
-    return ParameterTuple(
-        Parameter(p.value().astype(ms.float32).copy(), name=f"ema.{p.name}", requires_grad=False) for p in parameters
-    )
+
+    def copy(parameter):
+        if parameter.dtype == ms.float32:
+            return parameter.value().copy()
+        return ops.cast(parameter, ms.float32)
+
+    return ParameterTuple(Parameter(copy(p), name=f"ema.{p.name}", requires_grad=False) for p in parameters)
