@@ -104,12 +104,12 @@ def test_bfloat16_and_bytes_come_back_as_they_were(tmp_path):
         "count": ms.Tensor(np.float32(7)),
     }
     slots = [state.Slot(ms.Parameter(value.copy(), name)) for name, value in values.items()]
-    states = state.States("name", {})
+    states = state.States("name", {}, Reach(9, 9))
     save(states, slots, tmp_path)
     states.wait()
     for kept in slots:
         kept.parameter.set_data(ms.ops.zeros(kept.parameter.shape, kept.parameter.dtype))
-    assert state.States("name", {}).resume(slots, tmp_path / "again", Device("CPU"))["step"] == 3
+    assert state.States("name", {}, Reach(9, 9)).resume(slots, tmp_path / "again", Device("CPU"))["step"] == 3
     for kept in slots:
         wanted = values[kept.parameter.name]
         assert kept.parameter.dtype == wanted.dtype and kept.parameter.asnumpy().tobytes() == wanted.asnumpy().tobytes()

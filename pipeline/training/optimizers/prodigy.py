@@ -88,5 +88,5 @@ class Prodigy(Optimizer):
             ops.assign(sums, new_sums), ops.assign(moment1, new1), ops.assign(moment2, new2),
             self.write(parameter, value - steps[group] * change, key, offset),
         )  # fmt: skip
-        parts = ops.stack((product, ops.abs(new_sums).sum())).reshape(1, 2)
+        parts = ops.Concat()((product.reshape(1), ops.abs(new_sums).sum().reshape(1))).reshape(1, 2)
         return ops.depend(parts, saved)
