@@ -167,6 +167,7 @@ class Prompt(Section):
 
 
 _FORMS = ("text", "mapping")  # of a prompt
+_KINDS = ("bool", "int", "float", "str")  # that a value may be one of
 TextOrPrompt = Annotated[
     Annotated[Text, Tag("text")] | Annotated[Prompt, Tag("mapping")],
     Discriminator(lambda value: "mapping" if isinstance(value, (dict, Prompt)) else "text"),
@@ -360,7 +361,7 @@ def _lines(error: dict) -> list[str]:
     if not key:
         message = f"wanted a mapping of the sections {', '.join(Params.model_fields)}"
     if error["type"] == "missing":
-        hint = "; a prompt that is a text with a colon stands in quotes" if key.startswith("sample.prompts.") else ""
+        hint = "; a prompt that is a text with a colon stands in quotes" if key.startswith(("sample.prompts.", "train.previews.")) else ""
         return [f"{key}: {message}{hint}"]
     unquoted = error["type"] == "string_type" and isinstance(found, (bool, int, float, datetime.date))
     hint = "; put it in quotes, if it is meant as text" if unquoted else ""
@@ -368,8 +369,11 @@ def _lines(error: dict) -> list[str]:
 
 
 def _is_form(before: Any, part: Any) -> bool:
-    """Whether a part of an error's place is no key but pydantic's name for what an item of a list was taken for."""
-    return isinstance(before, int) and part in _FORMS
+    """Whether a part of an error's place is no key but pydantic's name for what a value was taken for."""
+    if isinstance(part, int):
+        return False
+    named = part in _KINDS or part.startswith(("literal[", "list[", "constrained-", "function-"))
+    return named or isinstance(before, int) and part in _FORMS
 
 
 def short(value: Any) -> str:

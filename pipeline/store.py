@@ -112,7 +112,7 @@ def remove(path: str | Path) -> None:
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; make it `path` when the block ends without an
-    error."""
+    error. Raises IsADirectoryError when a file would replace a folder."""
     path = Path(path)
     make(path.parent)
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{path.name}")
@@ -120,6 +120,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         if path.is_dir():  # rename cannot replace a folder that is not empty
+            if not temporary.is_dir():
+                raise IsADirectoryError(f"{path} is a folder, and a file is to be written; give the name of a file")
             remove(path)
         os.replace(temporary, path)
         _fsync(path.parent)

@@ -265,3 +265,25 @@ def test_what_is_no_safetensors_file_is_refused(project, tmp_path):
     (tmp_path / "a").write_bytes(b"PK\3\4")
     with pytest.raises(StageError, match="pickled"):
         tool.show(tmp_path / "a")
+
+
+def test_what_a_terminal_would_obey_is_not_printed_and_much_is_counted(tmp_path, capsys):
+    file = tmp_path / "odd.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, {"\x1b]0;title\x07key": "1"})
+    with pytest.raises(SystemExit):
+        tool.main(["show", str(file)])
+    assert "\x1b" not in (said := capsys.readouterr().out) and "title" in said
+    safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, {f"key{n}": "1" for n in range(1000)})
+    with pytest.raises(SystemExit):
+        tool.main(["show", str(file)])
+    said = capsys.readouterr().out
+    assert "... and 900 more" in said and len(said.splitlines()) < 120
+
+
+def test_a_file_that_is_cut_short_is_no_whole_one(tmp_path):
+    file = tmp_path / "short.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(200, np.float16)}, file)
+    file.write_bytes(file.read_bytes()[:-9])
+    for path in (file, tmp_path, tmp_path / "absent"):
+        with pytest.raises(StageError, match=path.name):
+            tool.show(path)

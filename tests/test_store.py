@@ -153,3 +153,12 @@ def test_a_store_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"the store .*/file cannot be made: File exists; PIPELINE_STORE says where it is"):
         store.root()
+
+
+def test_a_file_never_replaces_a_folder(tmp_path):
+    """As `python -m pipeline plan --plot FOLDER` would."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/precious").write_text("x")
+    with pytest.raises(IsADirectoryError, match="is a folder"), store.atomic(tmp_path / "folder") as path:
+        path.write_text("page")
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder", "precious"]

@@ -4,6 +4,7 @@ Nothing is ever unpickled."""
 import argparse
 import contextlib
 import io
+import itertools
 from pathlib import Path
 
 from pipeline import cli
@@ -13,6 +14,7 @@ from pipeline.weights import marks, provenance, safetensors, source
 from pipeline.weights.files import has_parts
 from pipeline.weights.names import PREFIX, part_of
 
+_SHOWN = 100  # keys of a group
 TRAINED, CONVERTED = Path("outs/train/weights"), Path("outs/convert")
 
 
@@ -41,9 +43,14 @@ def _show(given: argparse.Namespace) -> int:
     for title, group in (("modelspec", "modelspec"), ("kohya's keys", "kohya"), ("this pipeline's", "own"),
                          ("others", "others")):  # fmt: skip
         if found[group]:
-            print(f"  {title}:", *(f"    {name}: {shown(text)}" for name, text in found[group].items()), sep="\n")
+            print(f"  {title}:", *_listed(found[group]), sep="\n")
     print(f"  of this workspace: {found['workspace']}", *(f"    {line}" for line in found["differences"]), sep="\n")
     return code
+
+
+def _listed(written: dict[str, str]) -> list[str]:
+    lines = [f"    {shown(name)}: {shown(text)}" for name, text in itertools.islice(written.items(), _SHOWN)]
+    return lines + ([f"    ... and {len(written) - _SHOWN:,} more"] if len(written) > _SHOWN else [])
 
 
 DAMAGED = "the tensors are not those that its header names: it was changed or damaged"
@@ -52,6 +59,9 @@ DAMAGED = "the tensors are not those that its header names: it was changed or da
 def show(file: Path) -> dict:
     """What a safetensors file says of where it comes from, by group of keys; `data`, whether its tensors have the hash
     that it names; `workspace`, whether it is of the workspace that this runs in, with the `differences`."""
+    if not file.is_file():  # a pipe would be waited for
+        raise StageError(f"{file} is no file that is there; wanted a safetensors file, such as outs/merge/merged.safetensors")
+    safetensors.read(file)  # that it is whole
     written = safetensors.metadata(file)
     named = written.get(provenance.HASH)
     groups = {"modelspec": "modelspec.", "kohya": "ss_", "own": provenance.PREFIX}
@@ -62,7 +72,6 @@ def show(file: Path) -> dict:
     others = {key: text for key, text in sorted(written.items()) if not key.startswith(tuple(groups.values()))}
     data = "no hash of its tensors is in its header"
     if named is not None:
-        safetensors.read(file)  # that it is whole
         data = "the tensors have the hash that its header names"
         data = data if f"0x{safetensors.data_sha256(file)}" == named.lower() else DAMAGED
     workspace, differences = _of_the_workspace(found["own"])
