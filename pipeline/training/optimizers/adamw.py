@@ -88,7 +88,7 @@ class AdamW(Optimizer):
         self.buckets = buckets(parameters[: self.owned], self.cut, rank, ranks) if self.owned else ()
         self.in_turns = InTurns(parameters[self.owned :])
         self.map = ops.HyperMap()
-        # MindSpore's collectives on a CPU have no bfloat16
+        # MindSpore's collectives and slices on a CPU have no bfloat16
         self.wide = forms.on_cpu() and any(p.dtype == ms.bfloat16 for p in parameters)
 
     def state(self):
@@ -122,7 +122,10 @@ class AdamW(Optimizer):
         kernels, key = scalars
         count = moment1.shape[0]
         first = self.rank * count
-        value = ops.cast(ops.depend(parameter, turn)[first : first + count], ms.float32)
+        whole = ops.depend(parameter, turn)
+        if self.wide:
+            whole = ops.cast(whole, ms.float32)
+        value = ops.cast(whole[first : first + count], ms.float32)
         value = ops.depend(value, self.kernels.step(kernels[group], decayed, value, moment1, moment2, gradient))
         if parameter.dtype == ms.bfloat16:
             value = self.rounding(value, key, offset + self.rank * value.size)
