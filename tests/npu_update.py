@@ -74,7 +74,8 @@ def main(half: bool, folder: str) -> None:
             for n, (shape, dtype) in enumerate(zip(SHAPES, dtypes, strict=True))
         ]
         optimizer = AdamW(
-            parameters, [len(shape) > 1 for shape in SHAPES], 0.01, 0.9, 0.999, 1e-8, device.rank, device.world_size
+            parameters, [len(shape) > 1 for shape in SHAPES], 0.01, 0.9, 0.999, 1e-8,
+            rank=device.rank, ranks=device.world_size,
         )
         settings = Settings(
             max_grad_norm=1.0, loss_scale=2.0**10 if half else None, rank=device.rank, ranks=device.world_size
