@@ -42,11 +42,24 @@ def adamw(values, **changes):
     return AdamW(values, DECAYED, **settings)
 
 
+class Step(nn.Cell):
+    """An update whose gradients come one by one: MindSpore would compile the values of a tuple's tensors into the graph,
+    and so a graph for each step."""
+
+    def __init__(self, update: Update):
+        super().__init__(auto_prefix=False)
+        self.update = update
+
+    def construct(self, loss, lr, *gradients):
+        return self.update(loss, gradients, lr)
+
+
 def run(update: Update, steps=4, lr=1e-2) -> list[float]:
     norms = []
     average = update.ema and Average(update)
+    cell = Step(update)
     for step in range(steps):
-        outcome = update(Tensor(1.0, ms.float32), gradients(step), Tensor(lr, ms.float32))
+        outcome = cell(Tensor(1.0, ms.float32), Tensor(lr, ms.float32), *gradients(step))
         if average:
             average(outcome, Tensor(rates.ema_decay(step, 0.6), ms.float32))
         norms.append(Outcome(*outcome.asnumpy()).norm)
