@@ -77,11 +77,11 @@ def contradictions(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _train(params.train, peak_rate(params))
     if params.diffusion.prediction == "flow":
         yield from _flow(params.train)
-    yield from _weights(params.merge.weights, params.train)
+    yield from _weights(params.merge.weights, params.train, params.device.sink_size)
     yield from _pictures(params, config)
 
 
-def _weights(chosen: str | int, train: "Train") -> Iterator[tuple[str, str]]:
+def _weights(chosen: str | int, train: "Train", sink_size: int) -> Iterator[tuple[str, str]]:
     if chosen == "ema" and not train.ema:
         yield "merge.weights", "ema needs train.ema true, or no average is kept; wanted raw"
     if chosen == "best" and not train.keep_best:
@@ -90,8 +90,23 @@ def _weights(chosen: str | int, train: "Train") -> Iterator[tuple[str, str]]:
         return
     if not train.save_interval:
         yield "merge.weights", f"a step needs train.save_interval above 0, or none is kept; wanted raw, found {chosen}"
-    elif train.steps is not None and chosen > train.steps:
-        yield "merge.weights", f"must not be above train.steps ({train.steps}), found {chosen}"
+    elif fault := _unsaved(chosen, train, sink_size):
+        yield "merge.weights", fault
+
+
+def _unsaved(step: int, train: "Train", sink_size: int) -> str | None:
+    """Why no weights of this step will be kept, or None."""
+    if train.steps is not None and step > train.steps:
+        return f"must not be above train.steps ({train.steps}), found {step}"
+    if sink_size:  # a sink ends beside the interval's multiples
+        return None
+    if step % train.save_interval:
+        return f"must be a multiple of train.save_interval ({train.save_interval}), found {step}"
+    if train.save_limit is not None and train.steps is not None and not train.patience:
+        oldest = (train.steps // train.save_interval - train.save_limit + 1) * train.save_interval
+        if step < oldest:
+            return f"the {train.save_limit} of train.save_limit begin with step {oldest}, found {step}"
+    return None
 
 
 def side_multiple(config: SDXLConfig) -> int:
@@ -356,6 +371,10 @@ def _pictures(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]
         yield "sample.saved_steps", f"needs train.save_interval, or none are saved; wanted [], found {sample.saved_steps}"
     elif sample.saved_steps != "all" and len(set(sample.saved_steps)) < len(sample.saved_steps):
         yield "sample.saved_steps", f"wanted each once, found {sample.saved_steps[:20]}"
+    elif sample.saved_steps != "all":
+        faults = (_unsaved(step, train, params.device.sink_size) for step in sample.saved_steps)
+        if fault := next(filter(None, faults), None):
+            yield "sample.saved_steps", fault
     for key, sampler in (("sample.sampler", sample.sampler), ("train.preview_sampler", train.preview_sampler)):
         if params.diffusion.prediction == "flow" and sampler != "euler":
             yield (
