@@ -29,7 +29,8 @@ import yaml
 import pipeline.weights.ckpt as ckpt
 
 stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["train"]
-digest = hashlib.sha256(json.dumps(yaml.safe_load(Path("params.yaml").read_text())["train"]).encode())
+params = yaml.safe_load(Path("params.yaml").read_text())
+digest = hashlib.sha256(json.dumps([params["train"], params["diffusion"]]).encode())
 for dep in stage["deps"]:
     for file in sorted(Path(dep).rglob("*")) if Path(dep).is_dir() else [Path(dep)]:
         if file.suffix in (".parquet", ".ckpt"):
