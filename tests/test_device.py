@@ -259,7 +259,7 @@ run.fine_tune = lambda *arguments: print(os.environ["ONEDNN_MAX_CPU_ISA"])
 sys.modules["pipeline.training.run"] = run
 from pipeline.params import load
 from stages import train
-train.open_data = train.count_steps = lambda *arguments: None
+train.open_data, train.count_steps = lambda *arguments: None, lambda *arguments: (4, 1)
 train.key.training = lambda *arguments: train.key.Training({}, {}, None)
 train.finished.take = lambda *arguments: False
 train.main(load())

@@ -155,9 +155,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace, store, tmp_path, unbroken, dies):
+def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace, tmp_path, unbroken, dies):
     """As a second task of the queue with another sampling does. When the first dies, the second goes on."""
     second = copy_of(workspace, tmp_path / "second")
+    store = tmp_path / "store"  # without graphs, so that the first takes long enough to be waited for
     first = start(workspace, store, *(["kill=step:5"] if dies else []), *SETTINGS)
     while not list(store.glob("locks/train-*")):
         assert first.poll() is None
