@@ -22,13 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def project(tmp_path):
     """A copy of the plumbing with a stage of one's own: `write(body)` gives stages/it.py this main."""
-    for folder in ("models", "data"):
-        (tmp_path / "pipeline" / folder).mkdir(parents=True)
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "stages").mkdir()
-    names = ["__init__", "stage", "recorded", "params", "contradictions", "doubts", "store", "times", "progress"]
-    names += ["models/__init__", "models/config", "data/__init__", "data/buckets"]
-    for name in names:
-        shutil.copy2(ROOT / f"pipeline/{name}.py", tmp_path / f"pipeline/{name}.py")
     shutil.copy2(ROOT / "params.yaml", tmp_path)
 
     def write(body: str) -> None:

@@ -1,7 +1,6 @@
 """The train stage's run, on a stub of the UNet: what it writes and logs, and that every setting counts."""
 
 import json
-import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -64,7 +63,6 @@ def stubbed(workspace, graphs, tmp_path, monkeypatch):
     graphs: a setting that shapes one and is not in its key would take another setting's, and change nothing."""
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(compiled, "_KEPT_KEYS", 1000)
-    monkeypatch.setattr(sys, "argv", [__file__])  # MindSpore reads it for its cache, and a worker of xdist has no file
     share_graphs(tmp_path / "store", graphs)
     monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
     monkeypatch.setattr(build, "UNet", StubUNet)
