@@ -46,9 +46,9 @@ docs: .venv-docs/.docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/.test: requirements-test.txt tests/chromium.py .venv/.run
+.venv/.test: requirements-test.txt tests/report/chromium.py .venv/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	$(BIN)/python -m tests.chromium
+	$(BIN)/python -m tests.report.chromium
 	touch $@
 
 .venv/.npu: requirements-npu.txt .venv/.run

@@ -17,15 +17,15 @@ import numpy as np
 from PIL import Image
 
 from pipeline import device
-from pipeline.cache import engine
-from pipeline.cache.latents import Preparation, make_job
+from pipeline.cache.building import engine
+from pipeline.cache.building.latents import Preparation, make_job
 from pipeline.data.index import index
 from pipeline.data.sources import open_source
 from pipeline.models.config import SDXL_BASE, VAEConfig
 from pipeline.models.encode import vae_encoder
 from pipeline.weights import ckpt, layout
 from pipeline.weights.names import PREFIX, to_mindspore
-from tests.synthetic import values
+from tests.weights.synthetic import values
 
 SIDE, BATCH = 256, 4
 PREPARATION = Preparation("moments", "center", 1, False, "lanczos", (255, 255, 255))

@@ -8,13 +8,13 @@ optimizer's state of a full size take 31 GB. To run alone, for the peak is the p
 import argparse
 import time
 
+import mindspore as ms
 import numpy as np
+from mindspore.nn.utils import no_init_parameters
 
 import pipeline.device
-import mindspore as ms
 from benchmarks import kernels
 from benchmarks.full_size import peak_gigabytes
-from mindspore.nn.utils import no_init_parameters
 from pipeline.models.config import CONFIGS
 from pipeline.models.unet import UNet
 from pipeline.training.optimizers.adamw import AdamW

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cache import checksum, shards
-from pipeline.cache.names import EMPTY_CAPTION
-from pipeline.cache.plan import epoch_plan
-from pipeline.cache.reader import Reader
+from pipeline.cache.format import checksum, shards
+from pipeline.cache.format.names import EMPTY_CAPTION
+from pipeline.cache.reading.plan import epoch_plan
+from pipeline.cache.reading.reader import Reader
 from pipeline.data.buckets import buckets
 from pipeline.data.tables import SAMPLES
 

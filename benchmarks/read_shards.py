@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from pipeline.cache import reader, shards
-from pipeline.cache.names import EMPTY_CAPTION, latent_row
+from pipeline.cache.format import shards
+from pipeline.cache.format.names import EMPTY_CAPTION, latent_row
+from pipeline.cache.reading import reader
 from pipeline.data import captions
 from pipeline.data.tables import SAMPLES
 

@@ -130,7 +130,9 @@ def measure(name: str, folder: Path, inputs: list[Path], size: int) -> None:
         plain, seconds = (sorted(result["seconds"] for result in results[which]) for which in results)
         peak = max(result["peak_mb"] for result in results[name])
         processor = median(result["processor"] for result in results[name])
-        print(f"{name:8} inputs {state}: {_spread(seconds)} (processor {processor:.1f} s), peak {peak:.0f} MB", flush=True)
+        print(
+            f"{name:8} inputs {state}: {_spread(seconds)} (processor {processor:.1f} s), peak {peak:.0f} MB", flush=True
+        )
         ratio = median(seconds) / median(plain)
         print(f"{'':8} {size / 1e9:.2f} GB plainly {_spread(plain)}: {ratio:.2f} times", flush=True)
 

@@ -312,7 +312,10 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
             if found := getattr(train, key):
                 yield f"train.{key}", f"needs validation_share above 0: there is no validation loss; found {found}"
     if train.weights_dtype == "float16" and train.precision != "float16":
-        yield "train.weights_dtype", f"float16 needs precision float16, found {train.precision}; wanted bfloat16 or float32"
+        yield (
+            "train.weights_dtype",
+            f"float16 needs precision float16, found {train.precision}; wanted bfloat16 or float32",
+        )
     if train.weights_dtype == "float16" and train.optimizer == "prodigy":
         yield (
             "train.weights_dtype",
@@ -368,7 +371,10 @@ def _pictures(params: "Params", config: SDXLConfig) -> Iterator[tuple[str, str]]
     yield from _prompts(prompts_of(sample), sample.sampler, params, config)
     yield from _prompts(own_prompts("train.previews", train.previews), train.preview_sampler, params, config)
     if sample.saved_steps and not train.save_interval:
-        yield "sample.saved_steps", f"needs train.save_interval, or none are saved; wanted [], found {sample.saved_steps}"
+        yield (
+            "sample.saved_steps",
+            f"needs train.save_interval, or none are saved; wanted [], found {sample.saved_steps}",
+        )
     elif sample.saved_steps != "all" and len(set(sample.saved_steps)) < len(sample.saved_steps):
         yield "sample.saved_steps", f"wanted each once, found {sample.saved_steps[:20]}"
     elif sample.saved_steps != "all":

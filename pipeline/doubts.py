@@ -35,9 +35,15 @@ def _of_previews(params: "Params") -> Iterator[tuple[str, str]]:
 def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
     train, rate = params.train, peak_rate(params)
     if train.optimizer == "prodigy" and not 0.1 <= rate <= 10:
-        yield "train.learning_rate", f"{rate:g} is far from 1, and prodigy multiplies the rate that it finds by it; 1.0 is usual"
+        yield (
+            "train.learning_rate",
+            f"{rate:g} is far from 1, and prodigy multiplies the rate that it finds by it; 1.0 is usual",
+        )
     if train.optimizer == "lion" and rate > (LION_SDXL if params.model.config == "sdxl-base" else LION_TINY):
-        yield "train.learning_rate", f"{rate:g} is adamw's; lion wants a rate 3 to 10 times smaller (docs/optimizers.md)"
+        yield (
+            "train.learning_rate",
+            f"{rate:g} is adamw's; lion wants a rate 3 to 10 times smaller (docs/optimizers.md)",
+        )
 
 
 def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:

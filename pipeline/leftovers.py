@@ -33,7 +33,9 @@ class Leftover:
 def find() -> list[Leftover]:
     """All of them, kind by kind, the newest first."""
     found = []
-    newest: dict | None = None  # the description of the newest training of each kind, with which the others are compared
+    newest: dict | None = (
+        None  # the description of the newest training of each kind, with which the others are compared
+    )
     for kind, folder in _FOLDERS.items():
         for number, path in enumerate(store.newest_first(store.root() / folder)):
             note = ""

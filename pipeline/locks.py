@@ -176,7 +176,9 @@ def _polls(name: str, what: str) -> Iterator[None]:
                     still = "waits" if told is None else f"still waits (for {waited / 60:.0f} min)"
                     log.warning("%s for %s, which %s in %s since %s", still, by, what, by.place, since)
                     if by.stopped:
-                        advice = "PID %d is stopped and does nothing: `kill -CONT %d` lets it go on, `kill -KILL %d` ends it"
+                        advice = (
+                            "PID %d is stopped and does nothing: `kill -CONT %d` lets it go on, `kill -KILL %d` ends it"
+                        )
                         log.warning(advice, by.pid, by.pid, by.pid)
                     told, last = time.monotonic(), by
             time.sleep(_POLL_SECONDS)

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_serializer,
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_serializer,
     model_validator,
 )  # fmt: skip
 from pydantic_core import PydanticCustomError
@@ -361,7 +368,11 @@ def _lines(error: dict) -> list[str]:
     if not key:
         message = f"wanted a mapping of the sections {', '.join(Params.model_fields)}"
     if error["type"] == "missing":
-        hint = "; a prompt that is a text with a colon stands in quotes" if key.startswith(("sample.prompts.", "train.previews.")) else ""
+        hint = (
+            "; a prompt that is a text with a colon stands in quotes"
+            if key.startswith(("sample.prompts.", "train.previews."))
+            else ""
+        )
         return [f"{key}: {message}{hint}"]
     unquoted = error["type"] == "string_type" and isinstance(found, (bool, int, float, datetime.date))
     hint = "; put it in quotes, if it is meant as text" if unquoted else ""

@@ -35,7 +35,6 @@ _LOWER = {  # stage -> what makes it take less memory
 }
 
 
-
 class StageError(Exception):
     """Something the user can mend: what was found, where, what was wanted, what to do."""
 

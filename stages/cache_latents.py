@@ -1,8 +1,9 @@
 """Encode every picture once with the VAE: outs/index/images.parquet, outs/convert/vae.ckpt → outs/latents."""
 
 from pipeline import hardware
-from pipeline.cache import engine, fingerprint, ranks
-from pipeline.cache.latents import Preparation, make_job
+from pipeline.cache.building import engine, ranks
+from pipeline.cache.building.latents import Preparation, make_job
+from pipeline.cache.format import fingerprint
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params

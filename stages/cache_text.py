@@ -2,9 +2,10 @@
 outs/text."""
 
 from pipeline import hardware
-from pipeline.cache import engine, fingerprint, previews, ranks
-from pipeline.cache.text import count_long, make_job
-from pipeline.cache.tokens import Tokenizer, check_vocabulary
+from pipeline.cache.building import engine, previews, ranks
+from pipeline.cache.building.text import count_long, make_job
+from pipeline.cache.building.tokens import Tokenizer, check_vocabulary
+from pipeline.cache.format import fingerprint
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import run

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import hardware, progress, store
-from pipeline.cache.tokens import Tokenizer, check_vocabulary
+from pipeline.cache.building.tokens import Tokenizer, check_vocabulary
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.sampling.saved import saved
@@ -95,7 +95,9 @@ def main(params: Params) -> None:
                         f"the latents drawn with {model.weights} are not finite; with sample.precision: {p.precision} try "
                         "float32 or bfloat16, else its weights are broken"
                     )
-                latents[model.name] |= zip(chosen[:count], drawn / scaling_factor + diffusion.shift_factor, strict=False)
+                latents[model.name] |= zip(
+                    chosen[:count], drawn / scaling_factor + diffusion.shift_factor, strict=False
+                )
     del load, predict
 
     decode = vae_decoder(config, MERGED, device, "float32")

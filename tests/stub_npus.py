@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import npu
-from pipeline.cache import ranks
+from pipeline.cache.building import ranks
 from pipeline.training import launch
-from tests.training_samples import params
+from tests.training.training_samples import params
 
 HCCL = ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT")
 
@@ -61,9 +61,10 @@ class _Once:
 def stub_mindspore(patch: pytest.MonkeyPatch) -> list[tuple]:
     """Stub MindSpore's calls that want an NPU; -> those calls, noted as they come: (name, arguments...). They must fit
     MindSpore's own signatures, and the runtime's settings pass its own checks."""
-    import pipeline.device
     import mindspore as ms
     from mindspore.runtime import executor, memory
+
+    import pipeline.device
 
     calls: list[tuple] = []
 

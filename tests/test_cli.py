@@ -13,8 +13,10 @@ from pipeline.__main__ import TOOLS
 from pipeline.data import __main__ as data_main
 from pipeline.params import ParamsError
 from pipeline.stage import StageError
-from tests import data_sets, project, synthetic
-from tests.training_samples import ROOT
+from tests import project
+from tests.data import data_sets
+from tests.training.training_samples import ROOT
+from tests.weights import synthetic
 
 THERE = [name for name, (module, _) in TOOLS.items() if importlib.util.find_spec(module.removesuffix(".__main__"))]
 CODES = "exit code: 0 all is well; 1 a problem was found, or it failed; 2 the command is not understood"
@@ -152,7 +154,9 @@ def test_data_show_shows_captions_with_their_variants(clone):
     found = as_json(clone, "data", "show", "tags")
     assert (found["pictures"], found["given"], found["bytes"]) == (2, 1, 25_024 * found["rows"])
     a, b = found["shown"]
-    assert (a["path"], b["path"]) == ("a.png", "b.png") and b["captions"] == [{"share": 1, "text": "sks", "text_2": None}]
+    assert (a["path"], b["path"]) == ("a.png", "b.png") and b["captions"] == [
+        {"share": 1, "text": "sks", "text_2": None}
+    ]
     assert 1 < len(a["captions"]) <= 3 and sum(one["share"] for one in a["captions"]) == pytest.approx(1)
     assert all(one["text"].startswith("sks x, ") for one in a["captions"])
     assert found["rows"] == len(a["captions"]) + 2  # and the empty one
@@ -195,6 +199,7 @@ def test_weights_as_json_and_as_lines(clone):
 
 def test_a_vae_alone_is_known(clone):
     import safetensors.numpy
+
     from pipeline.models.config import TINY
     from pipeline.weights import layout
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from demo import check, pictures, tokenizer, weights
 from demo.vae_start import start
-from pipeline.cache.tokens import Tokenizer
+from pipeline.cache.building.tokens import Tokenizer
 from pipeline.models.config import TINY
 from pipeline.weights import layout, safetensors
 

@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 
-import numpy as np
-import pipeline.device
 import mindspore as ms
+import numpy as np
 import pytest
 
+import pipeline.device
 from pipeline.device import Device
 from pipeline.stage import PROJECT, StageError
 from tests import stub_npus

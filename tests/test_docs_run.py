@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import data_sets
+from tests.data import data_sets
 from tests.project import ROOT, copy_project
 from tests.test_docs import ALL, FENCE
 
@@ -25,23 +25,23 @@ NOT_HERE = {
     "make docs": "a network; CI runs it",
     "make test": "this is it",
     "source /usr/local/Ascend/ascend-toolkit/set_env.sh": "an NPU's",
-    "python -m stages.train": "tests/test_train.py and others",
-    "python -m tests.two_nodes": "minutes; by hand",
+    "python -m stages.train": "tests/training/test_train.py and others",
+    "python -m tests.training.two_nodes": "minutes; by hand",
     "python -m benchmarks.NAME": "minutes, and a machine of its own",
-    "python -m benchmarks.kernels": "tests/test_kernels.py",
-    "python -m pipeline cache show": "tests/test_cache_tools.py, and the report's latents",
+    "python -m benchmarks.kernels": "tests/models/test_kernels.py",
+    "python -m pipeline cache show": "tests/cache/test_cache_tools.py, and the report's latents",
     "python -m pipeline doctor --no-training": "tests/test_doctor.py",
     "python -m pipeline doctor --json": "tests/test_doctor.py",
     "make doctor": "tests/test_doctor.py",
-    "python -m pipeline weights show outs/merge/merged.safetensors": "tests/test_provenance.py",
-    "python -m pipeline.weights show outs/merge/merged.safetensors": "tests/test_provenance.py",
+    "python -m pipeline weights show outs/merge/merged.safetensors": "tests/weights/test_provenance.py",
+    "python -m pipeline.weights show outs/merge/merged.safetensors": "tests/weights/test_provenance.py",
     "dvc exp run -S train.save_interval=100 -S train.keep_best=true": "tests/test_dvc.py, with stages that keep them",
     "dvc exp run -S merge.weights=300": "tests/test_dvc.py",
-    "dvc exp run -S train.lr_scheduler=constant_with_warmup -S train.keep_state=true -S train.steps=600": "tests/test_extend.py",
-    "dvc exp run -S train.steps=900": "tests/test_extend.py",
+    "dvc exp run -S train.lr_scheduler=constant_with_warmup -S train.keep_state=true -S train.steps=600": "tests/training/test_extend.py",
+    "dvc exp run -S train.steps=900": "tests/training/test_extend.py",
     "dvc get . outs/train/weights/step-00000300.ckpt --rev low-rate -o data/start.ckpt": "DVC's own, of stages that keep it",
     "dvc exp run -S train.init_from=data/start.ckpt": "tests/test_dvc.py",
-    "dvc exp run -S train.tensorboard=true": "tests/test_tensorboard.py",
+    "dvc exp run -S train.tensorboard=true": "tests/training/test_tensorboard.py",
     "make preset NAME=sdxl-1x910b": "tests/test_preset.py, and another one here",
     "make preset NAME=sdxl-16x910b": "tests/test_preset.py, and another one here",
     "python -m pipeline.cache ls | verify | show | gc": "each as python -m pipeline cache",

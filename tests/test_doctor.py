@@ -10,8 +10,8 @@ from collections import namedtuple
 
 import pytest
 
-from pipeline import preset
 from pipeline import params as schema
+from pipeline import preset
 from pipeline.doctor import __main__ as doctor
 from pipeline.doctor import disks, inputs, machine, rehearsal
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, look
@@ -19,8 +19,10 @@ from pipeline.planning import device
 from pipeline.planning import disk as planned
 from pipeline.planning.run import from_params
 from pipeline.stage import StageError
-from tests import data_sets, project, stub_npus, synthetic
-from tests.training_samples import ROOT, params
+from tests import project, stub_npus
+from tests.data import data_sets
+from tests.training.training_samples import ROOT, params
+from tests.weights import synthetic
 
 
 def sdxl(name: str = "sdxl-8x910b", **changes):
@@ -336,8 +338,17 @@ def test_what_a_run_keeps_and_draws_is_left_out_of_the_rehearsal():
     keeps = {"train.keep_best": True, "train.patience": 2, "merge.weights": "best", "train.save_interval": 5}
     keeps |= {"train.previews": ["a star"], "train.keep_state": True, "train.lr_scheduler": "constant"}
     small = rehearsal._settings(params(**keeps, **{"train.init_from": "data/start.ckpt"}))
-    assert (small.train.keep_best, small.train.patience, small.merge.weights, small.train.previews) == (False, 0, "raw", [])
-    assert (small.train.save_interval, small.train.keep_state, small.train.init_from) == (0, False, "outs/convert/unet.ckpt")
+    assert (small.train.keep_best, small.train.patience, small.merge.weights, small.train.previews) == (
+        False,
+        0,
+        "raw",
+        [],
+    )
+    assert (small.train.save_interval, small.train.keep_state, small.train.init_from) == (
+        0,
+        False,
+        "outs/convert/unet.ckpt",
+    )
 
 
 @pytest.mark.parametrize("name", preset.PRESETS)

@@ -7,7 +7,7 @@ import pytest
 from pipeline import params, preset
 from pipeline.doubts import doubts
 from pipeline.params import ParamsError
-from tests.training_samples import ROOT
+from tests.training.training_samples import ROOT
 
 TINY = params.parse((ROOT / "params.yaml").read_text(), "params.yaml")
 SDXL = params.parse(preset.write("sdxl-1x910b", None).text, "sdxl-1x910b")

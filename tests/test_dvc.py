@@ -16,13 +16,13 @@ from PIL import Image
 
 from pipeline.models.config import TINY
 from pipeline.params import Prompt, load
-from tests import provenance_samples
 from tests.project import copy_project
-from tests.synthetic import write_checkpoint
+from tests.weights import provenance_samples
+from tests.weights.synthetic import write_checkpoint
 
 ALL = ["index", "convert", "cache_latents", "cache_text", "train", "merge", "sample"]
 
-TRAIN = '''
+TRAIN = """
 import hashlib, json, shutil
 from pathlib import Path
 import yaml
@@ -48,7 +48,7 @@ weights[-2:] = bytes([found[2], found[3] & 0x3F])
 Path("outs/train/weights/step-00000300.ckpt").write_bytes(weights)
 facts = json.loads(Path("facts.json").read_text())
 Path("outs/train/weights/run.json").write_text(json.dumps(facts | {"name": digest.hexdigest()}))
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,19 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PLUMBING = {
     f"pipeline/{name}.py"
     for name in (
-        "__init__", "params", "contradictions", "doubts", "hardware", "hub", "locks", "npu", "progress", "recorded",
-        "stage", "store", "times",
+        "__init__",
+        "params",
+        "contradictions",
+        "doubts",
+        "hardware",
+        "hub",
+        "locks",
+        "npu",
+        "progress",
+        "recorded",
+        "stage",
+        "store",
+        "times",
     )  # fmt: skip
 }
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the

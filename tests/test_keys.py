@@ -16,7 +16,9 @@ def test_the_page_is_that_of_the_schema():
 def test_every_key_is_there_and_says_what_stages_read_it():
     rows = keys.rows()
     sections = params.Params.model_fields
-    assert list(rows) == [f"{section}.{key}" for section in sections for key in sections[section].annotation.model_fields]
+    assert list(rows) == [
+        f"{section}.{key}" for section in sections for key in sections[section].annotation.model_fields
+    ]
     assert rows["train.learning_rate"]["a change re-runs"] == "train"
     assert rows["diffusion.prediction"]["a change re-runs"] == "convert, train, merge, sample"
     assert rows["train.previews"]["a change re-runs"] == "cache_text, train"

@@ -18,8 +18,9 @@ import yaml
 
 from pipeline.models.config import TINY
 from pipeline.weights import layout
-from tests import data_sets, synthetic
-from tests.training_samples import ROOT
+from tests.data import data_sets
+from tests.training.training_samples import ROOT
+from tests.weights import synthetic
 
 PICTURES = {f"p/{n}.png": data_sets.picture(n, 64, 64) for n in range(3)}
 OWN = {"data.images": "p"}

@@ -14,7 +14,7 @@ from pipeline import hardware, npu
 from pipeline.stage import PROJECT, StageError
 from pipeline.training import launch
 from tests import stub_npus
-from tests.training_samples import params
+from tests.training.training_samples import params
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from pipeline.data import buckets, geometry
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params, ParamsError, load
 from pipeline.stage import StageError
-from tests import stub_npus, training_samples
+from tests import stub_npus
+from tests.training import training_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,7 @@ from pipeline.planning import device, duration
 from pipeline.planning.run import from_params
 from pipeline.training.rates import ema_decay, learning_rate
 from tests import stub_npus
-from tests.training_samples import ROOT
+from tests.training.training_samples import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text()
 SDXL = [name for name in preset.PRESETS if name != "tiny"]
@@ -122,6 +122,7 @@ def test_a_preset_fits(name, images):
 def test_the_unet_of_a_preset_is_made_at_full_size(name):
     """Its parameters only: no value of the 10 GB is."""
     from mindspore.nn.utils import no_init_parameters
+
     from pipeline.device import Device
     from pipeline.models.unet import UNet
     from pipeline.training import build

@@ -10,8 +10,6 @@ import termios
 from fcntl import ioctl
 
 import pytest
-from tests import data_sets, synthetic
-from tests.training_samples import ROOT
 
 from pipeline import progress
 from pipeline.data.examine import Examiner
@@ -19,6 +17,9 @@ from pipeline.data.sources import open_source
 from pipeline.models.config import TINY
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
+from tests.data import data_sets
+from tests.training.training_samples import ROOT
+from tests.weights import synthetic
 
 WORK = """
 import logging, time
@@ -131,7 +132,6 @@ def main(params):
 stage.run(main)
 """
     assert re.search(r"step(/s)?\]\r?\nconvert.py: it is broken", on_a_terminal(script))
-
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from pipeline.models.config import TINY
-from tests.data_sets import name, write_folder, write_parquet, write_tar
+from tests.data.data_sets import name, write_folder, write_parquet, write_tar
 from tests.project import copy_project
-from tests.synthetic import write_checkpoint
+from tests.weights.synthetic import write_checkpoint
 
 ENCODER = """
         import numpy as np

@@ -151,7 +151,9 @@ def test_a_home_folder_is_meant_by_its_sign(tmp_path, monkeypatch):
 def test_a_store_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "file"))
-    with pytest.raises(OSError, match=r"the store .*/file cannot be made: File exists; PIPELINE_STORE says where it is"):
+    with pytest.raises(
+        OSError, match=r"the store .*/file cannot be made: File exists; PIPELINE_STORE says where it is"
+    ):
         store.root()
 
 

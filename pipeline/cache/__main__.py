@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import cli, leftovers, store
-from pipeline.cache import shards, shelf, verify
-from pipeline.cache.collect import collect
+from pipeline.cache.building import shelf
+from pipeline.cache.format import shards
+from pipeline.cache.tools import verify
+from pipeline.cache.tools.collect import collect
 from pipeline.stage import StageError
 
 OUTS = {"latents": Path("outs/latents"), "text": Path("outs/text")}
@@ -124,7 +126,7 @@ def show(count: int, out: Path, as_json: bool = False) -> None:
     for path in (OUTS["latents"], IMAGES, VAE):  # before MindSpore is imported
         path.stat()
     from pipeline import device, params  # the other commands need neither MindSpore nor params.yaml
-    from pipeline.cache.sheet import contact_sheet
+    from pipeline.cache.tools.sheet import contact_sheet
     from pipeline.data.sources import open_source
     from pipeline.models.config import CONFIGS
     from pipeline.models.encode import vae_decoder

@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
         show.main(arguments[1:])
     made = cli.parser("data", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
-    made.add_argument("--decode", type=cli.count(least=0), default=64, metavar="N", help="pictures to decode (default 64)")
+    made.add_argument(
+        "--decode", type=cli.count(least=0), default=64, metavar="N", help="pictures to decode (default 64)"
+    )
     cli.add_json(made)
     cli.run(made, _run, arguments)
 

@@ -137,7 +137,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
         if _is_utf_16(data):
             raise CaptionError(f"{path}: not UTF-16: {error}; write it as UTF-8") from None
         line = data.count(b"\n", 0, error.start) + 1
-        raise CaptionError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}; write it as UTF-8") from None
+        raise CaptionError(
+            f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}; write it as UTF-8"
+        ) from None
     reader = csv.DictReader(io.StringIO(text, newline="\n"), strict=True)
     try:
         columns = reader.fieldnames or []

@@ -47,9 +47,7 @@ def add_noise(x_0: np.ndarray, noise: np.ndarray, signal: np.ndarray, strength: 
     return signal * x_0 + strength * noise
 
 
-def target(
-    prediction: str, x_0: np.ndarray, noise: np.ndarray, signal: np.ndarray, strength: np.ndarray
-) -> np.ndarray:
+def target(prediction: str, x_0: np.ndarray, noise: np.ndarray, signal: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """What the UNet shall predict, (b, c, h, w) float32: the noise for "epsilon"; for "v" the velocity
     signal noise - strength x_0 (arXiv 2202.00512, appendix D); for "flow" dx_t/dt = noise - x_0."""
     if prediction == "epsilon":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cache.tokens import check_vocabulary
+from pipeline.cache.building.tokens import check_vocabulary
 from pipeline.contradictions import BASE_UNET, PRESET
 from pipeline.data.buckets import sizes
 from pipeline.data.examine import look as decode

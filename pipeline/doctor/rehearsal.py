@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from pipeline.cache import shards
-from pipeline.cache.names import latent_row
+from pipeline.cache.format import shards
+from pipeline.cache.format.names import latent_row
 from pipeline.contradictions import BASE_UNET
 from pipeline.data import captions
 from pipeline.data.tables import SAMPLES
@@ -115,7 +115,12 @@ def _write(params: Params) -> None:
         "caption_tokens": 2,
     }])  # fmt: skip
     columns = {"image": images, "set": [0] * count, "caption": [text] * count, "chance": [1.0] * count}
-    columns |= {"repeats": [1.0] * count, "loss_weight": [1.0] * count, "caption_dropout": [None] * count, "class_images": [False] * count}
+    columns |= {
+        "repeats": [1.0] * count,
+        "loss_weight": [1.0] * count,
+        "caption_dropout": [None] * count,
+        "class_images": [False] * count,
+    }
     pq.write_table(pa.table(columns, schema=SAMPLES), _PATHS.samples)
 
 

@@ -1,6 +1,6 @@
 """The layers that the four networks are made of, in the form that an NPU wants: every one of MindSpore's primitives in
 them and in their gradients has an aclnn kernel, where the older primitives (Conv2D, BiasAdd, LayerNorm, Split, AddN) go
-by way of GE's adapters (tests/test_npu_form.py). What a CPU wants instead stands in models/cpu under the same names,
+by way of GE's adapters (tests/models/test_npu_form.py). What a CPU wants instead stands in models/cpu under the same names,
 and models/forms.py chooses. Compiled, not run on an NPU.
 
 One rule of precision holds in both: a layer computes in the dtype of its input, whatever dtype its parameters have, and

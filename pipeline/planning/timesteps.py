@@ -31,7 +31,9 @@ def lines(objective: Objective) -> list[str]:
     for part in found:
         bar = "█" * round(WIDTH * part["share"] / most)
         weight = "" if part["weight"] is None else f"x {part['weight']:.3g}"
-        rows.append(f"  {part['first']:4d} to {part['first'] + size - 1:3d} {part['share']:7.2%} {bar:{WIDTH}} {weight}")
+        rows.append(
+            f"  {part['first']:4d} to {part['first'] + size - 1:3d} {part['share']:7.2%} {bar:{WIDTH}} {weight}"
+        )
     return [row.rstrip() for row in rows]
 
 
@@ -47,6 +49,8 @@ def write_plot(objective: Objective, path: Path) -> None:
         "both (of a mean of 1)": counted / counted.mean(),
     }
     figure = go.Figure([go.Scatter(x=timesteps, y=values, name=name) for name, values in curves.items()])
-    figure.update_layout(title="Timesteps", xaxis_title="timestep: 0 is the picture, 1000 noise", template="plotly_white")
+    figure.update_layout(
+        title="Timesteps", xaxis_title="timestep: 0 is the picture, 1000 noise", template="plotly_white"
+    )
     with store.atomic(path) as temporary:
         temporary.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")

@@ -164,7 +164,9 @@ def _samples(revision: Revision, values: dict[str, object]) -> list[Sample] | No
     for number in numbers[:_PROMPTS_SHOWN]:
         pair = [from_png(revision.read(f"{SAMPLE}/{number:02d}_{which}.png") or b"") for which in ("base", "tuned")]
         steps = sorted(int(m[1]) for name in names if (m := re.fullmatch(rf"{number:02d}_step-(\d{{8}})\.png", name)))
-        between = [(step, from_png(revision.read(f"{SAMPLE}/{number:02d}_step-{step:08d}.png") or b"")) for step in steps]
+        between = [
+            (step, from_png(revision.read(f"{SAMPLE}/{number:02d}_step-{step:08d}.png") or b"")) for step in steps
+        ]
         found.append(Sample(_said(prompts[number]) if is_theirs else f"Prompt {number + 1}", *pair, between))
     return found or None
 

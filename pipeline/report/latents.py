@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import sheet
+from pipeline.cache.tools import sheet
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.cache import tokens
+from pipeline.cache.building import tokens
 
 log = logging.getLogger(__name__)
 

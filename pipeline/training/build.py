@@ -4,12 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import pipeline.device
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
+import pipeline.device
 from pipeline import params
 from pipeline.device import Device
 from pipeline.diffusion import loss, schedule
@@ -184,8 +184,12 @@ def graph_key(model: str, device: Device, train: params.Train, settings: Setting
     return {
         "model": dataclasses.asdict(CONFIGS[model].unet),
         "device": [
-            device.target, device.world_size, device.attention_kind(train.precision), device.jit_level,
-            device.deterministic, forms.convolves_by_products(),
+            device.target,
+            device.world_size,
+            device.attention_kind(train.precision),
+            device.jit_level,
+            device.deterministic,
+            forms.convolves_by_products(),
         ],  # fmt: skip
         "train": train.model_dump(include=_GRAPH_KEYS) | {"huber_thresholds": settings.huber_thresholds},
         "versions": [ms.__version__, np.__version__],

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import params
-from pipeline.cache import previews
-from pipeline.cache.reader import CacheError, Reader
+from pipeline.cache.building import previews
+from pipeline.cache.reading.reader import CacheError, Reader
 from pipeline.contradictions import warm_up_fault
 from pipeline.stage import StageError
 from pipeline.training.feed import epochs

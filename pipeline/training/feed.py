@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.cache import plan
-from pipeline.cache.reader import Batch, Reader
+from pipeline.cache.reading import plan
+from pipeline.cache.reading.reader import Batch, Reader
 from pipeline.diffusion import conditioning, draws, loss, noise, schedule, timesteps
 from pipeline.stage import StageError
 
@@ -66,9 +66,7 @@ def size(latents: np.ndarray) -> str:
     return f"{8 * width}x{8 * height}"
 
 
-def latents(
-    batch: Batch, posterior: np.ndarray | None, scaling_factor: float, shift_factor: float = 0.0
-) -> np.ndarray:
+def latents(batch: Batch, posterior: np.ndarray | None, scaling_factor: float, shift_factor: float = 0.0) -> np.ndarray:
     """(b, 4, h, w) float32 latents as the UNet sees them, (z - shift_factor) * scaling_factor of the VAE's z. Of cached
     moments, z is a draw with the standard normal numbers `posterior` (b, 4, h, w), or the mean when that is None; of
     cached latents, these as they are."""

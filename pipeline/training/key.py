@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import params
-from pipeline.cache import shards
-from pipeline.cache.fingerprint import file_hash
-from pipeline.cache.table import read_table
+from pipeline.cache.format import shards
+from pipeline.cache.format.fingerprint import file_hash
+from pipeline.cache.format.table import read_table
 from pipeline.stage import PROJECT
 from pipeline.training.data import Paths
 from pipeline.training.rates import shared_steps
 from pipeline.training.stored import Reach
 
-FACTS = "run.json"  # beside the weights: where they come from, which merge writes into the model (weights/provenance.py)
+FACTS = (
+    "run.json"  # beside the weights: where they come from, which merge writes into the model (weights/provenance.py)
+)
 CODE = ("device.py", "training", "diffusion", "models", "cache")
 # Keys of the train section that say how the batch of a step is split: they change last bits only.
 _SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}

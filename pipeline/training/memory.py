@@ -24,9 +24,7 @@ def sharded(shape: tuple[int, ...], ranks: int) -> bool:
 def parameters(shapes: Shapes, dtype: str) -> int:
     """Bytes of the weights in `dtype`; norms stay float32. `shapes` are of MindSpore's names, whose norms have gamma and
     beta."""
-    return sum(
-        prod(shape) * (FLOAT32 if is_norm(name) else SIZES[dtype]) for name, shape in shapes.items()
-    )
+    return sum(prod(shape) * (FLOAT32 if is_norm(name) else SIZES[dtype]) for name, shape in shapes.items())
 
 
 def rounding_numbers(shapes: Iterable[tuple[int, ...]]) -> int:

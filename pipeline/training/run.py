@@ -8,25 +8,35 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import numpy as np
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline import params, progress, store
-from pipeline.cache.plan import bucket_codes
-from pipeline.cache.reader import Reader
+from pipeline.cache.reading.plan import bucket_codes
+from pipeline.cache.reading.reader import Reader
 from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.sampling import draw
 from pipeline.sampling.picture import Picture
 from pipeline.stage import StageError
 from pipeline.training import (
-    agreement, build, course, drive, feed, finished, key, preview, state, validation, weights,
+    agreement,
+    build,
+    course,
+    drive,
+    feed,
+    finished,
+    key,
+    preview,
+    state,
+    validation,
+    weights,
 )  # fmt: skip
 from pipeline.training.compiled import Compiler
+from pipeline.training.course import Course
 from pipeline.training.data import PICTURES, Data, Paths, count_graphs, count_steps
 from pipeline.training.key import Training
 from pipeline.training.log import Log
-from pipeline.training.course import Course
 from pipeline.training.objective import objective as make_objective
 from pipeline.training.step import Settings
 from pipeline.training.stored import Reach
@@ -224,9 +234,7 @@ def _saves_state(train: params.Train, reach: Reach, result: drive.Result, sink_s
     return drive.passed(train.checkpointing_steps, result) and result.done < reach.end
 
 
-def _validate(
-    validate: Callable[[], dict[str, float]], now: Course, curves: Log | None, device: Device
-) -> Course:
+def _validate(validate: Callable[[], dict[str, float]], now: Course, curves: Log | None, device: Device) -> Course:
     values = validate()
     if curves is not None:
         curves.point(now.step, values)

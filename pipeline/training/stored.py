@@ -1,10 +1,10 @@
 """What a training's folder in the store holds, `train/<name>/`. Needs no MindSpore.
 
-    run.json                        the training's description
-    step-00000100/                  the state after so many steps, of this run and of longer ones
-    step-00000950-of-00001000/      one of a run of this length alone: its learning rate falls towards the end
-    slices-00000100/                the slices of a sharded optimizer's moments that belong to a state
-    weights-00000100.ckpt           weights that will be outs when the run ends"""
+run.json                        the training's description
+step-00000100/                  the state after so many steps, of this run and of longer ones
+step-00000950-of-00001000/      one of a run of this length alone: its learning rate falls towards the end
+slices-00000100/                the slices of a sharded optimizer's moments that belong to a state
+weights-00000100.ckpt           weights that will be outs when the run ends"""
 
 import contextlib
 import json

@@ -49,4 +49,6 @@ def add_picture(writer: Any, path: Path) -> None:
     from PIL import Image
 
     with Image.open(path) as image:
-        writer.add_image("previews", np.array(image.convert("RGB")), int(path.stem.removeprefix("step-")), dataformats="HWC")
+        writer.add_image(
+            "previews", np.array(image.convert("RGB")), int(path.stem.removeprefix("step-")), dataformats="HWC"
+        )

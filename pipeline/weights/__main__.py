@@ -60,7 +60,9 @@ def show(file: Path) -> dict:
     """What a safetensors file says of where it comes from, by group of keys; `data`, whether its tensors have the hash
     that it names; `workspace`, whether it is of the workspace that this runs in, with the `differences`."""
     if not file.is_file():  # a pipe would be waited for
-        raise StageError(f"{file} is no file that is there; wanted a safetensors file, such as outs/merge/merged.safetensors")
+        raise StageError(
+            f"{file} is no file that is there; wanted a safetensors file, such as outs/merge/merged.safetensors"
+        )
     safetensors.read(file)  # that it is whole
     written = safetensors.metadata(file)
     named = written.get(provenance.HASH)

@@ -14,7 +14,6 @@ from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
 from pipeline.weights.tensor import Tensor, size
 
-
 _DIVERGED = "; a training that diverges leaves such: lower train.learning_rate"
 
 

@@ -56,7 +56,9 @@ def open_unet(path: Path, config: SDXLConfig) -> Found:
     """The UNet's tensors of a single file by MindSpore's name with the component's prefix. Of a MindSpore .ckpt all
     that it holds, unchecked: who loads it checks names and shapes. Raises StageError."""
     if path.is_dir():
-        raise StageError(f"{path} is a folder; wanted a single file (train.init_from): a MindSpore .ckpt or a safetensors")
+        raise StageError(
+            f"{path} is a folder; wanted a single file (train.init_from): a MindSpore .ckpt or a safetensors"
+        )
     if is_ckpt(path):
         return ckpt.read(path)
     return {to_mindspore(name): tensor for name, tensor in _open_base(path, config, ["unet"]).items()}

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from tests.data_sets import jsonl, picture, rows, write_folder  # noqa: E402
+from tests.data.data_sets import jsonl, picture, rows, write_folder  # noqa: E402
 
 Seen = Counter  # of (path in the data set, caption, whether a class picture): times an epoch
 

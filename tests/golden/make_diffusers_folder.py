@@ -4,7 +4,7 @@
     (made with torch 2.13.0, diffusers 0.39.0, transformers 4.57.1)
     python -m tests.golden.make_diffusers_folder
 
-The source holds tests.synthetic's values for the configuration SMALL. The UNet is saved in shards with an index, the
+The source holds tests.weights.synthetic's values for the configuration SMALL. The UNet is saved in shards with an index, the
 VAE and text encoders whole. The models are loaded strictly, so every name and shape in the folder is diffusers'."""
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from pipeline.models.config import CLIPConfig, SDXLConfig, UNetConfig, VAEConfig
 from pipeline.weights import layout
 from pipeline.weights.names import PREFIX
-from tests import synthetic
+from tests.weights import synthetic
 
 # As small as shows every kind of block: a level without attention, one of depth 1 and one of depth 2.
 SMALL = SDXLConfig(

@@ -50,9 +50,7 @@ def learning_rates() -> dict[str, np.ndarray]:
             scheduler = get_wsd_schedule(optimizer, o.WARMUP, settings["decay_steps"], num_training_steps=o.STEPS)
         else:  # its polynomial has the end 1e-7
             given = {key: settings[key] for key in ("num_cycles", "power") if key in settings}
-            scheduler = get_scheduler(
-                name, optimizer, num_warmup_steps=o.WARMUP, num_training_steps=o.STEPS, **given
-            )
+            scheduler = get_scheduler(name, optimizer, num_warmup_steps=o.WARMUP, num_training_steps=o.STEPS, **given)
         rates = []
         for _ in range(o.STEPS):
             rates.append(scheduler.get_last_lr()[0])

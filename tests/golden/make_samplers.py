@@ -67,7 +67,5 @@ if __name__ == "__main__":
     np.savez_compressed(Path(__file__).with_name("samplers.npz"), **found)
 
     output, conditional = map(torch.from_numpy, samplers_rule.outputs())
-    rescaled = {
-        str(share): rescale_noise_cfg(output, conditional, share).numpy() for share in samplers_rule.RESCALES
-    }
+    rescaled = {str(share): rescale_noise_cfg(output, conditional, share).numpy() for share in samplers_rule.RESCALES}
     np.savez_compressed(Path(__file__).with_name("rescale.npz"), **rescaled)

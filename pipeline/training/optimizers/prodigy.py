@@ -1,10 +1,10 @@
 """Prodigy: AdamW that finds its learning rate."""
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.training.memory import PRODIGY_SLICE
 from pipeline.training.optimizers.common import BiasCorrections, Optimizer, filled
 from pipeline.training.optimizers.rounding import Part
@@ -31,7 +31,11 @@ class Prodigy(Optimizer):
         shapes = [p.shape for p in parameters]
         self.moment1, self.moment2 = filled(parameters, "moment1", shapes), filled(parameters, "moment2", shapes)
         self.first = ParameterTuple(
-            Parameter(Tensor(p.asnumpy().reshape(-1)[::PRODIGY_SLICE].astype(np.float32)), name=f"first.{p.name}", requires_grad=False)
+            Parameter(
+                Tensor(p.asnumpy().reshape(-1)[::PRODIGY_SLICE].astype(np.float32)),
+                name=f"first.{p.name}",
+                requires_grad=False,
+            )
             for p in parameters
         )
         self.sums = filled(parameters, "sum", [p.shape for p in self.first])  # of gradients

@@ -1,0 +1,101 @@
+"""The captions' side of the cache: from captions.parquet to rows."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.cache.building import tokens
+from pipeline.cache.building.engine import Job, as_float16, not_finite
+from pipeline.cache.building.shelf import Wanted
+from pipeline.cache.format import shards
+from pipeline.cache.format.names import text_row
+from pipeline.stage import StageError
+
+_ADVICE = "the text encoders' weights are broken, or the precision is too low for them"
+
+
+def make_job(
+    captions: str | Path,
+    fingerprint: dict,
+    make_tokenizer: Callable[[], tokens.Tokenizer],
+    make_encoder: Callable[[], Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]],
+    chunks: int,
+    batch_size: int,
+    further: Sequence[str] = (),
+) -> Job:
+    """The job that encodes every distinct caption of captions.parquet, the empty one, and `further` texts.
+
+    make_encoder() gives a function of ids (b, 77) int32 for CLIP-L and for bigG to hidden states (b, 77, width) float32
+    and pooled (b, pooled_width) float32."""
+    names, texts = _distinct(Path(captions), ["", *further])
+    wanted = Wanted(shards.TEXT, fingerprint, names, np.zeros((len(names), 2), np.int32))
+    tokenizer: list[tokens.Tokenizer] = []  # made by the first caption that is encoded
+
+    def prepare(index: int) -> tuple[np.ndarray, dict]:
+        if not tokenizer:
+            tokenizer.append(make_tokenizer())
+        text, text_2 = texts(index)
+        ids = tokenizer[0](text)
+        ids_2 = ids if text_2 is None else tokenizer[0](text_2)
+        begin, end = tokenizer[0].begin, tokenizer[0].end
+        both = np.stack(
+            [tokens.chunk(ids, chunks, begin, end, pad=end), tokens.chunk(ids_2, chunks, begin, end, pad=0)]
+        )
+        return both, {"caption_tokens": max(tokens.length(ids), tokens.length(ids_2))}
+
+    def encoder() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        encode = make_encoder()
+
+        def run(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """ids (b, 2, chunks, 77) -> hidden (b, chunks, 77, width), pooled (b, pooled_width) of the first chunk"""
+            parts = [encode(ids[:, 0, number], ids[:, 1, number]) for number in range(chunks)]
+            return np.stack([hidden for hidden, _ in parts], axis=1), parts[0][1]
+
+        return run
+
+    def finish(index: int, outputs: tuple[np.ndarray, ...]) -> dict:
+        hidden, pooled = outputs
+        what = f"caption {texts(index)[0][:200]!r}"
+        if reason := not_finite(pooled):
+            raise StageError(f"{what}: its pooled embedding is {reason}; {_ADVICE}")
+        context = tokens.join_chunks(hidden)
+        return {
+            "context": as_float16(context, what, _ADVICE),
+            "tokens": len(context),
+            "width": context.shape[1],
+            "pooled": np.ascontiguousarray(pooled, "<f4").tobytes(),
+            "pooled_width": len(pooled),
+        }
+
+    # Tokenizing takes microseconds; one thread keeps the tokenizer, which is not made for several, to itself.
+    return Job(wanted, prepare, encoder, finish, "caption", batch_size, workers=1)
+
+
+def count_long(folder: str | Path, chunks: int) -> tuple[int, int, int]:
+    """(captions that were cut, captions of more than 77 tokens, captions) of a finished cache."""
+    cut = over = total = 0
+    for path in sorted(Path(folder).glob("*.parquet")):
+        lengths = shards.open_shard(path, shards.TEXT).columns["caption_tokens"]
+        cut += int((lengths > chunks * tokens.CHUNK + 2).sum())
+        over += int((lengths > tokens.LENGTH).sum())
+        total += len(lengths)
+    return cut, over, total
+
+
+def _distinct(path: Path, further: list[str]) -> tuple[np.ndarray, Callable[[int], tuple[str, str | None]]]:
+    """The names of all captions and of `further` texts, sorted, and a function from their index to their texts."""
+    table = pq.read_table(path, columns=["caption", "text", "text_2"])
+    names = np.concatenate([shards.as_names(table["caption"]), shards.as_names([text_row(text) for text in further])])
+    order = shards.sort_order(names)
+    ordered = names[order]
+    first = order[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))]
+
+    def texts(index: int) -> tuple[str, str | None]:
+        position = int(first[index])
+        if position >= table.num_rows:
+            return further[position - table.num_rows], None
+        return table["text"][position].as_py(), table["text_2"][position].as_py()
+
+    return names[first], texts

@@ -1,0 +1,314 @@
+"""Rows of both caches for training, joined, in any order, without loading the caches into memory.
+
+Opening reads and checks the numbers of every row. A batch reads its payloads straight into its arrays, and checks them
+there before it is handed out. So a cache may be larger than the memory, and a damaged row never reaches training."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.cache.format import checksum, shards
+from pipeline.cache.format.names import EMPTY_CAPTION, text_row
+from pipeline.cache.reading import draws
+from pipeline.cache.reading.buffers import Buffers
+from pipeline.cache.reading.growing import Even, Growing
+from pipeline.cache.reading.rows import CacheError, Origin, Rows, damaged
+from pipeline.stage import shown
+
+_OPEN_FILES = 256
+_PLACE = ("original_height", "original_width", "crop_top", "crop_left")
+_SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_width")
+_SAMPLE = {  # columns of samples.parquet -> their type, and the value of a plain data set; -1 stands for null
+    "repeats": (np.float64, 1),
+    "loss_weight": (np.float32, 1),
+    "caption_dropout": (np.float32, -1),
+    "class_images": (np.bool_, False),
+}
+_TEXT_SHAPE = ("tokens", "width", "pooled_width")
+
+
+@dataclass(frozen=True)
+class Batch:
+    latents: np.ndarray  # (b, 8 or 4, h, w) float16, unscaled: mean then logvar of the posterior, or one latent
+    context: np.ndarray  # (b, tokens, context_dim) float16
+    pooled: np.ndarray  # (b, pooled_dim) float32
+    time_ids: np.ndarray  # (b, 6) int32: original height, width; crop top, left; target height, width
+    images: np.ndarray  # (b,) int64 numbers of samples, -1 for padding
+
+
+class Reader:
+    """Samples are pictures as a set has them, numbered in the order of the pictures' names; a sample may have several
+    rows (mirrored, cropped) and several captions, of which one is drawn each time that an epoch has it.
+
+    n: number of samples. names: (n, 16) uint8 of the pictures, sorted. buckets: (n, 2) int32, width and height.
+    repeats: (n,) float64, times in an epoch. loss_weights: (n,) float32. caption_dropout: (n,) float32, or -1 for
+    train.caption_dropout. class_images: (n,) bool.
+    """
+
+    def __init__(
+        self,
+        latents: str | Path,
+        text: str | Path,
+        samples: str | Path,
+        *,
+        vae: str | Path | None = None,
+        clip_l: str | Path | None = None,
+        clip_g: str | Path | None = None,
+        made_with: dict[str, dict] | None = None,
+        texts: Sequence[str] = (),
+    ):
+        """latents, text: folders of shards; samples: samples.parquet. What the rows must have been made with, where
+        given: the checkpoints vae, clip_l, clip_g, and in made_with further entries of the fingerprints of "latents"
+        and "text". texts: further ones that must be there, for `read_texts`. Raises CacheError."""
+        made_with = made_with or {}
+        try:
+            self._open_latents(Path(latents), Origin({"vae": vae}, made_with.get("latents", {})))
+            self._open_text(Path(text), Origin({"clip_l": clip_l, "clip_g": clip_g}, made_with.get("text", {})))
+        except shards.ShardError as error:
+            raise CacheError(str(error)) from error
+        names = self._group_rows()
+        self._find_texts(texts)
+        self._group_captions(Path(samples), names)
+        self.names = np.empty((self.n, 16), np.uint8)
+        for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
+            half = half if self._picture is None else half[self._picture]
+            self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
+        self._files: OrderedDict[tuple[str, int], int] = OrderedDict()  # the most recently used last
+        self._thread = ThreadPoolExecutor(1, "cache-reader")
+        self._buffers = Buffers()
+
+    def _open_latents(self, folder: Path, origin: Origin) -> None:
+        self._latents = Rows(
+            shards.LATENTS, folder, origin, "image", ("target_width", "target_height", *_PLACE), _SHAPE
+        )
+        self._shapes = {}  # bucket (width, height) -> shape of a latent
+        for width, height, *shape in self._latents.shapes:
+            if self._shapes.setdefault((width, height), tuple(shape)) != tuple(shape):
+                raise CacheError(
+                    f"{folder}: latents of bucket {width}x{height} have the shapes {self._shapes[width, height]} "
+                    f"and {tuple(shape)}"
+                )
+
+    def _open_text(self, folder: Path, origin: Origin) -> None:
+        self._text = Rows(shards.TEXT, folder, origin, "row", (), _TEXT_SHAPE)
+        if len(self._text.shapes) != 1:
+            raise CacheError(
+                f"{folder}: {', '.join(_TEXT_SHAPE)} have the values {sorted(self._text.shapes)}, wanted one of each"
+            )
+        ((tokens, width, pooled_width),) = self._text.shapes
+        self._text_layout = [((tokens, width), np.float16), ((pooled_width,), np.float32)]
+
+    def _group_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Number the pictures. Returns the halves of their names, sorted, each (n,) uint64."""
+        high, low = self._latents.names.pop("high"), self._latents.names.pop("low")
+        self._row = np.lexsort((low, high)).astype(np.int32)
+        high = high[self._row]
+        low = low[self._row]
+        pictures = int(((high[1:] != high[:-1]) | (low[1:] != low[:-1])).sum()) + 1
+        self._variants = len(high) // pictures  # rows of each picture: mirrored, cropped
+        first = high[:: self._variants], low[:: self._variants]
+        same = [
+            len(half) == pictures * self._variants and (half.reshape(pictures, -1) == one[:, None]).all()
+            for half, one in zip((high, low), first)
+        ]
+        if not all(same):
+            raise CacheError(
+                f"{self._latents.paths[0].parent}: pictures have different numbers of rows; "
+                "run `dvc repro cache_latents`"
+            )
+        columns = self._latents.columns
+        self.buckets = np.stack(
+            [columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1
+        )
+        return np.ascontiguousarray(first[0]), np.ascontiguousarray(first[1])
+
+    def _find_texts(self, texts: Sequence[str]) -> None:
+        rows = self._text.names["high"], self._text.names["low"]
+        self._texts = {text: int(shards.locate(rows, shards.as_names([text_row(text)]))[0]) for text in texts}
+        if absent := [text for text, row in self._texts.items() if row < 0]:
+            raise CacheError(
+                f"{self._text.paths[0].parent} lacks {len(absent)} texts of train.previews, the first is "
+                f"{shown(repr(absent[0]))}; run `dvc repro cache_text`"
+            )
+
+    def _group_captions(self, path: Path, pictures: tuple[np.ndarray, np.ndarray]) -> None:
+        rows = self._text.names.pop("high"), self._text.names.pop("low")
+        self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
+        extra, absent = 0, []
+        picture, sets, captions = Growing(np.int32), Even(np.int32, 0), Growing(np.int32)
+        chances = Even(np.float32, 1)
+        numbers = {name: Even(dtype, usual) for name, (dtype, usual) in _SAMPLE.items()}
+        with pq.ParquetFile(path) as file:
+            columns = ["image", "set", "caption", "chance", *numbers]
+            for group in range(file.num_row_groups):  # iter_batches would read far ahead
+                batch = file.read_row_group(group, columns=columns, use_threads=False)
+                found = shards.locate(pictures, shards.as_names(batch["image"]))
+                wanted = shards.as_names(batch["caption"])
+                caption = shards.locate(rows, wanted)
+                extra += int((found < 0).sum())
+                absent += [name.tobytes().hex() for name in wanted[caption < 0]]
+                picture.append(found)
+                captions.append(caption)
+                sets.append(batch["set"].to_numpy())
+                chances.append(batch["chance"].to_numpy())
+                for name, column in numbers.items():
+                    column.append(pc.fill_null(batch[name], column.usual).to_numpy())
+        del rows
+        of_row, self._caption = picture.whole(), captions.whole()
+        self._chance = chances.whole() if chances.varies else None
+        has_caption = np.zeros(len(pictures[0]), bool)
+        has_caption[of_row[of_row >= 0]] = True
+        bare = int((~has_caption).sum())
+        if extra or bare:
+            raise CacheError(
+                f"{path} and {self._latents.paths[0].parent} are not of the same pictures: "
+                f"{extra} captions have no latents, {bare} pictures have no caption; "
+                "run `dvc repro cache_latents cache_text`"
+            )
+        text = self._text.paths[0].parent
+        if absent:
+            raise CacheError(
+                f"{len(absent)} captions of {path} are not in {text}, the first is {absent[0]}; "
+                "run `dvc repro cache_text`"
+            )
+        if self._empty < 0:
+            raise CacheError(f"{text} lacks the empty caption; run `dvc repro cache_text`")
+        self._number_samples(of_row, sets, numbers)
+
+    def _number_samples(self, picture: np.ndarray, sets: Even, numbers: dict[str, Even]) -> None:
+        """Number the samples. picture: (rows,) int32 of samples.parquet; sets, numbers: its columns."""
+        by_set = sets.whole()
+        if (picture[1:] < picture[:-1]).any():
+            order = np.lexsort((by_set, picture))
+            picture, by_set, self._caption = picture[order], by_set[order], self._caption[order]
+            self._chance = None if self._chance is None else self._chance[order]
+        else:
+            order = slice(None)
+        is_first = np.ones(len(picture), bool)
+        is_first[1:] = picture[1:] != picture[:-1]
+        if sets.varies:
+            is_first[1:] |= by_set[1:] != by_set[:-1]
+        first = np.flatnonzero(is_first).astype(np.int32)
+        self.n = len(first)
+        self._caption_start = np.append(first, np.int32(len(picture)))
+        self._picture = picture[first] if self.n > len(self.buckets) else None  # of each sample; None: its own number
+        if self._picture is not None:
+            self.buckets = self.buckets[self._picture]
+        per_sample = {
+            name: column.whole()[order][first] if column.varies else np.broadcast_to(column.usual, self.n)
+            for name, column in numbers.items()
+        }
+        self.repeats, self.loss_weights, self.caption_dropout, self.class_images = per_sample.values()
+
+    def read(self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None = None) -> Batch:
+        """The rows of one batch. samples: (b,) int64 numbers as plan.epoch_plan gives them, all of one bucket; -1 is
+        padding and repeats the first real one.
+        drop_caption: (b,) bool, where True the empty caption stands in. Raises CacheError for a damaged row."""
+        self._close_oldest()
+        samples = np.asarray(samples, np.int64)
+        real = samples[samples >= 0]
+        if not len(real):
+            raise ValueError("a batch needs at least one sample that is not padding")
+        filled = np.where(samples >= 0, samples, real[0])
+        turn, sample = np.divmod(filled, self.n)
+        buckets = self.buckets[sample]
+        if (buckets != buckets[0]).any():
+            found = ", ".join(f"{width}x{height}" for width, height in np.unique(buckets, axis=0))
+            raise ValueError(f"the samples of a batch must be of one bucket; these are of {found}")
+        variants = np.full(len(filled), self._variants)
+        picture = sample if self._picture is None else self._picture[sample].astype(np.int64)
+        rows = self._row[picture * self._variants + draws.choice(seed, draws.ROW, epoch, filled, variants)]
+        first = self._caption_start[sample]
+        count = self._caption_start[sample + 1] - first
+        # The second time has the caption after the first time's.
+        chosen = (draws.choice(seed, draws.CAPTION, epoch, sample, count) + turn) % count
+        if self._chance is not None:
+            chosen = self._by_chance(chosen, first, count, epoch, seed, filled)
+        captions = self._caption[first + chosen]
+        if drop_caption is not None:
+            captions = np.where(drop_caption, self._empty, captions)
+        shape = self._shapes[tuple(buckets[0].tolist())]
+        (latents,), fill_latents = self._reading(self._latents, rows, [(shape, np.float16)])
+        beside = self._thread.submit(fill_latents)
+        try:
+            (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
+            fill_text()
+            places = (self._latents.columns[name][rows] for name in _PLACE)
+            time_ids = np.stack([*places, buckets[:, 1], buckets[:, 0]], axis=1)
+        finally:
+            beside.result()
+        return Batch(latents, context, pooled, time_ids, samples)
+
+    def read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Context (b, tokens, context_dim) float16 and pooled (b, pooled_dim) float32 of texts that were given when the
+        reader was made. Raises CacheError for a damaged row."""
+        self._close_oldest()
+        rows = np.array([self._texts[text] for text in texts])
+        (context, pooled), fill = self._reading(self._text, rows, self._text_layout)
+        fill()
+        return context, pooled
+
+    def _by_chance(
+        self, even: np.ndarray, first: np.ndarray, count: np.ndarray, epoch: int, seed: int, numbers: np.ndarray
+    ) -> np.ndarray:
+        """Which of its captions each sample of a batch has: `even` where all have the same chance."""
+        chosen = even.copy()
+        for index in np.flatnonzero(count > 1):
+            chances = self._chance[first[index] : first[index] + count[index]].astype(np.float64)
+            if (chances != chances[0]).any():
+                ends = np.cumsum(chances)
+                draw = draws.raw(seed, draws.CHANCE, epoch, int(numbers[index]))[0] / 2.0**64
+                chosen[index] = min(np.searchsorted(ends, draw * ends[-1], side="right"), count[index] - 1)
+        return chosen
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _reading(
+        self, table: Rows, rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]
+    ) -> tuple[list[np.ndarray], Callable[[], None]]:
+        """Arrays for the payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in
+        `layout`, and the function that reads the rows into them and checks them."""
+        arrays = [self._buffers.take((len(rows), *shape), dtype) for shape, dtype in layout]
+        buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
+        files = (np.searchsorted(table.bounds, rows, side="right") - 1).tolist()
+        handles = {file: self._open(table, file) for file in set(files)}
+        offsets = [table.offsets[payload][rows].tolist() for payload in table.kind.payloads]
+        sums = table.sums[rows]
+
+        def fill() -> None:
+            for buffer, places in zip(buffers, offsets, strict=True):
+                for row, file, place in zip(buffer, files, places):
+                    os.preadv(handles[file], [row], place)
+            wrong = np.flatnonzero(checksum.payload_sums(*buffers) != sums)
+            if len(wrong):  # a read that came up short is among them
+                raise damaged(table, files[wrong[0]], int(rows[wrong[0]]))
+
+        return arrays, fill
+
+    def _open(self, table: Rows, file: int) -> int:
+        """The handle of table.paths[file], which stays open for a while."""
+        key = (table.kind.name, file)
+        if key not in self._files:
+            self._files[key] = os.open(table.paths[file], os.O_RDONLY)
+        self._files.move_to_end(key)
+        return self._files[key]
+
+    def _close_oldest(self) -> None:
+        while len(self._files) > _OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])

@@ -1,0 +1,124 @@
+"""Whatever was done to a data set's files and sets before, the index and the text cache end as one clean run leaves them,
+and no caption is encoded that the store holds."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.cache.building import engine, text
+from pipeline.cache.format import shards
+from pipeline.data.buckets import buckets
+from pipeline.data.index import index
+from pipeline.data.sets_file import find
+from pipeline.data.sources import open_source
+from tests.data.data_sets import contents, picture, write_folder
+
+PICTURES = [picture(number) for number in range(8)]
+FOLDERS = ("a", "b")
+WORDS = ["x, y, z", "{a|b}, c", ""]
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "repeats": st.sampled_from([0, 0.5, 3]),
+        "loss_weight": st.sampled_from([0.5, 2.0]),
+        "prefix": st.sampled_from(["sks", "photo of"]),
+        "shuffle_tags": st.just(True),
+        "drop_tags": st.sampled_from([0.3]),
+        "wildcards": st.just(True),
+        "variants": st.sampled_from([2, 5]),
+        "class_images": st.booleans(),
+        "chances": st.just({"txt": 1.0}),
+    },
+)
+CHANGE = st.one_of(
+    st.tuples(st.just("picture"), st.sampled_from(FOLDERS), st.integers(0, 7)),
+    st.tuples(st.just("copy"), st.sampled_from(FOLDERS), st.integers(0, 7)),
+    st.tuples(st.just("remove"), st.sampled_from(FOLDERS), st.integers(0, 7)),
+    st.tuples(st.just("caption"), st.sampled_from(FOLDERS), st.integers(0, 7), st.sampled_from(WORDS)),
+    st.tuples(st.just("set"), st.sampled_from(FOLDERS), SETTINGS),
+    st.tuples(st.just("variants"), st.integers(1, 6)),
+    st.tuples(st.just("failing run"), st.integers(0, 3)),
+    st.tuples(st.just("run")),
+)
+
+
+class Words:
+    begin, end = 1000, 1001
+
+    def __call__(self, caption: str) -> list[int]:
+        return [sum(map(ord, word)) for word in caption.split()]
+
+
+class Encoder:
+    """Fails at the given batch."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.fails_at = fails_at
+
+    def __call__(self, ids_l, ids_g):
+        if self.fails_at == 0:
+            raise RuntimeError("as it was told")
+        self.fails_at = None if self.fails_at is None else self.fails_at - 1
+        hidden = np.stack([ids_l, ids_g], axis=2).astype(np.float32)
+        return hidden, np.concatenate([ids_l[:, :2], ids_g[:, :2]], axis=1).astype(np.float32)
+
+
+class Data:
+    def __init__(self, root):
+        self.root, self.variants = root / "data", 3
+        self.sets = {folder: {"folder": folder} for folder in FOLDERS}
+        write_folder(self.root, {f"{folder}/first.png": PICTURES[0] for folder in FOLDERS})
+
+    def change(self, kind: str, *values) -> None:
+        if kind in ("picture", "copy"):
+            folder, number = values
+            write_folder(self.root, {f"{folder}/{kind} {number}.png": PICTURES[number]})
+        elif kind == "remove":
+            (self.root / values[0] / f"picture {values[1]}.png").unlink(missing_ok=True)
+        elif kind == "caption":
+            folder, number, words = values
+            write_folder(self.root, {f"{folder}/picture {number}.txt": words})
+        elif kind == "set":
+            self.sets[values[0]] = {"folder": values[0], **values[1]}
+        elif kind == "variants":
+            self.variants = values[0]
+
+    def run(self, out, encoder: Encoder):
+        """index and cache_text."""
+        write_folder(self.root, {"sets.yaml": json.dumps({"sets": list(self.sets.values())})})
+        source = open_source(str(self.root))
+        sets, _ = find(str(self.root), source, self.variants, 0)
+        index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, sets=sets)
+        job = text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3)
+        stored = job.wanted.folder.glob("[!.]*.parquet")
+        held = {row.tobytes() for path in stored for row in shards.open_shard(path, shards.TEXT).columns["row"]}
+        lacking = {row.tobytes() for row in job.wanted.rows} - held
+        report = engine.build(job, out / "text")
+        assert report.encoded == len(lacking)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(CHANGE, min_size=1, max_size=12))
+def test_any_history_ends_as_a_clean_run(tmp_path_factory, history):
+    root = tmp_path_factory.mktemp("history")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "ROWS_PER_SHARD", 4)
+        patch.setenv("PIPELINE_STORE", str(root / "store"))
+        data = Data(root)
+        for kind, *values in history:
+            if kind == "run":
+                data.run(root / "out", Encoder())
+            elif kind == "failing run":
+                with contextlib.suppress(RuntimeError):
+                    data.run(root / "out", Encoder(fails_at=values[0]))
+            else:
+                data.change(kind, *values)
+        data.run(root / "out", Encoder())
+        patch.setenv("PIPELINE_STORE", str(root / "another store"))
+        data.run(root / "clean", Encoder())
+    for folder in ("index", "text"):
+        assert contents(root / "out" / folder) == contents(root / "clean" / folder)

@@ -1,0 +1,155 @@
+"""Compiles the NPU's form of layers, networks and a training step's gradients on a CPU: python -m tests.models.npu_form
+
+Writes to its output, as JSON, for each case what stopped its compilation (a kernel that a CPU lacks; null if nothing
+did) and how often each primitive is in its graph before MindSpore selects kernels (benchmarks/kernels.py). The dumps
+that this is read from are switched on by variables that MindSpore reads once."""
+
+import collections
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = tempfile.TemporaryDirectory()
+DUMPS = Path(FOLDER.name)
+os.environ |= {
+    "MS_DEV_SAVE_GRAPHS": "1",
+    "MS_DEV_SAVE_GRAPHS_PATH": str(DUMPS),
+    "MS_DEV_DUMP_IR_PASSES": "backend_pass",
+}
+
+import mindspore as ms  # noqa: E402
+import numpy as np  # noqa: E402
+from mindspore import nn  # noqa: E402
+
+import pipeline.device  # noqa: E402
+from benchmarks import kernels as benchmark  # noqa: E402
+from pipeline.models import layers  # noqa: E402
+from pipeline.models.attention import TiledAttention  # noqa: E402
+from pipeline.models.clip import ClipG, ClipL  # noqa: E402
+from pipeline.models.config import TINY, UNetConfig  # noqa: E402
+from pipeline.models.unet import UNet  # noqa: E402
+from pipeline.models.vae import VAEDecoder, VAEEncoder  # noqa: E402
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import decays  # noqa: E402
+from pipeline.training.step import SampleLoss, Settings, TrainStep, Update  # noqa: E402
+
+UNET = UNetConfig(16, (1, 2), (0, 1), context_dim=24, vector_dim=40, head_dim=16, num_res_blocks=1, norm_groups=4)
+
+
+def array(*shape, dtype=ms.float32) -> ms.Tensor:
+    return ms.Tensor(np.random.default_rng(0).standard_normal(shape, np.float32)).astype(dtype)
+
+
+IDS = ms.Tensor(np.arange(2 * 77, dtype=np.int32).reshape(2, 77))
+
+
+def qkv(dtype, keys: int = 77) -> tuple:
+    return array(2, 24, 64, dtype=dtype), array(2, keys, 64, dtype=dtype), array(2, keys, 64, dtype=dtype)
+
+
+def unet(attention: str, dtype: ms.Type, **options) -> tuple:
+    cell = UNet(UNET, attention, dtype, layers=layers, **options)
+    inputs = array(2, 4, 8, 8), ms.Tensor([3, 871], ms.int32), array(2, 77, UNET.context_dim), array(2, UNET.vector_dim)
+    return cell, inputs
+
+
+# name -> (cell, inputs)
+LAYERS = {
+    "Linear": lambda: (layers.Linear(8, 6), (array(2, 3, 8),)),
+    "Linear without bias": lambda: (layers.Linear(8, 6, bias=False), (array(2, 3, 8),)),
+    "Conv": lambda: (layers.Conv(4, 6, 3), (array(2, 4, 8, 6),)),
+    "Conv with stride": lambda: (layers.Conv(4, 6, 3, stride=2), (array(2, 4, 8, 6),)),
+    "Conv by a kernel of 1": lambda: (layers.Conv(4, 6, 1), (array(2, 4, 8, 6),)),
+    "Conv that pads unevenly": lambda: (layers.Conv(4, 6, 3, 2, (0, 1, 0, 1)), (array(2, 4, 8, 6),)),
+    "GroupNorm": lambda: (layers.GroupNorm(2, 4, 1e-5), (array(2, 4, 8, 6, dtype=ms.float16),)),
+    "LayerNorm": lambda: (layers.LayerNorm(8), (array(2, 3, 8, dtype=ms.float16),)),
+    "SiLU": lambda: (layers.SiLU(), (array(2, 3, 8),)),
+    "GELU": lambda: (layers.GELU(), (array(2, 3, 8, dtype=ms.float16),)),
+    "GEGLU": lambda: (layers.GEGLU(8, 6), (array(2, 3, 8, dtype=ms.float16),)),
+    "AddToChannels": lambda: (layers.AddToChannels(), (array(2, 4, 8, 6), array(2, 4))),
+    "UpsampleNearest": lambda: (layers.UpsampleNearest(), (array(2, 4, 8, 6, dtype=ms.bfloat16),)),
+    "plain": lambda: (layers.make_attention("plain", 4, 16), qkv(ms.float32)),
+    "tiled": lambda: (TiledAttention(4, 16, tile=10), qkv(ms.float32)),
+    "flash float16": lambda: (layers.make_attention("flash", 4, 16, ms.float16), qkv(ms.float16)),
+    "flash bfloat16": lambda: (layers.make_attention("flash", 4, 16, ms.bfloat16), qkv(ms.bfloat16)),
+    "flash_padded float16": lambda: (layers.make_attention("flash_padded", 4, 16, ms.float16), qkv(ms.float16)),
+    "flash_padded bfloat16": lambda: (layers.make_attention("flash_padded", 4, 16, ms.bfloat16), qkv(ms.bfloat16)),
+}
+FORWARD = {
+    "Embedding": lambda: (layers.Embedding(200, 8), (IDS,)),
+    "AtLargest": lambda: (layers.AtLargest(), (array(2, 77, 8), IDS)),
+    "VAEEncoder": lambda: (VAEEncoder(TINY.vae, layers=layers), (array(1, 3, 32, 16),)),
+    "VAEDecoder": lambda: (VAEDecoder(TINY.vae, layers=layers), (array(1, 4, 4, 2),)),
+    "ClipL": lambda: (ClipL(TINY.clip_l, layers=layers), (IDS,)),
+    "ClipG": lambda: (ClipG(TINY.clip_g, layers=layers), (IDS,)),
+    "UNet": lambda: unet("flash", ms.bfloat16),
+}
+GRADIENTS = {
+    "UNet, recomputed": lambda: unet("flash_padded", ms.bfloat16, recompute=True),
+    "UNet in float32": lambda: unet("tiled", ms.float32),
+}
+
+
+def step() -> tuple:
+    """(a whole training step in float16 with a loss scale, its inputs)"""
+    network, (x, timesteps, context, vector) = unet("flash", ms.float16)
+    with benchmark.npu_forms():
+        optimizer = AdamW(network.trainable_params(), decays(network), 0.01, 0.9, 0.999, 1e-8)
+        settings = Settings(max_grad_norm=1.0, loss_scale=1024.0)
+        cell = TrainStep(SampleLoss(network, settings), Update(optimizer, None, settings))
+    return cell, (x, timesteps, context, vector, x, array(2), ms.Tensor(0.5, ms.float32))
+
+
+class SquaredError(nn.Cell):
+    """Of a network against zeros, over everything: its gradient needs what the layers keep."""
+
+    def __init__(self, network: nn.Cell):
+        super().__init__()
+        self.network = network
+
+    def construct(self, *inputs):
+        return ms.mint.square(self.network(*inputs).astype(ms.float32)).sum()
+
+
+def gradients(cell: nn.Cell, inputs: tuple):
+    """The loss and its gradients by every parameter, and by every input where there are no parameters."""
+    weights = list(cell.trainable_params())
+    if weights:
+        return ms.value_and_grad(SquaredError(cell), None, weights)
+    return ms.value_and_grad(SquaredError(cell), tuple(range(len(inputs))))
+
+
+def compiled(function, inputs: tuple) -> dict:
+    for old in DUMPS.rglob("*.ir"):
+        old.unlink()
+    stop = None
+    try:
+        function(*inputs) if isinstance(function, nn.Cell) else ms.jit(function)(*inputs)
+    except (RuntimeError, TypeError) as error:
+        found = re.search(r"(?:Unsupported op |Select CPU operator)\[(\w+)\]", str(error))
+        if found is None:
+            raise
+        stop = found[1]
+    primitives = collections.Counter()
+    for (_, kind), count in benchmark.dumped(DUMPS).items():
+        primitives[kind] += count
+    return {"stop": stop, "primitives": primitives}
+
+
+def main() -> None:
+    pipeline.device.setup("CPU")
+    found = {}
+    whole = {"training step": step}
+    for cases, wrap in ((LAYERS | GRADIENTS, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
+        for name, make in cases.items():
+            cell, inputs = make()
+            found[name] = compiled(wrap(cell, inputs), inputs)
+            print(name, found[name]["stop"], file=sys.stderr, flush=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The NPU's form of layers, networks and training step on a CPU: compiled as far as a CPU's kernels go, its primitives
+compared with those that have an aclnn kernel, and run with stand-ins for the kernels that a CPU lacks."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, ops
+
+import pipeline.device  # noqa: F401  (before MindSpore)
+from pipeline.models import layers
+from pipeline.models.clip import ClipG, ClipL
+from pipeline.models.config import TINY
+from pipeline.models.cpu import layers as cpu_layers
+from pipeline.models.unet import UNet
+from pipeline.models.vae import VAEDecoder, VAEEncoder
+from pipeline.params import Train
+from pipeline.stage import PROJECT
+from tests.golden import rule
+from tests.golden.compare import assert_close, assert_gradients, build, golden
+from tests.golden.make_aclnn import ACLNN
+from tests.training.npu_update import held
+
+pytestmark = pytest.mark.usefixtures("device")
+
+# The first kernel of each graph that a CPU lacks, forward and, but for what only runs forward, backward.
+STOPS = {
+    "Linear": None,
+    "Linear without bias": None,
+    "Conv": "Conv2DExt",
+    "Conv with stride": "Conv2DExt",
+    "Conv by a kernel of 1": "Conv2DExt",
+    "Conv that pads unevenly": "Conv2DExt",
+    "GroupNorm": None,
+    "LayerNorm": "LayerNormExt",
+    "SiLU": None,
+    "GELU": "GeluExt",
+    "GEGLU": "SplitTensor",
+    "AddToChannels": None,
+    "UpsampleNearest": "UpsampleNearest2D",  # in bfloat16
+    "Embedding": None,
+    "AtLargest": "IndexSelect",
+    "plain": None,
+    "tiled": "SliceExt",
+    "flash float16": "FlashAttentionScore",
+    "flash bfloat16": "FlashAttentionScore",
+    "flash_padded float16": "FlashAttentionScore",
+    "flash_padded bfloat16": "FlashAttentionScore",
+    "VAEEncoder": "Conv2DExt",
+    "VAEDecoder": "Conv2DExt",
+    "ClipL": "LayerNormExt",
+    "ClipG": "LayerNormExt",
+    "UNet": "Dense",  # in bfloat16
+    "UNet, recomputed": "Dense",
+    "UNet in float32": "Conv2DExt",
+    "training step": "Conv2DExt",
+}
+# Primitives without an aclnn kernel, and why they may stay.
+EMBEDDING = "AddN"  # one, of (b, 4 model_channels): the gradient of the time embedding, which all residual blocks take
+MAY_STAY = {
+    "UNet, recomputed": {EMBEDDING},
+    "UNet in float32": {EMBEDDING},
+    "training step": {
+        EMBEDDING,  # and one of the loss, whose difference is squared
+        "ReduceMean",  # two, of the loss: b numbers and b times a latent's
+        "Assign",  # a copy on the device: of the averaged weights and of scalars
+        "AssignAdd",  # of counters
+        "TensorMove",  # of scalars that are changed in place
+        "TensorToScalar",  # whether the gradients are finite, for the host that skips the update
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What tests/models/npu_form.py found."""
+    folder = tmp_path_factory.mktemp("npu_form")  # MindSpore leaves files where it fails
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "tests.models.npu_form"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def aclnn():
+    head, *lines = ACLNN.read_text().splitlines()
+    assert head.startswith(f"# MindSpore {ms.__version__}:"), "run python -m tests.golden.make_aclnn"
+    return {line.split()[0] for line in lines}
+
+
+def test_compilation_stops_at_the_first_kernel_that_a_cpu_lacks(compiled):
+    assert {name: found["stop"] for name, found in compiled.items()} == STOPS
+
+
+def test_primitives_have_aclnn_kernels(compiled, aclnn):
+    assert not {"Conv2D", "BiasAdd", "BiasAddGrad", "LayerNorm", "LayerNormGrad", "Split", "AddN"} & aclnn
+    without = {name: set(found["primitives"]) - aclnn for name, found in compiled.items()}
+    assert {name: kinds for name, kinds in without.items() if kinds} == MAY_STAY
+    assert compiled["UNet in float32"]["primitives"]["AddN"] == 1
+    assert compiled["training step"]["primitives"]["AddN"] == 2
+
+
+def test_the_backward_pass_is_there(compiled):
+    held = compiled["training step"]["primitives"]
+    for forward, backward in (
+        ("Conv2DExt", "ConvolutionGrad"),
+        ("LayerNormExt", "LayerNormGradExt"),
+        ("GroupNorm", "GroupNormGrad"),
+        ("GeluExt", "GeluGradExt"),
+        ("FlashAttentionScore", "FlashAttentionScoreGrad"),
+        ("UpsampleNearest2D", "UpsampleNearest2DGrad"),
+    ):
+        assert held[forward] == held[backward] > 0, forward
+
+
+def test_nothing_is_transposed_for_flash_attention(compiled):
+    """Nor for products: what is left is each SpatialTransformer's way from maps to tokens and back, forward and
+    backward."""
+    for name in ("flash float16", "flash_padded bfloat16"):
+        assert "Transpose" not in compiled[name]["primitives"]
+    attentions = compiled["training step"]["primitives"]["FlashAttentionScore"]
+    assert compiled["training step"]["primitives"]["Transpose"] == 4 * attentions / 2
+    assert compiled["UNet in float32"]["primitives"]["Transpose"] > 4 * attentions
+
+
+def test_gelu_is_one_kernel_of_halves(compiled):
+    assert "Erf" not in compiled["GEGLU"]["primitives"] and compiled["GEGLU"]["primitives"]["GeluExt"] == 1
+
+
+class _Gelu(nn.Cell):
+    def construct(self, x, approximate):
+        return ops.gelu(x, approximate=approximate)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Kernels that a CPU has for those that it lacks: the older ones, with the same documented meaning."""
+
+    def conv2d(x, weight, bias, stride, padding):
+        return ops.conv2d(x, weight, bias, stride, "pad", padding)
+
+    def layer_norm(x, shape, gamma, beta, eps):
+        return ops.LayerNorm(-1, -1, eps)(x, gamma, beta)[0]
+
+    def index_select(x, axis, index):
+        return ops.gather(x, index, axis)
+
+    def halves(x):
+        return ops.Split(-1, 2)(x)
+
+    for function in (conv2d, layer_norm):
+        monkeypatch.setattr(layers.F, function.__name__, function)
+    monkeypatch.setattr(ms.mint, "index_select", index_select)
+    monkeypatch.setattr(layers, "halves", halves)
+    monkeypatch.setattr(ops.auto_generate, "GeluExt", _Gelu)
+
+
+def test_unet_gradients_equal_diffusers(stand_ins):
+    config = rule.CONFIGS["tiny"].unet
+    prefix = "model.diffusion_model."
+    unet = build(lambda: UNet(config, layers=layers), prefix)
+    inputs = (
+        ms.Tensor(rule.normal("x", (rule.BATCH, 4, *rule.LATENT))),
+        ms.Tensor(rule.TIMESTEPS, ms.int32),
+        ms.Tensor(rule.normal("context", (rule.BATCH, 77, config.context_dim))),
+        ms.Tensor(golden("tiny")["vector"]),
+    )
+    assert_gradients(unet, inputs, (rule.BATCH, 4, *rule.LATENT), prefix, "tiny", "unet")
+
+
+def test_vae_equals_diffusers(stand_ins):
+    prefix = "first_stage_model."
+    encoder = build(lambda: VAEEncoder(TINY.vae, layers=layers), prefix)
+    assert_close(encoder(ms.Tensor(rule.normal("pixels", (rule.BATCH, 3, *rule.PIXELS)))), golden("tiny")["moments"])
+    decoder = build(lambda: VAEDecoder(TINY.vae, layers=layers), prefix)
+    pixels = decoder(ms.Tensor(rule.normal("latents", (rule.BATCH, 4, *rule.LATENT))))
+    assert_close(pixels[:, :, ::4, ::4], golden("tiny")["pixels"])
+
+
+def test_text_encoders_equal_transformers(stand_ins):
+    clip_l = build(lambda: ClipL(TINY.clip_l, layers=layers), "conditioner.embedders.0.")
+    assert_close(clip_l(ms.Tensor(rule.ids(TINY.clip_l.vocab_size, "end"))), golden("tiny")["clip_l"])
+    clip_g = build(lambda: ClipG(TINY.clip_g, layers=layers), "conditioner.embedders.1.")
+    hidden, pooled = clip_g(ms.Tensor(rule.ids(TINY.clip_g.vocab_size, "zero")))
+    assert_close(hidden, golden("tiny")["clip_g"])
+    assert_close(pooled, golden("tiny")["pooled"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda form: UNet(TINY.unet, layers=form),
+        lambda form: VAEEncoder(TINY.vae, layers=form),
+        lambda form: VAEDecoder(TINY.vae, layers=form),
+        lambda form: ClipL(TINY.clip_l, layers=form),
+        lambda form: ClipG(TINY.clip_g, layers=form),
+    ],
+)
+def test_both_forms_have_the_same_parameters(make):
+    own, other = make(layers), make(cpu_layers)
+    assert [(p.name, p.shape) for p in own.get_parameters()] == [(p.name, p.shape) for p in other.get_parameters()]
+    assert layers.norm_parameters(own) == layers.norm_parameters(other) != set()
+
+
+def test_both_forms_have_the_same_layers():
+    """One is not asked for what only the other has."""
+    names = {name for name in vars(cpu_layers) if name[0].isupper()} - {"Convolution"} | {"linear", "make_attention"}
+    assert len(names) > 12 and all(hasattr(layers, name) for name in names)
+
+
+@pytest.mark.parametrize("form", [layers, cpu_layers])
+def test_sum_of_squares(form):
+    draw = np.random.default_rng(0)
+    arrays = [draw.standard_normal(shape).astype(np.float32) for shape in ((7,), (5, 3), (8, 4, 3, 3), (1,))]
+    arrays.append(arrays[1].astype(np.float16))
+    found = form.SumOfSquares()(tuple(map(ms.Tensor, arrays))).asnumpy()
+    np.testing.assert_allclose(found, sum((a.astype(np.float64) ** 2).sum() for a in arrays), rtol=1e-6)
+
+
+# Primitives of the optimizers' updates without an aclnn kernel, and why they may stay.
+UPDATES_MAY_STAY = {
+    "Assign",  # a copy on the device
+    "AssignAdd",  # of counters
+    "ReduceMean",  # adafactor's, as ever
+    "StridedSlice",  # of prodigy's two sums
+}
+
+
+def test_every_optimizer_compiles_for_an_npu(aclnn):
+    """On bfloat16 weights, up to the first kernel that this CPU lacks."""
+    command = [sys.executable, "-m", "tests.training.npu_update", "optimizers"]
+    found = held(subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
+    assert set(found) == set(Train.model_fields["optimizer"].annotation.__args__)
+    for name, update in found.items():
+        assert update["missing"] == "BitwiseXorTensor", name
+        assert set(update["kinds"]) - aclnn <= UPDATES_MAY_STAY | MAY_STAY["training step"], name
+        # a parameter that was read before and after its update would be copied
+        assert "TensorMove" not in update["kinds"] and update["kinds"]["InplaceCopy"] == 3, name

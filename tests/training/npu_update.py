@@ -1,0 +1,117 @@
+"""Compile the update of several parameters as one of the ranks that msrun started, or alone, and print as JSON what the
+graphs hold: {"CPU": {kind: count}, "NPU": ..., "missing": the first kernel that this CPU lacks in the NPU's form}.
+
+    python -m tests.training.npu_update [float16]     # float16: with loss scaling, and half weights
+    python -m tests.training.npu_update optimizers    # {optimizer: {"kinds": {kind: count}, "missing": ...}} of an NPU's form, in bfloat16"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+SHAPES = [(8, 4, 3, 3), (8,), (8, 8), (8,), (8, 8), (5, 3), (8,), (16, 8)]  # (5, 3) divides among no ranks
+
+
+def held(said: str) -> dict:
+    """What a process of this script said."""
+    (line,) = [line for line in said.splitlines() if line.startswith("found ")]
+    return json.loads(line.removeprefix("found "))
+
+
+def main(half: bool, folder: str) -> None:
+    os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}
+    import mindspore as ms
+    from mindspore import Parameter, Tensor, ops
+
+    import pipeline.device
+    from benchmarks import kernels as benchmark
+    from pipeline.training import parameter_buckets
+    from pipeline.training.optimizers.adafactor import Adafactor
+    from pipeline.training.optimizers.adamw import AdamW
+    from pipeline.training.optimizers.adamw8bit import AdamW8bit
+    from pipeline.training.optimizers.lion import Lion
+    from pipeline.training.optimizers.prodigy import Prodigy
+    from pipeline.training.step import Settings, Update
+
+    device = pipeline.device.setup("CPU", distributed="MS_ROLE" in os.environ)
+    parameter_buckets.BYTES = 2000  # several buckets
+
+    def others() -> dict:
+        """Each optimizer on bfloat16 weights, one of them large enough for 8 bits."""
+        makes = {
+            "adamw": lambda *common: AdamW(*common, 0.9, 0.999, 1e-8),
+            "adamw8bit": lambda *common: AdamW8bit(*common, 0.9, 0.999, 1e-8),
+            "lion": lambda *common: Lion(*common, 0.9, 0.99),
+            "prodigy": lambda *common: Prodigy(*common, 0.9, 0.999, 1e-8),
+            "adafactor": lambda *common: Adafactor(*common),
+        }
+        found = {}
+        for name, make in makes.items():
+            parameters = [
+                Parameter(ops.ones(shape, ms.bfloat16), name=f"p{n}")
+                for n, shape in enumerate([(8,), (8, 8), (65, 65)])
+            ]
+            with benchmark.npu_forms():
+                cell = Update(make(parameters, (False, True, True), 0.01), None, Settings(max_grad_norm=1.0))
+            missing = missed(cell)
+            found[name] = {"missing": missing, "kinds": kinds()}
+        return found
+
+    def missed(cell: Update) -> str | None:
+        try:
+            compile(cell)
+        except RuntimeError as error:
+            return re.search(r"Unsupported op \[(\w+)\]", str(error))[1]
+        except TypeError as error:
+            return re.search(r"Select CPU operator\[(\w+)\]", str(error))[1]
+
+    def update() -> Update:
+        dtypes = [ms.float16 if half and len(shape) > 1 else ms.float32 for shape in SHAPES]
+        parameters = [
+            Parameter(ops.ones(shape, dtype), name=f"p{n}")
+            for n, (shape, dtype) in enumerate(zip(SHAPES, dtypes, strict=True))
+        ]
+        optimizer = AdamW(
+            parameters,
+            [len(shape) > 1 for shape in SHAPES],
+            0.01,
+            0.9,
+            0.999,
+            1e-8,
+            rank=device.rank,
+            ranks=device.world_size,
+        )
+        settings = Settings(
+            max_grad_norm=1.0, loss_scale=2.0**10 if half else None, rank=device.rank, ranks=device.world_size
+        )
+        return Update(optimizer, None, settings)
+
+    def compile(cell: Update) -> None:
+        gradients = tuple(ops.ones(p.shape, p.dtype) for p in cell.parameters)
+        cell.compile(Tensor(1.0), gradients, Tensor(0.1))
+
+    def kinds() -> Counter:
+        found: Counter = Counter()
+        for (_, kind), count in benchmark.dumped(Path(folder)).items():
+            found[kind] += count
+        return found
+
+    if "optimizers" in sys.argv:
+        print("found", json.dumps(others()), flush=True)
+        return
+    compile(update())
+    found = {"CPU": kinds()}
+    with benchmark.npu_forms():
+        cell = update()
+    found["missing"] = missed(cell)
+    found["NPU"] = kinds()
+    if device.rank == 0:
+        print("found", json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main("float16" in sys.argv, folder)

@@ -1,0 +1,65 @@
+"""pipeline/training/preview.py: what is drawn while training."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cache.reading.reader import CacheError, Reader
+from pipeline.params import Prompt
+from pipeline.training import preview
+from tests.cache.cache_samples import caption
+from tests.training.training_samples import write_workspace
+
+
+@pytest.fixture(scope="module")
+def outs(tmp_path_factory):
+    return write_workspace(tmp_path_factory.mktemp("preview"), buckets=((64, 64), (64, 32), (64, 32))) / "outs"
+
+
+def reader(outs, texts=()):
+    return Reader(outs / "latents", outs / "text", outs / "index/samples.parquet", texts=texts)
+
+
+def row(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of the cache that was written."""
+    found = caption(text)
+    context = np.frombuffer(found["context"], np.float16).reshape(found["tokens"], found["width"])
+    return context, np.frombuffer(found["pooled"], np.float32)
+
+
+def test_prompts_have_settings_of_their_own(outs):
+    prompts = ["picture 3", Prompt(prompt="picture 1", negative_prompt="picture 2", width=96, seed=7, steps=3),
+               Prompt(prompt="picture 3", negative_prompt="", guidance_scale=1.5)]  # fmt: skip
+    found, text, negative = preview.previews(prompts, reader(outs, ["picture 1", "picture 2", "picture 3", ""]))
+    seen = [(p.width, p.height, p.steps, p.guidance_scale, p.seed, p.number) for p in found]
+    # the bucket of most pictures; a seed of its own means the same at any place
+    assert seen == [(64, 32, 20, 5.0, 0, 0), (96, 32, 3, 5.0, 7, 0), (64, 32, 20, 1.5, 0, 2)]
+    for number, name in enumerate(("picture 3", "picture 1", "picture 3")):
+        for values, wanted in zip(text, row(name), strict=True):
+            np.testing.assert_array_equal(values[number], wanted.astype(np.float32))
+    for number, name in enumerate((None, "picture 2", "")):
+        for values, wanted in zip(negative, row(name or ""), strict=True):
+            np.testing.assert_array_equal(values[number], 0 if name is None else wanted.astype(np.float32))
+
+
+def test_a_text_that_is_not_encoded_is_named(outs):
+    with pytest.raises(
+        CacheError, match="lacks 1 texts of train.previews, the first is 'unknown'; run `dvc repro cache_text`"
+    ):
+        reader(outs, ["picture 1", "unknown"])
+
+
+def test_held_out_captions_are_of_one_bucket_and_without_guidance_text(outs):
+    opened = reader(outs)
+    samples = np.arange(opened.n)
+    found, text, negative = preview.held_out(opened, samples)
+    assert len(found) == preview.COUNT == len(text[0]) and {p.number for p in found} == {0, 1, 2, 3}
+    assert {(p.width, p.height) for p in found} == {tuple(opened.buckets[0])}
+    assert not any(values.any() for values in negative) and all(values.any() for values in text)
+
+
+def test_pictures_of_other_sizes_stand_side_by_side():
+    row = preview._side_by_side([np.full((2, 3, 3), 9, np.uint8), np.full((4, 5, 3), 7, np.uint8)])
+    assert isinstance(row, Image.Image) and row.size == (8, 4)
+    pixels = np.array(row)
+    assert (pixels[:2, :3] == 9).all() and (pixels[2:, :3] == 0).all() and (pixels[:, 3:] == 7).all()

@@ -1,0 +1,246 @@
+"""A workspace to train in, seconds small: a UNet of SDXL's parts and random caches, as the stages before leave them.
+
+Run as a script in the workspace it is the train stage on that UNet: `python -m tests.training.training_samples [key=value ...]`,
+with params.yaml's settings replaced by the given ones, by `1:key=value` on rank 1 only. With `stub` as first argument
+the UNet is tests/models/stub_unet.py, and with `kill=step:4` the process kills itself after the update of step 4 (from 0),
+with `kill=save:1` while it writes its second state, with `kill=outs` after it has written its outs and before it clears
+its state."""
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pipeline import stage
+from pipeline.cache.format import shards
+from pipeline.models import config
+from pipeline.params import Params
+from pipeline.training import launch
+from pipeline.weights import ckpt, layout
+from pipeline.weights.names import PREFIX, to_mindspore
+from tests.cache.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_samples
+from tests.golden import rule
+from tests.weights.synthetic import values
+
+ROOT = Path(__file__).resolve().parents[2]
+UNET = config.UNetConfig(
+    model_channels=32,
+    channel_mult=(1, 2),
+    transformer_depth=(0, 1),
+    context_dim=12,
+    vector_dim=6 + 6 * 256,
+    head_dim=32,
+    num_res_blocks=1,
+    norm_groups=8,
+)
+CONFIG = config.SDXLConfig(UNET, config.TINY.vae, config.TINY.clip_l, config.TINY.clip_g)
+# Of the caches, as params.yaml has it.
+MADE_WITH = {
+    "latents": {
+        "config": "tiny", "precision": "float32", "store": "moments", "crop": "center", "interpolation": "lanczos",
+        "background": [255, 255, 255],
+    },
+    "text": {"config": "tiny", "precision": "float32", "chunks": 1},
+}  # fmt: skip
+# Every key of the train section, so that the demo's values in params.yaml may change freely.
+SETTINGS = {
+    "device.target": "CPU",
+    "diffusion.prediction": "epsilon",
+    "diffusion.zero_terminal_snr": False,
+    "diffusion.flow_shift": 1.0,
+    "diffusion.scaling_factor": None,
+    "diffusion.shift_factor": 0.0,
+    "train.init_from": "outs/convert/unet.ckpt",
+    "train.seed": 0,
+    "train.steps": 6,
+    "train.epochs": None,
+    "train.batch_size": 4,
+    "train.gradient_accumulation_steps": 1,
+    "train.learning_rate": 1e-3,
+    "train.scale_lr": False,
+    "train.lr_scheduler": "constant",
+    "train.lr_warmup_steps": 0,
+    "train.lr_num_cycles": 1,
+    "train.lr_power": 1.0,
+    "train.lr_end": 1e-7,
+    "train.lr_decay_steps": 2,
+    "train.groups": [],
+    "train.optimizer": "adamw",
+    "train.adam_beta1": 0.9,
+    "train.adam_beta2": 0.999,
+    "train.adam_epsilon": 1e-8,
+    "train.weight_decay": 0.01,
+    "train.max_grad_norm": 1.0,
+    "train.shard_optimizer": False,
+    "train.ema": False,
+    "train.ema_decay": 0.9999,
+    "train.timestep_distribution": "uniform",
+    "train.timestep_logit_mean": 0.0,
+    "train.timestep_logit_std": 1.0,
+    "train.timestep_sigmoid_scale": 1.0,
+    "train.timestep_alpha": 1.0,
+    "train.timestep_beta": 1.0,
+    "train.timestep_min": 0,
+    "train.timestep_max": 1000,
+    "train.timestep_bias_strategy": "none",
+    "train.timestep_bias_multiplier": 1.0,
+    "train.timestep_bias_begin": 0,
+    "train.timestep_bias_end": 1000,
+    "train.timestep_bias_portion": 0.25,
+    "train.snr_gamma": None,
+    "train.snr_gamma_soft": None,
+    "train.p2_gamma": None,
+    "train.p2_k": 1.0,
+    "train.debiased_estimation": False,
+    "train.loss_type": "l2",
+    "train.huber_c": 0.1,
+    "train.huber_schedule": "constant",
+    "train.noise_offset": 0.0,
+    "train.multires_noise_iterations": 0,
+    "train.multires_noise_discount": 0.3,
+    "train.input_perturbation": 0.0,
+    "train.caption_dropout": 0.0,
+    "train.caption_dropout_with": "zeros",
+    "train.precision": "float32",
+    "train.weights_dtype": "float32",
+    "train.loss_scale": 65536.0,
+    "train.gradient_checkpointing": False,
+    "train.validation_share": 0.2,
+    "train.validation_interval": 3,
+    "train.validation_timesteps": [300, 700],
+    "train.sample_interval": 0,
+    "train.previews": [],
+    "train.preview_sampler": "euler",
+    "train.log_interval": 1,
+    "train.tensorboard": False,
+    "train.checkpointing_steps": 2,
+    "train.checkpoints_total_limit": 1,
+    "train.keep_state": False,
+    "train.save_interval": 0,
+    "train.save_limit": None,
+    "train.save_dtype": "float32",
+    "train.keep_best": False,
+    "train.patience": 0,
+}
+
+
+def params(**changes) -> Params:
+    """The project's params.yaml with SETTINGS, and then `changes` such as {"train.steps": 3}."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for path, value in (SETTINGS | changes).items():
+        section, key = path.split(".")
+        tree[section][key] = value
+    return Params.model_validate(tree)
+
+
+def write_stub(path: Path) -> None:
+    """A random checkpoint of tests/models/stub_unet.py."""
+    from tests.models.stub_unet import StubUNet
+
+    with ckpt.Writer(path) as writer:
+        for name, parameter in StubUNet(UNET).parameters_and_names():
+            writer.add(PREFIX["unet"] + name, rule.weight(rule.stability(name), tuple(parameter.shape)))
+
+
+def write_unet(path: Path, seed: int = 0) -> None:
+    """A random UNet checkpoint of configuration UNET."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ckpt.Writer(path) as writer:
+        for name, shape in layout.shapes(CONFIG).items():
+            if name.startswith(PREFIX["unet"]):
+                writer.add(to_mindspore(name), values(name, shape, seed))
+
+
+def images(count: int) -> list[bytes]:
+    return [np.random.default_rng([7, n]).bytes(16) for n in range(count)]
+
+
+def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=latent) -> Path:
+    """outs/ of the stages before train, in `root`: `count` pictures with a caption each, in turn of the `buckets`."""
+    write_unet(root / "outs/convert/unet.ckpt")
+    names = images(count)
+    write_cache(
+        root / "outs/latents",
+        shards.LATENTS,
+        [rows(image, buckets[n % len(buckets)]) for n, image in enumerate(names)],
+        FINGERPRINT | MADE_WITH["latents"],
+    )
+    texts = [f"picture {n}" for n in range(count)]
+    fingerprint = TEXT_FINGERPRINT | MADE_WITH["text"]
+    write_cache(root / "outs/text", shards.TEXT, [caption(text) for text in ["", *texts]], fingerprint)
+    (root / "outs/index").mkdir()
+    write_samples(root / "outs/index/samples.parquet", list(zip(names, texts, strict=True)))
+    return root
+
+
+def share_graphs(store: Path, graphs: Path) -> Path:
+    """`store` made, with `graphs` for its compiled graphs: all that it has of other runs. tests/training/test_compile_cache.py
+    shows that they give the bits of graphs that are compiled anew."""
+    store.mkdir(parents=True, exist_ok=True)
+    if not (store / "compile").is_symlink():
+        (store / "compile").symlink_to(graphs)
+    return store
+
+
+def _start(start, device, script: list[str], logs: Path) -> None:
+    """The ranks run this file in place of the stage's."""
+    start(device, [__file__, *sys.argv[1:]], logs)
+
+
+def _kill_at(place: str, number: str) -> None:
+    from pipeline.training import run, state
+
+    count, check = 0, run._check
+
+    def kill_after(function, when):
+        def wrapped(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if when(*args):
+                if function is check:  # by then its last state is written
+                    args[-1].wait()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    def saved(*_):
+        nonlocal count
+        count += 1
+        return count == int(number) + 1
+
+    if place == "step":
+        run._check = kill_after(run._check, lambda result, *_: result.done == int(number) + 1)
+    elif place == "save":
+        state._write = kill_after(state._write, saved)
+    else:
+        state.States.clear = kill_after(lambda *_: None, lambda *_: True)
+
+
+def main() -> None:
+    from stages import train
+
+    config.CONFIGS["tiny"] = CONFIG
+    launch.start = functools.partial(_start, launch.start)
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["stub"]:
+        arguments.pop(0)
+        import pipeline.training.build
+        from tests.models.stub_unet import StubUNet
+
+        pipeline.training.build.UNet = StubUNet
+    if arguments[:1] and arguments[0].startswith("kill="):
+        _kill_at(*arguments.pop(0).removeprefix("kill=").partition(":")[::2])
+    pairs = [pair.split("=", 1) for pair in arguments]
+    rank = os.environ.get("RANK_ID")
+    changes = {key: yaml.safe_load(value) for key, value in pairs if ":" not in key}
+    changes |= {key[2:]: yaml.safe_load(value) for key, value in pairs if key.startswith(f"{rank}:")}
+    stage.load = lambda: params(**changes)
+    stage.run(train.main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Where a merged model says that it comes from: its metadata, its card and `weights show`."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import yaml
+
+from pipeline.models.config import TINY
+from pipeline.stage import StageError
+from pipeline.training import key
+from pipeline.weights import __main__ as tool
+from pipeline.weights import card, ckpt, provenance
+from pipeline.weights import safetensors as streamed
+from pipeline.weights.convert import convert
+from pipeline.weights.merge import merge
+from tests.weights import provenance_samples, synthetic
+
+ROOT = Path(__file__).resolve().parents[2]
+ORIGIN = {name: {"name": f"{name}.safetensors", "file": True, "sha256": name[0] * 64} for name in ("base", "vae")}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder after the merge stage."""
+    root = tmp_path_factory.mktemp("project")
+    for folder in ("stages", "pipeline"):
+        (root / folder).symlink_to(ROOT / folder)
+    shutil.copy(ROOT / "params.yaml", root)
+    base = synthetic.write_checkpoint(root / "base.safetensors", TINY, dtype="float16")
+    convert(base, base, TINY, root / "outs/convert")
+    (root / "outs/train/weights").mkdir(parents=True)
+    shutil.copy(root / "outs/convert/unet.ckpt", root / "outs/train/weights")
+    provenance_samples.write(root / "outs/train/weights")
+    done = stage(root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def stage(root: Path, **environment: str) -> subprocess.CompletedProcess:
+    own = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"} | environment
+    return subprocess.run([sys.executable, "-m", "stages.merge"], cwd=root, env=own, capture_output=True, text=True)
+
+
+def header(file: Path) -> dict[str, str]:
+    """By the library, as ComfyUI and others read it."""
+    with safetensors.safe_open(file, "numpy") as opened:
+        return opened.metadata()
+
+
+def test_the_merged_model_says_all_that_modelspec_demands(project):
+    found = header(project / "outs/merge/merged.safetensors")
+    assert found["format"] == "pt"
+    spec = {name.removeprefix("modelspec."): text for name, text in found.items() if name.startswith("modelspec.")}
+    name = provenance_samples.run()["name"]
+    assert spec.pop("hash_sha256").startswith("0x")
+    assert spec == {
+        "sai_model_spec": "1.0.1", "architecture": "stable-diffusion-xl-v1-tiny",
+        "implementation": "https://github.com/Stability-AI/generative-models", "title": f"base fine-tuned {name[:8]}",
+        "resolution": "64x64", "prediction_type": "epsilon",
+    }  # fmt: skip
+
+
+def test_its_hash_is_that_of_all_tensors_bytes(project):
+    """As the specification has it: what follows the header."""
+    file = project / "outs/merge/merged.safetensors"
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    assert header(file)["modelspec.hash_sha256"] == f"0x{hashlib.sha256(data[start:]).hexdigest()}"
+    tensors = safetensors.numpy.load_file(file)
+    in_order = b"".join(tensors[name].tobytes() for name in streamed.read(file))
+    assert in_order == data[start:]
+
+
+def test_its_tensors_are_those_of_a_file_without_metadata(project, tmp_path):
+    parts = {part: project / f"outs/convert/{part}.ckpt" for part in ("unet", "clip_l", "clip_g", "vae")}
+    merge(parts, TINY, "float16", tmp_path / "merge")
+    plain = safetensors.numpy.load_file(tmp_path / "merge/merged.safetensors")
+    found = safetensors.numpy.load_file(project / "outs/merge/merged.safetensors")
+    assert list(plain) == list(found) and all(np.array_equal(plain[name], found[name]) for name in plain)
+    assert len(ckpt.read(project / "outs/merge/merged.ckpt")) == len(found)
+
+
+def test_kohyas_keys_say_what_was_trained(project):
+    found = header(project / "outs/merge/merged.safetensors")
+    sha = hashlib.sha256((project / "base.safetensors").read_bytes()).hexdigest()
+    train = provenance_samples.run()["description"]["train"]
+    wanted = {
+        "ss_base_model_version": "sdxl_base_v1-0", "ss_sd_model_name": "base.safetensors", "ss_new_sd_model_hash": sha,
+        "ss_steps": "6", "ss_max_train_steps": "6", "ss_num_train_images": "8", "ss_total_batch_size": "8",
+        "ss_resolution": "(64, 64)", "ss_seed": "0", "ss_learning_rate": str(train["learning_rate"]),
+        "ss_mixed_precision": "no",
+    }  # fmt: skip
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert "ss_min_snr_gamma" not in found  # as there was none
+    assert all(isinstance(text, str) and text != "None" for text in found.values())
+
+
+def test_our_keys_hold_the_hashes_of_what_went_in(project):
+    found = header(project / "outs/merge/merged.safetensors")
+    own = {name.removeprefix(provenance.PREFIX): text for name, text in found.items() if name.startswith("sdxl_")}
+    run = provenance_samples.run()
+    assert own["base"] == own["vae"] == hashlib.sha256((project / "base.safetensors").read_bytes()).hexdigest()
+    assert [own[name] for name in ("unet", "latents", "text", "samples")] == ["u" * 32, "l" * 32, "t" * 32, "s" * 32]
+    assert (own["images"], own["training"], own["code"]) == (run["images"], run["name"], "c" * 32)
+    assert json.loads(own["params"])["train"] == run["description"]["train"]
+    assert json.loads(own["versions"]) == {"mindspore": "2.10.0", "numpy": "1.26.4"}
+    assert (own["weights"], own["dtype"]) == ("raw", "float16")
+
+
+def test_the_same_inputs_give_the_same_bytes_and_a_date_only_where_one_is_given(project):
+    folder = project / "outs/merge"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(first) == ["README.md", "merged.ckpt", "merged.safetensors"]
+    assert stage(project).returncode == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert "modelspec.date" not in header(folder / "merged.safetensors")
+    assert stage(project, SOURCE_DATE_EPOCH="1700000000").returncode == 0
+    assert header(folder / "merged.safetensors")["modelspec.date"] == "2023-11-14T22:13:20Z"
+    failed = stage(project, SOURCE_DATE_EPOCH="yesterday")
+    assert failed.returncode == 1 and "wanted seconds since 1970" in failed.stderr and "Traceback" not in failed.stderr
+    assert stage(project).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [("outs/train/weights/run.json", None, "dvc repro train"), ("outs/train/weights/run.json", "{", "is not JSON"),
+     ("outs/convert/sources.json", None, "dvc repro convert"), ("outs/convert/sources.json", "[]", "lacks one of base")],
+)  # fmt: skip
+def test_without_the_facts_there_is_no_merge(project, name, text, said):
+    path = project / name
+    kept = path.read_text()
+    path.unlink() if text is None else path.write_text(text)
+    try:
+        failed = stage(project)
+    finally:
+        path.write_text(kept)
+    assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_sdxl_has_stabilitys_name_and_v_and_zero_terminal_snr_are_said():
+    run = provenance_samples.run(**{"diffusion.prediction": "v", "diffusion.zero_terminal_snr": True})
+    found = provenance.metadata(run, ORIGIN, "sdxl-base", 1024, "ema", "float16")
+    assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+    assert (found["modelspec.prediction_type"], found["modelspec.resolution"]) == ("v", "1024x1024")
+    assert found["ss_zero_terminal_snr"] == "True"
+
+
+def test_a_folders_hash_is_what_sha256sum_says_of_its_weights(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/model.safetensors").write_bytes(b"a")
+    (tmp_path / "model.safetensors").write_bytes(b"b")
+    (tmp_path / "README.md").write_bytes(b"c")
+    said = subprocess.check_output("find -name '*.safetensors' | sort | sed s,./,, | xargs sha256sum",
+                                   shell=True, cwd=tmp_path)  # fmt: skip
+    assert provenance.sha256(tmp_path) == hashlib.sha256(said).hexdigest()
+    source = provenance.sources(tmp_path, tmp_path)["base"]
+    assert (source["file"], source["name"]) == (False, tmp_path.name)
+
+
+def test_training_and_merge_mean_one_file():
+    assert provenance.RUN == key.FACTS
+
+
+# The card
+
+
+@pytest.mark.parametrize("name", ["sd_xl_base_1.0.safetensors", 'my: "base" # 日本.safetensors'])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+def test_the_cards_front_matter_is_what_the_hub_reads(name, prediction):
+    origin = ORIGIN | {"base": ORIGIN["base"] | {"name": name}}
+    text = card.render(provenance_samples.run(**{"diffusion.prediction": prediction}), origin, 1024, "ema", "float16")
+    _, front, body = text.split("---\n", 2)
+    found = yaml.safe_load(front)
+    official = name.startswith("sd_xl")
+    assert found["base_model"] == ("stabilityai/stable-diffusion-xl-base-1.0" if official else name)
+    assert found["license"] == "unknown" and "put in yours" in front
+    assert found["pipeline_tag"] == "text-to-image" and "stable-diffusion-xl" in found["tags"]
+    assert f"`{'b' * 64}`" in body and "| steps | 6 |" in body
+    assert ("predicts v" in body) == (prediction == "v") and ("rectified flow" in body) == (prediction == "flow")
+
+
+def test_the_stage_writes_the_card(project):
+    text = (project / "outs/merge/README.md").read_text()
+    assert text.startswith("---\nbase_model: ") and "| weights | raw, as float16 |" in text
+
+
+# python -m pipeline.weights show
+
+
+def shown(root: Path, file: str, monkeypatch) -> dict:
+    monkeypatch.chdir(root)
+    return tool.show(Path(file))
+
+
+def test_a_model_of_this_workspace_is_known(project, monkeypatch, capsys):
+    found = shown(project, "outs/merge/merged.safetensors", monkeypatch)
+    assert (found["workspace"], found["differences"]) == ("yes", [])
+    assert "have the hash" in found["data"] and found["modelspec"]["resolution"] == "64x64"
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["show", "outs/merge/merged.safetensors"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "of this workspace: yes" in said and "sai_model_spec: 1.0.1" in said
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["show", "--json", "outs/merge/merged.safetensors"])
+    assert ended.value.code == 0 and json.loads(capsys.readouterr().out) == found
+
+
+def test_a_model_of_another_training_is_told_by_what_differs(project, monkeypatch, tmp_path):
+    other = tmp_path / "other.safetensors"
+    shutil.copy(project / "outs/merge/merged.safetensors", other)
+    run = project / "outs/train/weights/run.json"
+    kept = run.read_text()
+    changed = provenance_samples.run(**{"train.learning_rate": 0.5})
+    changed["description"]["inputs"]["samples"] = "d" * 32
+    run.write_text(json.dumps(changed))
+    try:
+        found = shown(project, str(other), monkeypatch)
+    finally:
+        run.write_text(kept)
+    assert found["workspace"] == "no"
+    assert any(
+        line.startswith("train.learning_rate: ") and line.endswith(", 0.5 here") for line in found["differences"]
+    )
+    assert f"samples: {'s' * 32} there, {'d' * 32} here" in found["differences"]
+    assert len(found["differences"]) == 2
+
+
+def test_outside_of_a_workspace_nothing_is_said_of_it(project, monkeypatch, tmp_path):
+    found = shown(tmp_path, str(project / "outs/merge/merged.safetensors"), monkeypatch)
+    assert found["workspace"].startswith("not known: outs/train/weights/run.json is not there")
+
+
+def test_a_damaged_model_is_told(project, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "damaged.safetensors"
+    data = bytearray((project / "outs/merge/merged.safetensors").read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    monkeypatch.chdir(project)
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["show", str(file)])
+    assert ended.value.code == 1 and "changed or damaged" in capsys.readouterr().out
+
+
+def test_files_of_others_are_shown_too(project, monkeypatch, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    own = {"ss_tag": "\x1b[31m", "x": "1", "modelspec.title": "t"}
+    safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, own)
+    found = shown(project, str(file), monkeypatch)
+    assert (found["kohya"], found["others"], found["modelspec"]) == ({"tag": "\x1b[31m"}, {"x": "1"}, {"title": "t"})
+    assert found["workspace"].startswith("no: it was not made by this pipeline") and "no hash" in found["data"]
+    for text in ("[1]", "{", '{"train": 3}', "[" * 100_000):
+        hostile = {f"{provenance.PREFIX}params": text, f"{provenance.PREFIX}base": "x"}
+        safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, hostile)
+        assert shown(project, str(file), monkeypatch)["workspace"] == "no"
+
+
+def test_what_is_no_safetensors_file_is_refused(project, tmp_path):
+    (tmp_path / "a").write_bytes(b"PK\3\4")
+    with pytest.raises(StageError, match="pickled"):
+        tool.show(tmp_path / "a")
+
+
+def test_what_a_terminal_would_obey_is_not_printed_and_much_is_counted(tmp_path, capsys):
+    file = tmp_path / "odd.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, {"\x1b]0;title\x07key": "1"})
+    with pytest.raises(SystemExit):
+        tool.main(["show", str(file)])
+    assert "\x1b" not in (said := capsys.readouterr().out) and "title" in said
+    safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, {f"key{n}": "1" for n in range(1000)})
+    with pytest.raises(SystemExit):
+        tool.main(["show", str(file)])
+    said = capsys.readouterr().out
+    assert "... and 900 more" in said and len(said.splitlines()) < 120
+
+
+def test_a_file_that_is_cut_short_is_no_whole_one(tmp_path):
+    file = tmp_path / "short.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(200, np.float16)}, file)
+    file.write_bytes(file.read_bytes()[:-9])
+    for path in (file, tmp_path, tmp_path / "absent"):
+        with pytest.raises(StageError, match=path.name):
+            tool.show(path)
