@@ -13,7 +13,7 @@ from pipeline.training.key import differences
 UNUSED_DAYS = 30  # a memo goes when no stage used it for so long
 _SHOWN = 4  # settings in which a training differs
 _LOCKS = {"half-done training": "train-{}"}
-_MEMOS = ("index", "hashes", "times")
+_MEMOS = ("index", "hashes", "thumbnails", "times")
 _FOLDERS = {"half-done training": "train", "finished training": "trained", "compiled graphs": "compile"}
 
 

@@ -1,5 +1,5 @@
 """Pictures and captions -> outs/index/{images.parquet, captions.parquet, samples.parquet, rejected.csv, unmatched.csv,
-copies.csv}."""
+copies.csv, report.html}."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from pipeline.data.index import index
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.params import Params
+from pipeline.report import data_page
 from pipeline.stage import run
 
 
@@ -16,9 +17,10 @@ def main(params: Params) -> None:
     source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
     sets, notes = find(data.images, source, params.index.caption_variants, params.index.caption_seed)
     print(*(f"index: {note}" for note in notes), sep="\n", end="\n" * bool(notes), flush=True)
+    out = Path("outs/index")
     summary = index(
         source,
-        Path("outs/index"),
+        out,
         sizes(params.index.resolution, params.index.bucket_step, params.index.buckets),
         params.index.min_side,
         params.index.max_enlargement,
@@ -30,6 +32,8 @@ def main(params: Params) -> None:
         params.index.max_samples,
     )
     print(summary, flush=True)
+    data_page.write(out, source, data.images, params.index.max_pixels, out / "report.html")
+    print(f"index: {out}/report.html shows them; open it in a browser", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Look at pictures and captions before they are indexed: all names and captions, and some of the pictures. Writes
 nothing; `dvc repro index` looks at every picture. Which buckets index.min_bucket gives up is reckoned from these.
 
-`data show` shows captions as training will have them, with their variants."""
+`data show` shows captions as training will have them, with their variants. `data report` looks at all pictures and
+writes a page about them."""
 
 import argparse
 import sys
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["show"]:
         show.main(arguments[1:])
+    if arguments[:1] == ["report"]:
+        from pipeline.report import data_command  # which is above this folder
+
+        data_command.main(arguments[1:])
     made = cli.parser("data", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
     made.add_argument(

@@ -94,7 +94,7 @@ def index(
     min_side: int,
     max_enlargement: float | None,
     max_pixels: int,
-    max_rejected: float,
+    max_rejected: float | None,
     workers: int,
     min_bucket: int = 1,
     sets: tuple[Set, ...] = WHOLE,
@@ -106,7 +106,7 @@ def index(
     rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
-    left; SourceError, CaptionError, OSError."""
+    left (None: any share may be, and all); SourceError, CaptionError, OSError."""
     try:
         with Examiner(source, max_pixels, workers, source.part_count) as examiner:
             kept, read = sizes, 0
@@ -132,7 +132,7 @@ def tabulate(
     sizes: list[tuple[int, int]],
     min_side: int,
     max_enlargement: float | None,
-    max_rejected: float,
+    max_rejected: float | None,
     kept: list[tuple[int, int]] | None = None,
     sets: tuple[Set, ...] = WHOLE,
 ) -> Summary:
@@ -339,9 +339,11 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
             summary.buckets[item["bucket_width"], item["bucket_height"]] += item["count_all"]
 
 
-def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: float) -> None:
+def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: float | None) -> None:
     if not summary.files:
         raise StageError(f"data.images holds no pictures: {some(summary.places)}")
+    if max_rejected is None:
+        return
     # Damages of whole tars come first: each stands for many pictures.
     rejected = sorted(rejected, key=lambda row: (_kind(row[1]) != "damaged", row))
     few = "\n".join(f"  {path}: {reason}" for path, reason in rejected[:20])
@@ -354,7 +356,8 @@ def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: floa
     if count > max_rejected * summary.files:
         raise StageError(
             f"{count:,} of {summary.files:,} pictures are rejected ({reasons}), more than the share "
-            f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share{bounds}:\n{few}"
+            f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share{bounds} (`python -m pipeline "
+            f"data report` shows them):\n{few}"
         )
 
 

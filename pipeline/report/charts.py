@@ -1,28 +1,16 @@
-"""The figures, as Plotly draws them in the page; colours of text and grid are the page's own (script.js)."""
+"""The figures of trainings."""
 
-import json
-from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
 
 from pipeline.report import curves
+from pipeline.report.chart import COLOURS, Chart, chart
 from pipeline.report.curves import Curve
-from pipeline.report.data import Data, Histogram
 from pipeline.report.gather import Run
 
-COLOURS = ("#3b76d6", "#e0762f", "#2e9e6b", "#b653a6", "#c39a1c", "#6d6fd8", "#cf4a5a", "#2aa3b5")
 _TIMESTEPS = ("#2b83ba", "#5aae61", "#c39a1c", "#e0762f", "#d7425a", "#8a4fbf")
-
-
-@dataclass(frozen=True)
-class Chart:
-    name: str  # of its element
-    title: str
-    about: str
-    figure: dict  # data and layout
-    can_be_log: bool = False  # whether its y axis has a switch
 
 
 def of_training(runs: list[Run]) -> list[Chart]:
@@ -41,25 +29,6 @@ def of_training(runs: list[Run]) -> list[Chart]:
             "train/data_wait_seconds", unit="s", log=True,
         ),
     ]  # fmt: skip
-    return [chart for chart in charts if chart is not None]
-
-
-def of_data(data: Data, suffix: str) -> list[Chart]:
-    """Those with more than one bar."""
-    ticks = [(1, 4), (1, 3), (1, 2), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (2, 1), (3, 1), (4, 1)]
-    named = {"tickvals": [float(np.log2(w / h)) for w, h in ticks], "ticktext": [f"{w}:{h}" for w, h in ticks]}
-    charts = [
-        _bars(
-            data.aspects, f"aspects{suffix}", "Aspect ratios", "Width to height of the pictures that are used.", named
-        ),
-        _bars(data.megapixels, f"megapixels{suffix}", "Sizes", "Megapixels of the pictures that are used.", {}),
-    ]
-    if data.lengths is not None:
-        about = "CLIP's tokens of each distinct caption, begin and end included; a chunk takes 77."
-        letters = "Letters of each distinct caption."
-        title = f"Caption lengths ({data.unit})"
-        about = about if data.unit == "tokens" else letters
-        charts.append(_bars(data.lengths, f"lengths{suffix}", title, about, {}))
     return [chart for chart in charts if chart is not None]
 
 
@@ -89,7 +58,7 @@ def _loss(having: list) -> Chart | None:
     about = "Of the training batches, and of the held-out pictures with the same noise each time."
     if len(having) > 1:
         about = "Pale: training, smoothed. With points: validation, the same noise each time; dotted with EMA weights."
-    return _chart("loss", "Loss", about, traces, log=True)
+    return chart("loss", "Loss", about, traces, log=True)
 
 
 def _timesteps(having: list) -> list[Chart | None]:
@@ -100,14 +69,14 @@ def _timesteps(having: list) -> list[Chart | None]:
         for number, (timestep, curve) in enumerate(curves.by_timestep(having[0][2]).items()):
             traces.append(_line(curve, f"t = {timestep}", _TIMESTEPS[number % len(_TIMESTEPS)], markers=True))
         about = "Small timesteps are little noise, large ones nearly nothing but noise."
-        return [_chart("timesteps", title, about, traces, log=True)]
+        return [chart("timesteps", title, about, traces, log=True)]
     for number, name, found in having:
         ends = curves.by_timestep(found)
         profile = Curve(np.array(list(ends)), np.array([curve.last for curve in ends.values()]))
         if ends:
             traces.append(_line(profile, escape(name), COLOURS[number % len(COLOURS)], markers=True))
     about = "What each run ended with. Small timesteps are little noise, large ones nearly nothing but noise."
-    charts = [_chart("timesteps", title, about, traces, x="timestep", log=True)]
+    charts = [chart("timesteps", title, about, traces, x="timestep", log=True)]
     for timestep in sorted({timestep for _, _, found in having for timestep in curves.by_timestep(found)}):
         traces = [
             _line(by[timestep], escape(name), COLOURS[number % len(COLOURS)], markers=True)
@@ -115,7 +84,7 @@ def _timesteps(having: list) -> list[Chart | None]:
             if timestep in (by := curves.by_timestep(found))
         ]
         about = f"Of the held-out pictures at timestep {timestep} of 1,000, the same noise each time."
-        charts.append(_chart(f"timestep{timestep}", f"Validation loss at t = {timestep}", about, traces, log=True))
+        charts.append(chart(f"timestep{timestep}", f"Validation loss at t = {timestep}", about, traces, log=True))
     return charts
 
 
@@ -126,7 +95,7 @@ def _single(
     for number, run, found in having:
         if curve := found.get(name):
             traces.append(_line(curve, escape(run), COLOURS[number % len(COLOURS)], width=1.5))
-    return _chart(key, title, about, traces, unit=unit, log=log)
+    return chart(key, title, about, traces, unit=unit, log=log)
 
 
 def _line(
@@ -149,34 +118,3 @@ def _line(
         opacity=opacity,
         hovertemplate="%{y:.4~g}",
     )
-
-
-def _bars(histogram: Histogram, name: str, title: str, about: str, axis: dict) -> Chart | None:
-    if np.count_nonzero(histogram.counts) < 2:
-        return None
-    middle = (histogram.edges[:-1] + histogram.edges[1:]) / 2
-    bars = go.Bar(
-        x=[float(f"{x:.6g}") for x in middle],
-        y=[int(count) for count in histogram.counts],
-        width=float(histogram.edges[1] - histogram.edges[0]) * 0.92,
-        marker={"color": COLOURS[0]},
-        hovertemplate="%{y:,}<extra></extra>",
-    )
-    chart = _chart(name, title, about, [bars], x="")
-    chart.figure["layout"]["xaxis"].update(axis)
-    return chart
-
-
-def _chart(
-    name: str, title: str, about: str, traces: list, x: str = "step", unit: str = "", log: bool = False
-) -> Chart | None:
-    if not traces:
-        return None
-    layout = {
-        "xaxis": {"title": {"text": x}, "automargin": True},
-        "yaxis": {"title": {"text": unit}, "automargin": True, "rangemode": "tozero"},
-        "showlegend": len(traces) > 1,
-    }
-    figure = json.loads(go.Figure(traces, layout).to_json())
-    figure["layout"].pop("template", None)
-    return Chart(name, title, about, figure, log)

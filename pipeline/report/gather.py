@@ -5,9 +5,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from dvc.exceptions import DvcException
 from networkx import NetworkXException
 from ruamel.yaml.error import YAMLError
@@ -20,6 +23,7 @@ from pipeline.report.revision import Revision
 from pipeline.stage import StageError, shown
 from pipeline.weights import chosen
 
+TEXT = "outs/text"
 SAMPLE = "outs/sample"
 PREVIEWS = "outs/train/live/pictures"
 WEIGHTS = "outs/train/weights"
@@ -99,7 +103,7 @@ def _read(revision: Revision) -> Run:
         commit=revision.commit,
         params=values,
         stages=_stages(revision, values),
-        data=_part(lambda: data.read(revision), "The pictures are not indexed yet: dvc repro index"),
+        data=_part(lambda: _data(revision), "The pictures are not indexed yet: dvc repro index"),
         curves=_part(lambda: curves.read(revision), "No training has run yet: dvc repro train"),
         metrics=_part(lambda: _metrics(revision), "No training has run yet: dvc repro train"),
         weights=_part(lambda: _weights(revision), "No training is done yet: dvc repro train"),
@@ -134,6 +138,24 @@ def _latents(revision: Revision, count: int) -> Part[list[latents.Pair]]:
             return latents.read(revision, params.load(path), count)
 
     return _part(make, "No latents are cached yet: dvc repro cache_latents")
+
+
+def _data(revision: Revision) -> data.Data | None:
+    if not revision.exists(f"{data.INDEX}/images.parquet"):
+        return None
+    return data.read(lambda name: revision.open(f"{data.INDEX}/{name}"), partial(_lengths, revision))
+
+
+def _lengths(revision: Revision, texts: pa.StringArray) -> tuple[np.ndarray, str]:
+    """In tokens where the captions are encoded, else in letters."""
+    shards = [name for name in revision.names(TEXT) if name.endswith(".parquet")]
+    if not shards:
+        return data.letters(texts)
+    counts = []
+    for name in shards:
+        with revision.open(f"{TEXT}/{name}") as file:
+            counts.append(pq.read_table(file, columns=["caption_tokens"])["caption_tokens"].to_numpy())
+    return np.concatenate(counts), "tokens"
 
 
 def _metrics(revision: Revision) -> dict | None:

@@ -36,7 +36,7 @@ def read(revision: Revision, params: Params, count: int) -> list[Pair] | None:
     with revision.folder(LATENTS) as latents, revision.file(needed[0]) as images, revision.file(VAE) as vae:
         source = open_source(params.data.images, image_column=params.data.image_column)
         found = sheet.pairs(latents, images, source, _decoder(params, vae), count)
-    texts = data.captions(revision, [pair.image for pair in found])
+    texts = data.captions(lambda name: revision.open(f"{data.INDEX}/{name}"), [pair.image for pair in found])
     return [
         Pair(pair.path, texts.get(pair.image, ""), pair.about, from_pixels(pair.original), from_pixels(pair.decoded))
         for pair in found

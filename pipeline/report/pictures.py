@@ -18,6 +18,11 @@ class Picture:
     width: int  # of the picture in the page
     height: int
 
+    @classmethod
+    def of(cls, kind: str, data: bytes, width: int, height: int) -> "Picture":
+        """Of the bytes of a file."""
+        return cls(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", width, height)
+
 
 def from_png(data: bytes) -> Picture:
     """Raises ValueError when it is no PNG that can be decoded, or an enormous one."""
@@ -40,12 +45,8 @@ def from_pixels(pixels: np.ndarray) -> Picture:
 
 def _fit(image: Image.Image, png: bytes) -> Picture:
     if image.width <= BOX[0] and image.height <= BOX[1] and len(png) <= _BYTES:
-        return Picture(_url("png", png), *image.size)
+        return Picture.of("png", png, *image.size)
     file = io.BytesIO()
     image.thumbnail(BOX, Image.Resampling.LANCZOS)
     image.save(file, "WEBP", quality=90)
-    return Picture(_url("webp", file.getvalue()), *image.size)
-
-
-def _url(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return Picture.of("webp", file.getvalue(), *image.size)

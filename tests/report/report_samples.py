@@ -106,9 +106,11 @@ def run(stage: str, root: Path) -> None:
 def _index(root: Path, params: dict) -> None:
     from pipeline.data.index import index
     from pipeline.data.sources import open_source
+    from pipeline.report import data_page
 
-    sizes = [(32, 64), (64, 64), (64, 32)]
-    index(open_source(str(root / "data/images")), root / "outs/index", sizes, 32, 2.0, 10**6, 0.5, 1)
+    sizes, out, source = [(32, 64), (64, 64), (64, 32)], root / "outs/index", open_source(str(root / "data/images"))
+    index(source, out, sizes, 32, 2.0, 10**6, 0.5, 1)
+    data_page.write(out, source, params["data"]["images"], 10**6, out / "report.html")
 
 
 def _convert(root: Path, params: dict) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline import params, times
 from pipeline.report import __main__ as report
-from pipeline.report import curves, data, gather, graph, latents, page, pictures, revision, settings
+from pipeline.report import curves, gather, graph, html, latents, page, pictures, revision, settings
 from tests.report.report_samples import EVIL, EVIL_NAME, SIZES, STAGES, edit, write_project
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -96,7 +96,7 @@ def test_every_part_of_a_whole_run_is_on_the_page(project):
     assert sections <= found.ids
     assert set(found.figures) == {
         *("loss", "timesteps", "learning_rate", "grad_norm", "speed", "wait"),
-        *("aspects-0", "megapixels-0", "lengths-0"),
+        *("buckets-0", "aspects-0", "megapixels-0", "lengths-0"),
     }
     assert set(found.figures) <= found.ids
     assert len(found.images) == 2 * 2 + 2 * 4  # two prompts, four latents
@@ -150,9 +150,9 @@ def test_text_from_outside_is_text(project):
 
 def test_half_a_surrogate_pair_in_a_name_is_written(project):
     project("index")
-    rejected = data.read(revision.workspace()).rejected
-    html = page.render(gather.read([revision.workspace()], 0), settings.Defaults("x\udce4y", {}), "")
-    assert rejected.count == 1 and "x?y" in Page(html).text
+    rejected = gather._data(revision.workspace()).rejected
+    made = page.render(gather.read([revision.workspace()], 0), settings.Defaults("x\udce4y", {}), "")
+    assert rejected.count == 1 and "x?y" in Page(made).text
 
 
 @pytest.mark.parametrize("count", range(1, len(ALL)))
@@ -309,9 +309,9 @@ def test_the_graph_is_drawn_without_implied_edges():
 
 
 def test_numbers_read_as_a_person_writes_them():
-    assert [page.duration(s) for s in (None, 0.42, 61, 3661)] == ["–", "0.4 s", "1 min 01 s", "1 h 01 min"]
-    assert [page.size(n) for n in (None, 999, 1.5e6, 6.94e9)] == ["–", "999 B", "1.5 MB", "6.94 GB"]
-    assert [page.value(v) for v in (None, True, 1e-5, [1, 2.5], "x")] == ["null", "true", "1e-05", "[1, 2.5]", "x"]
+    assert [html.duration(s) for s in (None, 0.42, 61, 3661)] == ["–", "0.4 s", "1 min 01 s", "1 h 01 min"]
+    assert [html.size(n) for n in (None, 999, 1.5e6, 6.94e9)] == ["–", "999 B", "1.5 MB", "6.94 GB"]
+    assert [html.value(v) for v in (None, True, 1e-5, [1, 2.5], "x")] == ["null", "true", "1e-05", "[1, 2.5]", "x"]
 
 
 def test_times_are_found_by_what_the_stage_ran_with(project, monkeypatch):

@@ -30,8 +30,9 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(repository):
-    """Name -> file: of the workspace, and of both experiments."""
+    """Name -> file: of the workspace, of both experiments, and of the data."""
     made = {"one": repository / "one.html", "several": repository / "several.html"}
+    made["data"] = repository / "outs/index/report.html"
     report.write([], None, 4, made["one"])
     report.write(["faster", "longer"], None, 4, made["several"])
     return made
@@ -150,8 +151,9 @@ def show(browser, pages):
 
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
-    [("one", "wide", "light"), ("one", "narrow", "dark"), ("several", "wide", "dark"), ("several", "narrow", "light")],
-)
+    [("one", "wide", "light"), ("one", "narrow", "dark"), ("several", "wide", "dark"), ("several", "narrow", "light"),
+     ("data", "wide", "light"), ("data", "narrow", "dark")],
+)  # fmt: skip
 def test_a_browser_shows_every_picture_and_curve(show, name, width, scheme):
     shown = show(name, WIDTHS[width], scheme)
     broken = shown.evaluate("[...document.images].filter((i) => i.src && !(i.complete && i.naturalWidth)).length")
@@ -165,7 +167,7 @@ def test_a_browser_shows_every_picture_and_curve(show, name, width, scheme):
     assert shown.evaluate("document.documentElement.scrollWidth") == WIDTHS[width][0]
     assert shown.evaluate("window.hacked") is None
     paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-    ink = shown.evaluate("document.querySelector('#loss .xtick text').style.fill")
+    ink = shown.evaluate("document.querySelector('.plot .xtick text').style.fill")
     assert (brightness(paper) > brightness(ink)) == (scheme == "light")
 
 
