@@ -54,6 +54,8 @@ ON_THE_DEMO = {
     "source .venv/bin/activate": "",
     "python -m pipeline --help": "weights",
     "python -m pipeline data /path/to/pictures": "300 with captions",
+    "python -m pipeline data report": "300 of 300 pictures are used",
+    "python -m pipeline data report /path/to/pictures": "300 of 300 pictures are used",
     "python -m pipeline.data show": "cache_text will have 298 rows of 25,024 bytes",
     "python -m pipeline weights inspect data/base/tiny_sdxl.safetensors": "base model of model.config tiny",
     "python -m pipeline cache ls": "0 states in the store",

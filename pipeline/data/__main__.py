@@ -24,11 +24,11 @@ from pipeline.data.sources import open_source
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["show"]:
-        show.main(arguments[1:])
+        return show.main(arguments[1:])
     if arguments[:1] == ["report"]:
         from pipeline.report import data_command  # which is above this folder
 
-        data_command.main(arguments[1:])
+        return data_command.main(arguments[1:])
     made = cli.parser("data", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
     made.add_argument(
