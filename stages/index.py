@@ -1,5 +1,5 @@
 """Pictures and captions -> outs/index/{images.parquet, captions.parquet, samples.parquet, rejected.csv, unmatched.csv,
-copies.csv, report.html}."""
+copies.csv, near.csv, report.html}."""
 
 from pathlib import Path
 

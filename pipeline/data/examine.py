@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import progress, store
-from pipeline.data import images, memo
+from pipeline.data import images, memo, near
 from pipeline.data.part import Part, SourceError, shown
 from pipeline.data.sources import Source
 
@@ -170,7 +170,8 @@ def _look_at(data: bytes, max_pixels: int) -> dict:
     except images.Rejected as reason:
         return found | {"rejected": str(reason)}
     height, width = picture.pixels.shape[:2]
-    return found | {"width": width, "height": height, "profile_ignored": picture.profile_ignored}
+    found |= {"width": width, "height": height, "profile_ignored": picture.profile_ignored}
+    return found | {"phash": near.perceptual_hash(picture.pixels)}
 
 
 def _start(source: Source, max_pixels: int) -> None:

@@ -1,4 +1,4 @@
-"""A data set → images.parquet, captions.parquet, samples.parquet, rejected.csv, unmatched.csv and copies.csv: what is
+"""A data set → images.parquet, captions.parquet, samples.parquet, rejected.csv, unmatched.csv, copies.csv and near.csv: what is
 there, what can be used, in which bucket and how often, and what was left out."""
 
 import csv
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import store
-from pipeline.data import tables
+from pipeline.data import near, tables
 from pipeline.data.buckets import choose, common
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
@@ -43,6 +43,7 @@ class Summary:
     times: Counter = field(default_factory=Counter)  # number of a set → the sum of their Part.times
     copies: list[str] = field(default_factory=list)  # "a.png = b.png"
     copied: int = 0  # files whose content another file has too, that one not counted
+    near: list[tuple[str, str, int]] = field(default_factory=list)  # rows of near.csv
     samples: int = 0  # pictures, each in each of its sets
     often: float = 0.0  # samples of an epoch
     sets: list[str] = field(default_factory=list)  # what each is
@@ -62,6 +63,11 @@ class Summary:
             lines.append(
                 f"index: {self.copied:,} files are copies (copies.csv): each counts, and their pictures are encoded "
                 f"once: {some(self.copies)}"
+            )
+        if self.near:
+            pairs = [f"{first} ~ {path}" for path, first, _ in self.near]
+            lines.append(
+                f"index: {len(self.near):,} pictures look like another one (near.csv) and are used all the same: {some(pairs)}"
             )
         if self.sets or self.often != self.samples:
             lines.append(f"index: {self.samples:,} samples, {self.often:,.10g} an epoch")
@@ -100,7 +106,7 @@ def index(
     sets: tuple[Set, ...] = WHOLE,
     max_samples: int | None = None,
 ) -> Summary:
-    """Write the six files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
+    """Write the seven files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
     bound. Pictures of buckets with fewer than `min_bucket` go to the nearest bucket that has more: this changes no
     rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone.
@@ -166,9 +172,11 @@ def tabulate(
         store.atomic(out / "rejected.csv") as rejected_file,
         store.atomic(out / "unmatched.csv") as unmatched_file,
         store.atomic(out / "copies.csv") as copies_file,
+        store.atomic(out / "near.csv") as near_file,
     ):
         copies = tables.write_images(images, images_file)
         tables.write_copies(copies, copies_file)
+        summary.near = near.write(images_file, near_file)
         written = tables.write_captions(samples, texts, captions_file, samples_file, settings)
         tables.write_unmatched(summary.unmatched, pa.chunked_array(written.bare), unmatched_file)
         with open(rejected_file, "w", encoding="utf-8", newline="") as file:
@@ -267,6 +275,7 @@ def _rows(
     null = pa.scalar(None, pa.int32())
     bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
     columns = [found["image"], part.paths, found["width"], found["height"], bucket_width, bucket_height, reasons]
+    columns.append(found["phash"])
     return pa.Table.from_arrays(
         [pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=tables.IMAGES
     )

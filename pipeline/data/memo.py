@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import store
-from pipeline.data import images, png, tiff
+from pipeline.data import images, near, png, tiff
 from pipeline.data.part import STAMP
 
 FOUND = pa.schema(  # about one picture, from its bytes alone
@@ -24,6 +24,7 @@ FOUND = pa.schema(  # about one picture, from its bytes alone
         pa.field("height", pa.int32()),
         pa.field("rejected", pa.string()),  # why it could not be decoded
         pa.field("profile_ignored", pa.bool_(), nullable=False),
+        pa.field("phash", pa.uint64()),  # near.perceptual_hash
     ]
 )
 _STAMPS = [pa.field(name, pa.int64(), nullable=False) for name in STAMP]
@@ -67,8 +68,8 @@ def save(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray, foun
 def rules(max_pixels: int) -> str:
     """What else than its bytes decides what is found about a picture. Another decoder may read what this one
     rejects."""
-    code = b"".join(Path(file).read_bytes() for file in (images.__file__, png.__file__, tiff.__file__, __file__))
-    return f"{max_pixels} {metadata.version('pillow')} {hashlib.blake2b(code, digest_size=16).hexdigest()}"
+    code = b"".join(Path(file).read_bytes() for file in (images.__file__, png.__file__, tiff.__file__, near.__file__, __file__))
+    return f"{max_pixels} {metadata.version('pillow')} {metadata.version('imagehash')} {hashlib.blake2b(code, digest_size=16).hexdigest()}"
 
 
 def mark(place: str) -> Path:

@@ -27,6 +27,7 @@ IMAGES = pa.schema(
         pa.field("bucket_width", pa.int32()),  # null when the picture is rejected
         pa.field("bucket_height", pa.int32()),
         pa.field("rejected", pa.string()),  # the reason; null for a picture that is used
+        pa.field("phash", pa.uint64()),  # perceptual hash; null when it was not decoded or shows nothing
     ]
 )
 CAPTIONS = pa.schema(

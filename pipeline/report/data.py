@@ -84,6 +84,7 @@ class Data:
     rejected: Listed
     unmatched: Listed
     copies: Listed
+    near: Listed
 
 
 def read(open_file: Open, measure: Lengths) -> Data:
@@ -129,6 +130,7 @@ def read(open_file: Open, measure: Lengths) -> Data:
         rejected=_listed(open_file, "rejected.csv", lambda row: row[1].partition(":")[0]),
         unmatched=_listed(open_file, "unmatched.csv", lambda row: f"{row[1]}: {row[2].partition(':')[0]}"),
         copies=_listed(open_file, "copies.csv"),
+        near=_listed(open_file, "near.csv"),
     )
 
 

@@ -1,8 +1,11 @@
 """The page of a data set, which the index leaves: a function of the index's tables and of the pictures that it shows."""
 
+import csv
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -12,6 +15,7 @@ from pipeline.report import data, data_charts, html, thumbnails
 from pipeline.report.pictures import Picture
 
 _SHOWN = 48  # pictures of each kind
+_PAIRS = 24  # of near copies
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def write(
         contact=[show(row, captions.get(row["image"], "")) for row in used],
         rejected=[show(row, row["rejected"]) for row in rejected],
         rare=[show(row, "") for row in rare],
+        near=[(show(row, f"{bits} bits differ"), show(other, "")) for row, other, bits in _near(index)],
     )
     thumbnails.prune()
     with store.atomic(file) as temporary:
@@ -74,3 +79,16 @@ def _chosen(images: Path, rare: set[tuple[int, int]]) -> tuple[list[dict], list[
             places = [place for place, size in enumerate(sizes) if size in rare][:_SHOWN]
             others += table.take(places).to_pylist() if places else []
     return used[:_SHOWN], rejected[:_SHOWN], others[:_SHOWN]
+
+
+def _near(index: Path) -> list[tuple[dict, dict, int]]:
+    """The first _PAIRS rows of near.csv: (row of images.parquet, that of the picture that it looks like, bits)."""
+    with open(index / "near.csv", encoding="utf-8", newline="") as file:
+        listed = list(itertools.islice(csv.DictReader(file), _PAIRS))
+    wanted = pa.array({name for row in listed for name in (row["path"], row["near_to"])}, pa.string())
+    rows: dict[str, dict] = {}
+    with pq.ParquetFile(index / "images.parquet") as table:
+        for group in range(table.num_row_groups if listed else 0):
+            found = table.read_row_group(group)
+            rows |= {row["path"]: row for row in found.filter(pc.is_in(found["path"], wanted)).to_pylist()}
+    return [(rows[row["path"]], rows[row["near_to"]], int(row["distance"])) for row in listed]

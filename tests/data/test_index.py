@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.data import captions, memo, tables
+from pipeline.data import captions, images, memo, tables
 from pipeline.data.buckets import buckets, choose
 from pipeline.data.examine import Examiner
 from pipeline.data.folder import Folder
 from pipeline.data.index import index
+from pipeline.data.near import perceptual_hash
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
 from pipeline.stage import StageError
@@ -76,7 +77,8 @@ def test_images(tmp_path):
 
     def used(data, size, bucket):
         names = ("width", "height", "bucket_width", "bucket_height")
-        return {"image": name(data), **dict(zip(names, size + bucket)), "rejected": None}
+        phash = perceptual_hash(images.decode(data, (0, 0, 0)))
+        return {"image": name(data), **dict(zip(names, size + bucket)), "rejected": None, "phash": phash}
 
     reason = by_path["broken.png"]["rejected"]
     empty = dict.fromkeys(("width", "height", "bucket_width", "bucket_height"))
@@ -85,7 +87,7 @@ def test_images(tmp_path):
         "copy.png": used(A, (40, 40), (64, 64)),
         "d/b.png": used(B, (100, 40), (128, 32)),
         "c.png": used(C, (40, 90), (32, 128)),
-        "broken.png": {"image": name(BROKEN), **empty, "rejected": reason},
+        "broken.png": {"image": name(BROKEN), **empty, "rejected": reason, "phash": None},
     }
     assert reason.startswith("broken: PNG")
     with open(out / "rejected.csv", newline="") as file:
@@ -174,7 +176,7 @@ def test_bytes_do_not_depend_on_order_workers_place_or_memo(tmp_path):
     run(first, tmp_path / "out")
     wanted = contents(tmp_path / "out")
     tables = {f"{name}.parquet" for name in ("images", "captions", "samples")}
-    assert set(wanted) == tables | {"rejected.csv", "unmatched.csv", "copies.csv"}
+    assert set(wanted) == tables | {"rejected.csv", "unmatched.csv", "copies.csv", "near.csv"}
     assert run(first, tmp_path / "out").read == 0
     assert contents(tmp_path / "out") == wanted
     for number, workers in enumerate((2, 3)):

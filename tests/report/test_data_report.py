@@ -2,12 +2,14 @@
 
 tests/report/test_report_experiments.py opens it in a browser."""
 
+import io
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import params
 from pipeline.cache.building.tokens import Tokenizer
@@ -32,13 +34,20 @@ def own_store(tmp_path, monkeypatch):
 
 
 def pictures(folder: Path, count: int = 12) -> Path:
-    """Two of them are copies, one is in a rare bucket, two are rejected, and one has no caption."""
+    """Two of them are copies, one is a near copy, one is in a rare bucket, two are rejected, and one has no caption."""
     files: dict[str, bytes | str] = {f"{number}.png": picture(number, 70, 70) for number in range(count)}
     files |= {f"{number}.txt": f"fox, number {number % 3}, {'snow' * (number % 2)}" for number in range(1, count)}
     files |= {"copy.png": picture(3, 70, 70), "again.png": picture(3, 70, 70), "wide.png": picture(99, 90, 45)}
+    files |= {"near.jpg": again(files["5.png"])}
     files |= {"small.png": picture(98, 20, 20), f"{EVIL_NAME}.png": b"no picture", f"evil {EVIL_NAME}.txt": "x"}
     files |= {f"evil{EVIL_NAME}.png": picture(97, 64, 64), f"evil{EVIL_NAME}.txt": EVIL}
     return write_folder(folder, files)
+
+
+def again(data: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 def write(folder: Path, out: Path, measure=data.letters) -> Path:
@@ -54,16 +63,16 @@ def read(out: Path) -> data.Data:
 
 def test_what_is_on_the_page(tmp_path):
     found = Page(write(pictures(tmp_path / "data"), tmp_path / "out").read_text(encoding="utf-8"))
-    assert {"data", "contact", "rejected", "rare"} <= found.ids
+    assert {"data", "contact", "rejected", "rare", "near"} <= found.ids
     assert set(found.figures) == {"buckets", "aspects", "megapixels", "lengths"} <= found.ids
     (buckets,) = found.figures["buckets"]["data"]
-    assert (buckets["x"], buckets["y"]) == (["64×64", "64×32"], [15, 1])
-    assert len(found.images) == 14 + 1 + 1  # distinct ones that are used, the small one, that in the rare bucket
+    assert (buckets["x"], buckets["y"]) == (["64×64", "64×32"], [16, 1])
+    assert len(found.images) == 15 + 1 + 1 + 2  # distinct ones that are used, the small one, the rare one, the near ones
     assert all(image.startswith("data:image/webp;base64,") for image in found.images)
     for text in (
-        "16 pictures are used (14 distinct)", "Rejected pictures 2", "1 not an image", "too small: 20×20",
+        "17 pictures are used (15 distinct)", "Rejected pictures 2", "1 not an image", "too small: 20×20",
         "Pictures in rare buckets 1", "1 64×32", "wide.png", "Copies 2", "again.png 3.png", "fox 11", "snow 6",
-        "90×45 → 64×32", "cannot be decoded", "caption: no picture of this name",
+        "Near copies 1", "near.jpg 5.png", "90×45 → 64×32", "cannot be decoded", "caption: no picture of this name",
     ):  # fmt: skip
         assert text in found.text, text
 
@@ -110,7 +119,7 @@ def test_few_pictures_are_shown_and_kept_however_many_there_are(tmp_path, monkey
     monkeypatch.setattr(data_page, "_SHOWN", 5)
     monkeypatch.setattr(thumbnails, "_KEPT", 3)
     found = Page(write(pictures(tmp_path / "data", 30), tmp_path / "out").read_text(encoding="utf-8"))
-    assert len(found.images) == 5 + 1 + 1
+    assert len(found.images) == 5 + 1 + 1 + 2
     assert len(list((tmp_path / "store/thumbnails").iterdir())) == 3
 
 
@@ -197,7 +206,7 @@ def test_the_command_writes_the_page_of_the_index(tmp_path, monkeypatch, capsys)
     pictures(tmp_path / "data/images")
     monkeypatch.chdir(tmp_path)
     said = data_command.write("data/images", settings(tmp_path / "none"), tmp_path / "page.html")
-    assert "15 of 18 pictures are used" in said and "in letters" in capsys.readouterr().out
+    assert "16 of 19 pictures are used" in said and "in letters" in capsys.readouterr().out
     source = open_source("data/images")
     index(source, tmp_path / "out", buckets(64, 32), 32, 1.25, 2 * 10**8, 1.0, 1)
     data_page.write(tmp_path / "out", source, "data/images", 2 * 10**8, tmp_path / "out/report.html")
