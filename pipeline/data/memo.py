@@ -68,7 +68,9 @@ def save(place: str, rules: str, paths: pa.StringArray, stamps: np.ndarray, foun
 def rules(max_pixels: int) -> str:
     """What else than its bytes decides what is found about a picture. Another decoder may read what this one
     rejects."""
-    code = b"".join(Path(file).read_bytes() for file in (images.__file__, png.__file__, tiff.__file__, near.__file__, __file__))
+    code = b"".join(
+        Path(file).read_bytes() for file in (images.__file__, png.__file__, tiff.__file__, near.__file__, __file__)
+    )
     return f"{max_pixels} {metadata.version('pillow')} {metadata.version('imagehash')} {hashlib.blake2b(code, digest_size=16).hexdigest()}"
 
 

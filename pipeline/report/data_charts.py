@@ -15,7 +15,10 @@ def of_data(data: Data, suffix: str) -> list[Chart]:
     """The buckets, and of the others those with more than one bar."""
     ratios = {"tickvals": [float(np.log2(w / h)) for w, h in _RATIOS], "ticktext": [f"{w}:{h}" for w, h in _RATIOS]}
     sizes = {"tickvals": list(range(-10, 13, 2)), "ticktext": [f"{2.0**power:.3g}" for power in range(-10, 13, 2)]}
-    about_ratios, about_sizes = "Width to height of the pictures that are used.", "Megapixels of the pictures that are used."
+    about_ratios, about_sizes = (
+        "Width to height of the pictures that are used.",
+        "Megapixels of the pictures that are used.",
+    )
     charts = [
         _buckets(data.buckets, f"buckets{suffix}"),
         _bars(data.aspects, f"aspects{suffix}", "Aspect ratios", about_ratios, ratios),

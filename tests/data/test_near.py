@@ -56,9 +56,7 @@ def test_scaled_and_recompressed_pictures_are_listed_and_used(tmp_path):
     assert [row[:2] for row in found] == [[name, "0_large.webp"] for name in ("1.png", "low.jpg", "small.png")]
     assert all(0 <= int(row[2]) <= near.DISTANCE for row in found)
     assert summary.used == len(files) and summary.samples == len(files) - 1
-    assert (
-        "3 pictures look like another one (near.csv) and are used all the same: 0_large.webp ~ 1.png" in str(summary)
-    )
+    assert "3 pictures look like another one (near.csv) and are used all the same: 0_large.webp ~ 1.png" in str(summary)
     assert (tmp_path / "out/copies.csv").read_text() == "path,copy_of\ncopy.png,2.png\n"  # not among the near ones
 
 

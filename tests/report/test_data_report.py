@@ -67,7 +67,9 @@ def test_what_is_on_the_page(tmp_path):
     assert set(found.figures) == {"buckets", "aspects", "megapixels", "lengths"} <= found.ids
     (buckets,) = found.figures["buckets"]["data"]
     assert (buckets["x"], buckets["y"]) == (["64×64", "64×32"], [16, 1])
-    assert len(found.images) == 15 + 1 + 1 + 2  # distinct ones that are used, the small one, the rare one, the near ones
+    assert (
+        len(found.images) == 15 + 1 + 1 + 2
+    )  # distinct ones that are used, the small one, the rare one, the near ones
     assert all(image.startswith("data:image/webp;base64,") for image in found.images)
     for text in (
         "17 pictures are used (15 distinct)", "Rejected pictures 2", "1 not an image", "too small: 20×20",
@@ -152,7 +154,11 @@ def test_numbers_over_several_row_groups(tmp_path, monkeypatch):
     table = [row for row in rows(tmp_path / "out/images.parquet") if row["rejected"] is None]
     found = read(tmp_path / "out")
     assert (found.used, found.distinct) == (len(table), len({row["image"] for row in table}))
-    assert len(table) - found.distinct == found.copies.count == len({row["path"] for row in table} & set(map("{}.png".format, range(50, 60))))
+    assert (
+        len(table) - found.distinct
+        == found.copies.count
+        == len({row["path"] for row in table} & set(map("{}.png".format, range(50, 60))))
+    )
     assert {(b.width, b.height): b.count for b in found.buckets} == Counter(
         (row["bucket_width"], row["bucket_height"]) for row in table
     )
@@ -187,7 +193,9 @@ def test_rare_is_fewer_than_a_quarter_of_an_even_share(tmp_path):
 
 
 def test_sets_are_listed_with_what_an_epoch_sees_of_them(tmp_path):
-    files = {f"fox/{n}.png": picture(n, 64, 64) for n in range(3)} | {f"all/{n}.png": picture(9 + n, 64, 64) for n in range(2)}
+    files = {f"fox/{n}.png": picture(n, 64, 64) for n in range(3)} | {
+        f"all/{n}.png": picture(9 + n, 64, 64) for n in range(2)
+    }
     sets = "sets: [{folder: fox, repeats: 2.5}, {folder: all, class_images: true, name: <b>}]"
     page = write(write_folder(tmp_path / "data", files | {"fox/0.txt": "a\nb", "sets.yaml": sets}), tmp_path / "out")
     assert read(tmp_path / "out").sets == [data.SetOf("fox", 3, 7.5, False), data.SetOf("<b>", 2, 7.5, True)]
