@@ -20,7 +20,7 @@ def main(params: Params) -> None:
     components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
     trained_with = marks.written(params.diffusion.prediction, params.diffusion.zero_terminal_snr)
     trained, origin = provenance.read(unet.parent / provenance.RUN, "train"), provenance.read(SOURCES, "convert")
-    written = params.index.resolution, str(params.merge.weights), params.merge.dtype
+    written = params.index.resolution, params.merge.weights, params.merge.dtype
     metadata = provenance.metadata(trained, origin, params.model.config, *written)
     merge(
         components,

@@ -80,14 +80,16 @@ def training(
     return Training(description, split, Reach(shared if shared else end, end))
 
 
-def facts(training: Training, steps: int, names: np.ndarray, pictures: int) -> dict:
-    """What FACTS says of weights that were trained for so many steps on so many `pictures`; `names` (n, 16) uint8 are
-    the content hashes of all that the data set has, sorted."""
+def facts(training: Training, steps: int, best_step: int | None, names: np.ndarray, pictures: int) -> dict:
+    """What FACTS says of weights that were trained for so many steps on so many `pictures`; the best of them, where
+    they are kept, are those after `best_step`. `names` (n, 16) uint8 are the content hashes of all that the data set
+    has, sorted."""
     return {
         "name": training.exact_name,
         "description": training.description,
         "split": training.split,
         "steps": steps,
+        "best_step": best_step,
         "pictures": pictures,
         "images": hashlib.blake2b(names.tobytes(), digest_size=16).hexdigest(),
     }

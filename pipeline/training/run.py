@@ -154,7 +154,8 @@ def _fine_tune(
     states.wait()
     device.barrier()
     if device.rank == 0:
-        facts = key.facts(training, now.step, data.reader.names, len(data.subset))
+        best = now.best if train.keep_best and now.best else None
+        facts = key.facts(training, now.step, best, data.reader.names, len(data.subset))
         _write_weights(paths.out / "weights", trained, states, now, train.keep_best, facts)
         _close(curves, now, train)
         finished.keep(training, paths.out)

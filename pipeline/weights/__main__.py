@@ -5,17 +5,22 @@ import argparse
 import contextlib
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import cli
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError, shown
-from pipeline.weights import marks, provenance, safetensors, source
-from pipeline.weights.files import has_parts
+from pipeline.weights import ckpt, marks, provenance, safetensors, source
+from pipeline.weights.files import has_parts, is_ckpt
 from pipeline.weights.names import PREFIX, part_of
 
 _SHOWN = 100  # keys of a group
-TRAINED, CONVERTED = Path("outs/train/weights"), Path("outs/convert")
+# Stage -> the facts that it writes beside its weights, and what of them is among this pipeline's keys.
+_FACTS = {
+    "train": (Path("outs/train/weights") / provenance.RUN, provenance.of_training),
+    "convert": (Path("outs/convert") / provenance.SOURCES, provenance.of_base),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.set_defaults(work=_inspect)
     shows = "what it says of where it comes from, and whether that is this workspace; exit code 1 when it is damaged"
     command = cli.subcommand(commands, "show", shows)
-    command.add_argument("file", type=Path, help="a safetensors file, such as outs/merge/merged.safetensors")
+    command.add_argument("file", type=Path, help="a safetensors file, such as outs/merge/merged.safetensors, or a MindSpore .ckpt")
     cli.add_json(command)
     command.set_defaults(work=_show)
     cli.run(made, lambda given: given.work(given), arguments)
@@ -57,41 +62,63 @@ DAMAGED = "the tensors are not those that its header names: it was changed or da
 
 
 def show(file: Path) -> dict:
-    """What a safetensors file says of where it comes from, by group of keys; `data`, whether its tensors have the hash
-    that it names; `workspace`, whether it is of the workspace that this runs in, with the `differences`."""
+    """What a file says of where it comes from, by group of keys; `data`, whether its tensors have the hash that it names;
+    `workspace`, whether it is of the workspace that this runs in, with the `differences`.
+
+    A MindSpore .ckpt has no place for such keys: what stands for it is what its stage wrote beside it."""
     if not file.is_file():  # a pipe would be waited for
-        raise StageError(
-            f"{file} is no file that is there; wanted a safetensors file, such as outs/merge/merged.safetensors"
-        )
-    safetensors.read(file)  # that it is whole
-    written = safetensors.metadata(file)
-    named = written.get(provenance.HASH)
+        raise StageError(f"{file} is no file that is there; wanted one such as outs/merge/merged.safetensors")
+    data, written, stages = _of_ckpt(file) if is_ckpt(file) else _of_safetensors(file)
     groups = {"modelspec": "modelspec.", "kohya": "ss_", "own": provenance.PREFIX}
     found = {
         group: {key.removeprefix(prefix): text for key, text in sorted(written.items()) if key.startswith(prefix)}
         for group, prefix in groups.items()
     }
     others = {key: text for key, text in sorted(written.items()) if not key.startswith(tuple(groups.values()))}
-    data = "no hash of its tensors is in its header"
-    if named is not None:
-        data = "the tensors have the hash that its header names"
-        data = data if f"0x{safetensors.data_sha256(file)}" == named.lower() else DAMAGED
-    workspace, differences = _of_the_workspace(found["own"])
+    workspace, differences = _of_the_workspace(found["own"], stages)
     return {"file": str(file), "data": data, **found, "others": others, "workspace": workspace,
             "differences": differences}  # fmt: skip
 
 
-def _of_the_workspace(own: dict[str, str]) -> tuple[str, list[str]]:
+def _of_safetensors(file: Path) -> tuple[str, dict[str, str], Sequence[str]]:
+    """What is said of its tensors, its metadata, and the stages whose facts are in them."""
+    safetensors.read(file)  # that it is whole
+    written = safetensors.metadata(file)
+    named = written.get(provenance.HASH)
+    data = "no hash of its tensors is in its header"
+    if named is not None:
+        same = f"0x{safetensors.data_sha256(file)}" == named.lower()
+        data = "the tensors have the hash that its header names" if same else DAMAGED
+    return data, written, tuple(_FACTS)
+
+
+def _of_ckpt(file: Path) -> tuple[str, dict[str, str], Sequence[str]]:
+    """The same of a MindSpore .ckpt, whose stage has written the facts beside it."""
+    tensors = ckpt.read(file)
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
+    count = sum(tensor.count for tensor in tensors.values())
+    data = f"a MindSpore .ckpt, which has no metadata: {len(tensors):,} tensors, {count:,} parameters, {shown(dtypes)}"
+    for stage, (path, facts) in _FACTS.items():
+        beside = file.with_name(path.name)
+        if beside.is_file():
+            found = facts(provenance.read(beside, stage))
+            return f"{data}; {beside} says:", {provenance.PREFIX + key: text for key, text in found.items()}, (stage,)
+    other = file.with_suffix(".safetensors")
+    return data + (f"; look at {other}" if other.is_file() else ""), {}, ()
+
+
+def _of_the_workspace(own: dict[str, str], stages: Sequence[str]) -> tuple[str, list[str]]:
     if not own:
-        return "no: it was not made by this pipeline, or by an older version of it", []
+        return "no: it does not say that this pipeline made it", []
+    wanted: dict[str, str] = {}
     try:
-        run = provenance.read(TRAINED / provenance.RUN, "train")
-        origin = provenance.read(CONVERTED / provenance.SOURCES, "convert")
+        for stage in stages:
+            path, facts = _FACTS[stage]
+            wanted |= facts(provenance.read(path, stage))
     except StageError as error:
         return f"not known: {error}", []
     # which of the trained weights it holds, and in what dtype, is no matter of where it comes from
-    wanted = provenance.own(run, origin, own.get("weights", ""), own.get("dtype", ""))
-    lines = provenance.differences(own, wanted)
+    lines = provenance.differences({key: text for key, text in own.items() if key not in ("weights", "dtype")}, wanted)
     return ("no" if lines else "yes"), lines
 
 

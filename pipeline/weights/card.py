@@ -14,7 +14,7 @@ _ON_THE_HUB = dict.fromkeys(
 )
 
 
-def render(run: dict, origin: dict, resolution: int, weights: str, dtype: str) -> str:
+def render(run: dict, origin: dict, resolution: int, weights: str | int, dtype: str) -> str:
     """`run` and `origin` are what provenance.RUN and provenance.SOURCES hold."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -34,5 +34,6 @@ def render(run: dict, origin: dict, resolution: int, weights: str, dtype: str) -
         train=run["description"]["train"],
         diffusion=run["description"]["diffusion"],
         resolution=resolution,
+        step=provenance.step(run, weights),
         hashes=provenance.own(run, origin, weights, dtype),
     )

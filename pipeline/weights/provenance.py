@@ -55,20 +55,29 @@ def read(path: Path, stage: str) -> dict:
         raise StageError(f"{path} is not there; {again}") from None
     except ValueError as error:
         raise StageError(f"{path} is not JSON ({error}); {again}") from None
-    wanted = {SOURCES: ("base", "vae"), RUN: ("name", "description", "split", "steps", "pictures", "images")}[path.name]
+    wanted = {SOURCES: ("base", "vae"), RUN: ("name", "description", "split", "steps", "best_step", "pictures", "images")}[path.name]
     if not isinstance(found, dict) or any(key not in found for key in wanted):
         raise StageError(f"{path} lacks one of {', '.join(wanted)}; {again}")
     return found
 
 
-def metadata(run: dict, origin: dict, config: str, resolution: int, weights: str, dtype: str) -> dict[str, str]:
+def metadata(
+    run: dict, origin: dict, config: str, resolution: int, weights: str | int, dtype: str
+) -> dict[str, str]:
     """The keys of a merged model, all but its hash. `run` and `origin` are what RUN and SOURCES hold; `weights` and
     `dtype` are the keys of `merge`."""
     return (
         _modelspec(run, origin, config, resolution)
-        | _kohya(run, origin, resolution)
+        | _kohya(run, origin, resolution, step(run, weights))
         | {PREFIX + key: value for key, value in own(run, origin, weights, dtype).items()}
     )
+
+
+def step(run: dict, weights: str | int) -> int:
+    """After how many steps of the training the weights were that `merge.weights` chooses."""
+    if isinstance(weights, int):
+        return weights
+    return run["best_step"] if weights == "best" else run["steps"]
 
 
 def title(run: dict, origin: dict) -> str:
@@ -101,8 +110,9 @@ def _date() -> str | None:
         raise StageError(f"SOURCE_DATE_EPOCH is {epoch}; wanted seconds since 1970, or no such variable") from None
 
 
-def _kohya(run: dict, origin: dict, resolution: int) -> dict[str, str]:
-    """The keys of kohya's sd-scripts whose meaning is the same here."""
+def _kohya(run: dict, origin: dict, resolution: int, steps: int) -> dict[str, str]:
+    """The keys of kohya's sd-scripts whose meaning is the same here; the weights are those after so many
+    `steps`."""
     train, split = run["description"]["train"], run["split"]
     rate = train["learning_rate"] * (train["global_batch"] if train["scale_lr"] else 1)
     found = {
@@ -114,7 +124,7 @@ def _kohya(run: dict, origin: dict, resolution: int) -> dict[str, str]:
         "lr_scheduler": train["lr_scheduler"],
         "lr_warmup_steps": train["lr_warmup_steps"],
         "optimizer": train["optimizer"],
-        "steps": run["steps"],
+        "steps": steps,
         "max_train_steps": run["steps"],
         "num_train_images": run["pictures"],
         "batch_size_per_device": split["batch_size"],
@@ -133,22 +143,28 @@ def _kohya(run: dict, origin: dict, resolution: int) -> dict[str, str]:
     return {f"ss_{key}": str(value) for key, value in found.items() if value is not None}
 
 
-def own(run: dict, origin: dict, weights: str, dtype: str) -> dict[str, str]:
-    """This pipeline's own: hashes of what went in, the code and the versions, and all settings of the training."""
+def own(run: dict, origin: dict, weights: str | int, dtype: str) -> dict[str, str]:
+    """This pipeline's own keys: hashes of what went in, the code and the versions, and all settings of the training."""
+    return of_training(run) | of_base(origin) | {"weights": str(weights), "dtype": dtype}
+
+
+def of_training(run: dict) -> dict[str, str]:
+    """Those that RUN has."""
     description = run["description"]
     params = {key: description[key] for key in ("diffusion", "train")}
     return {
         "training": run["name"],
         "code": description["code"],
-        "base": origin["base"]["sha256"],
-        "vae": origin["vae"]["sha256"],
         "images": run["images"],
         **description["inputs"],
         "params": json.dumps(params, sort_keys=True),
         "versions": json.dumps(description["versions"], sort_keys=True),
-        "weights": str(weights),
-        "dtype": dtype,
     }
+
+
+def of_base(origin: dict) -> dict[str, str]:
+    """Those that SOURCES has."""
+    return {part: origin[part]["sha256"] for part in ("base", "vae")}
 
 
 def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

@@ -128,6 +128,8 @@ def test_patience_stops_at_the_same_step_after_a_resume(train, monkeypatch, tmp_
     metrics = json.loads((tmp_path / "out/live/metrics.json").read_text())
     assert metrics["train"]["stopped_early"] == 1 and metrics["validation"]["best_step"] == best
     assert set(whole.between) == {"unet_best"}
+    facts = json.loads((tmp_path / "out/weights/run.json").read_text())
+    assert (facts["steps"], facts["best_step"]) == (best + 2, best)
     forget()
 
     check = run._check

@@ -10,8 +10,8 @@ from pipeline.training.stored import Reach
 from tests.training import training_samples
 
 
-def run(**changes) -> dict:
-    """As key.facts gives it, with params.yaml's settings but for `changes` ("train.seed": 3)."""
+def run(best_step: int | None = None, **changes) -> dict:
+    """As key.facts gives it of 6 steps, with params.yaml's settings but for `changes` ("train.seed": 3)."""
     params = training_samples.params(**changes)
     train = params.train.model_dump(exclude=key._SPLIT_KEYS | key._STATE_KEYS) | {"global_batch": 8}
     description = {
@@ -24,7 +24,7 @@ def run(**changes) -> dict:
         "inputs": {name: name[0] * 32 for name in ("unet", "latents", "text", "samples")},
     }
     training = key.Training(description, params.train.model_dump(include=key._SPLIT_KEYS) | {"ranks": 1}, Reach(6, 6))
-    return key.facts(training, 6, np.zeros((9, 16), np.uint8), 8)
+    return key.facts(training, 6, best_step, np.zeros((9, 16), np.uint8), 8)
 
 
 def write(folder: Path, **changes) -> None:

@@ -104,6 +104,16 @@ def test_kohyas_keys_say_what_was_trained(project):
     assert all(isinstance(text, str) and text != "None" for text in found.values())
 
 
+@pytest.mark.parametrize(("weights", "steps"), [("raw", 6), ("ema", 6), ("best", 4), (2, 2)])
+def test_the_steps_are_those_of_the_weights_that_were_taken(weights, steps):
+    run = provenance_samples.run(best_step=4)
+    found = provenance.metadata(run, ORIGIN, "tiny", 64, weights, "float16")
+    assert (found["ss_steps"], found["ss_max_train_steps"]) == (str(steps), "6")
+    assert found[f"{provenance.PREFIX}weights"] == str(weights)
+    said = card.render(run, ORIGIN, 64, weights, "float16")
+    assert f"| steps | {steps}{' of 6' if steps < 6 else ''} |" in said
+
+
 def test_our_keys_hold_the_hashes_of_what_went_in(project):
     found = header(project / "outs/merge/merged.safetensors")
     own = {name.removeprefix(provenance.PREFIX): text for name, text in found.items() if name.startswith("sdxl_")}
@@ -256,11 +266,37 @@ def test_files_of_others_are_shown_too(project, monkeypatch, tmp_path):
     safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, own)
     found = shown(project, str(file), monkeypatch)
     assert (found["kohya"], found["others"], found["modelspec"]) == ({"tag": "\x1b[31m"}, {"x": "1"}, {"title": "t"})
-    assert found["workspace"].startswith("no: it was not made by this pipeline") and "no hash" in found["data"]
+    assert found["workspace"].startswith("no: it does not say") and "no hash" in found["data"]
     for text in ("[1]", "{", '{"train": 3}', "[" * 100_000):
         hostile = {f"{provenance.PREFIX}params": text, f"{provenance.PREFIX}base": "x"}
         safetensors.numpy.save_file({"a": np.ones(2, np.float16)}, file, hostile)
         assert shown(project, str(file), monkeypatch)["workspace"] == "no"
+
+
+def test_of_a_ckpt_what_stands_beside_it_is_shown(project, monkeypatch, tmp_path, capsys):
+    """Its form has no metadata."""
+    found = shown(project, "outs/train/weights/unet.ckpt", monkeypatch)
+    assert found["data"].startswith("a MindSpore .ckpt, which has no metadata: ")
+    assert found["data"].endswith("float16; outs/train/weights/run.json says:")
+    assert (found["own"]["training"], found["workspace"]) == (provenance_samples.run()["name"], "yes")
+    found = shown(project, "outs/convert/unet.ckpt", monkeypatch)
+    base = hashlib.sha256((project / "base.safetensors").read_bytes()).hexdigest()
+    assert (found["own"], found["workspace"]) == ({"base": base, "vae": base}, "yes")
+    found = shown(project, "outs/merge/merged.ckpt", monkeypatch)
+    assert found["data"].endswith("; look at outs/merge/merged.safetensors") and not found["own"]
+
+    shutil.copy(project / "outs/train/weights/unet.ckpt", tmp_path)
+    found = shown(project, str(tmp_path / "unet.ckpt"), monkeypatch)
+    assert found["workspace"].startswith("no: it does not say") and found["data"].endswith("float16")
+    provenance_samples.write(tmp_path, **{"train.learning_rate": 0.5})
+    found = shown(project, str(tmp_path / "unet.ckpt"), monkeypatch)
+    assert found["workspace"] == "no" and found["differences"][0].startswith("train.learning_rate: 0.5 there, ")
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["show", str(tmp_path / "unet.ckpt")])
+    assert ended.value.code == 0 and f"{tmp_path}/run.json says:" in capsys.readouterr().out
+    (tmp_path / "unet.ckpt").write_bytes((tmp_path / "unet.ckpt").read_bytes()[:-9])
+    with pytest.raises(StageError, match=r"unet\.ckpt is cut short"):
+        tool.show(tmp_path / "unet.ckpt")
 
 
 def test_what_is_no_safetensors_file_is_refused(project, tmp_path):
