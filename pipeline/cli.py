@@ -38,22 +38,16 @@ def add_json(made: argparse.ArgumentParser) -> None:
     made.add_argument("--json", action="store_true", help="print one JSON document, for scripts")
 
 
-def count(least: int) -> Callable[[str], int]:
+def count(least: int, most: int = 10**9 - 1) -> Callable[[str], int]:
     """The type of an argument: a number of things."""
 
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-            raise argparse.ArgumentTypeError(f"wanted {least} or more, found {text}")
-        return int(text)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(most)) else -1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"wanted a whole number of {least} to {most:,}, found {text!r}")
+        return number
 
     return read
-
-
-def positive(text: str) -> int:
-    """The type of an argument: a number of things, above 0."""
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**12):
-        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, found {text!r}")
-    return int(text)
 
 
 def print_json(value: Any) -> None:

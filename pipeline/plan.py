@@ -155,14 +155,14 @@ def as_json(run: Run, place: disk.Place) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     made = cli.parser("plan", __doc__)
-    made.add_argument(
-        "--images", type=cli.positive, help=f"pictures, one caption each; default: what {INDEX} has (`dvc repro index`)"
-    )
+    positive = cli.count(least=1, most=10**12 - 1)
+    counted = f"pictures, one caption each; default: what {INDEX} has (`dvc repro index`)"
+    made.add_argument("--images", type=positive, help=counted)
     made.add_argument("--config", choices=sorted(CONFIGS), help="model.config")
-    made.add_argument("--devices", type=cli.positive, help="device.workers times device.nodes")
-    made.add_argument("--batch-size", type=cli.positive, help="train.batch_size, of each device")
-    made.add_argument("--resolution", type=cli.positive, help="index.resolution")
-    made.add_argument("--steps", type=cli.positive, help="train.steps, in place of train.epochs")
+    made.add_argument("--devices", type=positive, help="device.workers times device.nodes")
+    made.add_argument("--batch-size", type=positive, help="train.batch_size, of each device")
+    made.add_argument("--resolution", type=positive, help="index.resolution")
+    made.add_argument("--steps", type=positive, help="train.steps, in place of train.epochs")
     made.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
     made.add_argument("--plot", type=Path, metavar="FILE", help="also write the timesteps as a page, such as plan.html")
     cli.add_json(made)
@@ -187,9 +187,12 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     if plot:
         timesteps.write_plot(drawn, plot)
     if json:
-        cli.print_json(as_json(run, place) | {"timesteps": timesteps.parts(drawn)})
+        page = {"plot": str(plot)} if plot else {}
+        cli.print_json(as_json(run, place) | {"timesteps": timesteps.parts(drawn)} | page)
     else:
         print(report(run, place), "\n".join(timesteps.lines(drawn)), sep="\n\n")
+        if plot:
+            print(f"\n{plot}: the timesteps as curves; open it in a browser")
     return 0 if device.fits(run) else 1
 
 

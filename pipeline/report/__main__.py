@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="FILE",
         help="settings to compare with, such as presets/tiny.yaml; default: params.yaml at git's HEAD",
     )
-    made.add_argument("--latents", type=_count, default=8, help="how many to decode; 0: none (default 8)")
+    decoded = cli.count(least=0, most=200)
+    made.add_argument("--latents", type=decoded, default=8, metavar="N", help="how many to decode; 0: none (default 8)")
     made.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
     cli.run(made, _run, arguments)
 
@@ -58,13 +59,6 @@ def defaults(against: Path | None, first: gather.Run) -> settings.Defaults:
     if text is None:
         return settings.Defaults(f"{first.name} (git has no {settings.FILE})", first.params)
     return settings.Defaults(f"{settings.FILE} at git's HEAD", settings.flat(text, f"{settings.FILE} at HEAD"))
-
-
-def _count(text: str) -> int:
-    number = cli.count(text)
-    if number > 200:
-        raise argparse.ArgumentTypeError(f"wanted 0 to 200, found {number}")
-    return number
 
 
 if __name__ == "__main__":

@@ -198,7 +198,6 @@ def test_show_says_which_stage_to_run(monkeypatch):
 @pytest.mark.parametrize("arguments", [("show", "--count", "0"), ("gc", "--keep", "-1"), ("gc", "--keep", "x")])
 def test_a_number_of_things_is_one(monkeypatch, capsys, arguments):
     assert ends(monkeypatch, *arguments) == "2"
-    assert (
-        f"{arguments[1]}: wanted {'1' if arguments[0] == 'show' else '0'} or more, found {arguments[2]}"
-        in capsys.readouterr().err
-    )
+    least = "1" if arguments[0] == "show" else "0"
+    wanted = f"{arguments[1]}: wanted a whole number of {least} to 999,999,999, found '{arguments[2]}'"
+    assert wanted in capsys.readouterr().err

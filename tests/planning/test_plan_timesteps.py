@@ -43,6 +43,8 @@ def test_the_plan_says_it_and_writes_it_as_a_page(tmp_path, monkeypatch, capsys)
         said = capsys.readouterr().out
         if not form:
             assert "Timesteps that training draws" in said and " 950 to 999" in said
+            assert said.endswith(f"\n{page}: the timesteps as curves; open it in a browser\n")
+    assert json.loads(said)["plot"] == str(page)
     found = json.loads(said)["timesteps"]
     assert found[-1]["share"] > 5 * found[0]["share"] and {part["weight"] for part in found} == {1.0}
     text = page.read_text()

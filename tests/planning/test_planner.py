@@ -451,8 +451,9 @@ def test_rows_and_held_out_pictures_count():
     ("arguments", "wanted"),
     [
         ([], "outs/index/images.parquet is not there: run `dvc repro index`, or say how many pictures with --images"),
-        (["--images", "0"], "wanted a whole number above 0, found '0'"),
+        (["--images", "0"], "wanted a whole number of 1 to 999,999,999,999, found '0'"),
         (["--images", "-5"], "--images"),
+        (["--images", "99999999999999"], "to 999,999,999,999, found '99999999999999'"),
         (["--images", "many"], "found 'many'"),
         (["--images", "10", "--resolution", "1000"], "--resolution must be a multiple of 32, found 1000"),
         (["--images", "10", "--steps", "0"], "--steps"),

@@ -193,6 +193,21 @@ def test_mistakes_are_messages(project, monkeypatch):
         report.main()
 
 
+def test_the_latents_may_be_left_out(project, monkeypatch):
+    project(*ALL)
+    monkeypatch.setattr(latents, "_decoder", None)  # not called
+    with pytest.raises(SystemExit) as ended:
+        report.main(["--latents", "0"])
+    assert ended.value.code == 0 and "Left out with --latents 0" in Page(report.OUT.read_text()).text
+
+
+@pytest.mark.parametrize("text", ["-1", "201", "x", "", "9" * 5000, "٣"])
+def test_other_numbers_of_latents_are_refused(capsys, text):
+    with pytest.raises(SystemExit) as ended:
+        report.main(["--latents", text])
+    assert ended.value.code == 2 and "--latents: wanted a whole number of 0 to 200, found" in capsys.readouterr().err
+
+
 DAMAGES = {  # file -> bytes -> what the page says
     "outs/index/images.parquet": (lambda d: d[: len(d) // 2], "images.parquet cannot be read"),
     "outs/index/captions.parquet": (lambda d: b"", "captions.parquet cannot be read"),
