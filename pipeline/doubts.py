@@ -1,13 +1,15 @@
 """Settings that are allowed and that few runs want: most are left over from the other model. What can't be wanted is
-refused by pipeline/contradictions.py."""
+refused by pipeline/contradictions."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.contradictions import PRESET, peak_rate, prompts_of
+from pipeline.contradictions.model import PRESET
+from pipeline.contradictions.pictures import own_sides
+from pipeline.contradictions.train import bias, peak_rate
 
 if TYPE_CHECKING:
-    from pipeline.params import Params, Sample
+    from pipeline.params import Params, Train
 
 
 LION_SDXL, LION_TINY = 5e-6, 5e-4  # rates above which lion is given adamw's
@@ -18,6 +20,7 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _of_previews(params)
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
     yield from _optimizer(params)
+    yield from _bias(params.train)
     for key in ("snr_gamma", "snr_gamma_soft", "p2_gamma"):
         if params.diffusion.zero_terminal_snr and getattr(params.train, key) is not None:
             yield (
@@ -30,6 +33,24 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
 def _of_previews(params: "Params") -> Iterator[tuple[str, str]]:
     if params.train.previews and not params.train.sample_interval:
         yield "train.previews", "none are drawn, as train.sample_interval is 0; 100 or 500 is usual"
+
+
+def _bias(train: "Train") -> Iterator[tuple[str, str]]:
+    key, strategy = "train.timestep_bias_strategy", train.timestep_bias_strategy
+    begin, end, first, last = bias(train)
+    drawn = train.timestep_min, train.timestep_max
+    if strategy == "none":
+        return
+    if train.timestep_bias_multiplier == 1:
+        yield key, f"{strategy} changes nothing with timestep_bias_multiplier 1; another multiplier, or none, is usual"
+    elif (first, last) == drawn:
+        yield key, f"{strategy} changes nothing: all timesteps that are drawn, {first} to {last - 1}, are in it"
+    elif (first, last) != (begin, end):
+        yield (
+            key,
+            f"{strategy} is of the timesteps {begin} to {end - 1}, of which only {first} to {last - 1} are drawn "
+            "(timestep_min, timestep_max)",
+        )
 
 
 def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
@@ -47,7 +68,7 @@ def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
 
 
 def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
-    train, index, sample = params.train, params.index, params.sample
+    train, index = params.train, params.index
     if (rate := peak_rate(params)) > 5e-5 and train.optimizer not in ("lion", "prodigy"):
         yield "train.learning_rate", f"{rate:g} is high for all of SDXL's UNet: 4e-7 to 1e-5 is usual; {PRESET}"
     if index.resolution < 768:
@@ -68,25 +89,23 @@ def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
             f"a state of SDXL's training takes 10 to 41 GB and {train.checkpointing_steps} steps some minutes; 500 or "
             "1000 is usual",
         )
-    for key, side in _sides(sample):
+    for key, side in _sides(params):
         if side < 512:
             yield key, f"SDXL draws pictures of 1024 pixels a side, and worse at {side}"
 
 
 def _of_tiny(params: "Params") -> Iterator[tuple[str, str]]:
-    index, sample = params.index, params.sample
+    index = params.index
     if (rate := peak_rate(params)) < (1e-5 if params.train.optimizer == "lion" else 1e-4):
         yield "train.learning_rate", f"{rate:g} is SDXL's; the tiny model learns next to nothing by it, 1e-3 is usual"
     if index.resolution > 128:
         yield "index.resolution", f"the tiny model was trained at 64, and {index.resolution} is asked for; {PRESET}"
-    for key, side in _sides(sample):
+    for key, side in _sides(params):
         if side > 256:
             yield key, f"{side} is SDXL's; the tiny model draws 64 pixels a side"
 
 
-def _sides(sample: "Sample") -> Iterator[tuple[str, int]]:
-    """(key of params.yaml, side) of all pictures; a prompt's own sides stand in the key sample.prompts."""
-    for place, one in prompts_of(sample):
-        for key in ("width", "height"):
-            if (side := getattr(one, key)) is not None:
-                yield "sample.prompts" if one is not sample else f"{place}.{key}", side
+def _sides(params: "Params") -> Iterator[tuple[str, int]]:
+    """(key of params.yaml, side) of all pictures; a prompt's own sides stand in the key of the prompts."""
+    yield from ((f"sample.{key}", getattr(params.sample, key)) for key in ("width", "height"))
+    yield from ((place.rpartition(".")[0], side) for place, _, side in own_sides(params))

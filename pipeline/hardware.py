@@ -1,7 +1,7 @@
 """What of params.yaml this computer cannot grant, found without MindSpore."""
 
 from pipeline import npu
-from pipeline.contradictions import of_ascend
+from pipeline.contradictions.device import of_ascend
 from pipeline.params import Params
 from pipeline.stage import StageError
 

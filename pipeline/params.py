@@ -1,7 +1,7 @@
 """The schema of params.yaml: one class per section, no defaults (what is not in params.yaml is not in the run).
 
 Reading needs no MindSpore, so a wrong key stops a stage at once. Errors name the key's path and the allowed values.
-What keys demand of each other is in pipeline/contradictions.py."""
+What keys demand of each other is in pipeline/contradictions."""
 
 import datetime
 import reprlib

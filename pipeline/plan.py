@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline import cli, store
-from pipeline.contradictions import side_multiple
+from pipeline.contradictions.data import side_multiple
 from pipeline.models.config import CONFIGS
 from pipeline.params import load
 from pipeline.planning import device, disk, duration, host, timesteps

@@ -12,6 +12,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline import cli, store
+from pipeline.doubts import doubts
 from pipeline.params import ParamsError, check, parse
 from pipeline.recorded import PROJECT
 from pipeline.stage import StageError
@@ -53,6 +54,7 @@ class Written:
     changed: dict[str, tuple[object, object]]  # key -> (its value before, its value now)
     added: Values  # keys that the other one lacked
     dropped: Values  # keys of the other one that are none
+    doubtful: list[tuple[str, str]]  # what of the user's own few runs want with this preset, key and why
 
 
 def write(name: str, present: str | None = None) -> Written:
@@ -67,11 +69,12 @@ def write(name: str, present: str | None = None) -> Written:
     if now != wanted | kept:
         odd = next(key for key in now.keys() | kept.keys() if now.get(key) != (wanted | kept).get(key))
         raise ParamsError(f"params.yaml: {odd} cannot be put into the preset: {before.get(odd)!r}; write it on a line")
-    check(parse(text, f"preset {name}"), f"preset {name} with what is yours in params.yaml")
+    found = check(parse(text, f"preset {name}"), f"preset {name} with what is yours in params.yaml")
     changed = {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
     added = {key: value for key, value in now.items() if before and key not in before}
     dropped = {key: value for key, value in before.items() if key not in now}
-    return Written(text, {key: value for key, value in kept.items() if wanted[key] != value}, changed, added, dropped)
+    kept = {key: value for key, value in kept.items() if wanted[key] != value}
+    return Written(text, kept, changed, added, dropped, list(doubts(found)))
 
 
 def values(name: str) -> Values:
@@ -174,15 +177,16 @@ def _run(given: argparse.Namespace) -> int:
     print(f"params.yaml is the preset {given.name} now.")
     for title, keys in (("Kept, as your own", written.kept), ("New keys", written.added),
                         ("Dropped, for they are no keys", written.dropped)):  # fmt: skip
-        _print(title, {key: _shown(value) for key, value in keys.items()})
-    _print("Changed", {key: f"{_shown(old)} -> {_shown(new)}" for key, (old, new) in written.changed.items()})
+        _print(title, [(key, _shown(value)) for key, value in keys.items()])
+    _print("Changed", [(key, f"{_shown(old)} -> {_shown(new)}") for key, (old, new) in written.changed.items()])
+    _print("Doubtful", written.doubtful)
     print("Next: `make doctor`, which says what is still missing; `python -m pipeline plan --images 1000`, what fits")
     return 0
 
 
-def _print(title: str, lines: dict[str, str]) -> None:
+def _print(title: str, lines: list[tuple[str, str]]) -> None:
     if lines:
-        print(f"{title}:", *(f"  {key}: {line}" for key, line in lines.items()), sep="\n")
+        print(f"{title}:", *(f"  {key}: {line}" for key, line in lines), sep="\n")
 
 
 def _shown(value: object) -> str:

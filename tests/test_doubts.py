@@ -113,6 +113,52 @@ def test_the_sides_of_single_prompts_count():
         assert [(key, str(side) in text) for key, text in doubts(found)] == [("sample.prompts", True)]
 
 
+BIAS = "train.timestep_bias_"
+EARLIER, RANGE = (
+    {f"{BIAS}strategy": "earlier", f"{BIAS}multiplier": 2.0},
+    {f"{BIAS}strategy": "range", f"{BIAS}multiplier": 2.0},
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (EARLIER | {"train.timestep_min": 100}, "timesteps 0 to 249, of which only 100 to 249 are drawn"),
+        (EARLIER | {"train.timestep_max": 200}, "changes nothing: all timesteps that are drawn, 0 to 199, are in it"),
+        (EARLIER | {f"{BIAS}multiplier": 1.0}, "changes nothing with timestep_bias_multiplier 1"),
+        (EARLIER | {f"{BIAS}strategy": "later", "train.timestep_max": 900}, "750 to 999, of which only 750 to 899"),
+        (RANGE, "changes nothing: all timesteps that are drawn, 0 to 999"),
+        (
+            RANGE | {f"{BIAS}begin": 200, f"{BIAS}end": 600, "train.timestep_max": 300},
+            "of which only 200 to 299 are drawn",
+        ),
+        (RANGE | {f"{BIAS}begin": 200, f"{BIAS}end": 600, "train.timestep_min": 100}, None),
+        (EARLIER, None),
+        ({f"{BIAS}portion": 0.1, "train.timestep_min": 500}, None),
+    ],
+)
+def test_a_bias_on_timesteps_that_are_not_drawn_is_doubted(changes, said):
+    found = list(doubts(params.check(changed(TINY, changes), "params.yaml")))
+    assert [key for key, _ in found] == ([] if said is None else [f"{BIAS}strategy"])
+    assert said is None or said in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (EARLIER | {"train.timestep_min": 250}, "portion"),
+        (EARLIER | {f"{BIAS}strategy": "later", "train.timestep_max": 750}, "portion"),
+        (RANGE | {f"{BIAS}end": 100, "train.timestep_min": 500}, "begin"),
+        (RANGE | {f"{BIAS}begin": 300, f"{BIAS}end": 400, "train.timestep_max": 300}, "begin"),
+    ],
+)
+def test_a_bias_of_which_nothing_is_left_is_refused(changes, key):
+    said = refused(changed(TINY, changes))
+    assert re.search(
+        rf"(?m)^  {re.escape(BIAS)}{key}: .*none of them is drawn: timestep_min and timestep_max are", said
+    )
+
+
 def test_a_batch_counts_by_its_pixels():
     found = changed(SDXL, {"index.resolution": 512, "train.batch_size": 128})
     assert refused(found) == "" and "train.batch_size" in refused(changed(found, {"index.resolution": 1024}))

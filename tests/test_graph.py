@@ -17,7 +17,6 @@ PLUMBING = {
     for name in (
         "__init__",
         "params",
-        "contradictions",
         "doubts",
         "hardware",
         "hub",
@@ -29,7 +28,7 @@ PLUMBING = {
         "store",
         "times",
     )  # fmt: skip
-}
+} | {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline/contradictions").glob("*.py")}
 # Code -> what it reads beside itself.
 READS = {"pipeline/report/html.py": "pipeline/report/templates"}
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the

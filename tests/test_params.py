@@ -11,7 +11,8 @@ import pytest
 import yaml
 from dvc.utils.serialize import modify_yaml, parse_yaml
 
-from pipeline import contradictions, hardware, params
+from pipeline import hardware, params
+from pipeline.contradictions import data
 from pipeline.data import buckets, geometry
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params, ParamsError, load
@@ -429,7 +430,7 @@ def test_the_fewest_pixels_are_those_of_a_picture_that_the_index_takes(tmp_path,
 
 
 def test_every_model_has_sides_of_which_buckets_are_made():
-    assert {contradictions.side_multiple(config) for config in CONFIGS.values()} == {buckets.SIDE_MULTIPLE}
+    assert {data.side_multiple(config) for config in CONFIGS.values()} == {buckets.SIDE_MULTIPLE}
 
 
 NPU_ONLY = {

@@ -1,5 +1,6 @@
 """Presets: whole files that the stages take at full size, and what of a user's own they keep."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import doubts, hardware, params, preset
-from pipeline.contradictions import side_multiple
+from pipeline.contradictions.data import side_multiple
 from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS
 from pipeline.params import ParamsError
@@ -206,6 +207,35 @@ def test_a_flow_stays_one_without_the_presets_min_snr():
     tree = params.parse(written.text, "params.yaml")
     assert (tree["diffusion"]["prediction"], tree["diffusion"]["flow_shift"]) == ("flow", 2.5)
     assert tree["train"]["snr_gamma"] is None and preset.values("sdxl-8x910b")["train.snr_gamma"] == 5.0
+
+
+@pytest.mark.parametrize("key", ["sample.prompts", "train.previews"])
+def test_of_a_prompts_size_only_the_user_can_say_another(key):
+    """A preset keeps prompts as they are, so that its own advice would send in a circle."""
+    given = {"sample__prompts": "[a star, {prompt: a red ring, width: 96}]"}
+    if key == "train.previews":
+        given = {"train__previews": "[a star, {prompt: a red ring, width: 96}]"}
+        tree = params.parse(edited(preset.write("sdxl-1x910b", None).text, **given), "x")
+        with pytest.raises(ParamsError) as refused:
+            params.check(tree, "x")
+    else:
+        with pytest.raises(ParamsError) as refused:
+            preset.write("sdxl-1x910b", edited(TEXT, **given))
+    [line] = [line for line in str(refused.value).splitlines() if line.startswith("  ")]
+    assert line.startswith(f"  {key}.1.width: 96 is the tiny model's") and "take it out of this prompt" in line
+    assert "make preset" not in line
+
+
+def test_what_is_kept_and_few_want_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = "[a star, {prompt: a red ring, width: 1024, height: 512}]"
+    sdxl = edited(preset.write("sdxl-1x910b", None).text, sample__prompts=own)
+    (tmp_path / "params.yaml").write_text(sdxl)
+    with pytest.raises(SystemExit) as ended:
+        preset.main(["tiny"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and re.search(r"(?m)^Doubtful:\n  sample\.prompts: 1024 is SDXL's.*\n.* 512 is", said)
+    assert not preset.write("sdxl-8x910b", sdxl).doubtful
 
 
 def test_what_is_kept_must_fit():

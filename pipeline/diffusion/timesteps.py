@@ -52,18 +52,16 @@ def probabilities(
     weights = np.ones(STEPS) if weights is None else weights.copy()
     if strategy != "none" and multiplier <= 0:
         raise ValueError(f"a timestep bias multiplier above 0 is needed, found {multiplier}")
-    count = int(portion * STEPS)
-    if strategy == "later":
-        weights[STEPS - count :] *= multiplier
-    elif strategy == "earlier":
-        weights[:count] *= multiplier
-    elif strategy == "range":
-        if not 0 <= begin < end <= STEPS:
-            raise ValueError(
-                f"a timestep range with 0 <= begin < end <= {STEPS} is needed, found begin {begin}, end {end}"
-            )
-        weights[begin:end] *= multiplier
+    if strategy == "range" and not 0 <= begin < end <= STEPS:
+        raise ValueError(f"a timestep range with 0 <= begin < end <= {STEPS} is needed, found begin {begin}, end {end}")
+    weights[slice(*biased(strategy, begin, end, portion))] *= multiplier
     return weights / weights.sum()
+
+
+def biased(strategy: str, begin: int, end: int, portion: float) -> tuple[int, int]:
+    """The timesteps that a bias of `strategy` is on: the first, and one past the last; (0, 0) for "none"."""
+    count = int(portion * STEPS)
+    return {"none": (0, 0), "earlier": (0, count), "later": (STEPS - count, STEPS), "range": (begin, end)}[strategy]
 
 
 def draw(chances: np.ndarray, seed: int, step: int, samples: np.ndarray) -> np.ndarray:

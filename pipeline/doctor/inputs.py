@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cache.building.tokens import check_vocabulary
-from pipeline.contradictions import BASE_UNET, PRESET
+from pipeline.contradictions.model import PRESET
+from pipeline.contradictions.paths import BASE_UNET
 from pipeline.data.buckets import sizes
 from pipeline.data.examine import look as decode
 from pipeline.data.index import reject

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline.cache.format import shards
 from pipeline.cache.format.names import latent_row
-from pipeline.contradictions import BASE_UNET
+from pipeline.contradictions.paths import BASE_UNET
 from pipeline.data import captions
 from pipeline.data.tables import SAMPLES
 from pipeline.models import config

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import params
 from pipeline.cache.building import previews
 from pipeline.cache.reading.reader import CacheError, Reader
-from pipeline.contradictions import warm_up_fault
+from pipeline.contradictions.train import warm_up_fault
 from pipeline.stage import StageError
 from pipeline.training.feed import epochs
 

@@ -27,7 +27,7 @@ def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: 
         train.timestep_bias_portion,
         density,
     )
-    weights = loss.weights(  # of flow, all 1: contradictions.py refuses the others
+    weights = loss.weights(  # of flow, all 1: contradictions refuse the others
         schedule.snr(alphas),
         diffusion.prediction,
         snr_gamma=train.snr_gamma,

@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
     command.set_defaults(work=_inspect)
     shows = "what it says of where it comes from, and whether that is this workspace; exit code 1 when it is damaged"
     command = cli.subcommand(commands, "show", shows)
-    command.add_argument("file", type=Path, help="a safetensors file, such as outs/merge/merged.safetensors, or a MindSpore .ckpt")
+    command.add_argument(
+        "file", type=Path, help="a safetensors file, such as outs/merge/merged.safetensors, or a MindSpore .ckpt"
+    )
     cli.add_json(command)
     command.set_defaults(work=_show)
     cli.run(made, lambda given: given.work(given), arguments)

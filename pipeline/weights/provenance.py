@@ -55,15 +55,16 @@ def read(path: Path, stage: str) -> dict:
         raise StageError(f"{path} is not there; {again}") from None
     except ValueError as error:
         raise StageError(f"{path} is not JSON ({error}); {again}") from None
-    wanted = {SOURCES: ("base", "vae"), RUN: ("name", "description", "split", "steps", "best_step", "pictures", "images")}[path.name]
+    wanted = {
+        SOURCES: ("base", "vae"),
+        RUN: ("name", "description", "split", "steps", "best_step", "pictures", "images"),
+    }[path.name]
     if not isinstance(found, dict) or any(key not in found for key in wanted):
         raise StageError(f"{path} lacks one of {', '.join(wanted)}; {again}")
     return found
 
 
-def metadata(
-    run: dict, origin: dict, config: str, resolution: int, weights: str | int, dtype: str
-) -> dict[str, str]:
+def metadata(run: dict, origin: dict, config: str, resolution: int, weights: str | int, dtype: str) -> dict[str, str]:
     """The keys of a merged model, all but its hash. `run` and `origin` are what RUN and SOURCES hold; `weights` and
     `dtype` are the keys of `merge`."""
     return (

@@ -1,0 +1,27 @@
+"""What stages read must not be what they write."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+OUTS = "outs"
+BASE_UNET = f"{OUTS}/convert/unet.ckpt"
+
+
+def faults(params: "Params") -> Iterator[tuple[str, str]]:
+    outs = Path(os.path.realpath(OUTS))
+    given = {"data.images": params.data.images}
+    given |= {f"model.{key}": getattr(params.model, key) for key in ("base", "vae", "tokenizer")}
+    if params.train.init_from != BASE_UNET:
+        given["train.init_from"] = params.train.init_from
+    for key, value in given.items():
+        path = Path(os.path.realpath(value))
+        if path.is_relative_to(outs):
+            yield key, f"{value} is an out of the stages, which would depend on themselves; copy it out of {OUTS}/"
+        elif outs.is_relative_to(path):
+            yield key, f"{value} holds {OUTS}/, so the stages would depend on themselves; wanted a folder of its own"
