@@ -12,9 +12,10 @@ from pipeline.training.key import differences
 
 UNUSED_DAYS = 30  # a memo goes when no stage used it for so long
 _SHOWN = 4  # settings in which a training differs
-_LOCKS = {"half-done training": "train-{}"}
 _MEMOS = ("index", "hashes", "thumbnails", "times")
-_FOLDERS = {"half-done training": "train", "finished training": "trained", "compiled graphs": "compile"}
+_KEPT = "kept state"  # of a finished training (train.keep_state)
+_STATES = ("half-done training", _KEPT)
+_FOLDERS = {**dict.fromkeys(_STATES, "train"), "finished training": "trained", "compiled graphs": "compile"}
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,17 @@ class Leftover:
 def find() -> list[Leftover]:
     """All of them, kind by kind, the newest first."""
     found = []
-    newest: dict | None = (
-        None  # the description of the newest training of each kind, with which the others are compared
-    )
     for kind, folder in _FOLDERS.items():
-        for number, path in enumerate(store.newest_first(store.root() / folder)):
+        newest: dict | None = None  # the description of the kind's newest training, with which the others are compared
+        for path in store.newest_first(store.root() / folder):
+            if kind in _STATES and stored.is_kept(path) != (kind == _KEPT):
+                continue
             note = ""
-            if kind.endswith("training"):
+            if folder in ("train", "trained"):
                 description = _description(path)
-                newest = description if number == 0 else newest
+                newest = description if newest is None else newest
                 note = _training(path, description, newest)
-            lock = _LOCKS.get(kind, "").format(path.name)
+            lock = f"train-{path.name}" if kind in _STATES else ""
             in_use = any(locks.held(lock.name) for lock in store.found(store.root() / "locks", lock)) if lock else False
             found.append(_leftover(kind, path, in_use, note))
     for folder in _MEMOS:
@@ -68,7 +69,7 @@ def remove(chosen: list[Leftover]) -> int:
     """Remove them and what killed processes left half-written; -> the bytes of the latter."""
     for item in chosen:
         store.remove(item.path)
-    deep = [store.root() / name for name in _FOLDERS.values()]
+    deep = [store.root() / name for name in sorted(set(_FOLDERS.values()))]
     folders = [*deep, *(store.root() / name for name in _MEMOS)]
     folders += [path for folder in deep for path in store.newest_first(folder)]
     freed = sum(store.sweep(folder) for folder in folders)

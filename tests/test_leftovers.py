@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 
@@ -75,6 +76,29 @@ def test_ls_shows_each_with_its_size_step_and_settings(capsys):
         "4 memos of pictures, files and times, 45 B\n",
     ):
         assert line in said
+
+
+def test_a_kept_state_is_no_half_done_training(capsys):
+    """train.keep_state leaves one; each kind has its own newest."""
+    fill()
+    write("train/k/step-00000600/state.ckpt", 4000, 1, train={"learning_rate": 1e-5, "seed": 0})
+    write("train/k/step-00000600/kept", 0, 1)
+    write("train/l/step-00000600/state.ckpt", 4000, 3, train={"learning_rate": 1e-5, "seed": 2})
+    write("train/l/step-00000600/kept", 0, 3)
+    tools.list_caches()
+    said = capsys.readouterr().out
+    assert re.search(rf"(?m)^kept state {store.root()}/train/k: 4.05 kB, 1 days old, step 600$", said)
+    assert (
+        f"kept state {store.root()}/train/l: 4.05 kB, 3 days old, step 600; from the newest one: train.seed 0 -> 2"
+        in said
+    )
+    assert f"half-done training {store.root()}/train/c: 1.07 kB, 2 days old, step 100 of 900\n" in said
+    with locks.lock("train-l", "trains the same"):
+        assert {item.path.name for item in leftovers.find() if item.in_use} == {"l"}
+    tools.collect_garbage(1)
+    assert {name for name in names() if name.startswith("train/")} == {"train/c", "train/k"}
+    tools.collect_garbage(0)
+    assert not {name for name in names() if name.startswith("train/")}
 
 
 def test_gc_frees_all_but_the_newest_of_each_kind(capsys):

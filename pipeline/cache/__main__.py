@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--keep",
         type=cli.count(least=0),
         default=3,
-        help="how many to keep, the newest, of each cache's states beside the workspace's, of half-done trainings, of "
-        "finished ones, and of compiled graphs (default 3); nothing goes that a process works on",
+        help="how many to keep, the newest, of each cache's states beside the workspace's, of half-done trainings, of kept "
+        "states, of finished trainings, and of compiled graphs (default 3); nothing goes that a process works on",
     )
     command.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     command.set_defaults(run=lambda args: collect_garbage(args.keep, args.dry_run))

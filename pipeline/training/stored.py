@@ -2,6 +2,7 @@
 
 run.json                        the training's description
 step-00000100/                  the state after so many steps, of this run and of longer ones
+step-00000100/kept              marks one that a finished run has left for longer ones (train.keep_state)
 step-00000950-of-00001000/      one of a run of this length alone: its learning rate falls towards the end
 slices-00000100/                the slices of a sharded optimizer's moments that belong to a state
 weights-00000100.ckpt           weights that will be outs when the run ends"""
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import store
+
+
+_KEPT = "kept"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,12 @@ def extensible(folder: Path, reach: Reach) -> Path | None:
     return found[-1] if found else None
 
 
+def is_kept(folder: Path) -> bool:
+    """Whether the newest state is one that a finished run has left, so that nothing here is half-done."""
+    found = sorted(store.found(folder, "step-*"), key=step_of)
+    return bool(found) and (found[-1] / _KEPT).exists()
+
+
 def sweep(folder: Path, until: int | None = None) -> None:
     """Drop slices that belong to no state: dropped ones', and those of a run that was killed while it saved; and weights
     that none wants, up to those of step `until`."""
@@ -78,6 +88,9 @@ def _weights_for(state: Path) -> list[int]:
 def clear(folder: Path, reach: Reach, keep_state: bool) -> None:
     """A run is finished: drop its states, but the one that longer runs go on from if that is to stay."""
     stays = extensible(folder, reach) if keep_state else None
+    if stays:
+        with contextlib.suppress(FileNotFoundError):  # the store was deleted
+            (stays / _KEPT).touch()
     for state in states(folder, reach):
         if state != stays:
             store.remove(state)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
-from pipeline.training import finished
+from pipeline.training import finished, stored
 from pipeline.training.key import Training
 from pipeline.training.stored import Reach, state_name
 from tests import deletions
@@ -56,6 +56,10 @@ def test_the_state_that_a_longer_run_goes_on_from_stays(tmp_path, caplog):
         (states / state_name(step, REACH)).mkdir(parents=True)
     assert finished.take(training(0), tmp_path / "other", keep_state=True)
     assert [path.name for path in states.iterdir()] == ["step-00000009"] and "begins anew" not in caplog.text
+    assert stored.is_kept(states)
+    (states / state_name(12, Reach(20, 20))).mkdir()  # a longer run was killed after it
+    assert not stored.is_kept(states)
+    shutil.rmtree(states / state_name(12, Reach(20, 20)))
     assert finished.take(training(0), tmp_path / "other") and not states.exists()
     assert finished.take(training(0), tmp_path / "other", keep_state=True) and "begins anew" in caplog.text
 
