@@ -16,8 +16,7 @@ from pipeline.params import Params
 from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch, tensorboard
 from pipeline.training.data import Paths, count_steps, open_data
-from pipeline.weights import marks
-from pipeline.weights.source import open_unet
+from pipeline.weights.source import check_start
 
 PATHS = Paths(
     unet=Path("outs/convert/unet.ckpt"),  # or train.init_from
@@ -76,12 +75,11 @@ def main(params: Params) -> None:
 
 
 def _start(params: Params) -> Path:
-    """The file of the weights to start from. Raises StageError when its marks or, where they are seen without
-    MindSpore, its tensors do not fit."""
+    """The file of the weights to start from. Raises StageError as check_start does."""
     start = Path(params.train.init_from)
     if start != PATHS.unet:
-        marks.check(start, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
-        open_unet(start, CONFIGS[params.model.config])
+        config, diffusion = CONFIGS[params.model.config], params.diffusion
+        check_start(start, config, diffusion.prediction, diffusion.zero_terminal_snr)
     return start
 
 

@@ -91,6 +91,17 @@ def test_no_stage_imports_another(stage):
     assert stages <= {f"stages/{stage}.py", "stages/__init__.py"}
 
 
+LAYERS = ("data", "cache", "training", "planning")  # each may import those before it
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_layer_imports_one_above_it(layer):
+    above = {f"pipeline/{name}/" for name in LAYERS[LAYERS.index(layer) + 1 :]}
+    for file in (ROOT / "pipeline" / layer).rglob("*.py"):
+        found = {path.relative_to(ROOT).as_posix() for path in imports(file)}
+        assert not [path for path in found if path.startswith(tuple(above))], file
+
+
 @pytest.mark.parametrize("stage", ["index", "convert", "merge"])
 def test_stages_without_tensors_import_no_mindspore(stage):
     for file in closure(ROOT / f"stages/{stage}.py"):

@@ -11,8 +11,7 @@ from pipeline.data import captions
 from pipeline.data.sets import members
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
-from pipeline.planning.disk import cache_parts
-from pipeline.planning.run import from_params
+from pipeline.models.config import CONFIGS
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -67,7 +66,7 @@ def show(path: str | None, settings: params.Params, count: int) -> dict:
                 ]
                 shown.append({"path": part.paths[row].as_py(), "set": sets[number].name, "captions": lines})
         begin += len(part.paths)
-    size = cache_parts(from_params(settings, pictures, len(rows)))[1]
+    size = CONFIGS[settings.model.config].text_bytes(settings.cache_text.chunks)
     return {
         "path": path,
         "pictures": pictures,

@@ -23,7 +23,7 @@ from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError
 from pipeline.weights import marks
-from pipeline.weights.source import open_unet, open_weights
+from pipeline.weights.source import check_start, open_weights
 
 LOOKED_AT = 16  # pictures
 
@@ -40,9 +40,13 @@ def weights(params: Params) -> Finding:
         tensors = open_weights(base, vae, CONFIGS[params.model.config])
         marks.check(base, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
         if params.train.init_from != BASE_UNET:
-            start = Path(params.train.init_from)
-            marks.check(start, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
-            open_unet(start, CONFIGS[params.model.config])
+            diffusion = params.diffusion
+            check_start(
+                Path(params.train.init_from),
+                CONFIGS[params.model.config],
+                diffusion.prediction,
+                diffusion.zero_terminal_snr,
+            )
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     own = "" if base.resolve() == vae.resolve() else f", with the VAE of {vae}"
     count = sum(tensor.count for tensor in tensors.values())

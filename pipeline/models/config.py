@@ -56,6 +56,14 @@ class SDXLConfig:
     clip_l: CLIPConfig
     clip_g: CLIPConfig
 
+    def tokens(self, chunks: int) -> int:
+        """Of a caption's joined hidden states: 75 of each chunk, begin and end."""
+        return chunks * (self.clip_l.context_length - 2) + 2
+
+    def text_bytes(self, chunks: int) -> int:
+        """Of a caption as it is cached: hidden states in float16, pooled text in float32."""
+        return 2 * self.tokens(chunks) * self.unet.context_dim + 4 * self.clip_g.projection_dim
+
 
 SDXL_BASE = SDXLConfig(
     unet=UNetConfig(

@@ -26,7 +26,6 @@ MARGIN = 0.25
 # 16 MB), but for adafactor, whose divisions take more there.
 TEMPORARIES = {"adamw": 0, "adamw8bit": 5, "lion": 3, "prodigy": 5, "adafactor": 6}
 ROUNDING = {"float32": 0, "float16": 1, "bfloat16": 4}
-TOKENS = 77  # of a chunk of text
 
 Parts = dict[str, int]  # what -> bytes
 
@@ -64,7 +63,7 @@ def scratchpads(run: Run) -> int:
 def _blocks(run: Run) -> Iterable[step.Block]:
     return unet.blocks(
         CONFIGS[run.config].unet, run.batch_size, run.side, run.side, run.size, run.attention_kind,
-        TOKENS * run.chunks, cpu if run.target == "CPU" else npu,
+        CONFIGS[run.config].tokens(run.chunks), cpu if run.target == "CPU" else npu,
     )  # fmt: skip
 
 

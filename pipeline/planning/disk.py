@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning import duration
-from pipeline.planning.device import TOKENS, Parts
+from pipeline.planning.device import Parts
 from pipeline.planning.run import Run, component_shapes, trained_shapes
 from pipeline.training import memory
 from pipeline.weights.names import PREFIX
@@ -24,8 +24,7 @@ def cache_parts(run: Run) -> tuple[int, int]:
     """(bytes of a picture's rows of latents, of a caption's text), in float16 but for the pooled text in float32"""
     config = CONFIGS[run.config]
     latent = run.latent_channels * run.side**2 * 2
-    text = TOKENS * run.chunks * config.unet.context_dim * 2 + config.clip_g.projection_dim * 4
-    return run.rows_per_picture * latent, text
+    return run.rows_per_picture * latent, config.text_bytes(run.chunks)
 
 
 def cache_bytes(run: Run) -> int:

@@ -1,7 +1,7 @@
 """Memory of a computer's host while its ranks train."""
 
 from pipeline.models.config import CONFIGS
-from pipeline.planning.device import TOKENS, Parts, device_bytes, stays
+from pipeline.planning.device import Parts, device_bytes, stays
 from pipeline.planning.disk import numbers
 from pipeline.planning.run import Run
 
@@ -17,7 +17,7 @@ def host_bytes(run: Run) -> Parts:
     """Of one node, all its ranks together. MindSpore is taken to keep the host's side of each parameter."""
     config, ranks = CONFIGS[run.config], run.devices // run.nodes
     # x_t and target, context, vector, in float32
-    sample = 4 * (2 * config.unet.latent_channels * run.side**2 + TOKENS * run.chunks * config.unet.context_dim)
+    sample = 4 * (2 * config.unet.latent_channels * run.side**2 + config.tokens(run.chunks) * config.unet.context_dim)
     sample += 4 * config.unet.vector_dim
     parts = {
         "processes with MindSpore": ranks * PYTHON,

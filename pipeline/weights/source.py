@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.stage import StageError, shown
-from pipeline.weights import ckpt, diffusers, further, layout, projection, recognise
+from pipeline.weights import ckpt, diffusers, further, layout, marks, projection, recognise
 from pipeline.weights.check import differences
 from pipeline.weights.diffusers import Recipe
 from pipeline.weights.files import Found, has_parts, is_ckpt, read_file, read_folder
@@ -52,13 +52,24 @@ def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
     return _assemble(path, _renamed(path, found, canonical), config, parts, _stability_recipes)
 
 
+def check_start(path: Path, config: SDXLConfig, prediction: str, zero_terminal_snr: bool) -> None:
+    """Raise StageError when a training with these settings cannot start from the file (train.init_from): for its marks,
+    or for its tensors where they are seen without MindSpore."""
+    if path.is_dir():
+        folder = (
+            "a diffusers folder, which model.base takes" if has_parts(path) and (path / "unet").is_dir() else "a folder"
+        )
+        raise StageError(
+            f"train.init_from: {path} is {folder}; wanted a single file: a MindSpore .ckpt, such as one of "
+            "outs/train/weights that was copied out of outs/, or SDXL as one safetensors file"
+        )
+    marks.check(path, prediction, zero_terminal_snr)
+    open_unet(path, config)
+
+
 def open_unet(path: Path, config: SDXLConfig) -> Found:
     """The UNet's tensors of a single file by MindSpore's name with the component's prefix. Of a MindSpore .ckpt all
     that it holds, unchecked: who loads it checks names and shapes. Raises StageError."""
-    if path.is_dir():
-        raise StageError(
-            f"{path} is a folder; wanted a single file (train.init_from): a MindSpore .ckpt or a safetensors"
-        )
     if is_ckpt(path):
         return ckpt.read(path)
     return {to_mindspore(name): tensor for name, tensor in _open_base(path, config, ["unet"]).items()}

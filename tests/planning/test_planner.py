@@ -16,6 +16,7 @@ import pipeline.device  # noqa: F401  (before MindSpore)
 from benchmarks import liveness
 from benchmarks.memory import CASES, planned
 from pipeline import plan
+from pipeline.cache.building import tokens
 from pipeline.models import attention
 from pipeline.models.config import CONFIGS, TINY
 from pipeline.models.cpu import convolution
@@ -436,6 +437,14 @@ def test_the_command_counts_the_index(capsys, project):
     counted = from_params(params(), *count_index(project / "outs/index"))
     assert disk.cache_bytes(counted) == 40 * latent + 8 * caption
     assert "Caches of 77 pictures:" in said(capsys, "--images", "77")[1]
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_the_tokens_are_those_of_the_cache(chunks):
+    """Chunks share one begin and one end."""
+    hidden = tokens.join_chunks(np.zeros((chunks, 77, 160), np.float16))
+    run = from_params(params(**{"cache_text.chunks": chunks}), 10)
+    assert disk.cache_parts(run)[1] == hidden.nbytes + 96 * 4
 
 
 def test_rows_and_held_out_pictures_count():

@@ -12,7 +12,7 @@ from pipeline.stage import StageError
 from pipeline.weights import ckpt, layout, marks
 from pipeline.weights.convert import convert
 from pipeline.weights.names import PREFIX, to_mindspore
-from pipeline.weights.source import open_unet, open_weights
+from pipeline.weights.source import check_start, open_unet, open_weights
 from tests.weights import synthetic
 
 SHAPES = layout.shapes(TINY)
@@ -388,5 +388,10 @@ def test_a_file_without_the_whole_unet_is_no_start(tmp_path, arrays):
         StageError, match="(?s)does not hold the weights of this model.config.*out.0.weight.*out.2.weight"
     ):
         open_unet(save(tmp_path / "cut.safetensors", arrays), TINY)
-    with pytest.raises(StageError, match="is a folder; wanted a single file"):
-        open_unet(tmp_path, TINY)
+
+
+@pytest.mark.parametrize(("inner", "kind"), [("unet", "a diffusers folder, which model.base takes"), ("", "a folder")])
+def test_a_folder_is_no_start(tmp_path, inner, kind):
+    (tmp_path / "there" / inner).mkdir(parents=True)
+    with pytest.raises(StageError, match=rf"^train\.init_from: .*there is {kind}; wanted a single file"):
+        check_start(tmp_path / "there", TINY, "epsilon", False)
