@@ -53,13 +53,12 @@ def towards(x: np.ndarray, denoised: np.ndarray, before: np.ndarray | None, sigm
     """x at sigmas[2] from x at sigmas[1], where the model sees `denoised`, and `before` at sigmas[0] (None: there is no
     step before; a step of first order then, as is the last one, to sigma 0)."""
     last, sigma, following = (float(value) for value in sigmas)
-    ratio = following / sigma
     if before is None or not following:
         d = denoised
     else:
         r = np.log(last / sigma) / np.log(sigma / following)
         d = denoised + (denoised - before) / (2 * r)
-    return ratio * x + (1 - ratio) * d
+    return euler.step(x, d, sigma, following)
 
 
 def sample(

@@ -46,6 +46,13 @@ def denoised(x: np.ndarray, sigma: float, output: np.ndarray, prediction: str) -
     return x / (sigma**2 + 1) - sigma / np.sqrt(sigma**2 + 1) * output
 
 
+def step(x: np.ndarray, x_0: np.ndarray, sigma: float, next_sigma: float) -> np.ndarray:
+    """x at `next_sigma` by Euler's method with d = (x - x_0) / sigma (algorithm 1 of the paper), which keeps the share
+    r = next_sigma / sigma of x: x + (next_sigma - sigma) d = r x + (1 - r) x_0, and loses nothing at a large sigma."""
+    r = float(next_sigma) / float(sigma)
+    return r * x + (1 - r) * x_0
+
+
 def sample(
     denoise: Callable[[np.ndarray, float, float], np.ndarray],
     x: np.ndarray,
@@ -57,7 +64,7 @@ def sample(
 
     `denoise(x, sigma, timestep)` is D(x; sigma); `progress` is called after each step."""
     for timestep, sigma, next_sigma in zip(timesteps, sigmas, sigmas[1:], strict=False):
-        d = (x - denoise(x, sigma, timestep)) / sigma
+        d = (x - denoise(x, sigma, timestep)) / sigma  # as diffusers rounds it, and not by `step`
         x = x + (next_sigma - sigma) * d
         progress()
     return x
@@ -75,12 +82,11 @@ def ancestral(
     sigma, to sigma_down, and noise of sigma_up leads back up to it, so that sigma_down² + sigma_up² = sigma_next².
 
     `fresh(step)` is standard normal noise of x's shape."""
-    for step, (timestep, sigma, next_sigma) in enumerate(zip(timesteps, sigmas, sigmas[1:], strict=False)):
+    for number, (timestep, sigma, next_sigma) in enumerate(zip(timesteps, sigmas, sigmas[1:], strict=False)):
         sigma_up = np.sqrt(next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2)
         sigma_down = np.sqrt(next_sigma**2 - sigma_up**2)
-        denoised = denoise(x, sigma, timestep)
-        x = denoised + sigma_down / sigma * (x - denoised)  # x + (sigma_down - sigma) d, without loss at a large sigma
+        x = step(x, denoise(x, sigma, timestep), sigma, sigma_down)
         if next_sigma:
-            x = x + sigma_up * fresh(step)
+            x = x + sigma_up * fresh(number)
         progress()
     return x

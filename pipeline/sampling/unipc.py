@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.sampling import dpmpp
+from pipeline.sampling import dpmpp, euler
 
 
 def corrected(
@@ -29,7 +29,7 @@ def corrected(
         first, second = phi_2 / b_h, 2 * phi_3 / b_h
         rho_1 = (first - second) / (1 - r)
         change = rho_1 / r * (before - last) + (first - rho_1) * difference
-    return (1 + b_h) * x - b_h * last - b_h * change
+    return euler.step(x, last + change, s_last, sigma)
 
 
 def sample(
