@@ -8,11 +8,12 @@ optimizer's state of a full size take 31 GB. To run alone, for the peak is the p
 import argparse
 import time
 
+import pipeline.device
+
 import mindspore as ms
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-import pipeline.device
 from benchmarks import kernels
 from benchmarks.full_size import peak_gigabytes
 from pipeline.models.config import CONFIGS

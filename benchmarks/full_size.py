@@ -18,11 +18,12 @@ import sys
 import time
 from pathlib import Path
 
+import pipeline.device
+
 import numpy as np
 import yaml
 from PIL import Image
 
-import pipeline.device
 from pipeline.diffusion import schedule
 from pipeline.models.config import SDXL_BASE
 from pipeline.sampling import draw, euler, unet

@@ -120,10 +120,11 @@ def report(kinds: Kinds) -> str:
 
 def train_step(config: str, side: int, batch: int, recompute: bool):
     """(the cell, its inputs) of a step in float32, or with an NPU's forms in float16 with loss scaling."""
+    import pipeline.device
+
     import mindspore as ms
     import numpy as np
 
-    import pipeline.device
     from pipeline.models import forms
     from pipeline.models.config import CONFIGS
     from pipeline.models.unet import UNet

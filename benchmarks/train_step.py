@@ -68,9 +68,10 @@ def peak_gigabytes() -> float:
 
 def mindspore_side() -> tuple:
     """(function that takes a step, number of parameters)"""
+    import pipeline.device
+
     import mindspore as ms
 
-    import pipeline.device
     from pipeline.models.config import UNetConfig
     from pipeline.models.unet import UNet
     from pipeline.training.optimizers.adamw import AdamW

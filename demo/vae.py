@@ -11,10 +11,11 @@ import math
 import time
 from pathlib import Path
 
+import pipeline.device  # sets MindSpore up, so it comes before mindspore
+
 import numpy as np
 from safetensors.numpy import save_file
 
-import pipeline.device  # sets MindSpore up, so it comes before mindspore
 from demo import pictures
 from demo.vae_start import start
 from pipeline import store

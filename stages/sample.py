@@ -44,10 +44,11 @@ def main(params: Params) -> None:
     check_vocabulary(params.model.tokenizer, config.clip_l.vocab_size, params.model.config)
 
     # Only now: importing MindSpore takes seconds.
+    from pipeline.device import setup
+
     import numpy as np
     from PIL import Image
 
-    from pipeline.device import setup
     from pipeline.models.encode import text_encoder, vae_decoder
     from pipeline.sampling import draw, unet
     from pipeline.sampling.grid import grid

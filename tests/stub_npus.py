@@ -61,10 +61,10 @@ class _Once:
 def stub_mindspore(patch: pytest.MonkeyPatch) -> list[tuple]:
     """Stub MindSpore's calls that want an NPU; -> those calls, noted as they come: (name, arguments...). They must fit
     MindSpore's own signatures, and the runtime's settings pass its own checks."""
+    import pipeline.device
+
     import mindspore as ms
     from mindspore.runtime import executor, memory
-
-    import pipeline.device
 
     calls: list[tuple] = []
 

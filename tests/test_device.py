@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 
+import pipeline.device
+from pipeline.device import Device
+
 import mindspore as ms
 import numpy as np
 import pytest
 
-import pipeline.device
-from pipeline.device import Device
 from pipeline.stage import PROJECT, StageError
 from tests import stub_npus
 
@@ -248,6 +249,18 @@ def test_the_environment_is_set_before_mindspore_is_imported(tmp_path):
     assert found == ["AVX2", "passive", "7200", "90", "None"]  # nothing is hidden where there is an NPU
     source = inspect.getsource(pipeline.device)
     assert source.index("HCCL_CONNECT_TIMEOUT") < source.index("import mindspore")
+
+
+def test_no_file_imports_mindspore_before_its_environment_is_set():
+    late = []
+    for folder in ("pipeline", "stages", "benchmarks", "tests"):
+        for file in (PROJECT / folder).rglob("*.py"):
+            words = [line.split()[1] for line in file.read_text(encoding="utf-8").splitlines()
+                     if line.startswith(("import ", "from "))]  # fmt: skip
+            is_mindspore = [word.partition(".")[0] == "mindspore" for word in words]
+            if "pipeline.device" in words and any(is_mindspore[: words.index("pipeline.device")]):
+                late.append(file)
+    assert not late
 
 
 def test_the_train_stage_alone_lets_onednn_use_avx512():

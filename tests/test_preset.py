@@ -122,9 +122,10 @@ def test_a_preset_fits(name, images):
 @pytest.mark.parametrize("name", SDXL)
 def test_the_unet_of_a_preset_is_made_at_full_size(name):
     """Its parameters only: no value of the 10 GB is."""
+    from pipeline.device import Device
+
     from mindspore.nn.utils import no_init_parameters
 
-    from pipeline.device import Device
     from pipeline.models.unet import UNet
     from pipeline.training import build
     from pipeline.training.optimizers.common import decays

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from pipeline.data.buckets import buckets
 from pipeline.models.config import CONFIGS, SDXLConfig
 
-
 if TYPE_CHECKING:
     from pipeline.params import Index, Params
 

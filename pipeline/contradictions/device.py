@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-
 if TYPE_CHECKING:
     from pipeline.params import Params
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from pipeline.contradictions.pictures import own_sides
 from pipeline.contradictions.train import peak_rate
 
-
 if TYPE_CHECKING:
     from pipeline.params import Params
 

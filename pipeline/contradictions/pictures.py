@@ -7,7 +7,6 @@ from pipeline.contradictions.data import side_multiple
 from pipeline.models.config import CONFIGS
 from pipeline.sampling.limits import most_steps
 
-
 if TYPE_CHECKING:
     from pipeline.params import Params, Prompt, Sample
 

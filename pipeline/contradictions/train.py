@@ -11,7 +11,6 @@ from pipeline.training.rates import shared_steps
 from pipeline.weights import layout
 from pipeline.weights.names import PREFIX
 
-
 if TYPE_CHECKING:
     from pipeline.params import Params, Train
 

@@ -5,12 +5,13 @@ models/layers.py or models/cpu/layers.py."""
 
 from types import ModuleType
 
+import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import initializer
 
-import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
 from pipeline.models import forms
 from pipeline.models.attention import attend
 from pipeline.models.config import CLIPConfig

@@ -4,12 +4,13 @@ so callers keep batches to few shapes."""
 from collections.abc import Callable
 from pathlib import Path
 
+import pipeline.device
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-import pipeline.device
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import SDXLConfig
 from pipeline.models.graphs import compiled

@@ -2,9 +2,10 @@
 
 from types import ModuleType
 
+import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
+
 import mindspore as ms
 
-import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
 import pipeline.models.cpu.layers
 import pipeline.models.layers
 

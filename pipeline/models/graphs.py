@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 from mindspore import nn
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline import progress, times
 
 log = logging.getLogger(__name__)

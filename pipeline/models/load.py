@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
 from pipeline.models.layers import norm_parameters
 from pipeline.stage import StageError
 from pipeline.weights import ckpt

@@ -4,11 +4,12 @@ layers a cell is made of: models/layers.py or models/cpu/layers.py."""
 import math
 from types import ModuleType
 
+import pipeline.device
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-import pipeline.device
 from pipeline.models import forms
 from pipeline.models.config import UNetConfig
 

@@ -5,9 +5,10 @@ is made of: models/layers.py or models/cpu/layers.py."""
 
 from types import ModuleType
 
+import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
+
 from mindspore import nn, ops
 
-import pipeline.device  # noqa: F401  (sets the environment of MindSpore before its import)
 from pipeline.models import forms
 from pipeline.models.config import VAEConfig
 

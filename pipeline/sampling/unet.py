@@ -4,11 +4,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import pipeline.device
+
 import mindspore as ms
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-import pipeline.device
 from pipeline.models.config import UNetConfig
 from pipeline.models.graphs import compiled
 from pipeline.models.load import load_weights

@@ -5,6 +5,7 @@ import json
 import socket
 
 from pipeline.device import Device
+
 from pipeline.stage import StageError
 from pipeline.training.key import differences
 

@@ -4,14 +4,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import pipeline.device
+from pipeline.device import Device
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-import pipeline.device
 from pipeline import params
-from pipeline.device import Device
 from pipeline.diffusion import loss, schedule
 from pipeline.models import forms
 from pipeline.models.config import CONFIGS, SDXLConfig

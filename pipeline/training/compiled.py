@@ -21,11 +21,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+from pipeline.device import Device
+
 from mindspore import Tensor, nn
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline import progress, store
-from pipeline.device import Device
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import pipeline.device
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-import pipeline.device
 from pipeline.stage import StageError
 from pipeline.training import feed
 from pipeline.training.compiled import Compiler

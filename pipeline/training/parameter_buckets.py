@@ -4,10 +4,11 @@ A bucket is a range of consecutive parameters, either all cut into slices among 
 
 from math import prod
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 from mindspore import nn, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.models import forms
 from pipeline.training import memory
 

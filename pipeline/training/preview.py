@@ -4,12 +4,13 @@ Always from the same noise."""
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pipeline.device
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 from PIL import Image
 
-import pipeline.device
 from pipeline import params, store
 from pipeline.cache.reading.reader import Reader
 from pipeline.models.config import SDXLConfig

@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+from pipeline.device import Device
+
 import numpy as np
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline import params, progress, store
 from pipeline.cache.reading.plan import bucket_codes
 from pipeline.cache.reading.reader import Reader
-from pipeline.device import Device
 from pipeline.models.config import CONFIGS
 from pipeline.sampling import draw
 from pipeline.sampling.picture import Picture

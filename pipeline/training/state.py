@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+from pipeline.device import Device
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline import store
-from pipeline.device import Device
 from pipeline.stage import StageError
 from pipeline.training import stored
 from pipeline.training.key import differences

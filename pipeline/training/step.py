@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.models import forms
 from pipeline.training.parameter_buckets import InTurns, buckets
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pipeline import store
 
-
 _KEPT = "kept"
 
 

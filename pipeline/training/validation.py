@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+from pipeline.device import Device
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline import progress
 from pipeline.cache.reading.reader import Reader
-from pipeline.device import Device
 from pipeline.diffusion import conditioning, draws, schedule
 from pipeline.models import forms
 from pipeline.training.compiled import Compiler

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import numpy as np
 from mindspore import nn
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.stage import StageError
 from pipeline.weights import ckpt
 from pipeline.weights.names import PREFIX

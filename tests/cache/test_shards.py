@@ -59,7 +59,7 @@ def test_more_rows_than_a_row_group(tmp_path, monkeypatch):
 def test_the_bytes_follow_from_the_rows(tmp_path):
     rows = write(tmp_path / "a.parquet")
     code = (
-        "import pickle, sys; from pipeline.cache import shards; rows, path = pickle.load(sys.stdin.buffer);"
+        "import pickle, sys; from pipeline.cache.format import shards; rows, path = pickle.load(sys.stdin.buffer);"
         f"shards.write(path, shards.LATENTS, rows, {FINGERPRINT!r})"
     )
     import pickle

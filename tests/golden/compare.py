@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from tests.golden import rule
 
 

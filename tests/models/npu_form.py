@@ -20,11 +20,12 @@ os.environ |= {
     "MS_DEV_DUMP_IR_PASSES": "backend_pass",
 }
 
+import pipeline.device  # noqa: E402
+
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn  # noqa: E402
 
-import pipeline.device  # noqa: E402
 from benchmarks import kernels as benchmark  # noqa: E402
 from pipeline.models import layers  # noqa: E402
 from pipeline.models.attention import TiledAttention  # noqa: E402

@@ -1,9 +1,10 @@
 """In place of the UNet where a test is about the training around it: compiles in a second, and every input matters."""
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 from mindspore import nn
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models.cpu.layers import Conv, GroupNorm, Linear
 
 

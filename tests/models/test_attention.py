@@ -1,11 +1,12 @@
 import inspect
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import ops
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models.attention import KINDS, FlashAttention, PlainAttention, TiledAttention, make_attention
 from pipeline.models.cpu import kernels
 from tests.golden.compare import peak

@@ -1,8 +1,9 @@
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models.clip import ClipG, ClipL
 from tests.golden import rule
 from tests.golden.compare import assert_close, build, golden

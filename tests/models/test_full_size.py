@@ -4,10 +4,11 @@ are made without their 10 GB of values."""
 import re
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import pytest
 from mindspore.nn.utils import no_init_parameters
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import CONFIGS, SDXL_BASE
 from pipeline.models.unet import UNet

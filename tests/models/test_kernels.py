@@ -2,12 +2,13 @@
 
 import math
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models import forms
 from pipeline.models.cpu import kernels, layers
 from pipeline.models.cpu.convolution import Convolution

@@ -1,9 +1,10 @@
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore.nn.utils import no_init_parameters
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models.config import TINY
 from pipeline.models.encode import text_encoder, vae_decoder, vae_encoder
 from pipeline.models.load import load_weights

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn, ops
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models import layers
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import TINY

@@ -1,8 +1,9 @@
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models.config import UNetConfig
 from pipeline.models.layers import norm_parameters
 from pipeline.models.unet import ResBlock, TransformerBlock, UNet

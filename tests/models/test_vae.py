@@ -1,7 +1,8 @@
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import pytest
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models.vae import VAEDecoder, VAEEncoder
 from tests.golden import rule
 from tests.golden.compare import assert_close, assert_gradients, build, golden

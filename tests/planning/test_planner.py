@@ -6,13 +6,14 @@ import sys
 from dataclasses import replace
 from math import prod
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from benchmarks import liveness
 from benchmarks.memory import CASES, planned
 from pipeline import plan

@@ -17,8 +17,8 @@ from pipeline.data import images, tables
 from pipeline.data.buckets import buckets
 from pipeline.data.index import index
 from pipeline.data.part import SourceError
-from pipeline.data.sources import open_source
 from pipeline.data.sets_file import find
+from pipeline.data.sources import open_source
 from pipeline.report import data, data_command, data_page, thumbnails
 from tests.data.data_sets import picture, rows, write_folder
 from tests.project import ROOT

@@ -23,10 +23,11 @@ def held(said: str) -> dict:
 
 def main(half: bool, folder: str) -> None:
     os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}
+    import pipeline.device
+
     import mindspore as ms
     from mindspore import Parameter, Tensor, ops
 
-    import pipeline.device
     from benchmarks import kernels as benchmark
     from pipeline.training import parameter_buckets
     from pipeline.training.optimizers.adafactor import Adafactor

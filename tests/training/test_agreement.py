@@ -3,9 +3,10 @@
 import json
 import socket
 
+from pipeline.device import Device
+
 import pytest
 
-from pipeline.device import Device
 from pipeline.stage import StageError
 from pipeline.training import agreement
 

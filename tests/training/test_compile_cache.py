@@ -8,10 +8,11 @@ from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
 
+from pipeline.device import Device
+
 import numpy as np
 import pytest
 
-from pipeline.device import Device
 from pipeline.models import forms
 from pipeline.stage import StageError
 from pipeline.training import build

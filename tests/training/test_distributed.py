@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pipeline.device
+
 import numpy as np
 import pytest
 
-import pipeline.device
 from pipeline.training import launch, run
+from pipeline.training.stored import Reach
 from pipeline.weights import ckpt
 from stages import train as stage
 from tests.training.npu_update import held
@@ -220,6 +222,7 @@ def test_a_rank_of_msrun_mpirun_or_a_rank_table_joins_and_starts_no_others(monke
     monkeypatch.setattr(pipeline.device, "setup", lambda **settings: joined.append(settings["distributed"]))
     monkeypatch.setattr(run, "fine_tune", lambda *_: None)
     monkeypatch.setattr(stage, "open_data", lambda *_: None)
-    monkeypatch.setattr(stage.key, "training", lambda *_: stage.key.Training({}, {}, None))
+    monkeypatch.setattr(stage, "count_steps", lambda *_: (1, 1))
+    monkeypatch.setattr(stage.key, "training", lambda *_: stage.key.Training({}, {}, Reach(1, 1)))
     stage.main(params(**{"device.workers": 2}))
     assert joined == [True]

@@ -77,7 +77,7 @@ def test_frozen_parameters_are_in_no_plan_but_as_weights():
     shapes = trained_shapes(frozen)
     assert {name.rpartition(".")[2] for name in shapes} == {"weight", "bias"} and len(shapes) == 110
     whole, less = planned.stays(replace(run, ema=True)), planned.stays(frozen)
-    assert less["weights"] == whole["weights"] == memory.parameters(unet_shapes("tiny"), False)
+    assert less["weights"] == whole["weights"] == memory.parameters(unet_shapes("tiny"), "float32")
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     assert less["EMA"] == 4 * count and less["optimizer's state"] == 4 * (1 + 2 * count)
     assert planned.update(frozen)["gradients"] == 4 * count

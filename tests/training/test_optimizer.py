@@ -3,12 +3,13 @@
 import subprocess
 import sys
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.models import forms
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet

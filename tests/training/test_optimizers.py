@@ -3,12 +3,13 @@ one graph for all, since compilation is what takes time."""
 
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
 from pipeline.training.optimizers.adamw8bit import AdamW8bit, dynamic_map

@@ -1,11 +1,12 @@
 """Buckets of parameters: how they are filled, and that turns change no number."""
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline.training import parameter_buckets
 from pipeline.training.parameter_buckets import InTurns, ranges
 

@@ -3,12 +3,13 @@
 import threading
 import time
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+from pipeline.device import Device
+
 import mindspore as ms
 import numpy as np
 import pytest
 
-import pipeline.device  # noqa: F401  (before MindSpore)
-from pipeline.device import Device
 from pipeline.stage import StageError
 from pipeline.training import state
 from pipeline.training.stored import Reach

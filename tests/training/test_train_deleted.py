@@ -3,11 +3,12 @@ On the stub of the UNet, before each of some of the things that it does with the
 
 import shutil
 
+from pipeline.device import Device
+
 import mindspore as ms
 import numpy as np
 import pytest
 
-from pipeline.device import Device
 from pipeline.stage import StageError
 from pipeline.training import run, state
 from pipeline.training.stored import Reach

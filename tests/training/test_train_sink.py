@@ -1,10 +1,11 @@
 """The loop with a data sink: the same training. MindSpore's own `data_sink` runs, over a stub of the device's queue."""
 
+from pipeline.device import Device
+
 import mindspore
 import numpy as np
 import pytest
 
-from pipeline.device import Device
 from pipeline.stage import StageError
 from tests import stub_npus
 from tests.training.test_train import stubbed, workspace  # noqa: F401  (fixtures)

@@ -3,12 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from benchmarks import kernels as benchmark
 from pipeline.diffusion import conditioning, loss, schedule
 from pipeline.models import forms

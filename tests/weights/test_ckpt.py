@@ -1,9 +1,9 @@
 """The .ckpt reader and writer against MindSpore's own."""
 
+import pipeline.device  # noqa: F401  (sets what MindSpore reads at its import)
+
 import numpy as np
 import pytest
-
-import pipeline.device  # noqa: F401  (sets what MindSpore reads at its import)
 
 import mindspore as ms  # isort: skip
 

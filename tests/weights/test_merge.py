@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pipeline.device  # noqa: F401  (sets what MindSpore reads at its import)
+
 import numpy as np
 import pytest
 import safetensors.numpy
-
-import pipeline.device  # noqa: F401  (sets what MindSpore reads at its import)
 
 import mindspore as ms  # isort: skip
 

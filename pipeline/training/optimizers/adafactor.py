@@ -2,10 +2,11 @@
 
 from math import prod
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 from mindspore import Tensor, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.training.optimizers.common import Optimizer, filled
 
 

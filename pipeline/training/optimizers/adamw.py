@@ -1,10 +1,11 @@
 """AdamW, in kernels that change weights and moments in place. With `ranks` > 1 it keeps the moments of this rank's
 slices only (ZeRO-1, arXiv 1910.02054)."""
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.models import forms
 from pipeline.training.optimizers.common import BiasCorrections, Optimizer, filled
 from pipeline.training.optimizers.rounding import assign

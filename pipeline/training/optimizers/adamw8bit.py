@@ -2,11 +2,12 @@
 
 from math import ceil, prod
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.models import forms
 from pipeline.training.memory import BLOCK, in_8_bits
 from pipeline.training.optimizers.common import BiasCorrections, Optimizer, filled

@@ -2,11 +2,12 @@
 
 from math import inf, log
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import Constant, initializer
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.models.layers import norm_parameters
 from pipeline.training.memory import sharded
 from pipeline.training.optimizers.rounding import Rounding, assign, offsets

@@ -1,9 +1,10 @@
 """Lion: half of AdamW's state, and the same step for every number."""
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 from mindspore import ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.training.optimizers.common import Optimizer, filled
 
 

@@ -1,10 +1,11 @@
 """Prodigy: AdamW that finds its learning rate."""
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.training.memory import PRODIGY_SLICE
 from pipeline.training.optimizers.common import BiasCorrections, Optimizer, filled
 from pipeline.training.optimizers.rounding import Part

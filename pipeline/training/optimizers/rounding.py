@@ -5,11 +5,12 @@ of a weight and less, would change nothing.
 The random bits are a function of (seed, update, parameter, element), so a resumed run and any number of ranks round
 alike."""
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.models import forms
 from pipeline.training.memory import KEYS, rounding_numbers
 
