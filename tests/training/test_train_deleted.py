@@ -18,7 +18,7 @@ from tests.training.training_samples import share_graphs
 
 __all__ = ["stubbed", "train", "workspace"]  # fixtures
 SETTINGS = {"train.ema": True, "train.checkpointing_steps": 1, "train.validation_share": 0.2, "train.save_interval": 1}
-MOMENTS = 5  # each is a run that compiles what it has not read before
+MOMENTS = 3  # each is a run that compiles what it has not read before
 
 
 @pytest.mark.parametrize("resumed", [False, True])
