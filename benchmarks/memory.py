@@ -3,7 +3,7 @@
 Each case is a process of its own, which compiles the graph (minutes), gives free memory back to the system, and takes
 three steps; measured is what these add to the process at its highest. MindSpore's own statistics are 0 on a CPU. What
 the first kernels of a process cost (code, threads) is there before, by two small layers that run forward and backward.
-Weights and optimizer's state, which are exact (tests/planning/test_planner.py), are in neither number: they are written to
+Weights and optimizer's state, which are exact (tests/planning/test_device_memory.py), are in neither number: they are written to
 before, because the system gives a moment of zeros no memory until then. A CPU's forms are counted
 (pipeline/planning/cpu.py), float32, attention by tiles."""
 

@@ -187,6 +187,29 @@ def test_the_scale_of_the_latents_encodes_nothing(project, key):
     assert ran(project, "exp", "run", "-S", f"diffusion.{key}") == ["train", "merge", "sample"]
 
 
+def test_flows_shift_and_a_schedule_without_signal(project):
+    """The shift is of training and sampling; convert looks at the base's marks for the other."""
+    dvc(project, "exp", "run", "-S", "diffusion.prediction=flow")
+    assert ran(project, "exp", "run", "-S", "diffusion.flow_shift=2.5") == ["train", "merge", "sample"]
+    dvc(project, "exp", "run", "-S", "diffusion.prediction=v", "-S", "diffusion.flow_shift=1.0")
+    expected = ["convert", "train", "merge", "sample"]
+    assert ran(project, "exp", "run", "-S", "diffusion.zero_terminal_snr=true") == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["groups=[{pattern: '*.attn2.*', learning_rate: 2.0}]", "timestep_distribution=logit_normal", "keep_best=true"],
+)
+def test_how_it_is_trained(project, change):
+    assert ran(project, "exp", "run", "-S", f"train.{change}") == ["train", "merge", "sample"]
+
+
+def test_the_steps_that_are_drawn(project):
+    dvc(project, "exp", "run", "-S", "train.save_interval=100")
+    assert ran(project, "exp", "run", "-S", "sample.saved_steps=[300]") == ["sample"]
+    assert ran(project, "exp", "run", "-S", "sample.saved_steps=all") == ["sample"]
+
+
 def test_guidance_scale(project):
     assert ran(project, "exp", "run", "-S", "sample.guidance_scale=7.5") == ["sample"]
 

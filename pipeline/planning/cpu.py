@@ -3,7 +3,7 @@ in the forms of a process that trains (convolutions by products).
 
 oneDNN copies an operand of a product into an order of its own, a block for each thread, and each product of a graph
 has its scratchpad for that as long as the graph is there. The sizes are those that the library of MindSpore 2.10.0
-names for AVX-512 (tests/planning/test_planner.py). Linear layers' and the gradients' norm's are counted; those of convolutions
+names for AVX-512 (tests/planning/test_device_memory.py). Linear layers' and the gradients' norm's are counted; those of convolutions
 and attention are a seventh of all, and about as much is never written to."""
 
 from dataclasses import replace

@@ -21,6 +21,9 @@ def of_training(runs: list[Run]) -> list[Chart]:
         *_timesteps(having),
         _single(having, "learning_rate", "Learning rate", "After warm-up and schedule.", "train/learning_rate"),
         _single(
+            having, "prodigy_d", "Prodigy's d", "What the learning rate is multiplied by.", "train/prodigy_d", log=True
+        ),
+        _single(
             having, "grad_norm", "Gradient norm", "Before clipping, over all parameters.", "train/grad_norm", log=True
         ),
         _single(having, "speed", "Speed", "Pictures in a second.", "train/images_per_second", unit="images/s"),

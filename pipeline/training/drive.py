@@ -67,6 +67,7 @@ class Graphs:
         self.whole = TrainStep(sample_loss, update) if sinks else None
         self.gradients = (Accumulate if self.accumulates else Gradients)(sample_loss, update)
         self.update = Boundary(self.gradients, update) if self.accumulates else Apply(update)
+        self.outcome_size = len(Outcome._fields) - (update.d is None)
         self.average = Average(update) if update.ema is not None else None
 
     def compile(self, example: feed.Inputs) -> None:
@@ -77,7 +78,7 @@ class Graphs:
             self._compile_average(scalar)
 
     def _compile_average(self, scalar: ms.Tensor) -> None:
-        self.compiler(self.average, "average", ms.Tensor(np.zeros(len(Outcome._fields), np.float32)), scalar)
+        self.compiler(self.average, "average", ms.Tensor(np.zeros(self.outcome_size, np.float32)), scalar)
 
     def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> ms.Tensor:
         """One step: launches it, and gives its Outcome, which an NPU has yet to compute."""

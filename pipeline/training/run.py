@@ -279,6 +279,8 @@ def _log_step(curves: Log, result: drive.Result, point: bool) -> None:
         "train/data_wait_seconds": result.waited,
     }
     latest = {"train/learning_rate": result.learning_rate, "train/overflows": int(outcome.overflows)}
+    if outcome.d is not None:
+        latest["train/prodigy_d"] = outcome.d
     curves.step(result.done, result.steps, means, latest, point)
 
 

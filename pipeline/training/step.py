@@ -111,6 +111,7 @@ class Outcome(NamedTuple):
     loss_scale: float  # of the next step
     overflows: float  # steps that were not applied
     taken: float  # steps by now, counted on the device: with a data sink the host does not look at every one
+    d: float | None = None  # what Prodigy multiplies the next learning rate by; other optimizers have none
 
 
 class _Reduce(nn.Cell):
@@ -157,7 +158,7 @@ class Update(nn.Cell):
 
     def __init__(self, optimizer: nn.Cell, ema: ParameterTuple | None, settings: Settings):
         super().__init__(auto_prefix=False)
-        self.optimizer, self.ema = optimizer, ema
+        self.optimizer, self.ema, self.d = optimizer, ema, optimizer.found
         self.parameters = optimizer.parameters
         self.max_grad_norm = settings.max_grad_norm
         self.accumulation = settings.gradient_accumulation_steps
@@ -179,7 +180,7 @@ class Update(nn.Cell):
         self.multiplies = self.scaled or self.accumulation > 1 or self.max_grad_norm > 0
 
     def construct(self, loss, gradients, lr):
-        """-> (6,) float32, an Outcome"""
+        """-> (6,) float32, an Outcome; (7,) with d"""
         return self.apply(*self.reduced(loss, gradients), lr)
 
     def reduced(self, loss, gradients):
@@ -189,7 +190,7 @@ class Update(nn.Cell):
         return loss, gradients, self._squares(gradients, loss)
 
     def apply(self, loss, gradients, squares, lr):
-        """`reduced`'s results -> (6,) float32, an Outcome"""
+        """`reduced`'s results -> what `construct` gives"""
         factor = 1.0 / (self.loss_scale * self.accumulation * self.ranks)
         loss = loss * factor
         norm = ops.sqrt(squares) * factor
@@ -208,7 +209,10 @@ class Update(nn.Cell):
                 self.optimizer(gradients, lr)
             self._rescale(finite)
         taken = ops.assign_add(self.taken, self.one)
-        return ops.Concat()(self.map(_scalar, (loss, norm, finite, self.loss_scale, self.overflows, taken)))
+        found = (loss, norm, finite, self.loss_scale, self.overflows, taken)
+        if self.d is not None:
+            found += (self.d,)
+        return ops.Concat()(self.map(_scalar, found))
 
     def _squares(self, gradients, turn):
         total, now = 0.0, turn

@@ -18,6 +18,7 @@ from pipeline.training.memory import sharded
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
 from pipeline.training.optimizers.common import decays
+from pipeline.training.optimizers.prodigy import FIRST, Prodigy
 from pipeline.training.step import Average, Outcome, Settings, Update, average_of
 from tests.golden import rule
 from tests.golden import training_rule as t
@@ -80,6 +81,17 @@ def test_adamw_with_clipping_equals_pytorch(trained):
     np.testing.assert_allclose(norms, training()["adamw_norms"], rtol=1e-6)
     for index, value in enumerate(values):
         np.testing.assert_allclose(value.asnumpy(), training()[f"adamw_{index}"], rtol=2e-6, atol=1e-6)
+
+
+def test_the_outcome_has_prodigys_d():
+    """After the update; it grows where gradients keep their direction."""
+    optimizer = Prodigy(parameters(), DECAYED, 0.0, 0.9, 0.99, 1e-8)
+    cell, found = Step(Update(optimizer, None, Settings(max_grad_norm=2.0))), []
+    for _ in range(6):
+        outcome = Outcome(*cell(Tensor(1.0, ms.float32), Tensor(1.0, ms.float32), *gradients(0)).asnumpy())
+        assert outcome.d == optimizer.d.asnumpy()
+        found.append(outcome.d)
+    assert found == sorted(found) and found[-1] > 2 * found[0] == pytest.approx(2 * FIRST)
 
 
 def documented(before, value, m, v, gradient, lr=1e-2, decay=0.1, beta1=0.9, beta2=0.99, epsilon=1e-6):

@@ -11,6 +11,7 @@ from pipeline.models import config
 from pipeline.params import Train
 from pipeline.stage import StageError
 from pipeline.training import build, compiled, data, key, preview, run, state, stored
+from pipeline.training.optimizers.prodigy import FIRST
 from pipeline.weights import card, ckpt, provenance
 from tests.cache.cache_samples import latent
 from tests.models.stub_unet import StubUNet
@@ -260,6 +261,15 @@ def test_beside_the_weights_stands_what_they_were_trained_with(train, tmp_path):
     assert (found["ss_steps"], found["ss_total_batch_size"]) == ("4", str(run["description"]["train"]["global_batch"]))
     assert int(found["ss_num_train_images"]) > 0 and all(isinstance(text, str) for text in found.values())
     assert run["best_step"] is None and "| steps | 4 |" in card.render(run, origin, 64, "raw", "float16")
+
+
+def test_prodigys_d_is_a_curve_of_its_own(train):
+    """Also with micro-batches and averages, whose graphs take the outcome; no other optimizer has one."""
+    settings = {"train.optimizer": "prodigy", "train.learning_rate": 1.0, "train.lr_scheduler": "constant"}
+    rows = train(**settings, **{"train.ema": True, "train.gradient_accumulation_steps": 2, "train.steps": 2}).rows
+    found = [row["train/prodigy_d"] for row in rows if "train/loss" in row]
+    assert len(found) == 2 and min(found) == pytest.approx(FIRST)
+    assert not any("train/prodigy_d" in row for row in train().rows)
 
 
 def test_frozen_parameters_stay_and_a_factor_multiplies_the_rate(train, workspace):

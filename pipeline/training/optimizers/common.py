@@ -22,6 +22,8 @@ class Optimizer(nn.Cell):
     multiplied by (None: 1 for all). `seed` is that of the rounding of bfloat16 parameters. With `ranks` > 1 this rank
     has a slice of each parameter that `sharded` allows (`cut`), and `parameters` has those first."""
 
+    found: Parameter | None = None  # what the learning rate is multiplied by, where the optimizer finds that itself
+
     def __init__(self, parameters, decayed, weight_decay: float, factors=None, seed: int = 0, ranks: int = 1):
         super().__init__(auto_prefix=False)
         factors = (1.0,) * len(parameters) if factors is None else tuple(map(float, factors))

@@ -47,6 +47,10 @@ class Prodigy(Optimizer):
         self.divide = ops.RealDiv()  # MindSpore's Div on a CPU keeps four times the array
         self.part, self.map = Part(), ops.HyperMap()
 
+    @property
+    def found(self) -> Parameter:
+        return self.d
+
     def state(self):
         arrays = (*self.moment1, *self.moment2, *self.first, *self.sums)
         return [(p, False) for p in (self.updates, self.d, self.numerator, *arrays)]
