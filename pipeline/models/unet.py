@@ -21,9 +21,7 @@ class ResBlock(nn.Cell):
         self.in_layers = nn.SequentialCell(
             layers.GroupNorm(groups, in_channels, eps=1e-5), layers.SiLU(), layers.Conv(in_channels, out_channels, 3)
         )
-        # SiLU, its layer 0, is the same for all blocks, and UNet computes it once: shared by blocks that are recomputed, it
-        # would make one block of all of them, which MindSpore then ties to no gradient and computes before the loss
-        self.emb_layers = nn.SequentialCell(nn.Identity(), layers.Linear(emb_channels, out_channels))
+        self.emb_layers = nn.SequentialCell(layers.SiLU(), layers.Linear(emb_channels, out_channels))
         self.out_layers = nn.SequentialCell(
             layers.GroupNorm(groups, out_channels, eps=1e-5),
             layers.SiLU(),
@@ -36,7 +34,7 @@ class ResBlock(nn.Cell):
         self.add = layers.AddToChannels()
 
     def construct(self, x, emb):
-        """x (b, in_channels, h, w), SiLU of emb (b, emb_channels) -> (b, out_channels, h, w)"""
+        """x (b, in_channels, h, w), emb (b, emb_channels) -> (b, out_channels, h, w)"""
         x, skipped = self.fork(x)
         h = self.add(self.in_layers(x), self.emb_layers(emb))
         return self.skip_connection(skipped) + self.out_layers(h)
@@ -206,7 +204,6 @@ class UNet(nn.Cell):
         self.time_embed = nn.SequentialCell(
             layers.Linear(config.model_channels, emb_channels), layers.SiLU(), layers.Linear(emb_channels, emb_channels)
         )
-        self.silu = layers.SiLU()
         self.label_emb = nn.SequentialCell(
             nn.SequentialCell(
                 layers.Linear(config.vector_dim, emb_channels), layers.SiLU(), layers.Linear(emb_channels, emb_channels)
@@ -259,9 +256,7 @@ class UNet(nn.Cell):
         -> (b, 4, h, w) float32. Height and width are multiples of 2 to the number of downsamplings."""
         dtype = self.compute_dtype
         x, context, vector = x.astype(dtype), context.astype(dtype), vector.astype(dtype)
-        emb = self.silu(
-            self.time_embed(sinusoid(timesteps, self.model_channels).astype(dtype)) + self.label_emb(vector)
-        )
+        emb = self.time_embed(sinusoid(timesteps, self.model_channels).astype(dtype)) + self.label_emb(vector)
         skips = ()
         for block in self.input_blocks:
             x = block(x, emb, context) if isinstance(block, Block) else block(x)

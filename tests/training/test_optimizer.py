@@ -91,7 +91,7 @@ def test_the_outcome_has_prodigys_d():
         outcome = Outcome(*cell(Tensor(1.0, ms.float32), Tensor(1.0, ms.float32), *gradients(0)).asnumpy())
         assert outcome.d == optimizer.d.asnumpy()
         found.append(outcome.d)
-    assert found == sorted(found) and found[-1] > 2 * found[0] == pytest.approx(2 * FIRST)
+    assert found == sorted(found) and found[0] == pytest.approx(FIRST) and found[-1] > 1.2 * FIRST
 
 
 def documented(before, value, m, v, gradient, lr=1e-2, decay=0.1, beta1=0.9, beta2=0.99, epsilon=1e-6):
