@@ -3,11 +3,12 @@
 from dataclasses import replace
 from math import prod
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import mindspore as ms
 import numpy as np
 import pytest
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from benchmarks import liveness
 from benchmarks.memory import CASES, planned
 from pipeline.models import attention

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.device  # noqa: F401  (before MindSpore)
 from pipeline import plan
 from pipeline.cache.building import tokens
 from pipeline.models.config import CONFIGS
