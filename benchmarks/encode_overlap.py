@@ -18,7 +18,8 @@ from PIL import Image
 
 from pipeline import device
 from pipeline.cache.building import engine
-from pipeline.cache.building.latents import Preparation, make_job
+from pipeline.cache.building.latents import make_job
+from pipeline.cache.format.preparation import Preparation
 from pipeline.data.index import index
 from pipeline.data.sources import open_source
 from pipeline.models.config import SDXL_BASE, VAEConfig

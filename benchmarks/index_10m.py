@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data import memo
 from pipeline.data.buckets import buckets
+from pipeline.data.examine import EXAMINED
 from pipeline.data.index import tabulate
 from pipeline.data.part import Part
 
@@ -37,12 +38,17 @@ def parts(rows: int) -> Iterator[tuple[Part, pa.Table, int]]:
         )
         width, height = (pa.array(generator.integers(256, 6000, count, dtype=np.int32)) for _ in range(2))
         reasons = pc.if_else(bad, pa.scalar("broken: JPEG image file is truncated"), pa.scalar(None, pa.string()))
-        found = pa.table([hashes, width, height, reasons, pa.array(np.zeros(count, bool))], schema=memo.FOUND)
+        flags = [pa.array(np.zeros(count, bool))] * 2
+        no_mask = [pa.nulls(count, field.type) for field in list(EXAMINED)[len(memo.FOUND) :]]
+        found = pa.table([hashes, width, height, reasons, *flags, *no_mask], schema=EXAMINED)
         words = [WORDS.take(pa.array(generator.integers(0, len(WORDS), count))) for _ in range(12)]
         texts = pc.binary_join_element_wise(*words, numbers, " ")
         paths = pc.binary_join_element_wise(f"{start // PER_PART:05}.tar!", numbers, ".jpg", "")
         nulls = pa.nulls(count, pa.string())
-        yield Part("", paths, np.zeros((count, 4), np.int64), np.arange(count), texts, nulls), found, 0
+        stamps = np.zeros((count, 4), np.int64)
+        origins = pa.repeat(pa.scalar(""), count)
+        part = Part("", paths, stamps, np.arange(count), texts, nulls, origins, np.ones(count), nulls, stamps)
+        yield part, found, 0
 
 
 def read(out: Path) -> int:

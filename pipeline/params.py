@@ -121,6 +121,7 @@ class Index(Section):
     caption_variants: Annotated[int, Field(gt=0, le=1000)]
     caption_seed: Seed
     max_samples: Annotated[int, Field(gt=0, lt=2**31)] | None
+    alpha_mask: bool
     workers: Workers
 
 
@@ -238,6 +239,7 @@ class Train(Section):
     input_perturbation: Annotated[Float, Field(ge=0, le=10)]
     caption_dropout: Share
     caption_dropout_with: Literal["empty", "zeros"]
+    mask_floor: Share
 
     precision: Literal["float32", "float16", "bfloat16"]
     weights_dtype: Literal["float32", "float16", "bfloat16"]

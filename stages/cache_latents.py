@@ -2,8 +2,9 @@
 
 from pipeline import hardware
 from pipeline.cache.building import engine, ranks
-from pipeline.cache.building.latents import Preparation, make_job
+from pipeline.cache.building.latents import make_job
 from pipeline.cache.format import fingerprint
+from pipeline.cache.format.preparation import Preparation
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params

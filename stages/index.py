@@ -7,6 +7,7 @@ from pipeline.data.buckets import sizes
 from pipeline.data.index import index
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.views import sizes_of
 from pipeline.params import Params
 from pipeline.report import data_page
 from pipeline.stage import run
@@ -30,6 +31,8 @@ def main(params: Params) -> None:
         params.index.min_bucket,
         sets,
         params.index.max_samples,
+        params.index.alpha_mask,
+        sizes_of(sets, params.index.bucket_step, params.index.buckets),
     )
     print(summary, flush=True)
     data_page.write(out, source, data.images, params.index.max_pixels, out / "report.html")

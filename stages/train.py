@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import hardware
+from pipeline.cache.format.preparation import Preparation
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError, run
@@ -33,7 +34,7 @@ PATHS = Paths(
 def main(params: Params) -> None:
     hardware.check(params, "device", "train")
     paths = replace(PATHS, unet=_start(params))
-    data = open_data(paths, made_with(params), params.train)
+    data = open_data(paths, made_with(params), params.train, preparation(params))
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
     ranks = launch.world_size(params.device)
@@ -81,6 +82,18 @@ def _start(params: Params) -> Path:
         config, diffusion = CONFIGS[params.model.config], params.diffusion
         check_start(start, config, diffusion.prediction, diffusion.zero_terminal_snr)
     return start
+
+
+def preparation(params: Params) -> Preparation:
+    """How pictures were prepared whose sets say nothing of their own."""
+    return Preparation(
+        params.cache_latents.store,
+        params.cache_latents.crop,
+        params.cache_latents.crops,
+        params.cache_latents.flip,
+        params.cache_latents.interpolation,
+        tuple(params.cache_latents.background),
+    )
 
 
 def made_with(params: Params) -> dict[str, dict]:

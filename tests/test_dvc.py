@@ -142,6 +142,16 @@ def test_an_added_picture_is_encoded_alone(project):
     assert "7 latents in 1 shards: 1 encoded" in output and "8 captions in 1 shards: 1 encoded" in output
 
 
+def test_a_mask(project):
+    """It is part of its picture's row. How little it lets count is decided when training."""
+    Image.new("L", (64, 64), 7).save(project / "data/images/5.mask.png")
+    output = dvc(project, "repro")
+    assert stages_of(output) == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
+    assert "7 latents in 1 shards: 1 encoded" in output and "8 captions in 1 shards: 0 encoded" in output
+    assert ran(project, "exp", "run", "-S", "train.mask_floor=0.5") == ["train", "merge", "sample"]
+    assert ran(project, "exp", "run", "-S", "index.alpha_mask=true") == ["index"]  # no picture is transparent
+
+
 def test_another_vae(project):
     edit(project / "params.yaml", "vae: data/base/tiny_sdxl.safetensors", "vae: data/base/other.safetensors")
     assert ran(project, "repro") == ["convert", "cache_latents", "train", "merge", "sample"]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
-from pipeline.data import show
+from pipeline.data import masks, show
 from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
 from pipeline.data.index import reject
@@ -44,6 +44,8 @@ def _run(given: argparse.Namespace) -> int:
         cli.print_json(found)
     else:
         print(f"{found['path']}: {found['form']}, {found['pictures']:,} pictures, {found['captioned']:,} with captions")
+        if found["masked"]:
+            print(f"  {found['masked']:,} of them have a mask file")
         print(f"  decoded {found['decoded']:,}, of which {found['used']:,} would be used")
         for name, count in found["sets"].items():
             print(f"  set {name}: {count:,} pictures")
@@ -68,8 +70,10 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     data = settings.data
     source = open_source(path, index.caption_lines, data.image_column, data.caption_column)
     sets, notes = find(path, source, index.caption_variants, index.caption_seed)
-    names, captioned, lost, alone, in_sets = [], 0, Counter(), Counter(), Counter()
+    names, captioned, masked, lost, alone, in_sets = [], 0, 0, Counter(), Counter(), Counter()
     for part in source.parts():
+        part = masks.of_sets(part, sets)
+        masked += len(part.masks) - part.masks.null_count
         numbers, counts = np.unique(members(part, sets).number, return_counts=True)
         in_sets.update(dict(zip(numbers.tolist(), counts.tolist())))
         names.append(part.paths)
@@ -93,6 +97,7 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
         "form": type(source).__name__,
         "pictures": len(paths),
         "captioned": captioned,
+        "masked": masked,
         "decoded": len(found),
         "used": len(used),
         "rejected": dict(Counter(reason.partition(":")[0] for reason in reasons if reason)),

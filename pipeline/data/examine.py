@@ -24,6 +24,10 @@ from pipeline.data.sources import Source
 
 log = logging.getLogger(__name__)
 
+_OF_MASKS = {"image": "mask", "width": "mask_width", "height": "mask_height", "rejected": "mask_rejected"}
+EXAMINED = pa.schema(  # about one picture and its mask, whose columns are null where there is none
+    [*memo.FOUND, *(memo.FOUND.field(of).with_name(name).with_nullable(True) for of, name in _OF_MASKS.items())]
+)
 _CHUNK = 16  # pictures that a worker takes at once
 _WINDOW = 4  # chunks waiting per worker
 _FEW = 32  # so few pictures are looked at in this process: starting workers takes longer
@@ -51,13 +55,14 @@ class Examiner:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def examine(self, part: Part) -> tuple[pa.Table, int]:
-        """A memo.FOUND table with a row for each picture of the part, in its order, and the number of pictures that
-        were read.
+        """An EXAMINED table with a row for each picture of the part, in its order, and the number of pictures and masks
+        that were read.
 
         Raises OSError, SourceError."""
         now = time.time_ns()
-        known, table = memo.load(part.place, self.rules, part.paths, part.stamps)
-        new = np.setdiff1d(np.arange(len(part.paths)), known, assume_unique=True)
+        paths, stamps, mask_row = _files(part)
+        known, table = memo.load(part.place, self.rules, paths, stamps)
+        new = np.setdiff1d(np.arange(len(paths)), known, assume_unique=True)
         self._seen, self._new = self._seen + 1, self._new + len(new)
         if self._progress is None and len(new):
             self._progress = progress.Bar(0, "image", "index")
@@ -65,24 +70,30 @@ class Examiner:
             self._progress.total = round(self._new * max(self._part_count / self._seen, 1))
         rows, tables = [known], [table]
         saved, unsaved = time.monotonic(), 0
-        for chunk, found in self._look(part.place, part.paths.take(pa.array(new)).to_pylist(), new):
+        for chunk, found in self._look(part.place, paths.take(pa.array(new)).to_pylist(), new):
             rows.append(chunk)
             tables.append(found)
             unsaved += len(chunk)
             self._progress.update(len(chunk))
             if time.monotonic() - saved > _SAVE_EVERY:
-                self._save(part, rows, tables, now)
+                self._save(part.place, paths, stamps, rows, tables, now)
                 saved, unsaved = time.monotonic(), 0
         if unsaved:
-            self._save(part, rows, tables, now)
-        return _in_order(rows, tables)[1], len(new)
+            self._save(part.place, paths, stamps, rows, tables, now)
+        found = _in_order(rows, tables)[1]
+        of_masks = found.take(pa.array(mask_row, mask=mask_row < 0)).select(list(_OF_MASKS)).rename_columns(_OF_MASKS)
+        joined = pa.table([*found.slice(0, len(part.paths)).columns, *of_masks.columns], EXAMINED.names)
+        return joined.cast(EXAMINED), len(new)
 
-    def _save(self, part: Part, rows: list[np.ndarray], tables: list[pa.Table], now: int) -> None:
+    def _save(
+        self, place: str, paths: pa.StringArray, stamps: np.ndarray, rows: list[np.ndarray], tables: list[pa.Table],
+        now: int,
+    ) -> None:  # fmt: skip
         order, found = _in_order(rows, tables)
         # With more memory, or after an update of the system, the same picture may be read.
         lasting = np.flatnonzero(pc.fill_null(pc.not_equal(found["rejected"], _CRASHED), True).to_numpy())
         order, found = order[lasting], found.take(pa.array(lasting))
-        memo.save(part.place, self.rules, part.paths.take(pa.array(order)), part.stamps[order], found, now)
+        memo.save(place, self.rules, paths.take(pa.array(order)), stamps[order], found, now)
 
     def _look(self, place: str, paths: list[str], rows: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """A few pictures are decoded in this process. A crash in a decoder ends it: the mark that stays names the
@@ -144,7 +155,7 @@ class Examiner:
                 tables.append(process.submit(_work, [name]).result())
             except (BrokenProcessPool, MemoryError):
                 digest = hashlib.blake2b(self.source.read(name), digest_size=16).digest()
-                row = {"image": digest, "rejected": _CRASHED, "profile_ignored": False}
+                row = {"image": digest, "rejected": _CRASHED, "profile_ignored": False, "transparent": False}
                 tables.append(pa.Table.from_pylist([row], schema=memo.FOUND))
                 process.shutdown()
                 process = None
@@ -158,19 +169,33 @@ class Examiner:
         return ProcessPoolExecutor(number, context, _start, (self.source, self.max_pixels))
 
 
+def _files(part: Part) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
+    """Paths and stamps of a part's pictures, and behind them of its masks, each once; and where among them is the mask
+    of each picture, (n,) int64, -1 for none."""
+    masks, count = part.masks, len(part.paths)
+    distinct = pc.drop_null(pc.unique(masks))
+    place = pc.fill_null(pc.index_in(masks, distinct), -1).to_numpy().astype(np.int64)
+    has_mask = np.flatnonzero(place >= 0)
+    _, first = np.unique(place[has_mask], return_index=True)
+    stamps = np.concatenate([part.stamps, part.mask_stamps[has_mask[first]]])
+    return pa.concat_arrays([part.paths, distinct]), stamps, np.where(place >= 0, place + count, -1)
+
+
 def look(source: Source, paths: list[str], max_pixels: int) -> pa.Table:
     """A memo.FOUND table of the pictures at `paths`."""
     return pa.Table.from_pylist([_look_at(source.read(path), max_pixels) for path in paths], schema=memo.FOUND)
 
 
 def _look_at(data: bytes, max_pixels: int) -> dict:
-    found = {"image": hashlib.blake2b(data, digest_size=16).digest(), "profile_ignored": False}
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    found = {"image": digest, "profile_ignored": False, "transparent": False}
     try:
         picture = images.read(data, (0, 0, 0), max_pixels)
     except images.Rejected as reason:
         return found | {"rejected": str(reason)}
     height, width = picture.pixels.shape[:2]
-    found |= {"width": width, "height": height, "profile_ignored": picture.profile_ignored}
+    transparent = picture.alpha is not None and int(picture.alpha.min()) < 255
+    found |= {"width": width, "height": height, "profile_ignored": picture.profile_ignored, "transparent": transparent}
     return found | {"phash": near.perceptual_hash(picture.pixels)}
 
 

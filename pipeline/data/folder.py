@@ -2,19 +2,19 @@
 
 imagefolder: metadata.jsonl or metadata.csv, in the folder or any folder below it, names pictures beside or below
 itself. kohya: name.txt or name.caption beside name.png; name.png.txt too. A picture has the captions of all of them
-together. Names find each other as `match` says."""
+together. Masks stand beside pictures as `masks` says. Names find each other as `match` says."""
 
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import captions
-from pipeline.data.kinds import SETS, TEXTS, extension, is_metadata, is_picture, not_read
+from pipeline.data import captions, masks
+from pipeline.data.kinds import SETS, TEXTS, extension, is_metadata, is_picture, mask_stem, not_read
 from pipeline.data.match import match
 from pipeline.data.parquet import holds_pictures
 from pipeline.data.part import (
@@ -62,15 +62,23 @@ class Folder:
         files = sorted(statuses)
         unread = {path: reason for path in files if (reason := not_read(path))}
         described, often, lost = self._metadata(files, unread)
-        lost |= {path: reason for path, reason in odd.items() if is_picture(path) or not_read(path) or path in lost}
+        of_picture, alone = _masks(files, odd, described)
+        is_mask = {*alone, *(mask for found in of_picture.values() for mask in found)}
+        lost |= {
+            path: reason
+            for path, reason in odd.items()
+            if path in lost or path not in is_mask and (is_picture(path) or not_read(path))
+        }
         # What metadata.jsonl names is a picture, whatever its name ends in.
-        rows = {path: row for row, path in enumerate(p for p in files if is_picture(p) or p in described)}
+        pictures = [path for path in files if (is_picture(path) or path in described) and path not in is_mask]
+        rows = {path: row for row, path in enumerate(pictures)}
         no_texts = {*rows, *lost}
         texts = [path for path in sorted([*files, *odd]) if extension(path) in TEXTS and path not in no_texts]
-        known = {*rows, *unread, *texts}
+        known = {*rows, *unread, *texts, *is_mask}
         others = [path for path in files if not (path in known or is_metadata(path) or path in SETS)]
         unmatched = [linked_folder(path) for path in linked_folders]
-        unmatched += [Unmatched(path, "file", odd[path]) for path in odd.keys() - lost.keys() - set(texts)]
+        unmatched += [Unmatched(path, "file", odd[path]) for path in odd.keys() - lost.keys() - set(texts) - is_mask]
+        unmatched += [Unmatched(path, "mask", masks.NO_PARTNER) for path in alone]
         found = [(rows[path], *pair, "") for path, pairs in described.items() for pair in pairs]
 
         rows_of_stem, unread_of_stem = defaultdict(list), {_stem(path): path for path in unread}
@@ -83,6 +91,10 @@ class Folder:
             rows_of_stem[path] = [rows[path]]
         near = match(stems - partner.keys(), unread_of_stem)
         spoilt: dict[int, str] = {}
+        for path, found_masks in of_picture.items():
+            bad = [f"mask not read: {mask}: {odd[mask]}" for mask in found_masks if mask in odd]
+            if bad or len(found_masks) > 1:
+                spoilt[rows[path]] = bad[0] if bad else masks.several(found_masks)
         for path in texts:
             if stem := partner.get(_stem(path)):
                 try:
@@ -119,6 +131,11 @@ class Folder:
             unmatched,
             spoilt,
             {rows[path]: times for path, times in often.items()},
+            {
+                rows[path]: (found_masks[0], stamp(statuses[found_masks[0]]))
+                for path, found_masks in of_picture.items()
+                if rows[path] not in spoilt
+            },
         )
 
     def _metadata(
@@ -158,6 +175,19 @@ class Folder:
             raise captions.CaptionError(f"{path}: {odd[path]}")
         parse = captions.whole if self.whole_texts else captions.lines
         return parse(self.read(path), path)
+
+
+def _masks(files: list[str], odd: dict[str, str], described: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Picture -> its masks, and masks whose picture is not there. What has a caption of its own, in metadata or in a
+    text, is a picture."""
+    named = [path for path in (*files, *odd) if mask_stem(path) and path not in described]
+    stems = defaultdict(list)
+    for path in files if named else ():
+        if (is_picture(path) or path in described) and not (mask_stem(path) and path not in described):
+            stems[_stem(path)].append(path)
+    found, alone = masks.beside(stems, named)
+    captioned = {_stem(path) for path in files if extension(path) in TEXTS} if alone else ()
+    return found, [path for path in alone if path not in captioned and _stem(path) not in captioned]
 
 
 def _stem(path: str) -> str:

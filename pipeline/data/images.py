@@ -48,6 +48,7 @@ class Rejected(ValueError):
 class Picture(NamedTuple):
     pixels: np.ndarray  # (height, width, 3) uint8, sRGB, upright, contiguous
     profile_ignored: bool  # the colour profile was broken or of another colour model; the numbers were taken as sRGB
+    alpha: np.ndarray | None = None  # (height, width) uint8, 255 where it is opaque; None: it is everywhere
 
 
 def decode(data: bytes, background: tuple[int, int, int], max_pixels: int | None = None) -> np.ndarray:
@@ -81,7 +82,8 @@ def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None =
             canvas = Image.new("RGB", rgb.size, tuple(background))
             canvas.paste(rgb, mask=alpha)
             rgb = canvas
-        return Picture(np.array(rgb if turn is None else rgb.transpose(turn)), profile_ignored)
+        upright = [layer and np.array(layer if turn is None else layer.transpose(turn)) for layer in (rgb, alpha)]
+        return Picture(upright[0], profile_ignored, upright[1])
     except (Rejected, MemoryError):
         raise
     except NotImplementedError as error:

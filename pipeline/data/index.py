@@ -13,13 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import store
-from pipeline.data import near, tables
+from pipeline.data import masks, near, tables
 from pipeline.data.buckets import choose, common
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
+from pipeline.data.how import How, dumps
 from pipeline.data.part import Lost, Part, SourceError, Unmatched, choose_pictures, some
 from pipeline.data.sets import WHOLE, Members, Set, check, members, multipliers
 from pipeline.data.sources import Source
+from pipeline.data.views import (
+    USUAL, Choice, Views, is_plain, of_pictures, of_samples, of_sets, resolutions, see,
+)  # fmt: skip
 from pipeline.stage import StageError
 
 
@@ -33,6 +37,7 @@ class Summary:
     captions: int = 0  # distinct ones of each distinct picture that is used
     without_caption: int = 0  # distinct pictures
     profiles_ignored: int = 0
+    masked: int = 0  # files that are used and have a mask
     enlarged: int = 0  # files that are smaller than their bucket
     most_enlarged: float = 1.0  # times, of those
     places: list[str] = field(default_factory=list)  # the folder or files that were read
@@ -71,6 +76,8 @@ class Summary:
             )
         if self.sets or self.often != self.samples:
             lines.append(f"index: {self.samples:,} samples, {self.often:,.10g} an epoch")
+        if self.masked:
+            lines.append(f"index: {self.masked:,} of the used pictures have a mask")
         if self.enlarged:
             lines.append(
                 f"index: {self.enlarged:,} of the used pictures are enlarged, {_times(self.most_enlarged)} times at most"
@@ -105,23 +112,28 @@ def index(
     min_bucket: int = 1,
     sets: tuple[Set, ...] = WHOLE,
     max_samples: int | None = None,
+    alpha_mask: bool = False,
+    others: dict[int, list[tuple[int, int]]] | None = None,
 ) -> Summary:
     """Write the seven files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
     bound. Pictures of buckets with fewer than `min_bucket` go to the nearest bucket that has more: this changes no
-    rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone.
+    rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone. `alpha_mask`: where
+    its set says nothing else, a transparent picture's alpha channel is its mask. `others`: the buckets of the further
+    resolutions that sets name.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left (None: any share may be, and all); SourceError, CaptionError, OSError."""
     try:
         with Examiner(source, max_pixels, workers, source.part_count) as examiner:
-            kept, read = sizes, 0
+            every, read = {USUAL: sizes, **(others or {})}, 0
+            kept = every
             highest = _highest(source, sets, max_samples) if max_samples else None
             if min_bucket > 1:
-                parts = ((part, *examiner.examine(part)) for part in _parts(source, sets, highest))
-                kept, read = _common(parts, sizes, min_side, max_enlargement, min_bucket)
-            parts = ((part, *examiner.examine(part)) for part in _parts(source, sets, highest))  # again: by the memo
-            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets)
+                parts = _examined(examiner, source, sets, highest, alpha_mask)
+                kept, read = _common(parts, every, min_side, max_enlargement, min_bucket, sets)
+            parts = _examined(examiner, source, sets, highest, alpha_mask)  # again: by the memo
+            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others)
             summary.read += read
             return summary
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -139,22 +151,26 @@ def tabulate(
     min_side: int,
     max_enlargement: float | None,
     max_rejected: float | None,
-    kept: list[tuple[int, int]] | None = None,
+    kept: dict[int, list[tuple[int, int]]] | None = None,
     sets: tuple[Set, ...] = WHOLE,
+    others: dict[int, list[tuple[int, int]]] | None = None,
 ) -> Summary:
-    """The part of `index` that opens no picture. Each part comes with its memo.FOUND table and the number of pictures
-    read; `kept` are the sizes that pictures may be brought to, default all. Memory does not grow with the number of
+    """The part of `index` that opens no picture. Each part comes with its examine.EXAMINED table and the number of
+    pictures read; `kept` are the sizes that pictures may be brought to, by resolution, default all. Memory does not grow with the number of
     rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
     images, samples, texts = (tables.Rows(schema) for schema in (tables.IMAGES, tables.MEMBERS, tables.TEXTS))
+    every, plain = {USUAL: sizes, **(others or {})}, is_plain(sets)
     for part, found, read in parts:
-        rows = _rows(part, found, sizes, min_side, max_enlargement, kept or sizes)
-        images.add(rows)
         of_part = members(part, sets)
-        is_used = pc.is_null(rows["rejected"]).to_numpy()
-        mine = _members(part, of_part, rows, is_used)
+        choices = _choices(part, found, every, kept or every, min_side, max_enlargement)
+        views = see(of_part, sets, choices)
+        rows = _rows(part, found, of_part, views, sets, choices, plain)
+        images.add(rows)
+        mine = _members(part, of_part, rows, views, plain)
         samples.add(mine)
-        texts.add(_texts(of_part, rows, is_used))
+        texts.add(_texts(of_part, rows, views, len(sets)))
+        part = replace(part, unmatched=[*part.unmatched, *_not_in_set(part, of_part, views, sets, choices)])
         _count(summary, part, found, rows, read)
         for item in mine.group_by("set").aggregate([([], "count_all"), ("times", "sum")]).to_pylist():
             summary.members[item["set"]] += item["count_all"]
@@ -174,7 +190,8 @@ def tabulate(
         store.atomic(out / "copies.csv") as copies_file,
         store.atomic(out / "near.csv") as near_file,
     ):
-        copies = tables.write_images(images, images_file)
+        hows, _ = of_sets(sets)
+        copies = tables.write_images(images, images_file, dumps(hows) if hows != [How()] else None)
         tables.write_copies(copies, copies_file)
         summary.near = near.write(images_file, near_file)
         written = tables.write_captions(samples, texts, captions_file, samples_file, settings)
@@ -191,6 +208,7 @@ def tabulate(
 def _parts(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterator[Part]:
     """The parts, with the pictures that are in a set and whose number by name is not above `highest`."""
     for part in source.parts():
+        part = masks.of_sets(part, sets)
         if sets != WHOLE:
             inside = np.zeros(len(part.paths), bool)
             inside[members(part, sets).picture] = True
@@ -200,6 +218,15 @@ def _parts(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterat
         if highest is not None:
             part = choose_pictures(part, _numbers(part) <= highest)
         yield part
+
+
+def _examined(
+    examiner: Examiner, source: Source, sets: tuple[Set, ...], highest: int | None, alpha_mask: bool
+) -> Iterator[tuple[Part, pa.Table, int]]:
+    """The parts with all their masks, and what Examiner.examine says of each."""
+    for part in _parts(source, sets, highest):
+        found, read = examiner.examine(part)
+        yield masks.of_alpha(part, sets, found["transparent"].to_numpy(), alpha_mask), found, read
 
 
 def _highest(source: Source, sets: tuple[Set, ...], count: int) -> int | None:
@@ -224,6 +251,7 @@ def _settings(summary: Summary, sets: tuple[Set, ...]) -> list[dict]:
             f"samples an epoch{' (class pictures)' if one.class_images else ''}"
             for number, one in enumerate(sets)
         ]
+    hows, how_of = of_sets(sets)
     return [
         {
             "name": one.name,
@@ -232,53 +260,104 @@ def _settings(summary: Summary, sets: tuple[Set, ...]) -> list[dict]:
             "caption_dropout": one.caption_dropout,
             "class_images": one.class_images,
         }
-        for one, times in zip(sets, often)
+        | ({"how": dumps([hows[how]])[1:-1]} if len(hows) > 1 else {})
+        for one, times, how in zip(sets, often, how_of)
     ]
 
 
 def _common(
     parts: Iterable[tuple[Part, pa.Table, int]],
-    sizes: list[tuple[int, int]],
+    sizes: dict[int, list[tuple[int, int]]],
     min_side: int,
     max_enlargement: float | None,
     least: int,
-) -> tuple[list[tuple[int, int]], int]:
-    """buckets.common of the pictures that are used, and the number of pictures read."""
-    counts, read = Counter(), 0
+    sets: tuple[Set, ...],
+) -> tuple[dict[int, list[tuple[int, int]]], int]:
+    """buckets.common of the pictures that are used, by resolution, and the number of pictures read."""
+    counts, read = {resolution: Counter() for resolution in sizes}, 0
     for part, found, new in parts:
         read += new
-        rows = _rows(part, found, sizes, min_side, max_enlargement, sizes)
-        used = rows.filter(pc.is_null(rows["rejected"]))
-        for item in used.group_by(["width", "height"]).aggregate([([], "count_all")]).to_pylist():
-            counts[item["width"], item["height"]] += item["count_all"]
-    if not counts:
-        return sizes, read
-    widths, heights = np.array(list(counts)).T
-    return common(widths, heights, np.array(list(counts.values())), sizes, least), read
+        of_part = members(part, sets)
+        choices = _choices(part, found, sizes, sizes, min_side, max_enlargement)
+        width, height = (pc.fill_null(found[side], 1).to_numpy() for side in ("width", "height"))
+        for resolution, choice in choices.items():
+            numbers = [number for number, one in enumerate(sets) if resolution in resolutions(one)]
+            is_used = np.equal(choice.reasons, None)
+            is_used &= np.isin(np.arange(len(is_used)), of_part.picture[np.isin(of_part.number, numbers)])
+            both, times = np.unique(np.stack([width, height], 1)[is_used], axis=0, return_counts=True)
+            counts[resolution].update(dict(zip(map(tuple, both.tolist()), times.tolist())))
+    kept = dict(sizes)
+    for resolution, found in counts.items():
+        if found:
+            widths, heights = np.array(list(found)).T
+            kept[resolution] = common(widths, heights, np.array(list(found.values())), sizes[resolution], least)
+    return kept, read
+
+
+def _choices(
+    part: Part,
+    found: pa.Table,
+    sizes: dict[int, list[tuple[int, int]]],
+    kept: dict[int, list[tuple[int, int]]],
+    min_side: int,
+    max_enlargement: float | None,
+) -> dict[int, Choice]:
+    """Of a part's pictures, by resolution. What is too small is judged by the nearest of all `sizes`."""
+    unfit = _unfit_masks(part, found)
+    choices = {}
+    for resolution, all_sizes in sizes.items():
+        chosen, reasons = reject(found, all_sizes, min_side, max_enlargement)
+        if kept[resolution] != all_sizes:
+            sides = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
+            chosen = np.array(kept[resolution], np.int32)[choose(*sides, kept[resolution])]
+        for row in unfit:
+            reasons[row] = reasons[row] or unfit[row]
+        choices[resolution] = Choice(chosen, reasons)
+    return choices
 
 
 def _rows(
     part: Part,
     found: pa.Table,
-    sizes: list[tuple[int, int]],
-    min_side: int,
-    max_enlargement: float | None,
-    kept: list[tuple[int, int]],
+    of_part: Members,
+    views: Views,
+    sets: tuple[Set, ...],
+    choices: dict[int, Choice],
+    plain: bool,
 ) -> pa.Table:
-    """The rows of tables.IMAGES of a part. What is too small is judged by the nearest of all `sizes`."""
-    chosen, reasons = reject(found, sizes, min_side, max_enlargement)
-    reasons = pa.array(reasons, pa.string())
-    if kept != sizes:
-        sides = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
-        chosen = np.array(kept, np.int32)[choose(*sides, kept)]
-    is_used = pc.is_null(reasons)
-    null = pa.scalar(None, pa.int32())
-    bucket_width, bucket_height = (pc.if_else(is_used, pa.array(side), null) for side in chosen.T.copy())
-    columns = [found["image"], part.paths, found["width"], found["height"], bucket_width, bucket_height, reasons]
-    columns.append(found["phash"])
+    """The rows of tables.IMAGES of a part: with the bucket of a picture's first view."""
+    count = len(part.paths)
+    seen, first = np.unique(views.picture, return_index=True)
+    is_used = np.zeros(count, bool)
+    is_used[seen] = True
+    buckets = np.zeros((count, 2), np.int32)
+    buckets[seen] = views.bucket[first]
+    reasons = np.full(count, None, object)
+    for number, one in reversed(list(enumerate(sets))):
+        mine = of_part.picture[of_part.number == number]
+        reasons[mine] = choices[resolutions(one)[0]].reasons[mine]
+    reasons[is_used] = None
+    columns = [_contents(part, found), part.paths, found["width"], found["height"]]
+    columns += [pa.array(side, pa.int32(), mask=~is_used) for side in buckets.T.copy()]
+    columns += [pa.array(reasons, pa.string()), found["phash"], part.masks]
+    kind = tables.IMAGES.field("views").type
+    columns.append(pa.nulls(count, kind) if plain else of_pictures(views, count))
     return pa.Table.from_arrays(
         [pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=tables.IMAGES
     )
+
+
+def _not_in_set(
+    part: Part, of_part: Members, views: Views, sets: tuple[Set, ...], choices: dict[int, Choice]
+) -> list[Unmatched]:
+    """Samples that are left out though their picture is used in another set."""
+    found = []
+    is_used = np.isin(np.arange(len(part.paths)), views.picture)
+    for sample in np.flatnonzero(~views.seen & is_used[of_part.picture]):
+        picture, one = int(of_part.picture[sample]), sets[int(of_part.number[sample])]
+        reason = choices[resolutions(one)[0]].reasons[picture]
+        found.append(Unmatched(part.paths[picture].as_py(), "picture", f"not in the set {one.name}: {reason}"))
+    return found
 
 
 def reject(
@@ -302,23 +381,54 @@ def reject(
     return chosen, reasons
 
 
+def _contents(part: Part, found: pa.Table) -> pa.Array | pa.ChunkedArray:
+    """masks.content of each picture."""
+    if part.masks.null_count == len(part.masks):
+        return found["image"]
+    columns = found["image"].to_pylist(), part.masks.to_pylist(), found["mask"].to_pylist()
+    names = [masks.content(image, masks.OF_ALPHA if path == masks.ALPHA else mask) for image, path, mask in zip(*columns)]
+    return pa.array(names, pa.binary(16))
+
+
+def _unfit_masks(part: Part, found: pa.Table) -> dict[int, str]:
+    """Why pictures are not used for their masks' sake, by row. A mask may have another size than its picture, of the
+    same shape to one pixel."""
+    reasons = {}
+    if part.masks.null_count == len(part.masks):
+        return reasons
+    sides = ("width", "height", "mask_width", "mask_height")
+    width, height, mask_width, mask_height = (pc.fill_null(found[side], 1).to_numpy().astype(float) for side in sides)
+    off = np.minimum(abs(mask_width - width * mask_height / height), abs(mask_height - height * mask_width / width))
+    is_bad = found["mask_rejected"].is_valid().to_numpy()
+    for row in np.flatnonzero(found["mask"].is_valid().to_numpy() & (is_bad | (off > 1))).tolist():
+        path, reason = part.masks[row].as_py(), found["mask_rejected"][row].as_py()
+        mask, picture = (f"{one[row]:g}×{other[row]:g}" for one, other in ((mask_width, mask_height), (width, height)))
+        shape = f"it is {mask} and the picture {picture}; wanted the same size, or one of the same shape"
+        reasons[row] = f"mask not read: {path}: {reason or shape}"
+    return reasons
+
+
 def _times(enlargement: float) -> str:
     """Two places, rounded up, so that what is above a bound is not shown as the bound."""
     return f"{np.ceil(enlargement * 100 - 1e-6) / 100:g}"
 
 
-def _members(part: Part, of_part: Members, rows: pa.Table, is_used: np.ndarray) -> pa.Table:
-    """The rows of tables.MEMBERS of a part: its samples whose pictures are used."""
-    used = is_used[of_part.picture]
+def _members(part: Part, of_part: Members, rows: pa.Table, views: Views, plain: bool) -> pa.Table:
+    """The rows of tables.MEMBERS of a part: its samples that have a view."""
+    used = views.seen
     picture = pa.array(of_part.picture[used])
     columns = [rows["image"].combine_chunks().take(picture), pa.array(of_part.number[used])]
     columns += [part.paths.take(picture), pa.array(part.times[of_part.picture[used]])]
+    kind = tables.MEMBERS.field("buckets").type
+    columns.append(pa.nulls(len(picture), kind) if plain else of_samples(views).filter(pa.array(used)))
     return pa.Table.from_arrays(columns, schema=tables.MEMBERS)
 
 
-def _texts(of_part: Members, rows: pa.Table, is_used: np.ndarray) -> pa.Table:
-    """The rows of tables.TEXTS of a part: the captions of samples whose pictures are used."""
-    used = is_used[of_part.caption_picture]
+def _texts(of_part: Members, rows: pa.Table, views: Views, sets: int) -> pa.Table:
+    """The rows of tables.TEXTS of a part: the captions of samples that have a view."""
+    is_seen = np.zeros((sets, len(rows)), bool)
+    is_seen[of_part.number[views.seen], of_part.picture[views.seen]] = True
+    used = is_seen[of_part.caption_number, of_part.caption_picture]
     picture, mask = pa.array(of_part.caption_picture[used]), pa.array(used)
     columns = [rows["image"].combine_chunks().take(picture), pa.array(of_part.caption_number[used])]
     columns += [of_part.texts.filter(mask), of_part.texts_2.filter(mask), pa.array(of_part.chances[used], pa.float32())]
@@ -333,6 +443,7 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     summary.places.append(part.place)
     summary.others += part.others
     used = rows.filter(pc.is_null(rows["rejected"]))
+    summary.masked += len(used) - used["mask"].null_count
     times = enlargement(*(used[name].to_numpy() for name in ("width", "height", "bucket_width", "bucket_height")))
     summary.enlarged += int((times > 1).sum())
     summary.most_enlarged = max(summary.most_enlarged, times.max(initial=1.0))

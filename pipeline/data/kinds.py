@@ -8,6 +8,7 @@ PICTURES = frozenset(
 )
 TEXTS = frozenset({".txt", ".caption"})
 METADATA = frozenset({"metadata.jsonl", "metadata.csv"})
+MASKS = ("-masklabel", ".mask")  # end of a mask's name, before its extension: OneTrainer's form and our own
 SETS = ("sets.yaml", "dataset.toml", "concepts.json")  # beside the pictures: our form, kohya's, OneTrainer's
 
 _NAMES = {  # pictures that are not read
@@ -41,6 +42,13 @@ def extension(path: str) -> str:
 
 def is_picture(path: str) -> bool:
     return extension(path) in PICTURES
+
+
+def mask_stem(path: str) -> str | None:
+    """The name, without its extension, of the picture that a file of this name is the mask of; None for others."""
+    stem = posixpath.splitext(path)[0]
+    end = next((end for end in MASKS if stem.lower().endswith(end)), None)
+    return stem[: -len(end)] if end and is_picture(path) and posixpath.basename(stem[: -len(end)]) else None
 
 
 def is_metadata(path: str) -> bool:

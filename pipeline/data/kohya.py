@@ -8,15 +8,12 @@ from pipeline.data.variants import Rules
 
 # What params.yaml says for the whole data set, and keys that change no picture and no caption.
 _ELSEWHERE = {
-    "resolution": "index.resolution",
     "enable_bucket": "index.buckets",
     "min_bucket_reso": "index.resolution",
     "max_bucket_reso": "index.resolution",
     "bucket_reso_steps": "index.bucket_step",
     "bucket_no_upscale": "index.max_enlargement",
     "resize_interpolation": "cache_latents.interpolation",
-    "random_crop": "cache_latents.crop",
-    "flip_aug": "cache_latents.flip",
     "batch_size": "train.batch_size",
     "validation_split": "train.validation_share",
     "validation_seed": "train.validation_share",
@@ -31,9 +28,7 @@ _NOT_DONE = {
     "custom_attributes": {},
     "keep_tokens_separator": "",
     "secondary_separator": "",
-    "alpha_mask": False,
     "metadata_file": None,
-    "conditioning_data_dir": None,
 }
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "image_dir": str,
@@ -49,6 +44,11 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "keep_tokens": int,
     "caption_tag_dropout_rate": (int, float),
     "caption_separator": str,
+    "alpha_mask": bool,
+    "flip_aug": bool,
+    "random_crop": bool,
+    "resolution": (int, list),
+    "conditioning_data_dir": str,
 }
 _OF_A_SUBSET = {"image_dir", "is_reg", "metadata_file", "conditioning_data_dir", "alpha_mask"}
 
@@ -81,14 +81,16 @@ def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
             if given.get("num_repeats", 1) < 1 or folder in seen:  # kohya leaves both out, with a warning
                 continue
             seen.add(folder)
-            sets.append(_set(given, folder, group))
+            masks = given.get("conditioning_data_dir")
+            masks = masks and inside(masks, f"{key}.conditioning_data_dir")
+            sets.append(_set(given, folder, group, masks))
     if not sets:
         raise SetsError(f"{place}: no subset with num_repeats of 1 or more")
     notes = [f"{key} of dataset.toml is not read: {_ELSEWHERE[key]} is for all sets" for key in sorted(ignored)]
     return tuple(sets), notes
 
 
-def _set(given: dict, folder: str, group: int) -> Set:
+def _set(given: dict, folder: str, group: int, masks: str | None) -> Set:
     is_class = given.get("is_reg", False)
     return Set(
         name=given["image_dir"],
@@ -104,7 +106,17 @@ def _set(given: dict, folder: str, group: int) -> Set:
         extension=given.get("caption_extension", ".caption").lower(),
         first_line=not given.get("enable_wildcard", False),
         rules=_rules(given),
+        masks=masks,
+        flip=given.get("flip_aug"),
+        crop={True: "random", False: "center", None: None}[given.get("random_crop")],
+        resolutions=_resolutions(given.get("resolution")),
+        alpha_mask=given.get("alpha_mask"),
     )
+
+
+def _resolutions(given: int | list | None) -> tuple[int, ...]:
+    """kohya's list of two is the width and height of a square."""
+    return () if given is None else (given if isinstance(given, int) else given[0],)
 
 
 def _rules(given: dict) -> Rules | None:
@@ -134,6 +146,10 @@ def _check(given: dict, where: str) -> None:
     for key in ("caption_dropout_rate", "caption_tag_dropout_rate"):
         if not 0 <= given.get(key, 0) <= 1:
             raise SetsError(f"{where}: {key}: found {given[key]}, wanted 0 to 1")
+    sides = given.get("resolution", 64)
+    sides = sides if isinstance(sides, list) else [sides]
+    if not 1 <= len(sides) <= 2 or len(set(map(str, sides))) > 1 or type(sides[0]) is not int or not 0 < sides[0] <= 16384:
+        raise SetsError(f"{where}: resolution: found {str(given['resolution'])[:100]}, wanted a side, or twice the same one")
     if not 0 <= given.get("keep_tokens", 0) <= 10_000:
         raise SetsError(f"{where}: keep_tokens: found {str(given['keep_tokens'])[:100]}, wanted 0 to 10,000")
     if not given.get("caption_separator", ","):

@@ -25,6 +25,7 @@ FOUND = pa.schema(  # about one picture, from its bytes alone
         pa.field("rejected", pa.string()),  # why it could not be decoded
         pa.field("profile_ignored", pa.bool_(), nullable=False),
         pa.field("phash", pa.uint64()),  # near.perceptual_hash
+        pa.field("transparent", pa.bool_(), nullable=False),  # in some pixel
     ]
 )
 _STAMPS = [pa.field(name, pa.int64(), nullable=False) for name in STAMP]

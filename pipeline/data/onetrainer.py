@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,11 +28,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "text": (dict,),
 }
 _IDLE = {"seed", "image_variations", "text_variations", "concept_stats", "__version"}
-_IMAGE_ELSEWHERE = {
-    "enable_crop_jitter": "cache_latents.crop",
-    "enable_random_flip": "cache_latents.flip",
-    "enable_resolution_override": "index.resolution",
-}
+_IMAGE = ("enable_crop_jitter", "enable_random_flip", "enable_resolution_override", "resolution_override")
 _IMAGE_NOT_DONE = (
     "flip", "rotate", "brightness", "contrast", "saturation", "hue", "circular_mask_shrink", "mask_rotate_crop",
 )  # fmt: skip
@@ -71,12 +68,6 @@ def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
             continue
         if kind != "STANDARD":
             raise SetsError(f"{where}.type: found {kind[:100]!r}, which is not done here; wanted STANDARD")
-        image = concept.get("image", {})
-        notes += [
-            f"{key} of concepts.json is not read: {elsewhere} is for all sets"
-            for key, elsewhere in _IMAGE_ELSEWHERE.items()
-            if image.get(key)
-        ]
         sets.append(_set(concept, where, number, root, inside))
     if not sets:
         raise SetsError(f"{place}: no concept that is enabled")
@@ -102,8 +93,22 @@ def _set(concept: dict, where: str, number: int, root: str, inside: Callable[[st
         file_names=source == "filename",
         captions=_prompts(text.get("prompt_path"), where, root, inside) if source == "concept" else (),
         rules=_rules(text, where),
+        **_pictures(concept.get("image", {}), where),
         left_out=BESIDE,
     )
+
+
+def _pictures(image: dict, where: str) -> dict:
+    """What the set says of flip, crop and resolution."""
+    jitter, text = image.get("enable_crop_jitter"), str(image.get("resolution_override", ""))
+    sides = [side.strip() for side in text.split(",")] if image.get("enable_resolution_override") else []
+    if not all(re.fullmatch("[1-9][0-9]{0,4}", side) and int(side) <= 16384 for side in sides):
+        raise SetsError(f"{where}.image.resolution_override: found {text[:100]!r}, wanted sides in pixels, such as 768")
+    return {
+        "flip": image.get("enable_random_flip"),
+        "crop": {True: "random", False: "center", None: None}[jitter],
+        "resolutions": tuple(dict.fromkeys(map(int, sides))),
+    }
 
 
 def _rules(text: dict, where: str) -> Rules | None:
@@ -147,7 +152,9 @@ def _check(concept: dict, where: str) -> None:
         if not 0 <= concept.get(key, 0) <= most:
             raise SetsError(f"{where}.{key}: found {str(concept[key])[:100]}, wanted 0 to {most:g}")
     for key, value in concept.get("image", {}).items():
-        if value is True and key not in _IMAGE_ELSEWHERE and any(key.endswith(end) for end in _IMAGE_NOT_DONE):
+        if key in _IMAGE[:3] and not isinstance(value, bool):
+            raise SetsError(f"{where}.image.{key}: found {str(value)[:100]!r}, wanted true or false")
+        if value is True and key not in _IMAGE and any(key.endswith(end) for end in _IMAGE_NOT_DONE):
             raise SetsError(f"{where}.image: {key[:100]} is not done here; switch it off")
     for key, wanted in _TEXT.items():
         value = concept.get("text", {}).get(key, wanted[0]())

@@ -32,7 +32,7 @@ class Unmatched(NamedTuple):
     """A file or member that is left alone though it looks like a part of the data set."""
 
     path: str
-    what: str  # picture | caption | folder | file
+    what: str  # picture | caption | mask | folder | file
     reason: str  # `kind` or `kind: detail`
 
 
@@ -42,7 +42,9 @@ class Part:
 
     paths (n,) string: distinct names for Source.read. stamps (n, 4) int64: what `stamp` says of the file that holds the
     picture; as long as it stays, so does the picture. caption_rows (m,) int64: the picture that a caption belongs to,
-    as an index into paths; texts, texts_2 (m,) string, the latter with nulls."""
+    as an index into paths; texts, texts_2 (m,) string, the latter with nulls. masks (n,) string: further names for
+    Source.read, null where there is none; mask_stamps (n, 4) int64 of their files, of which those without a mask mean
+    nothing."""
 
     place: str  # absolute path of the folder or file
     paths: pa.StringArray
@@ -52,6 +54,8 @@ class Part:
     texts_2: pa.StringArray
     origins: pa.StringArray
     times: np.ndarray
+    masks: pa.StringArray
+    mask_stamps: np.ndarray
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
     lost: list[Lost] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
@@ -67,10 +71,11 @@ def make_part(
     unmatched: list[Unmatched] = (),
     spoilt: dict[int, str] | None = None,
     times: dict[int, float] | None = None,
+    masks: dict[int, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Part:
     """A Part of plain lists; `captions` holds (index into paths, text, text_2, origin), `times` those that are not 1 by
-    index into paths. Pictures that are `spoilt` (index into
-    paths -> reason) become lost ones, and so do those whose name is no text."""
+    index into paths, `masks` the (path, stamp) of each mask alike. Pictures that are `spoilt` (index into paths ->
+    reason) become lost ones, and so do those whose name, or their mask's, is no text."""
     if spoilt:
         lost = [*lost, *(Lost(shown(paths[row]), reason) for row, reason in spoilt.items())]
         kept = [row for row in range(len(paths)) if row not in spoilt]
@@ -78,15 +83,23 @@ def make_part(
         paths, stamps = [paths[row] for row in kept], stamps[kept]
         captions = [(new[row], *pair) for row, *pair in captions if row in new]
         times = {new[row]: value for row, value in (times or {}).items() if row in new}
+        masks = {new[row]: value for row, value in (masks or {}).items() if row in new}
+    masks = masks or {}
     try:
         names = pa.array(paths, pa.string())
+        of_masks = pa.array([masks[row][0] if row in masks else None for row in range(len(paths))], pa.string())
     except UnicodeEncodeError:
-        bad = {row: "bad name: not UTF-8; rename the file" for row, path in enumerate(paths) if shown(path) != path}
-        return make_part(place, paths, stamps, captions, others, lost, unmatched, bad, times)
+        reason = "not UTF-8; rename the file"
+        bad = {row: f"bad name: that of its mask is {reason}" for row, (path, _) in masks.items() if shown(path) != path}
+        bad |= {row: f"bad name: {reason}" for row, path in enumerate(paths) if shown(path) != path}
+        return make_part(place, paths, stamps, captions, others, lost, unmatched, bad, times, masks)
     rows, texts, texts_2, origins = zip(*captions) if captions else ((), (), (), ())
     often = np.ones(len(paths))
     for row, value in (times or {}).items():
         often[row] = value
+    mask_stamps = np.zeros((len(paths), len(STAMP)), np.int64)
+    for row, (_, of_file) in masks.items():
+        mask_stamps[row] = of_file
     return Part(
         place,
         names,
@@ -96,6 +109,8 @@ def make_part(
         pa.array(texts_2, pa.string()),
         pa.array(origins, pa.string()),
         often,
+        of_masks,
+        mask_stamps,
         [shown(name) for name in others],
         [Lost(shown(path), shown(reason), count) for path, reason, count in lost],
         [Unmatched(shown(path), what, shown(reason)) for path, what, reason in unmatched],
@@ -116,6 +131,8 @@ def choose_pictures(part: Part, kept: np.ndarray) -> Part:
         texts_2=part.texts_2.filter(mask),
         origins=part.origins.filter(mask),
         times=part.times[kept],
+        masks=part.masks.filter(pa.array(kept)),
+        mask_stamps=part.mask_stamps[kept],
     )
 
 

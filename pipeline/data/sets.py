@@ -45,6 +45,13 @@ class Set:
     captions: tuple[str, ...] = ()  # of all pictures, in place of their own
     chances: tuple[tuple[str, float], ...] = ()  # of Part.origins: how often captions are drawn; the others never
     rules: Rules | None = None  # of captions' variants
+    resolutions: tuple[int, ...] = ()  # none: that of params.yaml
+    flip: bool | None = None  # None, as of the next three: cache_latents of params.yaml
+    crop: str | None = None
+    crops: int | None = None
+    background: tuple[int, int, int] | None = None
+    masks: str | None = None  # folder of the data set whose pictures are the masks of those of the same name
+    alpha_mask: bool | None = None  # whether a picture's alpha channel is its mask; None: index.alpha_mask
     left_out: tuple[str, ...] = ()  # pictures whose names, without the extension, end so
 
     @property
@@ -78,7 +85,7 @@ def members(part: Part, sets: tuple[Set, ...]) -> Members:
     if sets != WHOLE:
         paths = part.paths.to_pylist()
         for number, one in enumerate(sets):
-            inside[number] = [_holds(one, path) for path in paths]
+            inside[number] = [holds(one, path) for path in paths]
         for number, one in enumerate(sets):
             if one.rest:
                 inside[number] &= ~np.delete(inside, number, axis=0).any(axis=0)
@@ -109,7 +116,7 @@ def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.
     return np.array(rows, np.int64), *columns, np.array(chances, np.float64)
 
 
-def _holds(one: Set, path: str) -> bool:
+def holds(one: Set, path: str) -> bool:
     """Whether a picture's path is in the set's folder, tar or Parquet file."""
     if one.left_out and posixpath.splitext(path)[0].endswith(one.left_out):
         return False

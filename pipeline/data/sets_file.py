@@ -43,6 +43,13 @@ class _Set(BaseModel):
     caption: params.Text = ""
     prefix: params.Text = ""
     suffix: params.Text = ""
+    resolution: params.Side | None = None
+    flip: bool | None = None
+    crop: Literal["center", "random"] | None = None
+    crops: Annotated[int, Field(gt=0, le=1000)] | None = None
+    background: Annotated[list[params.Byte], Field(min_length=3, max_length=3)] | None = None
+    masks: params.Text | None = None
+    alpha_mask: bool | None = None
     chances: dict[Literal["txt", "caption", "table"], Annotated[float, Field(gt=0, le=1000)]] = {}
     shuffle_tags: bool = False
     keep_tags: Annotated[int, Field(ge=0, le=10_000)] = 0
@@ -64,6 +71,13 @@ def find(path: str, source: Source, variants: int = 8, seed: int = 0) -> tuple[t
     """The sets of the data set at `path`, whose `source` is open, and what to say about them. variants, seed: of
     captions, where their set draws some (params.index). Raises SetsError, OSError."""
     sets, notes = _find(path, source)
+    for one in sets:
+        if one.masks in ("", one.folder):
+            raise SetsError(f"the set {one.name!r}: its masks are in {one.folder or path!r} like its pictures; wanted a "
+                            "folder of their own, or name.mask.png beside name.png")
+        if one.masks and not isinstance(source, Folder):
+            raise SetsError(f"the set {one.name!r}: masks of tars are their members key.mask.png, no folder; and Parquet "
+                            "has none")
     return tuple(one.rules and replace(one, rules=_counted(one.rules, variants, seed)) or one for one in sets), notes
 
 
@@ -129,7 +143,10 @@ def _own(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
         given = [name for name in ("repeats", "samples", "weight") if getattr(one, name) is not None]
         if len(given) > 1:
             raise SetsError(f"{place}: {key}: {' and '.join(given)} both say how often its pictures are seen; give one")
-        settings = one.model_dump(exclude={"name", "folder", *_RULES}) | {"folder": inside(one.folder, f"{key}.folder")}
+        settings = one.model_dump(exclude={"name", "folder", "resolution", *_RULES}) | {"folder": inside(one.folder, f"{key}.folder")}
+        settings["resolutions"] = () if one.resolution is None else (one.resolution,)
+        settings["background"] = one.background and tuple(one.background)
+        settings["masks"] = one.masks and inside(one.masks, f"{key}.masks")
         settings["chances"] = tuple((_ORIGINS[name], chance) for name, chance in one.chances.items())
         settings["rules"] = _rules(one)
         sets.append(Set(name=one.name or one.folder, **settings))

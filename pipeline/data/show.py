@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from pipeline import cli, params
-from pipeline.data import captions
+from pipeline.data import captions, masks
 from pipeline.data.sets import members
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
@@ -44,10 +44,11 @@ def show(path: str | None, settings: params.Params, count: int) -> dict:
     path = path or data.images
     source = open_source(path, index.caption_lines, data.image_column, data.caption_column)
     sets, notes = find(path, source, index.caption_variants, index.caption_seed)
-    pictures = sum(len(part.paths) for part in source.parts())
+    pictures = sum(len(masks.of_sets(part, sets).paths) for part in source.parts())
     wanted = set(np.unique(np.linspace(0, max(pictures - 1, 0), min(count, pictures)).astype(int)).tolist())
     shown, given, rows, begin = [], set(), {captions.name("", None)}, 0
     for part in source.parts():
+        part = masks.of_sets(part, sets)
         given |= set(map(captions.name, part.texts.to_pylist(), part.texts_2.to_pylist()))
         found = members(part, sets)
         texts, texts_2 = found.texts.to_pylist(), found.texts_2.to_pylist()

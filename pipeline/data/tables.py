@@ -20,7 +20,7 @@ from pipeline.data import captions
 
 IMAGES = pa.schema(
     [
-        pa.field("image", pa.binary(16), nullable=False),  # blake2b of the file's bytes
+        pa.field("image", pa.binary(16), nullable=False),  # masks.content: of the file's bytes and of its mask's
         pa.field("path", pa.string(), nullable=False),
         pa.field("width", pa.int32()),  # of the upright picture; null when it could not be decoded
         pa.field("height", pa.int32()),
@@ -28,6 +28,10 @@ IMAGES = pa.schema(
         pa.field("bucket_height", pa.int32()),
         pa.field("rejected", pa.string()),  # the reason; null for a picture that is used
         pa.field("phash", pa.uint64()),  # perceptual hash; null when it was not decoded or shows nothing
+        pa.field("mask", pa.string()),  # the mask's path, or empty: the alpha channel; null without a mask
+        # Where sets differ in how pictures are prepared: (how, width, height, how, ...) of all that the picture is
+        # encoded for, `how` as a place in the list under `how` of the file's metadata. Else null: its bucket alone.
+        pa.field("views", pa.list_(pa.int32())),
     ]
 )
 CAPTIONS = pa.schema(
@@ -48,6 +52,9 @@ SAMPLES = pa.schema(  # a sample is a picture as a set has it
         pa.field("loss_weight", pa.float32(), nullable=False),
         pa.field("caption_dropout", pa.float32()),  # null: train.caption_dropout
         pa.field("class_images", pa.bool_(), nullable=False),  # of a class set: never held out for validation
+        # (width, height, width, ...) of its buckets, of which an epoch draws one, where sets or resolutions differ. Else
+        # null: the picture's own.
+        pa.field("buckets", pa.list_(pa.int32())),
     ]
 )
 MEMBERS = pa.schema(  # a row for each file in each set
@@ -56,6 +63,7 @@ MEMBERS = pa.schema(  # a row for each file in each set
         SAMPLES.field("set"),
         pa.field("path", pa.string(), nullable=False),
         pa.field("times", pa.float64(), nullable=False),  # by its table
+        SAMPLES.field("buckets"),
     ]
 )
 TEXTS = pa.schema([*list(SAMPLES)[:2], *list(CAPTIONS)[2:], SAMPLES.field("chance")])
@@ -89,8 +97,8 @@ class Rows:
             yield pa.ipc.open_stream(file).read_all()
 
 
-def write_images(images: Rows, file: Path) -> pa.Table:
-    """images.parquet: a row for each file, sorted by image and path. Returns a table of copies: `path` and `copy_of`,
+def write_images(images: Rows, file: Path, hows: str | None = None) -> pa.Table:
+    """images.parquet: a row for each file, sorted by image and path; `hows` goes into its metadata. Returns a table of copies: `path` and `copy_of`,
     the first path with the same content, of pictures that are used."""
     copies = [pa.table({"path": pa.array([], pa.string()), "copy_of": pa.array([], pa.string())})]
 
@@ -106,7 +114,7 @@ def write_images(images: Rows, file: Path) -> pa.Table:
                 copies.append(pa.table(columns, ["path", "copy_of"]))
             yield rows
 
-    _write(file, IMAGES, sorted_images())
+    _write(file, IMAGES.with_metadata({"how": hows}) if hows else IMAGES, sorted_images())
     return pa.concat_tables(copies)
 
 
@@ -126,16 +134,19 @@ def write_captions(members: Rows, texts: Rows, file: Path, samples: Path, settin
     samples.parquet: those of each sample, sorted by image, set and caption. A sample without one gets the empty one.
 
     `members` and `texts` hold rows of MEMBERS and TEXTS, of used pictures only. settings: of each set its `name`, the
-    number that `times` is multiplied by (`repeats`), and the columns of SAMPLES that it decides."""
+    number that `times` is multiplied by (`repeats`), the columns of SAMPLES that it decides, and if sets differ in that
+    the text of its `how`."""
     written = Written()
-    names = json.dumps([one["name"] for one in settings])
+    texts_of = {"sets": json.dumps([one["name"] for one in settings])}
+    if any("how" in one for one in settings):
+        texts_of["how"] = f"[{', '.join(one['how'] for one in settings)}]"
     own = ("loss_weight", "caption_dropout", "class_images")
     by_set = {name: pa.array([one[name] for one in settings], SAMPLES.field(name).type) for name in own}
     multiplier = np.array([one["repeats"] for one in settings], np.float64)
 
     with (
         _Writer(file, CAPTIONS) as captions_file,
-        _Writer(samples, SAMPLES.with_metadata({"sets": names})) as samples_file,
+        _Writer(samples, SAMPLES.with_metadata(texts_of)) as samples_file,
     ):
         for rows, stretch in zip(members.stretches(), texts.stretches()):
             made = _Samples(rows)
@@ -145,6 +156,7 @@ def write_captions(members: Rows, texts: Rows, file: Path, samples: Path, settin
             sets = table["set"].combine_chunks()
             columns = [table["image"], sets, table["caption"], table["chance"], pa.array(often[np.cumsum(first) - 1])]
             columns += [by_set[name].take(sets) for name in own]
+            columns.append(made.buckets.take(pa.array(np.cumsum(first) - 1)))
             samples_file.write(pa.table(columns, schema=SAMPLES))
             table = _without_sets(table)
             captions_file.write(table)
@@ -159,7 +171,7 @@ def write_captions(members: Rows, texts: Rows, file: Path, samples: Path, settin
 
 class _Samples:
     """The distinct pairs of picture and set among rows of MEMBERS, sorted: image (g,), number (g,) of the set, times
-    (g,), the sum of their rows'; of_row (n,): the pair of each row."""
+    (g,), the sum of their rows'; buckets (g,); of_row (n,): the pair of each row."""
 
     def __init__(self, rows: pa.Table):
         keys = [rows["times"].to_numpy(), rows["set"].to_numpy(), *_keys(rows["image"])]
@@ -170,6 +182,7 @@ class _Samples:
         self.image = rows["image"].combine_chunks().take(pa.array(order[begins]))
         self.number = keys[1][begins]
         self.times = np.add.reduceat(keys[0], begins) if len(begins) else np.empty(0)
+        self.buckets = rows["buckets"].combine_chunks().take(pa.array(order[begins]))
         self.of_row = np.empty(len(rows), np.int64)
         self.of_row[order] = np.cumsum(first) - 1
 

@@ -1,5 +1,5 @@
 """WebDataset tars as a source, read in place: key.jpg with key.txt or key.jpg.txt (one caption) and key.json (text or
-caption, text_2).
+caption, text_2), and masks (key.mask.png).
 
 Members are found by the offsets of their data and read with one system call, so nothing is unpacked and threads can
 share a source. Pictures are named `shard.tar!member`."""
@@ -9,14 +9,14 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from pipeline.data import captions, tar
-from pipeline.data.kinds import PICTURES, TEXTS, extension, not_read
+from pipeline.data import captions, masks, tar
+from pipeline.data.kinds import PICTURES, TEXTS, extension, mask_stem, not_read
 from pipeline.data.match import match
 from pipeline.data.part import (
     Lost,
@@ -137,7 +137,9 @@ def _members(place: str, status: tuple[int, int, int, int]) -> _Members:
 
 def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int, caption_column: str) -> Part:
     members = _members(place, status)
-    samples = _Samples(f"{name}!", [member.decode() for member in members.names])
+    plain = {member.decode() for member in members.names}
+    odd = {member: what for member, what in members.odd.items() if member not in plain}
+    samples, of_picture, alone = _with_masks(f"{name}!", [member.decode() for member in members.names], list(odd))
     pictures = [row for rows in samples.pictures.values() for row in rows]
     pictures.sort()
     position = {row: number for number, row in enumerate(pictures)}
@@ -148,7 +150,14 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
         owners[key] = [names[picture]]
     near = match(samples.texts.keys() - owners.keys(), samples.unread)
     found, unmatched, lost = [], samples.unmatched, []
-    spoilt: dict[int, str] = {}
+    unmatched += [Unmatched(f"{name}!{mask}", "mask", masks.NO_PARTNER) for mask in alone]
+    spoilt = {position[row]: masks.several(several) for row, several in of_picture.items() if len(several) > 1}
+    spoilt |= {
+        position[row]: f"mask not read: {name}!{mask}: no plain file: {odd[mask]}; {_PACK_AGAIN}"
+        for row, several in of_picture.items()
+        for mask in several
+        if mask in odd
+    }
     times: dict[int, float] = {}
     empty: dict[str, list[int]] = {}  # JSON without a caption -> the pictures of its sample
     for key, rows in samples.texts.items():
@@ -184,12 +193,12 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
                 unmatched.append(Unmatched(member, "picture", "not read, and another of this name is"))
             else:
                 lost.append(Lost(member, not_read(member)))
-    plain = {member.decode() for member in members.names}
-    for member, odd in members.odd.items():
-        if member not in plain and extension(member) in PICTURES:
-            lost.append(Lost(f"{name}!{member}", f"no plain file: {odd}; {_PACK_AGAIN}"))
-        elif member not in plain and extension(member) in TEXTS | _RECORDS:
-            unmatched.append(Unmatched(f"{name}!{member}", "caption", f"no plain file: {odd}; {_PACK_AGAIN}"))
+    are_masks = {*alone, *(mask for several in of_picture.values() for mask in several)}
+    for member, what in odd.items():
+        if extension(member) in PICTURES and member not in are_masks:
+            lost.append(Lost(f"{name}!{member}", f"no plain file: {what}; {_PACK_AGAIN}"))
+        elif extension(member) in TEXTS | _RECORDS:
+            unmatched.append(Unmatched(f"{name}!{member}", "caption", f"no plain file: {what}; {_PACK_AGAIN}"))
     for member in members.replaced:
         unmatched.append(Unmatched(f"{name}!{member}", "file", "a later member of the same name stands in for it"))
     if members.joined:
@@ -207,7 +216,29 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     lost += _damages(name, members, members.extents[pictures, 0], status[0], largest)
     stamps = np.tile(np.array(status, np.int64), (len(pictures), 1))
     paths = [f"{name}!{members.names[row].decode()}" for row in pictures]
-    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched, spoilt, times)
+    mine = {position[row]: (f"{name}!{own[0]}", status) for row, own in of_picture.items()}
+    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched, spoilt, times, mine)
+
+
+def _with_masks(
+    prefix: str, names: list[str], odd: list[str]
+) -> tuple["_Samples", dict[int, list[str]], list[str]]:
+    """The samples; row of a picture -> its masks' names; and masks whose picture is not there. What has a caption of
+    its own is a picture. `odd`: the names of members that are no plain files."""
+    plain = {posixpath.normpath(name): name for name in (*odd, *names) if not posixpath.basename(name).startswith(".")}
+    named = [normal for normal in plain if mask_stem(normal)]
+    if not named:
+        return _Samples(prefix, names), {}, []
+    samples = _Samples(prefix, names, {plain[normal] for normal in named})
+    stems = {key: [posixpath.normpath(names[row]) for row in rows] for key, rows in samples.pictures.items()}
+    found, alone = masks.beside(stems, named)
+    captioned = {_at_last_dot(name) for name in names if extension(name) in TEXTS | _RECORDS}
+    alone = [normal for normal in alone if normal not in captioned and _at_last_dot(normal) not in captioned]
+    of_picture = {picture: [plain[mask] for mask in several] for picture, several in found.items()}
+    is_mask = {plain[mask] for mask in alone} | {mask for several in of_picture.values() for mask in several}
+    rows = {posixpath.normpath(name): row for row, name in enumerate(names)}
+    by_row = {rows[picture]: several for picture, several in of_picture.items()}
+    return _Samples(prefix, names, is_mask), by_row, [plain[mask] for mask in alone]
 
 
 class _Samples:
@@ -216,13 +247,17 @@ class _Samples:
     WebDataset's extension begins at the first dot: 000.seg.png is a further column of sample 000. Where nothing else
     belongs to such a sample, or a caption has the same name (photo 1.5.jpg, photo 1.5.txt), it begins at the last."""
 
-    def __init__(self, prefix: str, names: list[str]):
+    def __init__(self, prefix: str, names: list[str], left_out: Collection[str] = ()):
         self.pictures: dict[str, list[int]] = defaultdict(list)  # key → indices into names, as in texts
         self.texts: dict[str, list[int]] = defaultdict(list)
         self.unread: dict[str, list[str]] = defaultdict(list)
         self.unmatched: list[Unmatched] = []
         self.others: list[str] = []
-        names = [(row, name) for row, name in enumerate(names) if not posixpath.basename(name).startswith(".")]
+        names = [
+            (row, name)
+            for row, name in enumerate(names)
+            if not posixpath.basename(name).startswith(".") and name not in left_out
+        ]
         split = [(row, name, *_at_first_dot(name)) for row, name in names]
         samples = {key for _, _, key, extension in split if _is_known(extension)}
         captioned = {

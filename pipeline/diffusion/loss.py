@@ -43,6 +43,15 @@ def huber_thresholds(c: float, alphas: np.ndarray) -> np.ndarray:
     return (1 - c) * (root / (root + np.sqrt(1 - alphas))) ** 2 + c
 
 
+def masked(weight: np.ndarray, masks: np.ndarray, floor: float) -> np.ndarray:
+    """(b, 1, h, w) float32 weights of the latents' pixels: `weight` (b,) times masks / 255, of `masks` (b, h, w) uint8,
+    and no less than `floor` of it. The loss stays the mean over all pixels, whatever share of them a mask covers, as in
+    kohya's sd-scripts (apply_masked_loss), SimpleTuner and OneTrainer (masked_losses, whose unmasked_weight the floor
+    is)."""
+    share = np.maximum(masks[:, None] / np.float32(255), np.float32(floor))
+    return share * weight[:, None, None, None].astype(np.float32)
+
+
 def batch_weights(weight: np.ndarray, real: np.ndarray, real_in_batch: int, batch: int) -> np.ndarray:
     """(b,) float32: `weight` (b,) where `real` (b,) bool, else 0. The real ones are scaled by `batch` / `real_in_batch`
     (counts over the whole global batch), so that the mean over a padded batch is the mean over its real samples."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline import params
 from pipeline.cache.building import previews
+from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.reading.reader import CacheError, Reader
 from pipeline.contradictions.train import warm_up_fault
 from pipeline.stage import StageError
@@ -38,9 +39,11 @@ class Data:
     held_out: np.ndarray  # and of the held-out part
 
 
-def open_data(paths: Paths, made_with: dict[str, dict], train: params.Train) -> Data:
+def open_data(
+    paths: Paths, made_with: dict[str, dict], train: params.Train, preparation: Preparation | None = None
+) -> Data:
     """Open the caches and hold out a share of their pictures. made_with: "latents" and "text" -> the settings that the
-    rows must have been made with. Where the encoders' checkpoints are on this computer, the rows must be theirs.
+    rows must have been made with; preparation: that of params.yaml. Where the encoders' checkpoints are on this computer, the rows must be theirs.
 
     Raises StageError."""
     encoders = {name: getattr(paths, name) for name in ("vae", "clip_l", "clip_g")}
@@ -50,7 +53,7 @@ def open_data(paths: Paths, made_with: dict[str, dict], train: params.Train) -> 
     present = {name: path for name, path in encoders.items() if path.exists()}
     try:
         texts = previews.texts(train.previews)
-        reader = Reader(paths.latents, paths.text, paths.samples, **present, made_with=made_with, texts=texts)
+        reader = Reader(paths.latents, paths.text, paths.samples, **present, made_with=made_with, texts=texts, preparation=preparation)
     except CacheError as error:
         raise StageError(str(error)) from error
     subset, held_out = split(reader.names, train.validation_share)
@@ -62,7 +65,8 @@ def open_data(paths: Paths, made_with: dict[str, dict], train: params.Train) -> 
             "to train on"
         )
     subset = subset[reader.repeats[subset] > 0]
-    if (total := reader.repeats[subset].sum()) < 1:
+    _, first = np.unique(subset if reader.samples is None else reader.samples[subset], return_index=True)
+    if (total := reader.repeats[subset[first]].sum()) < 1:
         reader.close()
         raise StageError(
             f"an epoch has {total:g} samples: {paths.samples} says how often each is seen, by the repeats and weights of "

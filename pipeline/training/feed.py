@@ -26,7 +26,7 @@ class Inputs:
     context: np.ndarray  # (b, tokens, context_dim) float32
     vector: np.ndarray  # (b, vector_dim) float32
     target: np.ndarray  # (b, 4, h, w) float32
-    weight: np.ndarray  # (b,) float32; 0 for padding
+    weight: np.ndarray  # (b,) float32, or where the cache has masks (b, 1, h, w); 0 for padding
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         return self.x_t, self.timesteps, self.context, self.vector, self.target, self.weight
@@ -49,6 +49,7 @@ class Objective:
     input_perturbation: float = 0.0
     caption_dropout: float = 0.0
     caption_dropout_with: str = "zeros"
+    mask_floor: float = 0.0  # how much what is outside of a mask counts
 
 
 @dataclass(frozen=True)
@@ -122,19 +123,20 @@ def micro_batch(
             )
     mixture = schedule.mixture(o.prediction, t, o.alphas)
     weights = o.weights[t.astype(np.int32)] * reader.loss_weights[filled % reader.n]
+    weights = loss.batch_weights(weights, samples >= 0, real, global_batch)
     return Inputs(
         schedule.add_noise(x_0, seen, *mixture),
         t.astype(np.float32),
         context,
         conditioning.vector(pooled, batch.time_ids),
         schedule.target(o.prediction, x_0, added, *mixture),
-        loss.batch_weights(weights, samples >= 0, real, global_batch),
+        weights if batch.masks is None else loss.masked(weights, batch.masks, o.mask_floor),
     )
 
 
 def epochs(reader: Reader, subset: np.ndarray, seed: int, global_batch: int) -> plan.Epochs:
     """Where epochs begin, in optimizer steps: in each the samples of `subset` are seen as often as they should be."""
-    return plan.Epochs(reader.buckets, reader.repeats, subset, seed, global_batch)
+    return plan.Epochs(reader.buckets, reader.repeats, subset, seed, global_batch, reader.samples)
 
 
 class Steps:
@@ -153,7 +155,7 @@ class Steps:
         # a sink's thread and the loop may be at two epochs
         self._plan = functools.lru_cache(2)(
             lambda epoch: plan.epoch_plan(
-                reader.buckets, reader.repeats, subset, objective.seed, epoch, self.global_batch
+                reader.buckets, reader.repeats, subset, objective.seed, epoch, self.global_batch, reader.samples
             )
         )
 

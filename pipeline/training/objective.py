@@ -50,4 +50,5 @@ def objective(diffusion: params.Diffusion, train: params.Train, scaling_factor: 
         input_perturbation=train.input_perturbation,
         caption_dropout=train.caption_dropout,
         caption_dropout_with=train.caption_dropout_with,
+        mask_floor=train.mask_floor,
     )

@@ -97,7 +97,7 @@ def _fine_tune(
     if len(data.held_out):
         grid = validation.Grid(
             train.validation_timesteps, objective.prediction, objective.alphas, objective.scaling_factor,
-            objective.shift_factor,
+            objective.shift_factor, objective.mask_floor,
         )  # fmt: skip
         validate = validation.validator(
             trained.unet, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device

@@ -2,7 +2,8 @@
 
 The graphs are pure functions of their inputs and of the training state; every random number comes in as an input:
     x_t (b, 4, h, w) float32, timesteps (b,) float32, context (b, tokens, context_dim), vector (b, vector_dim),
-    target (b, 4, h, w) float32, weight (b,) float32 -> loss, the mean over b of weight * the sample's mean loss."""
+    target (b, 4, h, w) float32, weight (b,) or, of each latent pixel, (b, 1, h, w) float32
+    -> loss, the mean over all of weight * loss."""
 
 from dataclasses import dataclass
 from math import log
@@ -35,7 +36,7 @@ class Settings:
 
 
 class SampleLoss(nn.Cell):
-    """(b,) float32: each sample's mean squared error, or pseudo-Huber loss 2c (sqrt(d² + c²) - c) (arXiv
+    """(b,) float32: each sample's mean weighted squared error, or pseudo-Huber loss 2c (sqrt(d² + c²) - c) (arXiv
     2403.16728). By the schedule "exponential" c falls from 1 to `huber_c` as the timestep goes from 0 to 1000."""
 
     def __init__(self, unet: nn.Cell, settings: Settings):
@@ -48,7 +49,7 @@ class SampleLoss(nn.Cell):
         table = settings.huber_thresholds
         self.thresholds = None if table is None else Tensor(table, ms.float32)
 
-    def construct(self, x_t, timesteps, context, vector, target):
+    def construct(self, x_t, timesteps, context, vector, target, weight=None):
         difference = (self.unet(x_t, timesteps, context, vector).astype(ms.float32) - target).reshape(
             target.shape[0], -1
         )
@@ -60,7 +61,11 @@ class SampleLoss(nn.Cell):
             elif self.thresholds is not None:
                 c = ops.gather(self.thresholds, timesteps.astype(ms.int32), 0).reshape(-1, 1)
             squares = 2.0 * c * (ops.sqrt(squares + c * c) - c)
-        return squares.mean(1)
+        if weight is None:
+            return squares.mean(1)
+        if weight.ndim == 1:
+            return squares.mean(1) * weight
+        return (squares.reshape(target.shape) * weight).reshape(target.shape[0], -1).mean(1)
 
 
 class _ScaledLoss(nn.Cell):
@@ -69,7 +74,7 @@ class _ScaledLoss(nn.Cell):
         self.sample_loss = sample_loss
 
     def construct(self, x_t, timesteps, context, vector, target, weight, scale):
-        return (self.sample_loss(x_t, timesteps, context, vector, target) * weight).mean() * scale
+        return self.sample_loss(x_t, timesteps, context, vector, target, weight).mean() * scale
 
 
 def _square_sum(turn, x):

@@ -14,7 +14,7 @@ from mindspore import nn, ops
 
 from pipeline import progress
 from pipeline.cache.reading.reader import Reader
-from pipeline.diffusion import conditioning, draws, schedule
+from pipeline.diffusion import conditioning, draws, loss, schedule
 from pipeline.models import forms
 from pipeline.training.compiled import Compiler
 from pipeline.training.feed import latents, size
@@ -31,6 +31,7 @@ class Grid:
     alphas: np.ndarray  # (1000,) alphas_cumprod
     scaling_factor: float  # from the VAE's latents to the UNet's
     shift_factor: float = 0.0
+    mask_floor: float = 0.0
 
 
 def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]:
@@ -44,7 +45,8 @@ def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]
 
 
 class Evaluator:
-    """The function of x_t, timesteps, context, vector, target as arrays that gives the (b,) mean squared errors."""
+    """The function of x_t, timesteps, context, vector, target, and with masks weight, as arrays that gives the (b,) mean
+    squared errors."""
 
     def __init__(self, unet: nn.Cell, compiler: Compiler):
         self.sample_loss, self.compiler = SampleLoss(unet, Settings()), compiler
@@ -143,7 +145,7 @@ def losses(
     sample_loss: Callable, reader: Reader, held_out: np.ndarray, grid: Grid, size: int, rank: int, ranks: int
 ) -> np.ndarray:
     """(timesteps,) float64: this rank's part of the sum over held-out samples of the mean squared error at each
-    timestep.
+    timestep, weighted by the masks.
 
     `sample_loss` is an evaluator's function. The latents are the means of the cached posteriors."""
     total = np.zeros(len(grid.timesteps))
@@ -156,6 +158,7 @@ def losses(
         x_0 = latents(batch, None, grid.scaling_factor, grid.shift_factor)
         context = batch.context.astype(np.float32)
         vector = conditioning.vector(batch.pooled, batch.time_ids)
+        weights = () if batch.masks is None else (loss.masked(np.ones(size), batch.masks, grid.mask_floor),)
         keys = np.ascontiguousarray(reader.names[filled][:, :8]).view(np.uint64)[:, 0]
         for place, timestep in enumerate(grid.timesteps):
             noise = draws.normal(0, draws.VALIDATION, timestep, keys, x_0.shape[1:])
@@ -163,7 +166,7 @@ def losses(
             mixture = schedule.mixture(grid.prediction, t, grid.alphas)
             x_t = schedule.add_noise(x_0, noise, *mixture)
             target = schedule.target(grid.prediction, x_0, noise, *mixture)
-            found = sample_loss(x_t, t.astype(np.float32), context, vector, target)
+            found = sample_loss(x_t, t.astype(np.float32), context, vector, target, *weights)
             total[place] += found[real].astype(np.float64).sum()
             bar.update()
     bar.close()

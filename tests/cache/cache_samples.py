@@ -71,6 +71,7 @@ def write_samples(path, pairs: list[tuple[bytes, str]], **columns: list) -> None
         "loss_weight": [1.0] * count,
         "caption_dropout": [None] * count,
         "class_images": [False] * count,
+        "buckets": [None] * count,
     }
     pq.write_table(pa.table(table | columns, schema=tables.SAMPLES), path)
 

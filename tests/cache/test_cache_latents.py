@@ -12,11 +12,12 @@ from PIL import Image
 from pipeline.cache.building import engine, latents
 from pipeline.cache.format import shards
 from pipeline.cache.format.names import latent_row
+from pipeline.cache.format.preparation import Preparation
 from pipeline.data import geometry
 from pipeline.data.sources import open_source
 from pipeline.stage import StageError
 
-CENTER = latents.Preparation("moments", "center", 1, False, "lanczos", (255, 255, 255))
+CENTER = Preparation("moments", "center", 1, False, "lanczos", (255, 255, 255))
 BUCKET = (64, 48)  # width, height
 
 
@@ -49,6 +50,8 @@ def write_index(root, bucket=BUCKET):
     for name, column in zip(("width", "height", "bucket_width", "bucket_height"), numbers, strict=True):
         table[name] = pa.array(column, pa.int32())
     table["rejected"] = pa.array([None if one != b"broken" else "not an image" for one in data], pa.string())
+    table["mask"] = pa.nulls(len(data), pa.string())
+    table["views"] = pa.nulls(len(data), pa.list_(pa.int32()))
     pq.write_table(pa.table(table), root / "images.parquet")
 
 
@@ -128,7 +131,7 @@ def test_another_bucket_encodes_again_and_going_back_does_not(pictures):
 
 
 def test_a_mirrored_row_mirrors_the_same_crop(pictures):
-    _, rows = build(pictures, latents.Preparation("moments", "random", 2, True, "lanczos", (255, 255, 255)))
+    _, rows = build(pictures, Preparation("moments", "random", 2, True, "lanczos", (255, 255, 255)))
     assert len(rows) == 16
     image = name(pictures, "0.png")
     lefts = set()
@@ -143,15 +146,15 @@ def test_a_mirrored_row_mirrors_the_same_crop(pictures):
 
 
 def test_more_crops_keep_the_crops_that_are_there(pictures):
-    build(pictures, latents.Preparation("moments", "random", 1, False, "lanczos", (255, 255, 255)))
-    report, rows = build(pictures, latents.Preparation("moments", "random", 3, True, "lanczos", (255, 255, 255)))
+    build(pictures, Preparation("moments", "random", 1, False, "lanczos", (255, 255, 255)))
+    report, rows = build(pictures, Preparation("moments", "random", 3, True, "lanczos", (255, 255, 255)))
     assert (report.encoded, len(rows)) == (20, 24)
 
 
 def test_mean_and_sample_are_four_channels_of_the_posterior(pictures):
     _, moments = build(pictures)
-    _, mean = build(pictures, latents.Preparation("mean", "center", 1, False, "lanczos", (255, 255, 255)))
-    sampling = latents.Preparation("sample", "center", 1, False, "lanczos", (255, 255, 255))
+    _, mean = build(pictures, Preparation("mean", "center", 1, False, "lanczos", (255, 255, 255)))
+    sampling = Preparation("sample", "center", 1, False, "lanczos", (255, 255, 255))
     _, sample = build(pictures, sampling)
     draws = []
     for row in moments:

@@ -16,6 +16,7 @@ from pipeline import locks, store
 from pipeline.cache import __main__ as tools
 from pipeline.cache.building import engine, latents
 from pipeline.cache.format import shards
+from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.tools import sheet, verify
 from pipeline.cache.tools.collect import collect
 from pipeline.cache.tools.sheet import contact_sheet
@@ -154,6 +155,7 @@ def test_a_contact_sheet_shows_each_picture_beside_its_latent(tmp_path):
         paths.append(path.name)
     columns = {"width": 100, "height": 60, "bucket_width": 64, "bucket_height": 32}
     table = {"image": pa.array(names, pa.binary(16)), "path": paths, "rejected": pa.array([None] * 6, pa.string())}
+    table |= {"mask": pa.nulls(6, pa.string()), "views": pa.nulls(6, pa.list_(pa.int32()))}
     pq.write_table(
         pa.table(table | {name: pa.array([value] * 6, pa.int32()) for name, value in columns.items()}), "images.parquet"
     )
@@ -164,7 +166,7 @@ def test_a_contact_sheet_shows_each_picture_beside_its_latent(tmp_path):
         blocks = pixels.reshape(b, 3, height // 8, 8, width // 8, 8).mean(axis=(3, 5))
         return np.concatenate([blocks, np.zeros((b, 5, height // 8, width // 8), np.float32)], axis=1)
 
-    preparation = latents.Preparation("moments", "random", 1, True, "lanczos", (255, 255, 255))
+    preparation = Preparation("moments", "random", 1, True, "lanczos", (255, 255, 255))
     source = open_source("images")
     engine.build(
         latents.make_job("images.parquet", source, preparation.fingerprint, preparation, lambda: encode, 4, 1),

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-def picture(seed: int, width: int = 40, height: int = 40, form: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def picture(seed: int, width: int = 40, height: int = 40, form: str = "PNG", transparent: bool = False) -> bytes:
+    shape = height, width, 4 if transparent else 3
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)
     return stream.getvalue()

@@ -78,7 +78,7 @@ def test_images(tmp_path):
     def used(data, size, bucket):
         names = ("width", "height", "bucket_width", "bucket_height")
         phash = perceptual_hash(images.decode(data, (0, 0, 0)))
-        return {"image": name(data), **dict(zip(names, size + bucket)), "rejected": None, "phash": phash}
+        return {"image": name(data), **dict(zip(names, size + bucket)), "rejected": None, "phash": phash} | dict.fromkeys(("mask", "views"))
 
     reason = by_path["broken.png"]["rejected"]
     empty = dict.fromkeys(("width", "height", "bucket_width", "bucket_height"))
@@ -87,7 +87,7 @@ def test_images(tmp_path):
         "copy.png": used(A, (40, 40), (64, 64)),
         "d/b.png": used(B, (100, 40), (128, 32)),
         "c.png": used(C, (40, 90), (32, 128)),
-        "broken.png": {"image": name(BROKEN), **empty, "rejected": reason, "phash": None},
+        "broken.png": {"image": name(BROKEN), **empty, "rejected": reason, "phash": None, "mask": None, "views": None},
     }
     assert reason.startswith("broken: PNG")
     with open(out / "rejected.csv", newline="") as file:

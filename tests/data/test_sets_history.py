@@ -1,5 +1,5 @@
-"""Whatever was done to a data set's files and sets before, the index and the text cache end as one clean run leaves them,
-and no caption is encoded that the store holds."""
+"""Whatever was done to a data set's files and sets before, the index and both caches end as one clean run leaves them, and
+no caption and no picture is encoded that the store holds."""
 
 import contextlib
 import json
@@ -9,15 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.building import engine, text
+from pipeline.cache.building import engine, latents, shelf, text
 from pipeline.cache.format import shards
+from pipeline.cache.format.preparation import Preparation
+from pipeline.cache.reading.reader import Reader
 from pipeline.data.buckets import buckets
 from pipeline.data.index import index
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from tests.data.data_sets import contents, picture, write_folder
 
-PICTURES = [picture(number) for number in range(8)]
+PICTURES = [picture(number, transparent=number > 4) for number in range(8)]
+MASKS = [picture(number + 20) for number in range(2)]
 FOLDERS = ("a", "b")
 WORDS = ["x, y, z", "{a|b}, c", ""]
 SETTINGS = st.fixed_dictionaries(
@@ -32,18 +35,28 @@ SETTINGS = st.fixed_dictionaries(
         "variants": st.sampled_from([2, 5]),
         "class_images": st.booleans(),
         "chances": st.just({"txt": 1.0}),
+        "flip": st.booleans(),
+        "crop": st.sampled_from(["center", "random"]),
+        "crops": st.sampled_from([1, 2]),
+        "resolution": st.sampled_from([64, 96]),
+        "background": st.just([0, 0, 0]),
     },
 )
 CHANGE = st.one_of(
     st.tuples(st.just("picture"), st.sampled_from(FOLDERS), st.integers(0, 7)),
     st.tuples(st.just("copy"), st.sampled_from(FOLDERS), st.integers(0, 7)),
     st.tuples(st.just("remove"), st.sampled_from(FOLDERS), st.integers(0, 7)),
+    st.tuples(st.just("mask"), st.sampled_from(FOLDERS), st.integers(0, 7), st.sampled_from([None, 0, 1])),
     st.tuples(st.just("caption"), st.sampled_from(FOLDERS), st.integers(0, 7), st.sampled_from(WORDS)),
     st.tuples(st.just("set"), st.sampled_from(FOLDERS), SETTINGS),
+    st.tuples(st.just("alpha_mask"), st.booleans()),
     st.tuples(st.just("variants"), st.integers(1, 6)),
     st.tuples(st.just("failing run"), st.integers(0, 3)),
     st.tuples(st.just("run")),
 )
+
+
+HOW = Preparation("moments", "center", 1, True, "area", (255, 255, 255))
 
 
 class Words:
@@ -67,9 +80,26 @@ class Encoder:
         return hidden, np.concatenate([ids_l[:, :2], ids_g[:, :2]], axis=1).astype(np.float32)
 
 
+def pairs(names: np.ndarray, groups: np.ndarray) -> list[tuple[bytes, tuple[int, int]]]:
+    return [(name.tobytes(), tuple(group)) for name, group in zip(names, groups.tolist(), strict=True)]
+
+
+class Vae:
+    """Fails at the given batch."""
+
+    def __init__(self, fails_at: int | None):
+        self.fails_at = fails_at
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        if self.fails_at == 0:
+            raise RuntimeError("as it was told")
+        self.fails_at = None if self.fails_at is None else self.fails_at - 1
+        return np.concatenate([pixels[:, :, ::8, ::8]] * 3, axis=1)[:, :8]
+
+
 class Data:
     def __init__(self, root):
-        self.root, self.variants = root / "data", 3
+        self.root, self.variants, self.alpha_mask = root / "data", 3, False
         self.sets = {folder: {"folder": folder} for folder in FOLDERS}
         write_folder(self.root, {f"{folder}/first.png": PICTURES[0] for folder in FOLDERS})
 
@@ -79,11 +109,17 @@ class Data:
             write_folder(self.root, {f"{folder}/{kind} {number}.png": PICTURES[number]})
         elif kind == "remove":
             (self.root / values[0] / f"picture {values[1]}.png").unlink(missing_ok=True)
+        elif kind == "mask":
+            folder, number, chosen = values
+            path = self.root / folder / f"picture {number}.mask.png"
+            path.unlink(missing_ok=True) if chosen is None else path.write_bytes(MASKS[chosen])
         elif kind == "caption":
             folder, number, words = values
             write_folder(self.root, {f"{folder}/picture {number}.txt": words})
         elif kind == "set":
             self.sets[values[0]] = {"folder": values[0], **values[1]}
+        elif kind == "alpha_mask":
+            self.alpha_mask = values[0]
         elif kind == "variants":
             self.variants = values[0]
 
@@ -92,13 +128,25 @@ class Data:
         write_folder(self.root, {"sets.yaml": json.dumps({"sets": list(self.sets.values())})})
         source = open_source(str(self.root))
         sets, _ = find(str(self.root), source, self.variants, 0)
-        index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, sets=sets)
-        job = text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3)
-        stored = job.wanted.folder.glob("[!.]*.parquet")
-        held = {row.tobytes() for path in stored for row in shards.open_shard(path, shards.TEXT).columns["row"]}
-        lacking = {row.tobytes() for row in job.wanted.rows} - held
-        report = engine.build(job, out / "text")
-        assert report.encoded == len(lacking)
+        how = {"sets": sets, "alpha_mask": self.alpha_mask, "others": {side: buckets(side, 32) for side in (64, 96)}}
+        index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, **how)
+        build(text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3), out / "text")
+        made_with = HOW.fingerprint
+        made = latents.make_job(out / "index/images.parquet", source, made_with, HOW, lambda: Vae(encoder.fails_at), 2, 2)
+        build(made, out / "latents")
+        with Reader(out / "latents", out / "text", out / "index/samples.parquet", preparation=HOW) as reader:
+            for view in range(reader.n):
+                reader.read(np.array([view]), 0, 0)
+
+
+def build(job: engine.Job, out) -> None:
+    """One cache; encodes exactly what the store lacks."""
+    stored = job.wanted.folder.glob("[!.]*.parquet")
+    opened = [shards.open_shard(path, job.wanted.kind) for path in stored]
+    held = {pair for one in opened for pair in pairs(one.columns["row"], shelf.groups_of(one))}
+    lacking = set(pairs(job.wanted.rows, job.wanted.groups)) - held
+    report = engine.build(job, out)
+    assert report.encoded == len(lacking)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
@@ -120,5 +168,5 @@ def test_any_history_ends_as_a_clean_run(tmp_path_factory, history):
         data.run(root / "out", Encoder())
         patch.setenv("PIPELINE_STORE", str(root / "another store"))
         data.run(root / "clean", Encoder())
-    for folder in ("index", "text"):
+    for folder in ("index", "text", "latents"):
         assert contents(root / "out" / folder) == contents(root / "clean" / folder)

@@ -86,3 +86,11 @@ def test_a_padded_batch_has_the_mean_of_its_real_samples():
     found = loss.batch_weights(weight, real, real_in_batch=3, batch=4)
     assert found.dtype == np.float32
     assert (losses * found).mean() == pytest.approx((3 + 10 + 3.5) / 3)
+
+
+def test_a_mask_is_onetrainers_and_a_white_one_changes_nothing():
+    masks = np.array([[[0, 51], [204, 255]], [[255, 255], [255, 255]]], np.uint8)
+    found = loss.masked(np.array([2.0, 3.0]), masks, 0.3)
+    assert found.dtype == np.float32 and found.shape == (2, 1, 2, 2)
+    np.testing.assert_allclose(found[0, 0], 2 * np.clip([[0, 0.2], [0.8, 1]], 0.3, 1), rtol=1e-6)  # torch.clamp there
+    assert (found[1] == 3).all()

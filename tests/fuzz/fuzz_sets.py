@@ -9,9 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.data.masks import of_sets
 from pipeline.data.sets import members, multipliers
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.views import sizes_of
 from pipeline.stage import StageError
 from tests.fuzz.fuzz_tables import damage
 
@@ -24,16 +26,20 @@ KEYS = {
         "repeats": 2.5, "samples": 7, "weight": 0.5, "class_images": True, "loss_weight": 0.5, "caption_dropout": 0.1,
         "caption": "a cat", "prefix": "sks", "suffix": "at night", "name": "x", "chances": {"txt": 0.7},
         "shuffle_tags": True, "keep_tags": 1, "drop_tags": 0.3, "separator": ";", "wildcards": True, "variants": 3,
+        "masks": "dogs", "alpha_mask": True, "flip": True, "crop": "random", "crops": 2, "resolution": 96,
+        "background": [0, 1, 2],
     },
     "dataset.toml": {
         "num_repeats": 3, "is_reg": True, "class_tokens": "a cat", "caption_extension": ".txt", "caption_prefix": "sks",
         "caption_dropout_rate": 0.5, "flip_aug": True, "enable_wildcard": True, "resolution": 512, "color_aug": False,
         "metadata_file": "x.json", "odd": 1, "shuffle_caption": True, "keep_tokens": 1, "caption_tag_dropout_rate": 0.3,
-        "caption_separator": ";", "secondary_separator": "",
+        "caption_separator": ";", "secondary_separator": "", "random_crop": True, "alpha_mask": True,
+        "conditioning_data_dir": "cats",
     },
     "concepts.json": {
         "name": "x", "enabled": True, "type": "STANDARD", "include_subdirectories": True, "balancing": 2.5,
-        "repeats": 2, "balancing_strategy": "SAMPLES", "loss_weight": 0.5, "seed": 7, "image": {"x": True},
+        "repeats": 2, "balancing_strategy": "SAMPLES", "loss_weight": 0.5, "seed": 7,
+        "image": {"x": True, "enable_random_flip": True, "enable_resolution_override": True, "resolution_override": "96"},
         "text": {"prompt_source": "concept", "prompt_path": "p.txt"},
     },
 }  # fmt: skip
@@ -69,7 +75,9 @@ def check(root: Path, seed: int, number: int) -> None:
     try:
         source = open_source(str(root))
         sets, notes = find(str(root), source)
+        sizes_of(sets, 32, draw.random() < 0.5)
         for part in source.parts():
+            part = of_sets(part, sets)
             found = members(part, sets)
             assert len(found.texts) == len(found.texts_2) == len(found.caption_picture) == len(found.caption_number)
             assert found.texts.null_count == 0

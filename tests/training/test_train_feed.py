@@ -10,7 +10,7 @@ from pipeline.diffusion import conditioning, draws, noise, schedule
 from pipeline.stage import StageError
 from pipeline.training import feed
 from tests.cache.cache_samples import latent, write_samples
-from tests.training.training_samples import images, write_workspace
+from tests.training.training_samples import images, mask, masked_latent, write_workspace
 
 SCALE = 0.13025
 ALPHAS = schedule.alphas_cumprod(False)
@@ -267,3 +267,23 @@ def test_the_loss_weight_and_caption_dropout_of_a_set(with_sets):
         assert len(set(usual.tolist())) <= 1
         assert not len(usual) or (inputs.weight[mine] * 2 == usual[0]).all()
         assert (inputs.context[mine] == 0).all() and all(one.any() for one in inputs.context[others])
+
+
+def test_masks_weigh_the_pixels_and_the_rest_counts_the_floor(reader, tmp_path):
+    root = write_workspace(tmp_path, count=21, buckets=((64, 64), (64, 32)), rows=masked_latent) / "outs"
+    with Reader(root / "latents", root / "text", root / "index/samples.parquet") as masked:
+        rows = {image: masked_latent(image, ((64, 64), (64, 32))[n % 2]) for n, image in enumerate(images(21))}
+        seen = set()
+        for index in range(6):
+            plain = make(reader, weights=np.linspace(0.5, 2, 1000))[index].micro_batches[0]
+            step = make(masked, weights=np.linspace(0.5, 2, 1000), mask_floor=0.25)[index]
+            found = step.micro_batches[0]
+            for place, array in enumerate(plain.arrays()[:5]):
+                assert np.array_equal(array, found.arrays()[place])
+            assert found.weight.dtype == np.float32 and found.weight.shape == (4, 1, *found.x_t.shape[2:])
+            for sample, weight, of_sample in zip(step.samples, found.weight[:, 0], plain.weight, strict=True):
+                row = rows[masked.names[sample].tobytes()] if sample >= 0 else {}
+                share = np.maximum(mask(row) / 255, 0.25) if "mask" in row else np.ones_like(weight)
+                np.testing.assert_allclose(weight, of_sample * share, rtol=1e-6)
+                seen.add(("mask" in row, sample >= 0))
+        assert len(seen) == 3

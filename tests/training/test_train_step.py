@@ -254,6 +254,20 @@ def test_the_loss_is_weighted_by_sample():
     )
 
 
+@pytest.mark.parametrize("settings", [Settings(), Settings(loss_type="huber", huber_c=0.1)])
+def test_the_loss_is_weighted_by_latent_pixel(settings):
+    values = arrays(0)
+    weight = np.random.default_rng(1).uniform(0, 2, (4, 1, 2, 2)).astype(np.float32)
+    line, update, sample_loss = parts(settings)
+    d = values[0] * line.value.asnumpy() - values[4]
+    losses = d**2 if settings.loss_type == "l2" else 0.2 * (np.sqrt(d**2 + 0.01) - 0.1)
+    found = run(TrainStep(sample_loss, update), (*values[:5], weight))
+    assert found[0] == pytest.approx((losses * weight).mean(), rel=1e-5)
+    slope = 2 * d if settings.loss_type == "l2" else 0.2 * d / np.sqrt(d**2 + 0.01)
+    gradient = (slope * values[0] * weight).sum((0, 2, 3)) / d.size
+    assert found[1] == pytest.approx(np.sqrt((gradient**2).sum()), rel=1e-4)
+
+
 @pytest.mark.parametrize("c", [0.1, 1.0])
 def test_the_huber_loss_is_the_papers(c):
     values = arrays(0)

@@ -6,7 +6,7 @@ import pytest
 from pipeline.cache.reading.reader import Reader
 from pipeline.diffusion import draws, schedule
 from pipeline.training import data, feed, validation
-from tests.training.training_samples import images, write_workspace
+from tests.training.training_samples import images, mask, masked_latent, write_workspace
 
 ALPHAS = schedule.alphas_cumprod(False)
 
@@ -71,3 +71,31 @@ def test_a_grid_of_flow_has_its_mixtures_and_its_target(reader):
     x_0 = feed.latents(reader.read(held_out, 0, 0), None, 0.5, 0.25)
     grid = validation.Grid([100, 900], "flow", ALPHAS, 0.5, 0.25)
     np.testing.assert_allclose(validation.losses(loss, reader, held_out, grid, 1, 0, 1), [100, 900], atol=1e-5)
+
+
+def test_the_loss_is_weighted_by_the_masks(tmp_path):
+    root = write_workspace(tmp_path, count=9, rows=masked_latent) / "outs"
+    rows = {image: masked_latent(image, (64, 64)) for image in images(9)}
+
+    def loss(x_t, t, context, vector, target, weight):
+        return ((x_t - target) ** 2 * weight).mean((1, 2, 3))
+
+    def one(x_t, t, context, vector, target, weight):
+        return ((x_t - target) ** 2 * np.ones_like(weight)).mean((1, 2, 3))
+
+    with Reader(root / "latents", root / "text", root / "index/samples.parquet") as reader:
+        held_out = np.arange(9)
+        for floor in (0.0, 0.5):
+            grid = validation.Grid([100, 900], "epsilon", ALPHAS, 0.5, mask_floor=floor)
+            wanted = 0
+            for sample in held_out:
+                row = rows[reader.names[sample].tobytes()]
+                share = np.maximum(mask(row) / 255, floor) if "mask" in row else 1.0
+
+                def shared(*arrays, share=share):
+                    return ((arrays[0] - arrays[4]) ** 2 * share).mean((1, 2, 3))
+
+                wanted = wanted + validation.losses(shared, reader, np.array([sample]), grid, 1, 0, 1)
+            for size in (2, 4):
+                np.testing.assert_allclose(validation.losses(loss, reader, held_out, grid, size, 0, 1), wanted, rtol=1e-5)
+            assert not np.allclose(validation.losses(one, reader, held_out, grid, 2, 0, 1), wanted, rtol=1e-2)

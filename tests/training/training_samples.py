@@ -105,6 +105,7 @@ SETTINGS = {
     "train.input_perturbation": 0.0,
     "train.caption_dropout": 0.0,
     "train.caption_dropout_with": "zeros",
+    "train.mask_floor": 0.1,
     "train.precision": "float32",
     "train.weights_dtype": "float32",
     "train.loss_scale": 65536.0,
@@ -157,6 +158,18 @@ def write_unet(path: Path, seed: int = 0) -> None:
 
 def images(count: int) -> list[bytes]:
     return [np.random.default_rng([7, n]).bytes(16) for n in range(count)]
+
+
+def masked_latent(image: bytes, bucket: tuple[int, int]) -> dict:
+    """A row that half of the pictures have a mask in."""
+    row = latent(image, bucket)
+    return row | ({"mask": mask(row).tobytes()} if image[0] % 2 else {})
+
+
+def mask(row: dict) -> np.ndarray:
+    """(h, w) uint8 of a row of `masked_latent`."""
+    shape = row["latent_height"], row["latent_width"]
+    return np.random.default_rng(list(row["row"])).integers(0, 256, shape, np.uint8)
 
 
 def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=latent) -> Path:

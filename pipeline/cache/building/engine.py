@@ -146,10 +146,11 @@ def _missing(wanted: Wanted, mine: set[int], world: int, damaged: set[tuple[Path
             stored = opened[candidate]
             if not len(stored):
                 continue
-            positions = shards.locate(stored.columns["row"], wanted.rows[first:last])
-            same_group = (shelf.groups_of(stored)[positions] == wanted.groups[first:last]).all(axis=1)
+            groups = shelf.groups_of(stored)
+            names = shards.halves(stored.columns["row"])
+            positions = shards.locate_in_group(names, groups, wanted.rows[first:last], wanted.groups[first:last])
             broken = [position for file, position in damaged if file == candidate]
-            use = (positions >= 0) & same_group & (shard.file < 0) & ~np.isin(positions, broken)
+            use = (positions >= 0) & (shard.file < 0) & ~np.isin(positions, broken)
             shard.file[use] = len(shard.files)
             shard.position[use] = positions[use]
             shard.files.append(candidate)
@@ -264,8 +265,8 @@ class _Writer:
 
     def keep_unfinished(self) -> None:
         """Put the rows that are in no file yet into the store as a part."""
-        unfinished = {row["row"] for shard in self._open for row in shard.rows.values()}
-        rows = [row for row in self._since_part if row["row"] in unfinished]
+        unfinished = {id(row) for shard in self._open for row in shard.rows.values()}
+        rows = [row for row in self._since_part if id(row) in unfinished]
         if rows:
             shelf.put_part(self._job.wanted, rows)
         self._since_part.clear()

@@ -23,8 +23,8 @@ _PART = "part-"
 
 @dataclass(frozen=True)
 class Wanted:
-    """The rows of one out. rows: (n, 16) uint8, sorted, each once. groups: (n, 2) int32; a stored row is used only when
-    it is of the wanted group (latents: target height, width; text: 0, 0)."""
+    """The rows of one out. rows: (n, 16) uint8, groups: (n, 2) int32, sorted, each pair once; a stored row is used only
+    when it is of the wanted group (latents: target height, width; text: 0, 0)."""
 
     kind: shards.Kind
     fingerprint: dict
@@ -84,7 +84,7 @@ def _key(kind: shards.Kind, fingerprint: dict, rows: np.ndarray, groups: np.ndar
 
 def groups_of(shard: shards.Shard) -> np.ndarray:
     """The group of each row of a shard, (n, 2) int32, as Wanted has it."""
-    if shard.kind is shards.LATENTS:
+    if shard.kind.name == shards.LATENTS.name:
         return np.stack([shard.columns["target_height"], shard.columns["target_width"]], axis=1)
     return np.zeros((len(shard), 2), np.int32)
 
@@ -128,8 +128,8 @@ def put(path: Path, kind: shards.Kind, rows: list[dict], fingerprint: dict) -> N
 
 
 def put_part(wanted: Wanted, rows: list[dict]) -> Path:
-    names = shards.as_names(sorted(row["row"] for row in rows))
-    path = wanted.folder / f"{_PART}{hashlib.blake2b(names, digest_size=16).hexdigest()}.parquet"
+    names = sorted(row["row"] + bytes(str([row.get(name, 0) for name in shards.GROUP]), "ascii") for row in rows)
+    path = wanted.folder / f"{_PART}{hashlib.blake2b(b''.join(names), digest_size=16).hexdigest()}.parquet"
     put(path, wanted.kind, rows, wanted.fingerprint)
     return path
 
@@ -139,7 +139,10 @@ def drop_finished_parts(wanted: Wanted) -> None:
     bounds, finished = wanted.bounds, np.array([path.exists() for path in wanted.paths])
     for path in store.found(wanted.folder, f"{_PART}*.parquet"):
         try:
-            position = shards.locate(wanted.rows, shards.open_shard(path, wanted.kind).columns["row"])
+            part = shards.open_shard(path, wanted.kind)
+            position = shards.locate_in_group(
+                shards.halves(wanted.rows), wanted.groups, part.columns["row"], groups_of(part)
+            )
         except FileNotFoundError:  # another rank was quicker
             continue
         shard = np.searchsorted(bounds, position, side="right") - 1

@@ -14,10 +14,21 @@ _CHANNELS = {
     "mean": "the mean of the VAE's posterior",
 }
 
+_MASKS = {
+    "masked": "1: the row has a mask",
+    "mask": {
+        "dtype": "u1",
+        "order": "C",
+        "shape": ["masked", "latent_height", "latent_width"],
+        "holds": "how much the loss of each latent pixel counts, from 0 (train.mask_floor) to 255 (in full)",
+    },
+}
 
-def about(kind: str, fingerprint: dict) -> dict:
-    """Column -> what it holds, for a shard of this kind ("latents" | "text") whose rows have this fingerprint."""
-    return {"latents": _latents, "text": _text}[kind](fingerprint)
+
+def about(kind: str, fingerprint: dict, masked: bool = False) -> dict:
+    """Column -> what it holds, for a shard of this kind ("latents" | "text") whose rows have this fingerprint; `masked`:
+    some of them have a mask."""
+    return {"latents": _latents, "text": _text}[kind](fingerprint) | (_MASKS if masked else {})
 
 
 def _latents(fingerprint: dict) -> dict:

@@ -14,6 +14,7 @@ def text_row(text: str) -> bytes:
 EMPTY_CAPTION = text_row("")  # what a dropped caption is replaced by
 
 
-def latent_row(image: bytes, flip: bool, crop: int) -> bytes:
-    """image: the hash of the picture's bytes; crop: number of the crop, 0 for the first."""
-    return hashlib.blake2b(image + struct.pack("<?i", flip, crop), digest_size=16).digest()
+def latent_row(image: bytes, flip: bool, crop: int, own: bytes = b"") -> bytes:
+    """image: the picture's name in the index; crop: number of the crop, 0 for the first; own: what of its preparation is
+    not as the cache's fingerprint has it."""
+    return hashlib.blake2b(image + struct.pack("<?i", flip, crop) + own, digest_size=16).digest()

@@ -2,18 +2,21 @@
 
 Any Parquet reader opens them. Pages are plain and uncompressed, no column is nullable, and every column of a row group
 is one page, so each column chunk is a short page header followed by a raw array whose place the file's footer gives.
+What only some rows have (masks) is a column of those shards alone that hold such a row: the others' bytes know nothing
+of it. There it is empty in rows without, whose own bytes are the same in both forms.
 `open_shard` uses this: it finds every payload's offset without decoding a page, and training reads rows with one
 system call each. Float16 latents and hidden states are noise to a compressor, so nothing is lost by storing them raw.
 
 A row goes to the shard that the leading bits of its name say, and the number of shards follows from the number of
 rows."""
 
+import functools
 import hashlib
 import json
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ ROWS_PER_SHARD = 800  # 256 MB of SDXL's text rows (77 x 2048 float16 and 1280 f
 ROW_GROUP = 1024  # chosen with benchmarks/read_shards.py: one row group in all but the most crowded shard
 
 _MAX_PAGE_HEADER = 256
+_MARKED = np.uint64(0x9E3779B97F4A7C15)
 _SEAL = 16  # bytes
 
 
@@ -43,6 +47,24 @@ class Kind:
     schema: pa.Schema
     # payload -> (columns that multiply to its number of elements, bytes per element)
     payloads: dict[str, tuple[tuple[str, ...], int]]
+    # further columns of a shard with a row that has this payload: its name, that of the int32 column that is 1 in rows
+    # that have it and 0 in others, and its place among `payloads` then
+    optional: tuple[str, str, tuple[tuple[str, ...], int]] | None = None
+
+    @functools.cached_property
+    def whole(self) -> "Kind":
+        """With the further columns, in front of the checksum."""
+        if self.optional is None or self.mark in self.schema.names:
+            return self
+        name, mark, place = self.optional
+        schema = self.schema.insert(len(self.schema) - 1, pa.field(mark, pa.int32(), nullable=False))
+        schema = schema.insert(len(schema) - 1, pa.field(name, pa.binary(), nullable=False))
+        return replace(self, schema=schema, payloads={**self.payloads, name: place})
+
+    @property
+    def mark(self) -> str:
+        """The column that is 1 in rows with the optional payload."""
+        return self.optional[1] if self.optional else ""
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -70,6 +92,7 @@ LATENTS = Kind(
         checksum=pa.binary(16),
     ),
     {"latent": (("channels", "latent_height", "latent_width"), 2)},
+    ("mask", "masked", (("masked", "latent_height", "latent_width"), 1)),
 )
 
 TEXT = Kind(
@@ -90,6 +113,9 @@ TEXT = Kind(
 )
 
 KINDS = {"latents": LATENTS, "text": TEXT}
+
+
+GROUP = ("target_height", "target_width")  # latents of one name may have several buckets
 
 
 def shard_count(rows: int) -> int:
@@ -151,17 +177,39 @@ def locate(names: np.ndarray | tuple[np.ndarray, np.ndarray], wanted: np.ndarray
     return found
 
 
+def locate_in_group(
+    names: tuple[np.ndarray, np.ndarray], groups: np.ndarray, wanted_names: np.ndarray, wanted_groups: np.ndarray
+) -> np.ndarray:
+    """`locate` of rows (m, 16) of groups (m, 2) among rows whose halves are `names` and whose groups (n, 2), sorted by
+    both."""
+    position = locate(names, wanted_names)
+    looking = np.flatnonzero(position >= 0)
+    while len(looking):  # once more for each row of one name that comes before the wanted one
+        looking = looking[(groups[position[looking]] != wanted_groups[looking]).any(axis=1)]
+        here, following = position[looking], position[looking] + 1
+        same = following < len(groups)
+        for half in names:
+            same[same] = half[following[same]] == half[here[same]]
+        position[looking] = np.where(same, following, -1)
+        looking = looking[same]
+    return position
+
+
 # ---- writing ------------------------------------------------------------------------------------------------------
 
 
 def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> None:
     """Write rows as one shard. The caller makes it atomic.
 
-    rows: one dict a row with every column but `fingerprint` and `checksum`, in any order; payloads are bytes.
+    rows: one dict a row with every column but `fingerprint` and `checksum`, in any order; payloads are bytes, the
+    optional one only in rows that have it.
     fingerprint: what the rows were made with; its digest stands in each row, and its text in the file's metadata,
     beside what each column means.
     """
-    rows = sorted(rows, key=lambda row: row["row"])
+    rows = sorted(rows, key=lambda row: (row["row"], *(row.get(name, 0) for name in GROUP)))
+    if kind.optional and any(kind.optional[0] in row for row in rows):
+        name, kind = kind.optional[0], kind.whole
+        rows = [{name: b"", **row, kind.mark: int(name in row)} for row in rows]
     columns = {
         name: [row[name] for row in rows] for name in kind.schema.names if name not in ("fingerprint", "checksum")
     }
@@ -179,7 +227,7 @@ def write(path: str | Path, kind: Kind, rows: list[dict], fingerprint: dict) -> 
                 raise ValueError(
                     f"row {row['row'].hex()}: {payload} has {len(row[payload])} bytes, its numbers say {length}"
                 )
-    sums = np.array([checksum.payload_sum(*(row[payload] for payload in kind.payloads)) for row in rows], np.uint64)
+    sums = np.array([_payload_sum(kind, row) for row in rows], np.uint64)
     write_columns(
         path,
         kind,
@@ -233,7 +281,7 @@ def write_columns(
                 "format": str(FORMAT),
                 "kind": kind.name,
                 "fingerprint": canonical(fingerprint),
-                "about": explanation(kind, fingerprint),
+                "about": explanation(kind, fingerprint, kind.mark in numbers),
             }
         )
         if len(sums):
@@ -267,9 +315,9 @@ def read_footer(path: Path, handle: int) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(footer))
 
 
-def explanation(kind: Kind, fingerprint: dict) -> str:
-    """The text under `about` in a shard's metadata."""
-    return json.dumps(about(kind.name, fingerprint), ensure_ascii=True)
+def explanation(kind: Kind, fingerprint: dict, whole: bool = False) -> str:
+    """The text under `about` in a shard's metadata; of the `whole` kind or without what is optional."""
+    return json.dumps(about(kind.name, fingerprint, whole), ensure_ascii=True)
 
 
 def canonical(fingerprint: dict) -> str:
@@ -318,6 +366,8 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
         )
     fingerprint = json.loads(stored[b"fingerprint"])
     digest = fingerprint_digest(fingerprint)
+    if metadata.num_columns == len(kind.whole.schema):
+        kind = kind.whole
     names = kind.schema.names
     # Each begins with an empty array, for the shard without rows.
     arrays: dict[str, list[np.ndarray]] = {
@@ -370,8 +420,15 @@ def _open(path: Path, kind: Kind, handle: int, metadata: pq.FileMetaData) -> Sha
 
 
 def _numbers_sum(kind: Kind, columns: dict[str, np.ndarray], fingerprint: str) -> np.ndarray:
-    hold = [name for name in kind.schema.names if name not in kind.payloads and name not in ("fingerprint", "checksum")]
-    return checksum.numbers_sum([columns[name] for name in hold], fingerprint)
+    others = ("fingerprint", "checksum", kind.mark)
+    hold = [name for name in kind.schema.names if name not in kind.payloads and name not in others]
+    sums = checksum.numbers_sum([columns[name] for name in hold], fingerprint)
+    return sums ^ (columns[kind.mark].astype(np.uint64) * _MARKED) if kind.mark in columns else sums
+
+
+def _payload_sum(kind: Kind, row: dict) -> int:
+    absent = kind.optional[0] if not row.get(kind.mark) and kind.optional else ""
+    return checksum.payload_sum(*(row[payload] for payload in kind.payloads if payload != absent))
 
 
 def _array_start(path: Path, chunk: pq.ColumnChunkMetaData, size: int, file_size: int) -> int:
@@ -395,7 +452,10 @@ def read_row(shard: Shard, index: int, handle: int) -> dict:
     }
     for name in shard.kind.payloads:
         row[name] = os.pread(handle, int(shard.lengths[name][index]), int(shard.offsets[name][index]))
-    if checksum.payload_sum(*(row[name] for name in shard.kind.payloads)) != int(shard.columns["checksum"][index, 1]):
+    if _payload_sum(shard.kind, row) != int(shard.columns["checksum"][index, 1]):
         raise ShardError(f"{shard.path}: row {row['row'].hex()} is damaged: its payload does not fit its checksum")
+    if not row.pop(shard.kind.mark, 1):
+        del row[shard.kind.optional[0]]
     del row["checksum"]
     return row
+

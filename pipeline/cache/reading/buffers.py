@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-_KEPT = 12  # arrays; a batch has three
+_KEPT = 16  # arrays; a batch has three, with masks four
 
 
 class Buffers:

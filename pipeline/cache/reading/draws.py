@@ -7,7 +7,7 @@ import numpy as np
 
 # Each purpose has a key of its own. They are far from the purposes of pipeline/diffusion/draws.py, whose seed is the
 # same.
-SAMPLES, BATCHES, ROW, CAPTION, REPEATS, CHANCE = range(1001, 1007)
+SAMPLES, BATCHES, ROW, CAPTION, REPEATS, CHANCE, VIEW = range(1001, 1008)
 
 
 def raw(seed: int, purpose: int, epoch: int, sample: int = 0, count: int = 1) -> np.ndarray:

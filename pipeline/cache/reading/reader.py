@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline.cache.format import checksum, shards
 from pipeline.cache.format.names import EMPTY_CAPTION, text_row
-from pipeline.cache.reading import draws
+from pipeline.cache.format.preparation import Preparation
+from pipeline.cache.reading import draws, views
 from pipeline.cache.reading.buffers import Buffers
 from pipeline.cache.reading.growing import Even, Growing
 from pipeline.cache.reading.rows import CacheError, Origin, Rows, damaged
@@ -41,15 +42,17 @@ class Batch:
     pooled: np.ndarray  # (b, pooled_dim) float32
     time_ids: np.ndarray  # (b, 6) int32: original height, width; crop top, left; target height, width
     images: np.ndarray  # (b,) int64 numbers of samples, -1 for padding
+    masks: np.ndarray | None = None  # (b, h, w) uint8: how much each latent pixel's loss counts; None: no row has a mask
 
 
 class Reader:
     """Samples are pictures as a set has them, numbered in the order of the pictures' names; a sample may have several
     rows (mirrored, cropped) and several captions, of which one is drawn each time that an epoch has it.
 
-    n: number of samples. names: (n, 16) uint8 of the pictures, sorted. buckets: (n, 2) int32, width and height.
+    n: number of samples, or where samples have several views or prepare pictures in ways of their own, of views; then
+    samples: (n,) int32, of which sample each is, else None. names: (n, 16) uint8 of the pictures, sorted. buckets: (n, 2) int32, width and height.
     repeats: (n,) float64, times in an epoch. loss_weights: (n,) float32. caption_dropout: (n,) float32, or -1 for
-    train.caption_dropout. class_images: (n,) bool.
+    train.caption_dropout. class_images: (n,) bool. masked: bool, whether any row has a mask.
     """
 
     def __init__(
@@ -63,19 +66,26 @@ class Reader:
         clip_g: str | Path | None = None,
         made_with: dict[str, dict] | None = None,
         texts: Sequence[str] = (),
+        preparation: Preparation | None = None,
     ):
         """latents, text: folders of shards; samples: samples.parquet. What the rows must have been made with, where
         given: the checkpoints vae, clip_l, clip_g, and in made_with further entries of the fingerprints of "latents"
-        and "text". texts: further ones that must be there, for `read_texts`. Raises CacheError."""
+        and "text". texts: further ones that must be there, for `read_texts`. preparation: of params.yaml, for samples
+        with views. Raises CacheError."""
         made_with = made_with or {}
+        with_views = views.are_in(Path(samples))
         try:
-            self._open_latents(Path(latents), Origin({"vae": vae}, made_with.get("latents", {})))
+            self._open_latents(Path(latents), Origin({"vae": vae}, made_with.get("latents", {})), with_views)
             self._open_text(Path(text), Origin({"clip_l": clip_l, "clip_g": clip_g}, made_with.get("text", {})))
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
-        names = self._group_rows()
+        self.buckets = None
+        names = self._group_rows() if not with_views else _pictures(Path(samples))
         self._find_texts(texts)
         self._group_captions(Path(samples), names)
+        self.samples = None
+        if with_views:
+            self._open_views(Path(samples), preparation)
         self.names = np.empty((self.n, 16), np.uint8)
         for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
             half = half if self._picture is None else half[self._picture]
@@ -84,10 +94,10 @@ class Reader:
         self._thread = ThreadPoolExecutor(1, "cache-reader")
         self._buffers = Buffers()
 
-    def _open_latents(self, folder: Path, origin: Origin) -> None:
-        self._latents = Rows(
-            shards.LATENTS, folder, origin, "image", ("target_width", "target_height", *_PLACE), _SHAPE
-        )
+    def _open_latents(self, folder: Path, origin: Origin, with_views: bool) -> None:
+        columns = ("target_width", "target_height", *_PLACE)
+        self._latents = Rows(shards.LATENTS, folder, origin, "row" if with_views else "image", columns, _SHAPE)
+        self.masked = self._latents.masks is not None
         self._shapes = {}  # bucket (width, height) -> shape of a latent
         for width, height, *shape in self._latents.shapes:
             if self._shapes.setdefault((width, height), tuple(shape)) != tuple(shape):
@@ -128,6 +138,16 @@ class Reader:
             [columns.pop(name)[self._row[:: self._variants]] for name in ("target_width", "target_height")], axis=1
         )
         return np.ascontiguousarray(first[0]), np.ascontiguousarray(first[1])
+
+    def _open_views(self, path: Path, preparation: Preparation) -> None:
+        """From here on, what was of samples is of views."""
+        found = views.read(path, self._latents, preparation, self._latents.fingerprint)
+        self.samples, self.buckets, self.n = found.samples, found.buckets, len(found.samples)
+        self._row, self._row_start = found.rows, found.start
+        own = np.arange(len(self.repeats), dtype=np.int32) if self._picture is None else self._picture
+        self._picture = own[self.samples]
+        for name in ("repeats", "loss_weights", "caption_dropout", "class_images"):
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)[self.samples]))
 
     def _find_texts(self, texts: Sequence[str]) -> None:
         rows = self._text.names["high"], self._text.names["low"]
@@ -198,8 +218,8 @@ class Reader:
         first = np.flatnonzero(is_first).astype(np.int32)
         self.n = len(first)
         self._caption_start = np.append(first, np.int32(len(picture)))
-        self._picture = picture[first] if self.n > len(self.buckets) else None  # of each sample; None: its own number
-        if self._picture is not None:
+        self._picture = picture[first] if self.n > picture[-1] + 1 else None  # of each sample; None: its own number
+        if self._picture is not None and self.buckets is not None:
             self.buckets = self.buckets[self._picture]
         per_sample = {
             name: column.whole()[order][first] if column.varies else np.broadcast_to(column.usual, self.n)
@@ -217,14 +237,18 @@ class Reader:
         if not len(real):
             raise ValueError("a batch needs at least one sample that is not padding")
         filled = np.where(samples >= 0, samples, real[0])
-        turn, sample = np.divmod(filled, self.n)
-        buckets = self.buckets[sample]
+        turn, entry = np.divmod(filled, self.n)
+        sample = entry if self.samples is None else self.samples[entry].astype(np.int64)
+        buckets = self.buckets[entry]
         if (buckets != buckets[0]).any():
             found = ", ".join(f"{width}x{height}" for width, height in np.unique(buckets, axis=0))
             raise ValueError(f"the samples of a batch must be of one bucket; these are of {found}")
-        variants = np.full(len(filled), self._variants)
-        picture = sample if self._picture is None else self._picture[sample].astype(np.int64)
-        rows = self._row[picture * self._variants + draws.choice(seed, draws.ROW, epoch, filled, variants)]
+        if self.samples is None:
+            variants = np.full(len(filled), self._variants)
+            begin = (sample if self._picture is None else self._picture[sample].astype(np.int64)) * self._variants
+        else:
+            begin, variants = self._row_start[entry], self._row_start[entry + 1] - self._row_start[entry]
+        rows = self._row[begin + draws.choice(seed, draws.ROW, epoch, filled, variants)]
         first = self._caption_start[sample]
         count = self._caption_start[sample + 1] - first
         # The second time has the caption after the first time's.
@@ -235,7 +259,8 @@ class Reader:
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
         shape = self._shapes[tuple(buckets[0].tolist())]
-        (latents,), fill_latents = self._reading(self._latents, rows, [(shape, np.float16)])
+        masks = self._buffers.take((len(rows), *shape[1:]), np.uint8) if self.masked else None
+        (latents,), fill_latents = self._reading(self._latents, rows, [(shape, np.float16)], masks)
         beside = self._thread.submit(fill_latents)
         try:
             (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
@@ -244,7 +269,7 @@ class Reader:
             time_ids = np.stack([*places, buckets[:, 1], buckets[:, 0]], axis=1)
         finally:
             beside.result()
-        return Batch(latents, context, pooled, time_ids, samples)
+        return Batch(latents, context, pooled, time_ids, samples, masks)
 
     def read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Context (b, tokens, context_dim) float16 and pooled (b, pooled_dim) float32 of texts that were given when the
@@ -280,22 +305,37 @@ class Reader:
         self.close()
 
     def _reading(
-        self, table: Rows, rows: np.ndarray, layout: list[tuple[tuple[int, ...], type]]
+        self,
+        table: Rows,
+        rows: np.ndarray,
+        layout: list[tuple[tuple[int, ...], type]],
+        masks: np.ndarray | None = None,
     ) -> tuple[list[np.ndarray], Callable[[], None]]:
         """Arrays for the payloads of `rows` (b,) in the kind's order, each (b, *shape) of its (shape, dtype) in
-        `layout`, and the function that reads the rows into them and checks them."""
+        `layout`, and the function that reads the rows into them and checks them. It also fills `masks` (b, h, w), with
+        255 where a row has none."""
         arrays = [self._buffers.take((len(rows), *shape), dtype) for shape, dtype in layout]
         buffers = [array.reshape(len(rows), -1).view(np.uint8) for array in arrays]
         files = (np.searchsorted(table.bounds, rows, side="right") - 1).tolist()
         handles = {file: self._open(table, file) for file in set(files)}
         offsets = [table.offsets[payload][rows].tolist() for payload in table.kind.payloads]
         sums = table.sums[rows]
+        has_mask = table.masks[rows] > 0 if masks is not None else np.zeros(len(rows), bool)
 
         def fill() -> None:
             for buffer, places in zip(buffers, offsets, strict=True):
                 for row, file, place in zip(buffer, files, places):
                     os.preadv(handles[file], [row], place)
-            wrong = np.flatnonzero(checksum.payload_sums(*buffers) != sums)
+            found = checksum.payload_sums(*buffers)
+            if masks is not None:
+                masks[~has_mask] = 255
+            for index in np.flatnonzero(has_mask):
+                os.preadv(handles[files[index]], [masks[index].reshape(-1)], int(table.masks[rows[index]]))
+            if has_mask.any():
+                chosen = slice(None) if has_mask.all() else has_mask
+                own = masks.reshape(len(rows), -1)
+                found[chosen] = checksum.payload_sums(*(buffer[chosen] for buffer in buffers), own[chosen])
+            wrong = np.flatnonzero(found != sums)
             if len(wrong):  # a read that came up short is among them
                 raise damaged(table, files[wrong[0]], int(rows[wrong[0]]))
 
@@ -312,3 +352,11 @@ class Reader:
     def _close_oldest(self) -> None:
         while len(self._files) > _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
+
+
+def _pictures(samples: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The halves of the names of all pictures of samples.parquet, sorted."""
+    names = shards.halves(shards.as_names(pq.read_table(samples, columns=["image"])["image"]))
+    first = np.ones(len(names[0]), bool)
+    first[1:] = (names[0][1:] != names[0][:-1]) | (names[1][1:] != names[1][:-1])
+    return names[0][first], names[1][first]

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.cache.format import fingerprint, shards
 from pipeline.cache.format.table import open_all
-from pipeline.cache.reading.growing import Growing
+from pipeline.cache.reading.growing import Even, Growing
 from pipeline.stage import StageError
 
 
@@ -44,11 +44,13 @@ class Rows:
         halves = {"high": Growing(np.uint64), "low": Growing(np.uint64)}
         numbers = {name: Growing(np.int32) for name in columns}
         offsets = {name: Growing(np.uint32) for name in kind.payloads}  # a page, and so a column, is below 2 GB
+        masks = Even(np.uint32, 0)  # 0: the row has none
         sums = Growing(np.uint64)
         counts = [0]
         for shard in open_all(folder, kind):
             if not self.paths:
                 _refuse_foreign(shard, origin)
+                self.fingerprint = shard.fingerprint
             self.paths.append(shard.path)
             counts.append(len(shard))
             self.shapes.update(zip(*(shard.columns[name].tolist() for name in shape), strict=True))
@@ -59,11 +61,14 @@ class Rows:
             for name, grown in offsets.items():
                 grown.append(shard.offsets[name])
             sums.append(shard.columns["checksum"][:, 1])
+            is_masked = shard.columns.get("masked")
+            masks.append(np.zeros(len(shard), np.uint32) if is_masked is None else shard.offsets["mask"] * is_masked)
         self.bounds = np.cumsum(counts)  # rows bounds[i] to bounds[i + 1] are in paths[i]
         self.names, self.columns, self.offsets = (
             {k: grown.whole() for k, grown in part.items()} for part in (halves, numbers, offsets)
         )
         self.sums = sums.whole()
+        self.masks = masks.whole() if masks.varies else None  # (n,) uint32 offsets alike
 
 
 def damaged(table: Rows, file: int, row: int) -> CacheError:

@@ -10,7 +10,6 @@ from PIL import Image
 
 from pipeline.cache.building.latents import as_pixels
 from pipeline.cache.format import shards
-from pipeline.cache.format.names import latent_row
 from pipeline.data import geometry
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
@@ -82,10 +81,13 @@ def _spread(latents: Path, count: int) -> list[tuple[dict, dict]]:
 
 
 def _prepared(data: bytes, row: dict, fingerprint: dict) -> np.ndarray:
-    generator = geometry.generator(latent_row(row["image"], False, row["crop"]))
     bucket = (row["target_width"], row["target_height"])
-    how = (fingerprint["crop"], fingerprint["interpolation"], tuple(fingerprint["background"]))
-    prepared = geometry.prepare(data, bucket, *how, generator)
+    left = row["crop_left"]
+    if row["flip"]:
+        resized = geometry.cover(row["original_height"], row["original_width"], bucket)[1]
+        left = resized - row["target_width"] - left
+    how = fingerprint["interpolation"], tuple(fingerprint["background"])  # a set's own background is not known here
+    prepared = geometry.prepare(data, bucket, (row["crop_top"], left), *how)
     return geometry.mirror(prepared).pixels if row["flip"] else prepared.pixels
 
 
