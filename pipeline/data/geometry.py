@@ -107,7 +107,8 @@ def _fit_mask(
 ) -> np.ndarray:
     """The part of a mask that lies over `box` (left, top, right, bottom) of a picture of `size` (width, height)."""
     (left, right), (top, bottom) = (
-        [edge / side * of_mask for edge in box[axis::2]] for axis, (side, of_mask) in enumerate(zip(size, mask.shape[::-1]))
+        [edge / side * of_mask for edge in box[axis::2]]
+        for axis, (side, of_mask) in enumerate(zip(size, mask.shape[::-1]))
     )
     rows = np.linspace(top, bottom, bucket[1] // LATENT_SCALE + 1)
     columns = np.linspace(left, right, bucket[0] // LATENT_SCALE + 1)

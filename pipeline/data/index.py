@@ -22,7 +22,15 @@ from pipeline.data.part import Lost, Part, SourceError, Unmatched, choose_pictur
 from pipeline.data.sets import WHOLE, Members, Set, check, members, multipliers
 from pipeline.data.sources import Source
 from pipeline.data.views import (
-    USUAL, Choice, Views, is_plain, of_pictures, of_samples, of_sets, resolutions, see,
+    USUAL,
+    Choice,
+    Views,
+    is_plain,
+    of_pictures,
+    of_samples,
+    of_sets,
+    resolutions,
+    see,
 )  # fmt: skip
 from pipeline.stage import StageError
 
@@ -386,7 +394,9 @@ def _contents(part: Part, found: pa.Table) -> pa.Array | pa.ChunkedArray:
     if part.masks.null_count == len(part.masks):
         return found["image"]
     columns = found["image"].to_pylist(), part.masks.to_pylist(), found["mask"].to_pylist()
-    names = [masks.content(image, masks.OF_ALPHA if path == masks.ALPHA else mask) for image, path, mask in zip(*columns)]
+    names = [
+        masks.content(image, masks.OF_ALPHA if path == masks.ALPHA else mask) for image, path, mask in zip(*columns)
+    ]
     return pa.array(names, pa.binary(16))
 
 

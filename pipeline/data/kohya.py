@@ -148,8 +148,15 @@ def _check(given: dict, where: str) -> None:
             raise SetsError(f"{where}: {key}: found {given[key]}, wanted 0 to 1")
     sides = given.get("resolution", 64)
     sides = sides if isinstance(sides, list) else [sides]
-    if not 1 <= len(sides) <= 2 or len(set(map(str, sides))) > 1 or type(sides[0]) is not int or not 0 < sides[0] <= 16384:
-        raise SetsError(f"{where}: resolution: found {str(given['resolution'])[:100]}, wanted a side, or twice the same one")
+    if (
+        not 1 <= len(sides) <= 2
+        or len(set(map(str, sides))) > 1
+        or type(sides[0]) is not int
+        or not 0 < sides[0] <= 16384
+    ):
+        raise SetsError(
+            f"{where}: resolution: found {str(given['resolution'])[:100]}, wanted a side, or twice the same one"
+        )
     if not 0 <= given.get("keep_tokens", 0) <= 10_000:
         raise SetsError(f"{where}: keep_tokens: found {str(given['keep_tokens'])[:100]}, wanted 0 to 10,000")
     if not given.get("caption_separator", ","):

@@ -39,7 +39,9 @@ def beside(stems: dict[str, list[str]], candidates: Collection[str]) -> tuple[di
     whole = {path: [path] for paths in stems.values() for path in paths}
     partners = match(wanted, stems)
     owners = {stem: stems[there] for stem, there in partners.items()}
-    owners |= {stem: whole[there] for stem, there in match(wanted.keys() - partners.keys(), whole).items()}  # a.png.mask.png
+    owners |= {
+        stem: whole[there] for stem, there in match(wanted.keys() - partners.keys(), whole).items()
+    }  # a.png.mask.png
     found = defaultdict(list)
     for stem, pictures in owners.items():
         for picture in pictures:

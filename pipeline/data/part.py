@@ -90,7 +90,9 @@ def make_part(
         of_masks = pa.array([masks[row][0] if row in masks else None for row in range(len(paths))], pa.string())
     except UnicodeEncodeError:
         reason = "not UTF-8; rename the file"
-        bad = {row: f"bad name: that of its mask is {reason}" for row, (path, _) in masks.items() if shown(path) != path}
+        bad = {
+            row: f"bad name: that of its mask is {reason}" for row, (path, _) in masks.items() if shown(path) != path
+        }
         bad |= {row: f"bad name: {reason}" for row, path in enumerate(paths) if shown(path) != path}
         return make_part(place, paths, stamps, captions, others, lost, unmatched, bad, times, masks)
     rows, texts, texts_2, origins = zip(*captions) if captions else ((), (), (), ())

@@ -73,11 +73,14 @@ def find(path: str, source: Source, variants: int = 8, seed: int = 0) -> tuple[t
     sets, notes = _find(path, source)
     for one in sets:
         if one.masks in ("", one.folder):
-            raise SetsError(f"the set {one.name!r}: its masks are in {one.folder or path!r} like its pictures; wanted a "
-                            "folder of their own, or name.mask.png beside name.png")
+            raise SetsError(
+                f"the set {one.name!r}: its masks are in {one.folder or path!r} like its pictures; wanted a "
+                "folder of their own, or name.mask.png beside name.png"
+            )
         if one.masks and not isinstance(source, Folder):
-            raise SetsError(f"the set {one.name!r}: masks of tars are their members key.mask.png, no folder; and Parquet "
-                            "has none")
+            raise SetsError(
+                f"the set {one.name!r}: masks of tars are their members key.mask.png, no folder; and Parquet has none"
+            )
     return tuple(one.rules and replace(one, rules=_counted(one.rules, variants, seed)) or one for one in sets), notes
 
 
@@ -143,7 +146,9 @@ def _own(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
         given = [name for name in ("repeats", "samples", "weight") if getattr(one, name) is not None]
         if len(given) > 1:
             raise SetsError(f"{place}: {key}: {' and '.join(given)} both say how often its pictures are seen; give one")
-        settings = one.model_dump(exclude={"name", "folder", "resolution", *_RULES}) | {"folder": inside(one.folder, f"{key}.folder")}
+        settings = one.model_dump(exclude={"name", "folder", "resolution", *_RULES}) | {
+            "folder": inside(one.folder, f"{key}.folder")
+        }
         settings["resolutions"] = () if one.resolution is None else (one.resolution,)
         settings["background"] = one.background and tuple(one.background)
         settings["masks"] = one.masks and inside(one.masks, f"{key}.masks")

@@ -220,9 +220,7 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched, spoilt, times, mine)
 
 
-def _with_masks(
-    prefix: str, names: list[str], odd: list[str]
-) -> tuple["_Samples", dict[int, list[str]], list[str]]:
+def _with_masks(prefix: str, names: list[str], odd: list[str]) -> tuple["_Samples", dict[int, list[str]], list[str]]:
     """The samples; row of a picture -> its masks' names; and masks whose picture is not there. What has a caption of
     its own is a picture. `odd`: the names of members that are no plain files."""
     plain = {posixpath.normpath(name): name for name in (*odd, *names) if not posixpath.basename(name).startswith(".")}

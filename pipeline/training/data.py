@@ -53,7 +53,15 @@ def open_data(
     present = {name: path for name, path in encoders.items() if path.exists()}
     try:
         texts = previews.texts(train.previews)
-        reader = Reader(paths.latents, paths.text, paths.samples, **present, made_with=made_with, texts=texts, preparation=preparation)
+        reader = Reader(
+            paths.latents,
+            paths.text,
+            paths.samples,
+            **present,
+            made_with=made_with,
+            texts=texts,
+            preparation=preparation,
+        )
     except CacheError as error:
         raise StageError(str(error)) from error
     subset, held_out = split(reader.names, train.validation_share)

@@ -78,7 +78,12 @@ def test_images(tmp_path):
     def used(data, size, bucket):
         names = ("width", "height", "bucket_width", "bucket_height")
         phash = perceptual_hash(images.decode(data, (0, 0, 0)))
-        return {"image": name(data), **dict(zip(names, size + bucket)), "rejected": None, "phash": phash} | dict.fromkeys(("mask", "views"))
+        return {
+            "image": name(data),
+            **dict(zip(names, size + bucket)),
+            "rejected": None,
+            "phash": phash,
+        } | dict.fromkeys(("mask", "views"))
 
     reason = by_path["broken.png"]["rejected"]
     empty = dict.fromkeys(("width", "height", "bucket_width", "bucket_height"))

@@ -130,9 +130,13 @@ class Data:
         sets, _ = find(str(self.root), source, self.variants, 0)
         how = {"sets": sets, "alpha_mask": self.alpha_mask, "others": {side: buckets(side, 32) for side in (64, 96)}}
         index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, **how)
-        build(text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3), out / "text")
+        build(
+            text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3), out / "text"
+        )
         made_with = HOW.fingerprint
-        made = latents.make_job(out / "index/images.parquet", source, made_with, HOW, lambda: Vae(encoder.fails_at), 2, 2)
+        made = latents.make_job(
+            out / "index/images.parquet", source, made_with, HOW, lambda: Vae(encoder.fails_at), 2, 2
+        )
         build(made, out / "latents")
         with Reader(out / "latents", out / "text", out / "index/samples.parquet", preparation=HOW) as reader:
             for view in range(reader.n):

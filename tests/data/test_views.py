@@ -94,7 +94,9 @@ def test_each_set_has_its_own_rows_and_what_two_share_is_encoded_once(tmp_path):
                 assert found == {latent(P[number], bucket, flip=flip).tobytes() for flip in (False, True)}
             else:
                 how = USUAL.of(How(crop="random"))
-                generators = [geometry.generator(how.row(name(P[number]), False, n, USUAL.fingerprint)) for n in range(3)]
+                generators = [
+                    geometry.generator(how.row(name(P[number]), False, n, USUAL.fingerprint)) for n in range(3)
+                ]
                 assert found == {latent(P[number], bucket, "random", generator=g).tobytes() for g in generators}
     sets[0] |= {"flip": False}
     assert run(folder(tmp_path, sets), out) == 0
@@ -170,7 +172,9 @@ def test_what_cannot_be_is_refused(tmp_path, file, text, match):
 
 
 def test_a_resolution_that_makes_no_buckets_is_refused(tmp_path):
-    data = write_folder(tmp_path / "data", {"a/0.png": P[0], "sets.yaml": '{"sets": [{"folder": "a", "resolution": 100}]}'})
+    data = write_folder(
+        tmp_path / "data", {"a/0.png": P[0], "sets.yaml": '{"sets": [{"folder": "a", "resolution": 100}]}'}
+    )
     sets, _ = find(str(data), open_source(str(data)))
     for several in (True, False):
         with pytest.raises(SetsError, match="set 'a': a resolution of 100"):
@@ -207,7 +211,9 @@ def test_of_several_views_each_epoch_draws_one(ranks_batch):
         own = seen[samples == sample]
         assert (own > 0).all() and own.sum() == pytest.approx(60 * repeats[samples == sample][0], abs=1)
     other = epoch_plan(sizes, repeats, subset, 4, 0, ranks_batch, samples)
-    assert set((other % len(samples)).ravel()) != set((epoch_plan(sizes, repeats, subset, 3, 0, ranks_batch, samples) % len(samples)).ravel())
+    assert set((other % len(samples)).ravel()) != set(
+        (epoch_plan(sizes, repeats, subset, 3, 0, ranks_batch, samples) % len(samples)).ravel()
+    )
 
 
 def test_without_views_plans_are_as_they_were():

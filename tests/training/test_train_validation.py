@@ -97,5 +97,7 @@ def test_the_loss_is_weighted_by_the_masks(tmp_path):
 
                 wanted = wanted + validation.losses(shared, reader, np.array([sample]), grid, 1, 0, 1)
             for size in (2, 4):
-                np.testing.assert_allclose(validation.losses(loss, reader, held_out, grid, size, 0, 1), wanted, rtol=1e-5)
+                np.testing.assert_allclose(
+                    validation.losses(loss, reader, held_out, grid, size, 0, 1), wanted, rtol=1e-5
+                )
             assert not np.allclose(validation.losses(one, reader, held_out, grid, 2, 0, 1), wanted, rtol=1e-2)

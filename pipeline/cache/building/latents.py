@@ -52,7 +52,8 @@ def make_job(
 
     make_encoder() gives a function of pixels (b, 3, H, W) float32 in [-1, 1] to moments (b, 8, h, w) float32."""
     table = pq.read_table(
-        images, columns=["image", "path", "width", "height", "bucket_width", "bucket_height", "rejected", "mask", "views"]
+        images,
+        columns=["image", "path", "width", "height", "bucket_width", "bucket_height", "rejected", "mask", "views"],
     )
     preparations = [preparation.of(how) for how in loads((table.schema.metadata or {}).get(b"how"))]
     table = table.filter(pc.is_null(table["rejected"]))

@@ -458,4 +458,3 @@ def read_row(shard: Shard, index: int, handle: int) -> dict:
         del row[shard.kind.optional[0]]
     del row["checksum"]
     return row
-

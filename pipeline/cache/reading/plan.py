@@ -84,7 +84,9 @@ def entries(
         is_first[1:] = samples[subset[1:]] != samples[subset[:-1]]
         first, views = subset[is_first], np.diff(np.append(np.flatnonzero(is_first), len(subset)))
     times = counts(repeats, seed, epoch)[first]
-    drawn = draws.raw(seed, draws.VIEW, epoch, count=len(repeats))[first] >> np.uint64(2) if len(first) < len(subset) else 0
+    drawn = (
+        draws.raw(seed, draws.VIEW, epoch, count=len(repeats))[first] >> np.uint64(2) if len(first) < len(subset) else 0
+    )
     # the first time of all, then the second of those that have one ...; each has the view after the last time's
     turns = []
     for turn in range(times.max(initial=0)):

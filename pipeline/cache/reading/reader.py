@@ -42,7 +42,9 @@ class Batch:
     pooled: np.ndarray  # (b, pooled_dim) float32
     time_ids: np.ndarray  # (b, 6) int32: original height, width; crop top, left; target height, width
     images: np.ndarray  # (b,) int64 numbers of samples, -1 for padding
-    masks: np.ndarray | None = None  # (b, h, w) uint8: how much each latent pixel's loss counts; None: no row has a mask
+    masks: np.ndarray | None = (
+        None  # (b, h, w) uint8: how much each latent pixel's loss counts; None: no row has a mask
+    )
 
 
 class Reader:
