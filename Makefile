@@ -9,9 +9,12 @@ export PATH := $(BIN):$(PATH)
 # What CANN wants of Python is installed where there is an NPU, and with `make repro NPU=1`.
 NPU ?= $(wildcard /dev/davinci[0-9]*)
 
+# What s3:// takes is installed where params.yaml names it, and with `make repro S3=1`.
+S3 ?= $(shell grep -E '^ *images: *["'"'"']?s3://' params.yaml 2>/dev/null)
+
 .PHONY: repro test preset doctor report exps docs requirements
 
-repro: .venv/.run $(if $(NPU),.venv/.npu)
+repro: .venv/.run $(if $(NPU),.venv/.npu) $(if $(S3),.venv/.s3)
 	dvc repro
 
 # One HTML page of the workspace, or of experiments side by side: make report EXP="a b" AGAINST=presets/tiny.yaml
@@ -29,7 +32,7 @@ test: .venv/.test
 preset: .venv/.run
 	@python -m pipeline preset $(NAME)
 
-doctor: .venv/.run $(if $(NPU),.venv/.npu)
+doctor: .venv/.run $(if $(NPU),.venv/.npu) $(if $(S3),.venv/.s3)
 	@python -m pipeline doctor
 
 # site/ from docs/, in an environment of its own: it needs nothing of the pipeline.
@@ -46,7 +49,11 @@ docs: .venv-docs/.docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/.test: requirements-test.txt tests/report/chromium.py .venv/.run
+.venv/.s3: requirements-s3.txt .venv/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-s3.txt
+	touch $@
+
+.venv/.test: requirements-test.txt tests/report/chromium.py .venv/.run .venv/.s3
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	$(BIN)/python -m tests.report.chromium
 	touch $@
@@ -63,8 +70,10 @@ requirements:
 	$(BIN)/python -m pip install -r requirements-npu.in
 	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-npu.txt
 	$(BIN)/python -m pip uninstall --yes -r requirements-npu.txt
+	$(BIN)/python -m pip install -r requirements-s3.in
+	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-s3.txt
 	$(BIN)/python -m pip install -r requirements-test.in
-	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-test.txt
+	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt | grep -vxFf requirements-s3.txt > requirements-test.txt
 	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install -r requirements-docs.in
 	.venv-docs/bin/python -m pip freeze > requirements-docs.txt

@@ -132,6 +132,8 @@ def _code() -> dict[Path, bytes]:
 def _files(place: str) -> Files:
     """The files at or below `place`, with their stamps. Links are followed and hidden files left out. It takes some 50
     bytes a file, as there may be millions."""
+    if "://" in place:
+        return _far_files(place)
     if not os.path.isdir(place):
         folder, name = os.path.split(place)
         return {folder: _with_stamps(folder, [name] if os.path.lexists(place) else [])}
@@ -158,6 +160,20 @@ def _files(place: str) -> Files:
             continue
         found[folder] = _with_stamps(folder, sorted(names))
     return found
+
+
+def _far_files(url: str) -> Files:
+    from pipeline.data import far  # which takes its errors from pipeline/stage.py, and that what is here
+
+    folders: dict[str, dict[str, tuple[int, ...]]] = {}
+    for file in far.listing(url).values():
+        folder, _, name = file.url.rpartition("/")
+        size, first, _, second = file.stamp
+        folders.setdefault(folder, {})[name] = (size, first, second, 0)
+    return {
+        folder: ("/".join(sorted(files)), array("q", [number for name in sorted(files) for number in files[name]]))
+        for folder, files in folders.items()
+    }
 
 
 def _is_broken(entry: os.DirEntry) -> bool:

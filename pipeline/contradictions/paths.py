@@ -19,6 +19,8 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     if params.train.init_from != BASE_UNET:
         given["train.init_from"] = params.train.init_from
     for key, value in given.items():
+        if "://" in value:  # far away
+            continue
         path = Path(os.path.realpath(value))
         if path.is_relative_to(outs):
             yield key, f"{value} is an out of the stages, which would depend on themselves; copy it out of {OUTS}/"

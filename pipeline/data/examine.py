@@ -70,16 +70,18 @@ class Examiner:
             self._progress.total = round(self._new * max(self._part_count / self._seen, 1))
         rows, tables = [known], [table]
         saved, unsaved = time.monotonic(), 0
-        for chunk, found in self._look(part.place, paths.take(pa.array(new)).to_pylist(), new):
-            rows.append(chunk)
-            tables.append(found)
-            unsaved += len(chunk)
-            self._progress.update(len(chunk))
-            if time.monotonic() - saved > _SAVE_EVERY:
+        try:
+            for chunk, found in self._look(part.place, paths.take(pa.array(new)).to_pylist(), new):
+                rows.append(chunk)
+                tables.append(found)
+                unsaved += len(chunk)
+                self._progress.update(len(chunk))
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    self._save(part.place, paths, stamps, rows, tables, now)
+                    saved, unsaved = time.monotonic(), 0
+        finally:  # also when a far file cannot be read any more
+            if unsaved:
                 self._save(part.place, paths, stamps, rows, tables, now)
-                saved, unsaved = time.monotonic(), 0
-        if unsaved:
-            self._save(part.place, paths, stamps, rows, tables, now)
         found = _in_order(rows, tables)[1]
         of_masks = found.take(pa.array(mask_row, mask=mask_row < 0)).select(list(_OF_MASKS)).rename_columns(_OF_MASKS)
         joined = pa.table([*found.slice(0, len(part.paths)).columns, *of_masks.columns], EXAMINED.names)

@@ -6,7 +6,7 @@ Pictures are named `file.parquet#row`. A row can only be read with its row group
 order."""
 
 import contextlib
-import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data import captions
-from pipeline.data.part import Part, SourceError, Unmatched, beside, make_part, place_in, replaced, stamp
+from pipeline.data import captions, places
+from pipeline.data.far import Stamp
+from pipeline.data.part import Part, SourceError, Unmatched, beside, is_far, make_part, place_in, replaced
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ParquetFiles:
     unmatched: tuple[Unmatched, ...] = ()
     image_column: str = "image"
     caption_column: str = "text"
+    stamps: tuple[Stamp, ...] = ()  # of files that are far away
 
     @property
     def part_count(self) -> int:
@@ -36,7 +38,7 @@ class ParquetFiles:
     def read(self, path: str) -> bytes:
         """The bytes of a picture; none for a null. Raises SourceError when there is no such row."""
         place = self.file(path)
-        status = stamp(os.stat(place))
+        status = self._status(path.rpartition("#")[0])
         starts = _row_group_starts(place, status, self.image_column, self.caption_column)
         row = int(path.rpartition("#")[2])
         if row >= starts[-1]:
@@ -50,32 +52,40 @@ class ParquetFiles:
     def file(self, path: str) -> str:
         return place_in(self.root, path.rpartition("#")[0])
 
+    def _status(self, name: str) -> Stamp:
+        if not self.stamps:
+            return places.status(place_in(self.root, name))
+        at = bisect_left(self.files, name)
+        if self.files[at : at + 1] != (name,):
+            raise SourceError(f"{self.root} has no {name}; it was there when the index ran: run `dvc repro` again")
+        return self.stamps[at]
+
     def parts(self) -> Iterator[Part]:
         """One part for each file. Raises SourceError, CaptionError."""
         for name in self.files:
             place = place_in(self.root, name)
-            status = stamp(os.stat(place))
+            status = self._status(name)
             rows = int(_row_group_starts(place, status, self.image_column, self.caption_column)[-1])
             paths = [f"{name}#{row}" for row in range(rows)]
             stamps = np.tile(np.array(status, np.int64), (rows, 1))
-            found, times = _captions(place, rows, self.caption_column)
-            yield make_part(os.path.abspath(place), paths, stamps, found, [], times=times)
+            found, times = _captions(place, status, rows, self.caption_column)
+            yield make_part(places.absolute(place), paths, stamps, found, [], times=times)
         if self.others or self.unmatched:
             yield beside(self.root, self.others, self.unmatched)
 
 
-def holds_pictures(place: str, image_column: str = "image") -> bool:
+def holds_pictures(place: str, image_column: str = "image", status: Stamp | None = None) -> bool:
     """Whether a Parquet file has a column of pictures. img2dataset's, for one, holds what it knows about those in the
     tar of the same name. Raises SourceError."""
-    with _open(place) as file:
+    with _open(place, status) as file:
         schema = file.schema_arrow
         return image_column in schema.names and _bytes_type(schema.field(image_column).type) is not None
 
 
 @contextlib.contextmanager
-def _open(place: str) -> Iterator[pq.ParquetFile]:
+def _open(place: str, status: Stamp | None) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(place, memory_map=True) as file:
+        with pq.ParquetFile(places.parquet(place, status), memory_map=True, pre_buffer=is_far(place)) as file:
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name that is no UTF-8
         raise _damaged(place, error) from None
@@ -83,10 +93,10 @@ def _open(place: str) -> Iterator[pq.ParquetFile]:
 
 @lru_cache(maxsize=4096)
 def _row_group_starts(
-    place: str, status: tuple[int, int, int, int], image_column: str, caption_column: str
+    place: str, status: Stamp, image_column: str, caption_column: str
 ) -> np.ndarray:
     """(row groups + 1,) int64: the first row of each row group, and the number of rows. Checks the columns."""
-    with _open(place) as file:
+    with _open(place, status) as file:
         names = file.schema_arrow.names
         if image_column not in names or caption_column not in names:
             raise SourceError(
@@ -108,19 +118,19 @@ def _bytes_type(image: pa.DataType) -> pa.DataType | None:
 
 
 @lru_cache(maxsize=4)
-def _pictures(place: str, status: tuple[int, int, int, int], group: int, image_column: str) -> pa.ChunkedArray:
+def _pictures(place: str, status: Stamp, group: int, image_column: str) -> pa.ChunkedArray:
     """The bytes of all pictures of a row group."""
-    with _open(place) as file:
+    with _open(place, status) as file:
         column = file.read_row_group(group, columns=[image_column]).column(image_column)
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
 def _captions(
-    place: str, rows: int, caption_column: str
+    place: str, status: Stamp, rows: int, caption_column: str
 ) -> tuple[list[tuple[int, str, str | None, str]], dict[int, float]]:
     """Captions as make_part takes them, and how often an epoch has the pictures of which a column says it."""
     found, times, row = [], {}, 0
-    with _open(place) as file:
+    with _open(place, status) as file:
         wanted = (caption_column, "text_2", *captions.TIMES)
         columns = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):

@@ -165,6 +165,11 @@ def stamp(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
+def is_far(path: str) -> bool:
+    """Whether it is a URL."""
+    return "://" in path
+
+
 def is_plain(path: str) -> bool:
     """Whether a path from a data file is relative and never goes up."""
     return not path.startswith("/") and ".." not in PurePosixPath(path).parts and "\0" not in path
@@ -181,6 +186,8 @@ def place_in(root: str, path: str) -> str:
 def replaced(file: str) -> str:
     """What to do about a file that is not what the index read. DVC knows files by size, mtime and inode, so `dvc repro`
     alone may see no change."""
+    if is_far(file):
+        return "it was changed since the index read it; run `dvc repro` again"
     folder = shlex.quote(os.path.dirname(file) or ".")
     return (
         f"it was changed or replaced since, perhaps with its size and time kept, which DVC does not see: `touch "

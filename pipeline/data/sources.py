@@ -1,14 +1,27 @@
 """Where pictures and captions come from: a folder, WebDataset tars or Parquet files, told apart by what is there."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.data import far
 from pipeline.data.folder import Folder
 from pipeline.data.kinds import SETS, is_metadata, is_picture, not_read
 from pipeline.data.parquet import ParquetFiles, holds_pictures
-from pipeline.data.part import NO_PLAIN_FILE, Part, SourceError, Unmatched, broken_link, linked_folder, some
+from pipeline.data.part import (
+    NO_PLAIN_FILE,
+    Part,
+    SourceError,
+    Unmatched,
+    broken_link,
+    is_far,
+    is_plain,
+    linked_folder,
+    shown,
+    some,
+)
 from pipeline.data.webdataset import WebDataset
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
@@ -35,11 +48,14 @@ def open_source(
 ) -> Source:
     """The data set at `path` (params.data.images).
 
-    A .tar, or a folder of .tar and no pictures: WebDataset. A .parquet, or a folder of .parquet and no pictures:
+    One of these far away, by an fsspec URL or a pattern of URLs, or a .urls file with several of them, one a line: tars
+    or Parquet, read by range. A .tar, or a folder of .tar and no pictures: WebDataset. A .parquet, or a folder of .parquet and no pictures:
     Parquet. Any other folder: imagefolder or kohya form. Parquet files without pictures beside tars, as img2dataset
     writes them, are left alone. `caption_lines` (params.index.caption_lines) says what the lines of name.txt in a
     folder are; it does not matter for reading pictures, nor does `caption_column`, the column of metadata, JSON and
     Parquet that holds captions. `image_column` is the one of Parquet that holds pictures. Raises SourceError."""
+    if is_far(path) or path.lower().endswith(".urls"):
+        return _open_far(path, image_column, caption_column)
     if not os.path.exists(path):
         raise SourceError(f"data.images is {path!r}, and {broken_link(path) or 'there is no such folder or file'}")
     if os.path.isfile(path):
@@ -88,6 +104,60 @@ def open_source(
         return Folder(path, caption_lines == "one", caption_column)
     hint = f" (links to folders are not followed: {some(links)})" if links else ""
     raise SourceError(f"{path} holds no pictures, no .tar and no .parquet{hint}{_instead(others)}")
+
+
+def _open_far(path: str, image_column: str, caption_column: str) -> Source:
+    found: dict[str, far.Far] = {}
+    for line in [path] if is_far(path) else _lines(path):
+        for name, file in far.listing(line).items():
+            if file.url in found:
+                raise SourceError(f"{path} names {file.url} twice")
+            found[name if is_far(path) else file.url] = file
+    root = "" if any(map(is_far, found)) or not is_far(path) else path.rstrip("/")
+    others, unmatched = [], []
+    kinds: dict[str, dict[str, far.Far]] = {".tar": {}, ".parquet": {}}
+    for name in sorted(found):
+        base = name.rpartition("/")[2].lower()
+        if base.startswith(".") or not is_plain(name) or shown(name) != name or not name.isprintable():
+            continue
+        if is_picture(base) or is_metadata(base):
+            raise SourceError(f"{path} holds pictures or their table ({shown(name)}); of far data tars and Parquet are read: pack them")
+        if base.endswith(_COMPRESSED):
+            raise SourceError(f"{path} holds compressed tars ({shown(name)}); unpack them to .tar, which is read in place")
+        end = next((end for end in kinds if base.endswith(end)), None)
+        if end is not None:
+            kinds[end][name] = found[name]
+        elif name in SETS:
+            unmatched.append(Unmatched(name, "file", "sets of far data are not read"))
+        else:
+            others.append(name)
+    tars, tables = kinds.values()
+    if not tars and not tables:
+        raise SourceError(f"{path} holds no .tar and no .parquet{f'; found {some(others)}' if others else ', or nothing at all'}")
+    if tars:
+        for name, file in itertools.islice(tables.items(), 1):  # img2dataset writes one beside each tar
+            if holds_pictures(file.url, image_column, file.stamp):
+                raise SourceError(f"{path} holds tars and Parquet files ({shown(name)}); give a folder with one kind")
+        reason = "a table without pictures beside tars; the tars are read"
+        unmatched += [Unmatched(name, "file", reason) for name in tables]
+    beside = tuple(others), tuple(unmatched)
+    chosen = tars or tables
+    stamps = tuple(file.stamp for file in chosen.values())
+    if tars:
+        return WebDataset(root, tuple(chosen), *beside, caption_column, stamps)
+    return ParquetFiles(root, tuple(chosen), *beside, image_column, caption_column, stamps)
+
+
+def _lines(path: str) -> list[str]:
+    """The URLs of a .urls file. Raises SourceError."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"data.images is {path!r}, which cannot be read as a list of URLs: {error}") from None
+    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not found or not all(map(is_far, found)):
+        raise SourceError(f"{path}: wanted a URL of a .tar or .parquet, or a pattern of them, a line")
+    return found
 
 
 def _instead(others: list[str]) -> str:

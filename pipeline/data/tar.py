@@ -7,7 +7,7 @@ belongs to a member that was found, to an end mark, or to a damage that is repor
 import contextlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ _END = 2 * BLOCK  # zeros that mark the end
 _LONGEST_EXTENSION = 1 << 20  # bytes of a long name or of pax records; longer ones are none
 _LARGEST_OCTAL = 8 << 30  # from this size on a header cannot hold it in octal digits
 _SCAN = 1 << 20
+
+Read = Callable[[int, int], bytes]
 
 
 class Member(NamedTuple):
@@ -63,24 +65,25 @@ def contents(path: str) -> Contents:
     """Walk a tar. It need not be one: then all of it is damage. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        return _walk(handle, os.fstat(handle).st_size)
+        return walk(lambda size, at: os.pread(handle, size, at), os.fstat(handle).st_size)
     finally:
         os.close(handle)
 
 
-def _walk(handle: int, size: int) -> Contents:
+def walk(read: Read, size: int) -> Contents:
+    """The same of any bytes: read(size, at) gives `size` of them from `at` on, fewer at their end."""
     found = Contents(size)
     at = piece = 0  # the place of the next header; where this tar begins, if several were put together
     damaged = nameless = False  # what lies before `at`; the name of the member at `at` is lost with it
     while True:
-        after_zeros = _zeros_end(handle, at, size) if at < size else size
+        after_zeros = _zeros_end(read, at, size) if at < size else size
         member = error = None
         if after_zeros < size:
             try:
-                member = _member(handle, after_zeros, size, damaged, nameless)
+                member = _member(read, after_zeros, size, damaged, nameless)
             except _Unreadable as caught:
                 error = caught
-        if (after_zeros > at or error or at >= size) and (inner := _header_in_last(handle, found, at)):
+        if (after_zeros > at or error or at >= size) and (inner := _header_in_last(read, found, at)):
             last = found.members.pop()
             _add(found, Damage(last.start, inner, f"bytes of {last.name} are missing"))
             at, damaged, nameless = inner, True, False
@@ -92,7 +95,7 @@ def _walk(handle: int, size: int) -> Contents:
                 _add(found, Damage(at, size, "zeros, more than an end mark has"))
             return found
         if error:
-            at = _damage(handle, found, at, after_zeros, is_end, error)
+            at = _damage(read, found, at, after_zeros, is_end, error)
             damaged, nameless = True, error.names_next
             continue
         if after_zeros > at and is_end:
@@ -104,20 +107,20 @@ def _walk(handle: int, size: int) -> Contents:
         at, damaged, nameless = member.end, False, False
 
 
-def _header_in_last(handle: int, found: Contents, at: int) -> int | None:
+def _header_in_last(read: Read, found: Contents, at: int) -> int | None:
     """The place of a header that begins within the data of the member that ends at `at`: bytes before it are
     missing."""
     last = found.members[-1] if found.members and found.members[-1].end == at else None
     if last is None or last.name.lower().endswith(".tar"):
         return None
-    inner = _next_header(handle, last.data, min(at + BLOCK, found.size))
+    inner = _next_header(read, last.data, min(at + BLOCK, found.size))
     return inner if inner < min(at, found.size) else None
 
 
-def _damage(handle: int, found: Contents, at: int, after_zeros: int, is_end: bool, error: _Unreadable) -> int:
+def _damage(read: Read, found: Contents, at: int, after_zeros: int, is_end: bool, error: _Unreadable) -> int:
     """Note the damage at `at` (or behind the zeros there) and return the place of the next header."""
     size, start, reason = found.size, at, error.reason
-    following = _next_header(handle, error.resume, size)
+    following = _next_header(read, error.resume, size)
     if after_zeros > at and following == size and is_end:
         found.ended = True
         if size - after_zeros < BLOCK:
@@ -138,12 +141,12 @@ def _add(found: Contents, damage: Damage) -> None:
     found.damages.append(damage)
 
 
-def _member(handle: int, start: int, size: int, damaged: bool, nameless: bool) -> Member:
+def _member(read: Read, start: int, size: int, damaged: bool, nameless: bool) -> Member:
     """The member whose first header is at `start`. `damaged`: what is before it is; `nameless`: its name was there.
     Raises _Unreadable."""
     at, records, name = start, {}, None
     while True:
-        block = os.pread(handle, BLOCK, at)
+        block = read(BLOCK, at)
         if len(block) < BLOCK:
             raise _Unreadable("the file ends within a header", start + 1, cut=True)
         try:
@@ -159,7 +162,7 @@ def _member(handle: int, start: int, size: int, damaged: bool, nameless: bool) -
             raise _Unreadable("an extension header of more than 1 MiB", start + 1)
         if data + header.size > size:
             raise _Unreadable("the file ends within an extension header", start + 1, cut=True)
-        body = os.pread(handle, header.size, data)
+        body = read(header.size, data)
         if header.type == b"L":
             name = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
         elif header.type in (b"x", b"X"):
@@ -176,7 +179,7 @@ def _member(handle: int, start: int, size: int, damaged: bool, nameless: bool) -
     if header.type == tarfile.GNUTYPE_SPARSE:
         more = block[482]
         while more:  # a GNU sparse member's map goes on in further blocks
-            extra = os.pread(handle, BLOCK, data)
+            extra = read(BLOCK, data)
             if len(extra) < BLOCK:
                 raise _Unreadable("the file ends within a header", data, cut=True)
             data, more = data + BLOCK, extra[504]
@@ -249,20 +252,20 @@ def _is_end(zeros: int, next_tar: int, padded: bool) -> bool:
     return fills or next_tar == zeros + _END and not padded
 
 
-def _zeros_end(handle: int, at: int, size: int) -> int:
+def _zeros_end(read: Read, at: int, size: int) -> int:
     """The end of the zero blocks that begin at `at`; `size` when there is nothing else."""
-    if os.pread(handle, BLOCK, at).strip(b"\0"):
+    if read(BLOCK, at).strip(b"\0"):
         return at
-    for offset, chunk in _chunks(handle, at, size):
+    for offset, chunk in _chunks(read, at, size):
         rest = chunk.lstrip(b"\0")
         if rest:
             return offset + (len(chunk) - len(rest)) // BLOCK * BLOCK
     return size
 
 
-def _next_header(handle: int, at: int, size: int) -> int:
+def _next_header(read: Read, at: int, size: int) -> int:
     """The place of the next header from `at` on, at any byte; `size` when there is none."""
-    for offset, chunk in _chunks(handle, at, size, overlap=BLOCK):
+    for offset, chunk in _chunks(read, at, size, overlap=BLOCK):
         place = chunk.find(b"ustar", 257)
         while 0 <= place <= len(chunk) - (BLOCK - 257):
             block = chunk[place - 257 : place + BLOCK - 257]
@@ -273,11 +276,11 @@ def _next_header(handle: int, at: int, size: int) -> int:
     return size
 
 
-def _chunks(handle: int, at: int, size: int, overlap: int = 0) -> Iterator[tuple[int, bytes]]:
+def _chunks(read: Read, at: int, size: int, overlap: int = 0) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) from `at` on; multiples of a block long, each again with the last `overlap` bytes of the one
     before."""
     while at < size:
-        chunk = os.pread(handle, min(_SCAN, size - at), at)
+        chunk = read(min(_SCAN, size - at), at)
         yield at, chunk
         if at + len(chunk) >= size or not chunk:
             return

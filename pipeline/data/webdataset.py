@@ -5,9 +5,9 @@ Members are found by the offsets of their data and read with one system call, so
 share a source. Pictures are named `shard.tar!member`."""
 
 import math
-import os
 import posixpath
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.data import captions, masks, tar
+from pipeline.data import captions, masks, places, tar
+from pipeline.data.far import Stamp
 from pipeline.data.kinds import PICTURES, TEXTS, extension, mask_stem, not_read
 from pipeline.data.match import match
 from pipeline.data.part import (
@@ -28,7 +29,6 @@ from pipeline.data.part import (
     place_in,
     replaced,
     shown,
-    stamp,
     unread_caption,
 )
 
@@ -45,6 +45,7 @@ class WebDataset:
     others: tuple[str, ...] = ()  # files beside them
     unmatched: tuple[Unmatched, ...] = ()
     caption_column: str = "text"  # of key.json
+    stamps: tuple[Stamp, ...] = ()  # of tars that are far away
 
     @property
     def part_count(self) -> int:
@@ -52,8 +53,8 @@ class WebDataset:
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Raises SourceError when there is no such member."""
-        place = self.file(path)
-        members = _members(place, stamp(os.stat(place)))
+        name, place = _MARK.split(path, 1)[0], self.file(path)
+        members = _members(place, self._status(name))
         member = _MARK.split(path, 1)[-1]
         row = members.find(member)
         if row is None:
@@ -63,13 +64,21 @@ class WebDataset:
     def file(self, path: str) -> str:
         return place_in(self.root, _MARK.split(path, 1)[0])
 
+    def _status(self, name: str) -> Stamp:
+        if not self.stamps:
+            return places.status(place_in(self.root, name))
+        at = bisect_left(self.tars, name)
+        if self.tars[at : at + 1] != (name,):
+            raise SourceError(f"{self.root} has no {name}; it was there when the index ran: run `dvc repro` again")
+        return self.stamps[at]
+
     def parts(self) -> Iterator[Part]:
         """One part for each tar, pictures in the order of their names; tars that are cut off come last, because what
         they lack is guessed from the others. Raises SourceError, CaptionError."""
         largest, cut = 0, []
         for name in self.tars:
             place = place_in(self.root, name)
-            status = stamp(os.stat(place))
+            status = self._status(name)
             if _members(place, status).is_cut:
                 cut.append((name, place, status))
             else:
@@ -107,23 +116,15 @@ class _Members:
 
     def read(self, row: int) -> bytes:
         offset, size = map(int, self.extents[row])
-        handle = os.open(self.place, os.O_RDONLY)
-        try:
-            data = os.pread(handle, size, offset)
-            while len(data) < size and (more := os.pread(handle, size - len(data), offset + len(data))):
-                data += more
-        finally:
-            os.close(handle)
-        return data
+        return places.read(self.place, size, offset)
 
 
 @lru_cache(maxsize=512)
-def _members(place: str, status: tuple[int, int, int, int]) -> _Members:
+def _members(place: str, status: Stamp) -> _Members:
     """The index of a tar in this state. Raises SourceError."""
-    found = tar.contents(place)
+    found = places.contents(place, status)
     if not found.members and found.damages:
-        with open(place, "rb") as file:
-            first = file.read(8)
+        first = places.read(place, min(8, found.size), 0)
         for magic, form in _PACKED.items():
             if first.startswith(magic):
                 raise SourceError(f"{place} is compressed ({form}); unpack it to a .tar, which is read in place")
@@ -135,7 +136,7 @@ def _members(place: str, status: tuple[int, int, int, int]) -> _Members:
     return _Members(place, found)
 
 
-def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int, caption_column: str) -> Part:
+def _part(name: str, place: str, status: Stamp, largest: int, caption_column: str) -> Part:
     members = _members(place, status)
     plain = {member.decode() for member in members.names}
     odd = {member: what for member, what in members.odd.items() if member not in plain}
@@ -202,8 +203,8 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     for member in members.replaced:
         unmatched.append(Unmatched(f"{name}!{member}", "file", "a later member of the same name stands in for it"))
     if members.joined:
-        places = ", ".join(map(str, members.joined))
-        unmatched.append(Unmatched(name, "file", f"several tars put together: another begins at byte {places}"))
+        begins = ", ".join(map(str, members.joined))
+        unmatched.append(Unmatched(name, "file", f"several tars put together: another begins at byte {begins}"))
     if members.behind:
         reason = f"bytes behind its end mark: {members.behind}, too few to be a member, or to tell that one was cut off"
         unmatched.append(Unmatched(name, "file", reason))
@@ -217,7 +218,7 @@ def _part(name: str, place: str, status: tuple[int, int, int, int], largest: int
     stamps = np.tile(np.array(status, np.int64), (len(pictures), 1))
     paths = [f"{name}!{members.names[row].decode()}" for row in pictures]
     mine = {position[row]: (f"{name}!{own[0]}", status) for row, own in of_picture.items()}
-    return make_part(os.path.abspath(place), paths, stamps, found, samples.others, lost, unmatched, spoilt, times, mine)
+    return make_part(places.absolute(place), paths, stamps, found, samples.others, lost, unmatched, spoilt, times, mine)
 
 
 def _with_masks(prefix: str, names: list[str], odd: list[str]) -> tuple["_Samples", dict[int, list[str]], list[str]]:

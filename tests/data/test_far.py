@@ -1,0 +1,358 @@
+"""Data that lie far away: the same tables as of the same files on this disk, what is asked of the server, and what comes
+of broken and slow connections."""
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.data import examine, far, memo, tar
+from pipeline.data.buckets import buckets
+from pipeline.data.index import Summary, index
+from pipeline.data.part import SourceError
+from pipeline.data.sources import open_source
+from pipeline.params import check
+from tests.data import far_servers
+from tests.data.data_sets import contents, picture, write_parquet, write_tar
+from tests.project import ROOT
+
+KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI-bPxRfiCYEXAMPLEKEY"
+PICTURES = {f"{n:02}": picture(n, 60, 50) for n in range(8)}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with far_servers.s3() as address:
+        yield address
+
+
+@pytest.fixture
+def wire(server, monkeypatch, tmp_path):
+    """Between s3:// and the server. What is far away is given up in little time."""
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(memo, "_SETTLED_NS", 0)
+    monkeypatch.setattr(far, "SECONDS", 1.5)
+    monkeypatch.setattr(far, "WAITS", 0.01)
+    wire = far_servers.Wire(server)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": wire.address,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    _forget()
+    yield wire
+    wire.close()
+    _forget()
+
+
+def _forget() -> None:
+    """The file systems that were opened, which know the address of their server."""
+    from s3fs import S3FileSystem
+
+    far._filesystem.cache_clear()
+    S3FileSystem.clear_instance_cache()
+
+
+def put(server: str, folder: Path, bucket: str) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=server, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1")
+    client.create_bucket(Bucket=bucket)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        client.put_object(Bucket=bucket, Key=str(file.relative_to(folder.parent)), Body=file.read_bytes())
+
+
+def tars(folder: Path, count: int = 2) -> Path:
+    """`count` tars of eight pictures each, all different."""
+    for number in range(count):
+        files = {f"{name}.png": picture(100 * number + int(name), 60, 50) for name in PICTURES}
+        write_tar(folder / f"{number}.tar", files | {f"{name}.txt": f"a picture {name}" for name in PICTURES})
+    return folder
+
+
+def run(source: str, out: Path) -> Summary:
+    return index(open_source(source), out, buckets(64, 32), 16, None, 10**6, 1.0, 1)
+
+
+# --- what is read is what lies on a disk
+
+
+def test_tars_in_s3_are_read_as_those_on_a_disk(wire, server, tmp_path):
+    folder = tars(tmp_path / "set")
+    (folder / "deep").mkdir()
+    shutil.move(folder / "1.tar", folder / "deep/1.tar")
+    write_parquet(folder / "0.parquet", {"url": ["x"]})
+    (folder / "notes.md").write_text("x")
+    put(server, folder, "tars")
+    near, away = run(str(folder), tmp_path / "near"), run("s3://tars/set", tmp_path / "far")
+    assert contents(tmp_path / "near") == contents(tmp_path / "far")
+    assert near.used == away.used == 16 and away.others == near.others == ["notes.md"]
+    source = open_source("s3://tars/set/")
+    for row in pq.read_table(tmp_path / "far/images.parquet").to_pylist():
+        assert source.read(row["path"]) == open_source(str(folder)).read(row["path"])
+
+
+def test_parquet_in_s3_is_read_as_on_a_disk(wire, server, tmp_path):
+    images = [{"bytes": data, "path": None} for data in PICTURES.values()]
+    write_parquet(tmp_path / "set/a.parquet", {"image": images, "text": list(PICTURES)}, row_group_size=3)
+    put(server, tmp_path / "set", "parquet")
+    run(str(tmp_path / "set"), tmp_path / "near")
+    assert run("s3://parquet/set/a.parquet", tmp_path / "far").used == 8
+    run("s3://parquet/set", tmp_path / "folder")
+    assert contents(tmp_path / "near") == contents(tmp_path / "folder")
+
+
+def test_a_second_index_reads_no_byte_of_an_unchanged_tar(wire, server, tmp_path, monkeypatch):
+    put(server, tars(tmp_path / "set"), "again")
+    assert run("s3://again/set", tmp_path / "a").read == 16
+    with monkeypatch.context() as patched:
+        patched.setattr(examine, "_look_at", None)
+        patched.setattr(tar, "walk", None)
+        first = contents(tmp_path / "a")
+        reads = []
+        plain = far.read
+        patched.setattr(far, "read", lambda url, size, at: reads.append((url, size)) or plain(url, size, at))
+        assert run("s3://again/set", tmp_path / "b").read == 0
+        assert contents(tmp_path / "b") == first and sum(size for _, size in reads) < 1000  # the captions
+    write_tar(tmp_path / "new/1.tar", {"x.png": picture(999, 60, 50)})
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=server, aws_access_key_id=KEY, aws_secret_access_key=SECRET)
+    client.put_object(Bucket="again", Key="set/1.tar", Body=(tmp_path / "new/1.tar").read_bytes())
+    summary = run("s3://again/set", tmp_path / "c")
+    assert (summary.files, summary.read) == (9, 1)
+
+
+def test_web_tars_by_a_pattern_are_read_by_range(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    folder, asked = tars(tmp_path / "set", 3), []
+    run(str(folder), tmp_path / "near")
+    with far_servers.web({f"x/{n}.tar": (folder / f"{n}.tar").read_bytes() for n in range(3)}, asked) as address:
+        assert run(address + "/x/{0..2}.tar", tmp_path / "far").used == 24
+        near, away = (pq.read_table(tmp_path / name / "images.parquet") for name in ("near", "far"))
+        assert near.drop_columns("path") == away.drop_columns("path")
+        assert away["path"].to_pylist() == [f"{address}/x/{path}" for path in near["path"].to_pylist()]
+        assert asked and all(span.startswith("bytes=") for _, span in asked)
+        (tmp_path / "web.urls").write_text(f"# two of them\n{address}/x/{{0,2}}.tar\n\n{address}/x/1.tar\n")
+        run(str(tmp_path / "web.urls"), tmp_path / "listed")
+        assert contents(tmp_path / "listed") == contents(tmp_path / "far")
+    assert not list((tmp_path / "store").rglob("*.png")) and sum(
+        file.stat().st_size for file in (tmp_path / "store").rglob("*") if file.is_file()
+    ) < sum(map(len, PICTURES.values()))  # no copy on this disk
+
+
+def test_a_damaged_tar_far_away_is_damaged_as_on_a_disk(wire, server, tmp_path):
+    folder = tars(tmp_path / "set")
+    data = (folder / "0.tar").read_bytes()
+    (folder / "0.tar").write_bytes(data[:20_000] + b"\0" * 3000 + data[23_000:50_000])
+    (folder / "2.tar").write_bytes(b"")
+    put(server, folder, "damaged")
+    near, away = run(str(folder), tmp_path / "near"), run("s3://damaged/set", tmp_path / "far")
+    assert near.lost == away.lost and len(near.lost) > 1
+    assert contents(tmp_path / "near") == contents(tmp_path / "far")
+
+
+# --- broken and slow connections
+
+
+@pytest.mark.parametrize("fault", ["closed", "cut", "slow"])
+def test_what_breaks_now_and_then_is_asked_for_again(wire, server, tmp_path, fault):
+    put(server, tars(tmp_path / "set"), f"shaky-{fault}")
+    run(str(tmp_path / "set"), tmp_path / "near")
+    wire.breaks(fault, 2)
+    assert run(f"s3://shaky-{fault}/set", tmp_path / "far").used == 16
+    assert wire.broken >= 2 and contents(tmp_path / "far") == contents(tmp_path / "near")
+
+
+@pytest.mark.parametrize("fault", ["closed", "slow"])
+def test_what_breaks_for_good_is_an_error_and_nothing_is_lost(wire, server, tmp_path, monkeypatch, fault):
+    bucket = f"gone-{fault}"
+    put(server, tars(tmp_path / "set"), bucket)
+    monkeypatch.setattr(far, "ATTEMPTS", 2)
+    source, seen = open_source(f"s3://{bucket}/set"), []
+    plain = examine._look_at
+
+    def look(data, max_pixels):
+        seen.append(data)
+        if len(seen) == 11:
+            wire.breaks(fault)
+        return plain(data, max_pixels)
+
+    monkeypatch.setattr(examine, "_look_at", look)
+    monkeypatch.setattr(examine, "_CHUNK", 1)
+    with pytest.raises(SourceError, match=rf"s3://{bucket}/set/1.tar cannot be read \(bytes .*tried 2 times.*is remembered"):
+        index(source, tmp_path / "far", buckets(64, 32), 16, None, 10**6, 1.0, 1)
+    assert not (tmp_path / "far").exists()
+    wire.times = 0
+    assert run(f"s3://{bucket}/set", tmp_path / "far").read == 16 - 11
+
+
+def test_an_answer_of_the_wrong_length_is_asked_for_again_and_never_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(far, "WAITS", 0.01)
+
+    class Files:
+        async_impl = False
+        answers = [b"ab", b"abcd", b"abc"]
+
+        def cat_file(self, url, start, end):
+            return self.answers.pop(0)
+
+    files = Files()
+    monkeypatch.setattr(far, "_filesystem", lambda scheme: files)
+    assert far.read("s3://a/b.tar", 3, 0) == b"abc" and files.answers == []
+    files.answers = [b"ab"] * 10
+    with pytest.raises(SourceError, match="2 bytes came, of 3"):
+        far.read("s3://a/b.tar", 3, 0)
+    assert len(files.answers) == 10 - far.ATTEMPTS
+
+
+# --- messages
+
+
+def test_what_is_not_there_and_what_may_not_be_read_is_said_at_once(wire, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(far, "WAITS", 60)  # a second attempt would take a minute
+    put(server, tars(tmp_path / "set"), "there")
+    for url in ("s3://nowhere/set/0.tar", "s3://there/set/7.tar"):
+        with pytest.raises(SourceError, match=f"{url} cannot be found: it is not there"):
+            open_source(url)
+    with pytest.raises(SourceError, match="holds no .tar and no .parquet"):
+        open_source("s3://there/empty")
+    with far_servers.web({}) as address, pytest.raises(SourceError, match="x.tar cannot be found: it is not there"):
+        open_source(f"{address}/x.tar")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://user:secret@host/a.tar", "can hold a key"),
+        ("https://host/a.tar?token=secret", "can hold a key"),
+        ("https://host/a.tar#secret", "can hold a key"),
+        ("file:///etc/passwd", "file:// is not read"),
+        ("local:///etc/a.tar", "local:// is not read"),
+        ("simplecache::s3://a/b.tar", "is not read"),
+        ("s3://a/b::file:///etc/a.tar", "is not read"),
+        ("ftp://host/a.tar", "ftp:// is not read"),
+        ("https://host/folder", "web servers list no folders"),
+        ("https://host/*.tar", "wanted a folder"),
+        ("s3://bucket/a/../../b.tar", "wanted a folder"),
+        ("https://host/{..,a}/b.tar", "wanted a folder"),
+        ("s3://bucket", "wanted a folder"),
+        ("https://host/{9..1}.tar", "is none of"),
+        ("https://host/{x}.tar", "is none of"),
+        ("https://host/{0..9}{0..99999}.tar", "more than 100,000"),
+        ("https://host/{a,a}.tar", "twice"),
+        ("gs://bucket/a.tar", "needs the package gcsfs"),
+    ],
+)
+def test_urls_that_are_not_taken(url, message):
+    with pytest.raises(SourceError, match=message) as error:
+        open_source(url)
+    assert "secret" not in str(error.value)
+
+
+def test_patterns():
+    assert far.urls("https://h/{08..11}.tar") == [f"https://h/{n}.tar" for n in ("08", "09", "10", "11")]
+    assert far.urls("s3://b/{x,y}/{0..1}.tar") == [f"s3://b/{a}/{n}.tar" for a in "xy" for n in "01"]
+    assert far.urls("hf://datasets/o/n@main/a.parquet") == ["hf://datasets/o/n@main/a.parquet"]
+    assert len(far.urls("https://h/{00000..00099}.tar")) == 100
+
+
+def test_pictures_and_compressed_tars_far_away_are_refused(wire, server, tmp_path):
+    for bucket, name, message in (("pics", "a.png", "pack them"), ("packed", "a.tar.gz", "compressed tars")):
+        (tmp_path / bucket).mkdir()
+        (tmp_path / bucket / name).write_bytes(b"x")
+        put(server, tmp_path / bucket, bucket)
+        with pytest.raises(SourceError, match=message):
+            open_source(f"s3://{bucket}/{bucket}")
+
+
+def test_a_server_that_gives_no_ranges_is_named(tmp_path):
+    with far_servers.web({"a.tar": b"x" * 1024}, Accept_Ranges="none") as address:
+        with pytest.raises(SourceError, match="gives no parts of a file"):
+            open_source(f"{address}/a.tar")
+
+
+def test_a_file_of_urls_that_is_none(tmp_path):
+    for text, message in (("", "wanted a URL"), ("/etc/passwd\n", "wanted a URL"), ("file:///etc/a.tar", "not read")):
+        (tmp_path / "a.urls").write_text(text)
+        with pytest.raises(SourceError, match=message):
+            open_source(str(tmp_path / "a.urls"))
+
+
+# --- no way from far data to a file of this computer, and no key into what is written
+
+
+def test_no_local_file_is_reached_by_a_path_in_far_data(wire, server, tmp_path):
+    """By names of members, links, and the paths of images.parquet."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture(77))
+    import tarfile
+
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set/0.tar", "w") as packed:
+        for name, kind in (("/etc/passwd.png", None), (f"..{secret}", None), ("link.png", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            if kind:
+                member.type, member.linkname = kind, str(secret)
+                packed.addfile(member)
+            else:
+                member.size = len(PICTURES["01"])
+                packed.addfile(member, io.BytesIO(PICTURES["01"]))
+    put(server, tmp_path / "set", "evil")
+    source = open_source("s3://evil/set")
+    run("s3://evil/set", tmp_path / "out")
+    for row in pq.read_table(tmp_path / "out/images.parquet").to_pylist():
+        assert source.read(row["path"]) == PICTURES["01"]
+    for path in (f"{secret}!x.png", f"../../{secret}", "/etc/hosts", "1.tar!x.png", "file:///etc/a.tar!b.png"):
+        with pytest.raises(SourceError):
+            source.read(path)
+
+
+def test_no_key_is_in_what_is_written_or_said(wire, server, tmp_path, capfd, monkeypatch):
+    put(server, tars(tmp_path / "set"), "keys")
+    summary = run("s3://keys/set", tmp_path / "out")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    _forget()
+    wire.breaks("closed")
+    monkeypatch.setattr(far, "ATTEMPTS", 2)
+    with pytest.raises(SourceError) as error:
+        open_source("s3://keys/set")
+    said = "".join(capfd.readouterr()) + str(summary) + str(error.value)
+    files = [path.read_bytes() for top in ("out", "store") for path in (tmp_path / top).rglob("*") if path.is_file()]
+    for word in (KEY, SECRET):
+        assert word not in said and not [data for data in files if word.encode() in data]
+
+
+def test_params_take_a_url():
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for url in ("s3://bucket/set", "https://host/{00000..00099}.tar", "hf://datasets/owner/name"):
+        tree["data"]["images"] = url
+        assert check(tree, "params.yaml").data.images == url
+
+
+# --- without its package
+
+
+def test_an_absent_package_is_named(monkeypatch):
+    far._filesystem.cache_clear()
+    monkeypatch.setitem(far.SCHEMES, "s3", "no_such_package")
+    with pytest.raises(SourceError, match="s3:// needs the package no_such_package"):
+        open_source("s3://bucket/a.tar")
+    monkeypatch.setitem(far.SCHEMES, "s3", "s3fs")
+    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    with pytest.raises(SourceError, match="make repro S3=1"):
+        open_source("s3://bucket/a.tar")
+
+
+def test_workers_read_far_data(wire, server, tmp_path, monkeypatch):
+    """In processes of their own."""
+    put(server, tars(tmp_path / "set", 3), "workers")
+    monkeypatch.setattr(examine, "_FEW", 0)
+    run(str(tmp_path / "set"), tmp_path / "near")
+    assert run("s3://workers/set", tmp_path / "far").used == 24
+    assert contents(tmp_path / "near") == contents(tmp_path / "far")
+    assert os.environ["AWS_ENDPOINT_URL"] == wire.address
