@@ -22,6 +22,9 @@ from tests.test_docs import ALL, FENCE
 NOT_HERE = {
     "hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/base": "7 GB",
     "hf download openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir data/clip_tokenizer": "a network",
+    "make repro S3=1": "a network",
+    "dvc repro --force index": "as dvc repro index of tests/data/test_far.py",
+    "dvc status": "DVC's own",
     "make docs": "a network; CI runs it",
     "make test": "this is it",
     "source /usr/local/Ascend/ascend-toolkit/set_env.sh": "an NPU's",

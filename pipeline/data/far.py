@@ -7,6 +7,7 @@ HF_TOKEN), and never from a URL."""
 import hashlib
 import importlib
 import io
+import logging
 import posixpath
 import re
 import time
@@ -226,6 +227,7 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
     except ImportError:
         do = "make repro S3=1, or .venv/bin/pip install -r requirements-s3.txt" if package == "s3fs" else f".venv/bin/pip install {package}"
         raise SourceError(f"{scheme}:// needs the package {package}, which is not installed: {do}") from None
+    logging.getLogger("aiobotocore").setLevel(logging.WARNING)  # which tells where it found keys
     options: dict[str, Any] = {"use_listings_cache": False}
     if package == "s3fs":
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SECONDS, "retries": {"total_max_attempts": 1}}

@@ -50,6 +50,7 @@ class Contents:
     joined: list[int] = field(default_factory=list)  # where a further tar begins, as `cat a.tar b.tar` makes it
     ended: bool = False  # by zeros; some writers leave them out
     behind: int = 0  # bytes behind those, too few to be a header
+    kept: dict[int, bytes] = field(default_factory=dict)  # of members that were read on the way, by Member.data
 
 
 class _Unreadable(Exception):
@@ -70,8 +71,9 @@ def contents(path: str) -> Contents:
         os.close(handle)
 
 
-def walk(read: Read, size: int) -> Contents:
-    """The same of any bytes: read(size, at) gives `size` of them from `at` on, fewer at their end."""
+def walk(read: Read, size: int, keep: Callable[[Member], bool] = lambda member: False) -> Contents:
+    """The same of any bytes: read(size, at) gives `size` of them from `at` on, fewer at their end. The bytes of members
+    that are to be kept are read with their headers."""
     found = Contents(size)
     at = piece = 0  # the place of the next header; where this tar begins, if several were put together
     damaged = nameless = False  # what lies before `at`; the name of the member at `at` is lost with it
@@ -104,6 +106,8 @@ def walk(read: Read, size: int) -> Contents:
         elif after_zeros > at:
             _add(found, Damage(at, after_zeros, "zeros in the place of a header"))
         found.members.append(member)
+        if keep(member):
+            found.kept[member.data] = read(member.size, member.data)
         at, damaged, nameless = member.end, False, False
 
 

@@ -96,6 +96,7 @@ class _Members:
 
     def __init__(self, place: str, found: tar.Contents):
         self.place = place
+        self.kept = found.kept
         self.damages, self.joined, self.ended, self.behind = found.damages, found.joined, found.ended, found.behind
         files = [member for member in found.members if member.odd is None]
         last = {member.name.encode(): member for member in files}  # of two of one name the last counts, as for tar
@@ -116,7 +117,7 @@ class _Members:
 
     def read(self, row: int) -> bytes:
         offset, size = map(int, self.extents[row])
-        return places.read(self.place, size, offset)
+        return self.kept[offset] if offset in self.kept else places.read(self.place, size, offset)
 
 
 @lru_cache(maxsize=512)
