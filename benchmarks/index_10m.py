@@ -38,15 +38,15 @@ def parts(rows: int) -> Iterator[tuple[Part, pa.Table, int]]:
         )
         width, height = (pa.array(generator.integers(256, 6000, count, dtype=np.int32)) for _ in range(2))
         reasons = pc.if_else(bad, pa.scalar("broken: JPEG image file is truncated"), pa.scalar(None, pa.string()))
-        flags = [pa.array(np.zeros(count, bool))] * 2
+        ignored, alpha = [pa.array(np.zeros(count, bool))] * 2
+        phashes = pa.array(generator.integers(0, 2**64, count, dtype=np.uint64))
         no_mask = [pa.nulls(count, field.type) for field in list(EXAMINED)[len(memo.FOUND) :]]
-        found = pa.table([hashes, width, height, reasons, *flags, *no_mask], schema=EXAMINED)
+        found = pa.table([hashes, width, height, reasons, ignored, phashes, alpha, *no_mask], schema=EXAMINED)
         words = [WORDS.take(pa.array(generator.integers(0, len(WORDS), count))) for _ in range(12)]
         texts = pc.binary_join_element_wise(*words, numbers, " ")
         paths = pc.binary_join_element_wise(f"{start // PER_PART:05}.tar!", numbers, ".jpg", "")
-        nulls = pa.nulls(count, pa.string())
+        nulls, origins = pa.nulls(count, pa.string()), pa.repeat(pa.scalar(""), count)
         stamps = np.zeros((count, 4), np.int64)
-        origins = pa.repeat(pa.scalar(""), count)
         part = Part("", paths, stamps, np.arange(count), texts, nulls, origins, np.ones(count), nulls, stamps)
         yield part, found, 0
 

@@ -51,12 +51,15 @@ def urls(pattern: str) -> list[str]:
         raise SourceError(f"{shown(pattern)}: {shown(scheme)}:// is not read; wanted {'://, '.join(SCHEMES)}://")
     if "@" in host or "?" in rest or "#" in rest:
         raise SourceError(
-            f"{scheme}://{shown(host.rpartition('@')[2])}…: a URL with a user, a ? or a # is not taken, as it can hold a key, and "
-            "what is in params.yaml gets into git; give keys as the library for it wants them, such as AWS_PROFILE"
+            f"{scheme}://{shown(host.rpartition('@')[2])}…: a URL with a user, a ? or a # is not taken, as it can hold "
+            "a key, and what is in params.yaml gets into git; give keys as the library for it wants them, such as "
+            "AWS_PROFILE"
         )
     found = _expanded(pattern)
     if not slash or "*" in rest or not rest.isprintable() or any(".." in url.split("/") for url in found):
-        raise SourceError(f"{shown(pattern)}: wanted a folder, a .tar or a .parquet, or a pattern such as {{000..099}}.tar")
+        raise SourceError(
+            f"{shown(pattern)}: wanted a folder, a .tar or a .parquet, or a pattern such as {{000..099}}.tar"
+        )
     if len(found) != len(set(found)):
         raise SourceError(f"{shown(pattern)} names a file twice")
     return found
@@ -93,26 +96,37 @@ def listing(path: str) -> dict[str, Far]:
             return dict(zip(wanted, pool.map(_look, wanted)))
     (folder,) = (url.rstrip("/") for url in wanted)
     if folder.startswith(("http://", "https://")):
-        raise SourceError(f"{folder} is no .tar and no .parquet, and web servers list no folders; name the files: {folder}/{{000..099}}.tar")
+        raise SourceError(
+            f"{folder} is no .tar and no .parquet, and web servers list no folders; name the files: "
+            f"{folder}/{{000..099}}.tar"
+        )
     found = _ask(folder, "listed", "find", folder, seconds=4 * SECONDS, detail=True, withdirs=False)
     files = _filesystem(folder.partition("://")[0])
     inside = files._strip_protocol(folder).rstrip("/") + "/"
     names = {key: key.removeprefix(inside) for key in sorted(found) if key.startswith(inside)}
-    return {name: _far(f"{folder}/{name}", found[key]) for key, name in names.items() if name and not name.endswith("/")}
+    files_in = {key: name for key, name in names.items() if name and not name.endswith("/")}
+    return {name: _far(f"{folder}/{name}", found[key]) for key, name in files_in.items()}
 
 
 def _look(url: str) -> Far:
     info = _ask(url, "found", "info", url, seconds=SECONDS)
     if info.get("partial") is False:
-        raise SourceError(f"{url}: the server says that it gives no parts of a file (Accept-Ranges: none); download it and give the folder")
+        raise SourceError(
+            f"{url}: the server says that it gives no parts of a file (Accept-Ranges: none); download it and give the "
+            "folder"
+        )
     return _far(url, info)
 
 
 def _far(url: str, info: dict[str, Any]) -> Far:
     size = info.get("size")
     if not isinstance(size, int):
-        raise SourceError(f"{url}: the server does not say how long it is, so no parts of it can be read; download it and give the folder")
-    version = [f"{key}={info[key]}" for key in _VERSIONS if info.get(key)] or [f"{key}={info[key]}" for key in _TIMES if info.get(key)]
+        raise SourceError(
+            f"{url}: the server does not say how long it is, so no parts of it can be read; download it and give the "
+            "folder"
+        )
+    keys = [key for key in _VERSIONS if info.get(key)] or [key for key in _TIMES if info.get(key)]
+    version = [f"{key}={info[key]}" for key in keys]
     digest = hashlib.blake2b(" ".join(version).encode("utf-8", "replace"), digest_size=16).digest()
     first, second = (int.from_bytes(half, "little", signed=True) for half in (digest[:8], digest[8:]))
     return Far(url, (size, first, 0 if version else _FOR_EVER, second))
@@ -180,7 +194,9 @@ class Blocks:
         return data[at - first * self.BLOCK : end - first * self.BLOCK]
 
 
-def _ask(url: str, what: str, method: str, *words: Any, seconds: float, check: Callable = lambda _: None, **named: Any) -> Any:
+def _ask(
+    url: str, what: str, method: str, *words: Any, seconds: float, check: Callable = lambda _: None, **named: Any
+) -> Any:
     """What a file system's method gives, asked several times. Raises SourceError."""
     files = _filesystem(url.partition("://")[0])
     for attempt in range(1, ATTEMPTS + 1):
@@ -199,8 +215,8 @@ def _ask(url: str, what: str, method: str, *words: Any, seconds: float, check: C
             if attempt < ATTEMPTS:
                 time.sleep(WAITS * 2 ** (attempt - 1))
     raise SourceError(
-        f"{url} cannot be {what}, tried {ATTEMPTS} times; last: {shown(reason)}. Look at the network and whether the server answers, then run "
-        "it again: what was read is remembered"
+        f"{url} cannot be {what}, tried {ATTEMPTS} times; last: {shown(reason)}. Look at the network and whether the "
+        "server answers, then run it again: what was read is remembered"
     )
 
 
@@ -212,8 +228,8 @@ def _final(error: Exception) -> str | None:
         return "it is not there; look at its name in data.images"
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in name:
         return (
-            "it may not be read with the keys that were found, or none were; set those of the library (AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, HF_TOKEN, …), or FSSPEC_S3_ANON=true for public data"
+            "it may not be read with the keys that were found, or none were; set those of the library (AWS_PROFILE or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, …), or FSSPEC_S3_ANON=true for public data"
         )
     return None
 
@@ -225,12 +241,15 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
     try:
         importlib.import_module(package)
     except ImportError:
-        do = "make repro S3=1, or .venv/bin/pip install -r requirements-s3.txt" if package == "s3fs" else f".venv/bin/pip install {package}"
+        do = f".venv/bin/pip install {package}"
+        if package == "s3fs":
+            do = "make repro S3=1, or .venv/bin/pip install -r requirements-s3.txt"
         raise SourceError(f"{scheme}:// needs the package {package}, which is not installed: {do}") from None
     logging.getLogger("aiobotocore").setLevel(logging.WARNING)  # which tells where it found keys
     options: dict[str, Any] = {"use_listings_cache": False}
     if package == "s3fs":
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SECONDS, "retries": {"total_max_attempts": 1}}
+        once = {"total_max_attempts": 1}
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SECONDS, "retries": once}
     files = fsspec.filesystem(scheme, **options)
     files.retries = 1  # s3fs's own: _ask tries again
     return files

@@ -92,9 +92,7 @@ def _open(place: str, status: Stamp | None) -> Iterator[pq.ParquetFile]:
 
 
 @lru_cache(maxsize=4096)
-def _row_group_starts(
-    place: str, status: Stamp, image_column: str, caption_column: str
-) -> np.ndarray:
+def _row_group_starts(place: str, status: Stamp, image_column: str, caption_column: str) -> np.ndarray:
     """(row groups + 1,) int64: the first row of each row group, and the number of rows. Checks the columns."""
     with _open(place, status) as file:
         names = file.schema_arrow.names

@@ -121,9 +121,13 @@ def _open_far(path: str, image_column: str, caption_column: str) -> Source:
         if base.startswith(".") or not is_plain(name) or shown(name) != name or not name.isprintable():
             continue
         if is_picture(base) or is_metadata(base):
-            raise SourceError(f"{path} holds pictures or their table ({shown(name)}); of far data tars and Parquet are read: pack them")
+            raise SourceError(
+                f"{path} holds pictures or their table ({shown(name)}); of far data tars and Parquet are read: pack them"
+            )
         if base.endswith(_COMPRESSED):
-            raise SourceError(f"{path} holds compressed tars ({shown(name)}); unpack them to .tar, which is read in place")
+            raise SourceError(
+                f"{path} holds compressed tars ({shown(name)}); unpack them to .tar, which is read in place"
+            )
         end = next((end for end in kinds if base.endswith(end)), None)
         if end is not None:
             kinds[end][name] = found[name]
@@ -133,7 +137,8 @@ def _open_far(path: str, image_column: str, caption_column: str) -> Source:
             others.append(name)
     tars, tables = kinds.values()
     if not tars and not tables:
-        raise SourceError(f"{path} holds no .tar and no .parquet{f'; found {some(others)}' if others else ', or nothing at all'}")
+        found_there = f"; found {some(others)}" if others else ", or nothing at all"
+        raise SourceError(f"{path} holds no .tar and no .parquet{found_there}")
     if tars:
         for name, file in itertools.islice(tables.items(), 1):  # img2dataset writes one beside each tar
             if holds_pictures(file.url, image_column, file.stamp):

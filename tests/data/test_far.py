@@ -62,7 +62,9 @@ def _forget() -> None:
 def put(server: str, folder: Path, bucket: str) -> None:
     import boto3
 
-    client = boto3.client("s3", endpoint_url=server, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1")
+    client = boto3.client(
+        "s3", endpoint_url=server, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
     client.create_bucket(Bucket=bucket)  # or it is there
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         client.put_object(Bucket=bucket, Key=str(file.relative_to(folder.parent)), Body=file.read_bytes())
@@ -190,7 +192,9 @@ def test_what_breaks_for_good_is_an_error_and_nothing_is_lost(wire, server, tmp_
 
     monkeypatch.setattr(examine, "_look_at", look)
     monkeypatch.setattr(examine, "_CHUNK", 1)
-    with pytest.raises(SourceError, match=rf"s3://{bucket}/set/1.tar cannot be read \(bytes .*tried 2 times.*is remembered"):
+    with pytest.raises(
+        SourceError, match=rf"s3://{bucket}/set/1.tar cannot be read \(bytes .*tried 2 times.*is remembered"
+    ):
         index(source, tmp_path / "far", buckets(64, 32), 16, None, 10**6, 1.0, 1)
     assert not (tmp_path / "far").exists()
     wire.times = 0
