@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import io
 import logging
-import posixpath
 import re
 import time
 from collections.abc import Callable
