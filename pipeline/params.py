@@ -110,6 +110,8 @@ class Device(Section):
 
 class Index(Section):
     resolution: Side
+    further_resolutions: Annotated[list[Side], Field(max_length=16)]
+    neighbors: Annotated[int, Field(ge=0, le=16)]
     bucket_step: Side
     buckets: bool
     min_bucket: Annotated[int, Field(gt=0, lt=2**31)]

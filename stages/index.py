@@ -7,7 +7,7 @@ from pipeline.data.buckets import sizes
 from pipeline.data.index import index
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
-from pipeline.data.views import sizes_of
+from pipeline.data.views import sizes_of, with_usual
 from pipeline.params import Params
 from pipeline.report import data_page
 from pipeline.stage import run
@@ -17,6 +17,7 @@ def main(params: Params) -> None:
     data = params.data
     source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
     sets, notes = find(data.images, source, params.index.caption_variants, params.index.caption_seed)
+    sets = with_usual(sets, tuple(params.index.further_resolutions))
     print(*(f"index: {note}" for note in notes), sep="\n", end="\n" * bool(notes), flush=True)
     out = Path("outs/index")
     summary = index(
@@ -33,6 +34,7 @@ def main(params: Params) -> None:
         params.index.max_samples,
         params.index.alpha_mask,
         sizes_of(sets, params.index.bucket_step, params.index.buckets),
+        params.index.neighbors,
     )
     print(summary, flush=True)
     data_page.write(out, source, data.images, params.index.max_pixels, out / "report.html")

@@ -152,6 +152,12 @@ def test_a_mask(project):
     assert ran(project, "exp", "run", "-S", "index.alpha_mask=true") == ["index"]  # no picture is transparent
 
 
+def test_a_further_resolution(project):
+    output = dvc(project, "exp", "run", "-S", "index.further_resolutions=[32]")
+    assert stages_of(output) == ["index", "cache_latents", "train", "merge", "sample"]
+    assert "14 latents in 1 shards: 7 encoded" in output
+
+
 def test_another_vae(project):
     edit(project / "params.yaml", "vae: data/base/tiny_sdxl.safetensors", "vae: data/base/other.safetensors")
     assert ran(project, "repro") == ["convert", "cache_latents", "train", "merge", "sample"]

@@ -40,6 +40,17 @@ def _index(index: "Index", config: SDXLConfig) -> Iterator[tuple[str, str]]:
         )
     else:
         sizes = buckets(index.resolution, index.bucket_step)
+    wanted = index.bucket_step if index.buckets else multiple
+    for number, side in enumerate(index.further_resolutions):
+        if side % wanted or side in (index.resolution, *index.further_resolutions[:number]):
+            word = "index.bucket_step, " if index.buckets else ""
+            yield (
+                f"index.further_resolutions.{number}",
+                f"must be a multiple of {word}{wanted} that is neither resolution ({index.resolution}) nor given twice, "
+                f"found {side}",
+            )
+    if index.neighbors and not index.buckets:
+        yield "index.neighbors", f"without buckets there is one size alone; must be 0, found {index.neighbors}"
     if index.min_side**2 > index.max_pixels:
         yield (
             "index.min_side",

@@ -79,6 +79,8 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
             yield "device.kernel_launch_group", f"needs device.jit_level O0, found {device.jit_level}"
     if device.sink_size and params.index.buckets:
         yield "device.sink_size", f"above 0 needs index.buckets false: a sink has one shape; found {device.sink_size}"
+    if device.sink_size and params.index.further_resolutions:
+        yield "device.sink_size", f"above 0 needs no index.further_resolutions: a sink has one shape; found {device.sink_size}"
     if device.sink_size and train.gradient_accumulation_steps > 1:
         found = train.gradient_accumulation_steps
         yield "device.sink_size", f"above 0 needs train.gradient_accumulation_steps 1, found {found}"

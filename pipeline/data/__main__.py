@@ -16,7 +16,7 @@ from pipeline.data import masks, show
 from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
 from pipeline.data.index import reject
-from pipeline.data.sets import WHOLE, members
+from pipeline.data.sets import is_whole, members
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 
@@ -104,7 +104,7 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
         "buckets": {f"{width}x{height}": count for (width, height), count in sorted(Counter(used).items())},
         "lost": dict(lost),
         "left_alone": dict(alone),
-        "sets": {one.name: in_sets[number] for number, one in enumerate(sets)} if sets != WHOLE else {},
+        "sets": {one.name: in_sets[number] for number, one in enumerate(sets)} if not is_whole(sets) else {},
         "notes": notes,
     }
 

@@ -52,6 +52,22 @@ def choose(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]]
     return np.searchsorted(half_way, np.square(np.asarray(widths, np.float64) / heights), side="left")
 
 
+def nearest(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]], count: int) -> np.ndarray:
+    """(n, k) indices into `sizes` of the buckets nearest to each picture: that which `choose` gives, and behind it those
+    beside it, each time the nearer one of both sides; k is `count`, or of fewer sizes all."""
+    low = high = choose(widths, heights, sizes)
+    found = [low]
+    squared = np.square(np.asarray(widths, np.float64) / heights)
+    ratios = np.array([width / height for width, height in sizes])
+    for _ in range(min(count, len(sizes)) - 1):
+        below, above = low - 1, high + 1
+        near, far = ratios[np.maximum(below, 0)], ratios[np.minimum(above, len(sizes) - 1)]
+        takes_below = (below >= 0) & ((above >= len(sizes)) | (squared <= near * far))  # as in `choose`
+        low, high = np.where(takes_below, below, low), np.where(takes_below, high, above)
+        found.append(np.where(takes_below, below, above))
+    return np.stack(found, axis=1)
+
+
 def common(
     widths: np.ndarray, heights: np.ndarray, counts: np.ndarray, sizes: list[tuple[int, int]], least: int
 ) -> list[tuple[int, int]]:

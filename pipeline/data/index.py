@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 
 from pipeline import store
 from pipeline.data import masks, near, tables
-from pipeline.data.buckets import choose, common
+from pipeline.data.buckets import choose, common, nearest
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
 from pipeline.data.how import How, dumps
 from pipeline.data.part import Lost, Part, SourceError, Unmatched, choose_pictures, some
-from pipeline.data.sets import WHOLE, Members, Set, check, members, multipliers
+from pipeline.data.sets import WHOLE, Members, Set, check, is_whole, members, multipliers
 from pipeline.data.sources import Source
 from pipeline.data.views import (
     USUAL,
@@ -122,13 +122,14 @@ def index(
     max_samples: int | None = None,
     alpha_mask: bool = False,
     others: dict[int, list[tuple[int, int]]] | None = None,
+    neighbors: int = 0,
 ) -> Summary:
     """Write the seven files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
     bound. Pictures of buckets with fewer than `min_bucket` go to the nearest bucket that has more: this changes no
     rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone. `alpha_mask`: where
     its set says nothing else, a transparent picture's alpha channel is its mask. `others`: the buckets of the further
-    resolutions that sets name.
+    resolutions that sets name; `neighbors`: how many buckets each picture has at each beside the nearest.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left (None: any share may be, and all); SourceError, CaptionError, OSError."""
@@ -141,7 +142,7 @@ def index(
                 parts = _examined(examiner, source, sets, highest, alpha_mask)
                 kept, read = _common(parts, every, min_side, max_enlargement, min_bucket, sets)
             parts = _examined(examiner, source, sets, highest, alpha_mask)  # again: by the memo
-            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others)
+            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors)
             summary.read += read
             return summary
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -162,16 +163,17 @@ def tabulate(
     kept: dict[int, list[tuple[int, int]]] | None = None,
     sets: tuple[Set, ...] = WHOLE,
     others: dict[int, list[tuple[int, int]]] | None = None,
+    neighbors: int = 0,
 ) -> Summary:
     """The part of `index` that opens no picture. Each part comes with its examine.EXAMINED table and the number of
     pictures read; `kept` are the sizes that pictures may be brought to, by resolution, default all. Memory does not grow with the number of
     rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
     images, samples, texts = (tables.Rows(schema) for schema in (tables.IMAGES, tables.MEMBERS, tables.TEXTS))
-    every, plain = {USUAL: sizes, **(others or {})}, is_plain(sets)
+    every, plain = {USUAL: sizes, **(others or {})}, is_plain(sets, neighbors)
     for part, found, read in parts:
         of_part = members(part, sets)
-        choices = _choices(part, found, every, kept or every, min_side, max_enlargement)
+        choices = _choices(part, found, every, kept or every, min_side, max_enlargement, neighbors)
         views = see(of_part, sets, choices)
         rows = _rows(part, found, of_part, views, sets, choices, plain)
         images.add(rows)
@@ -217,7 +219,7 @@ def _parts(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterat
     """The parts, with the pictures that are in a set and whose number by name is not above `highest`."""
     for part in source.parts():
         part = masks.of_sets(part, sets)
-        if sets != WHOLE:
+        if not is_whole(sets):
             inside = np.zeros(len(part.paths), bool)
             inside[members(part, sets).picture] = True
             alone = part.paths.filter(pa.array(~inside)).to_pylist()
@@ -253,7 +255,7 @@ def _settings(summary: Summary, sets: tuple[Set, ...]) -> list[dict]:
     """Of each set what tables.write_captions takes. Raises SetsError."""
     check(sets, summary.members)
     often = multipliers(sets, [summary.times[number] for number in range(len(sets))])
-    if sets != WHOLE:
+    if not is_whole(sets):
         summary.sets = [
             f"set {one.name}: {summary.members[number]:,} pictures, {summary.times[number] * often[number]:,.10g} "
             f"samples an epoch{' (class pictures)' if one.class_images else ''}"
@@ -309,18 +311,20 @@ def _choices(
     kept: dict[int, list[tuple[int, int]]],
     min_side: int,
     max_enlargement: float | None,
+    neighbors: int = 0,
 ) -> dict[int, Choice]:
     """Of a part's pictures, by resolution. What is too small is judged by the nearest of all `sizes`."""
-    unfit = _unfit_masks(part, found)
-    choices = {}
+    unfit, choices = _unfit_masks(part, found), {}
+    sides = [pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height")]
     for resolution, all_sizes in sizes.items():
-        chosen, reasons = reject(found, all_sizes, min_side, max_enlargement)
-        if kept[resolution] != all_sizes:
-            sides = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
-            chosen = np.array(kept[resolution], np.int32)[choose(*sides, kept[resolution])]
+        _, reasons = reject(found, all_sizes, min_side, max_enlargement)
         for row in unfit:
             reasons[row] = reasons[row] or unfit[row]
-        choices[resolution] = Choice(chosen, reasons)
+        buckets = np.array(kept[resolution], np.int32)[nearest(*sides, kept[resolution], neighbors + 1)]
+        can = np.repeat(np.equal(reasons, None)[:, None], buckets.shape[1], axis=1)
+        times = enlargement(*(side[:, None] for side in sides), *buckets.transpose(2, 0, 1))
+        can[:, 1:] &= times[:, 1:] <= (np.inf if max_enlargement is None else max_enlargement)
+        choices[resolution] = Choice(buckets, can, reasons)
     return choices
 
 

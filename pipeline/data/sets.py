@@ -64,6 +64,11 @@ class Set:
 WHOLE = (Set(""),)  # a data set without sets is one
 
 
+def is_whole(sets: tuple[Set, ...]) -> bool:
+    """Whether these are those of a data set without sets."""
+    return not sets[0].name
+
+
 @dataclass(frozen=True)
 class Members:
     """The samples of a part. picture (k,) int64 indices into its paths and number (k,) int32 of the set of each; and
@@ -82,7 +87,7 @@ class Members:
 def members(part: Part, sets: tuple[Set, ...]) -> Members:
     """Which pictures are in which sets, and with which captions."""
     inside = np.ones((len(sets), len(part.paths)), bool)
-    if sets != WHOLE:
+    if not is_whole(sets):
         paths = part.paths.to_pylist()
         for number, one in enumerate(sets):
             inside[number] = [holds(one, path) for path in paths]
@@ -193,6 +198,6 @@ def multipliers(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
 def check(sets: tuple[Set, ...], counts: Counter) -> None:
     """Raises SetsError for a set without pictures. `counts`: pictures by number of set."""
     for number, one in enumerate(sets):
-        if not counts[number] and not one.rest and sets != WHOLE:
+        if not counts[number] and not one.rest and not is_whole(sets):
             place = repr(one.folder) if one.folder else "the whole data set"
             raise SetsError(f"the set {one.name!r} has no pictures that are used: {place}")

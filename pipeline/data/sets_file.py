@@ -43,7 +43,7 @@ class _Set(BaseModel):
     caption: params.Text = ""
     prefix: params.Text = ""
     suffix: params.Text = ""
-    resolution: params.Side | None = None
+    resolution: params.Side | Annotated[list[params.Side], Field(min_length=1, max_length=16)] | None = None
     flip: bool | None = None
     crop: Literal["center", "random"] | None = None
     crops: Annotated[int, Field(gt=0, le=1000)] | None = None
@@ -146,10 +146,9 @@ def _own(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
         given = [name for name in ("repeats", "samples", "weight") if getattr(one, name) is not None]
         if len(given) > 1:
             raise SetsError(f"{place}: {key}: {' and '.join(given)} both say how often its pictures are seen; give one")
-        settings = one.model_dump(exclude={"name", "folder", "resolution", *_RULES}) | {
-            "folder": inside(one.folder, f"{key}.folder")
-        }
-        settings["resolutions"] = () if one.resolution is None else (one.resolution,)
+        settings = one.model_dump(exclude={"name", "folder", "resolution", *_RULES}) | {"folder": inside(one.folder, f"{key}.folder")}
+        several = one.resolution if isinstance(one.resolution, list) else [one.resolution]
+        settings["resolutions"] = tuple(dict.fromkeys(filter(None, several)))
         settings["background"] = one.background and tuple(one.background)
         settings["masks"] = one.masks and inside(one.masks, f"{key}.masks")
         settings["chances"] = tuple((_ORIGINS[name], chance) for name, chance in one.chances.items())

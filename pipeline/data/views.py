@@ -1,6 +1,6 @@
 """Views: a picture as a set sees it, in a bucket. A sample has one, or several of which training draws one each time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,11 @@ USUAL = 0  # stands for the resolutions of params.yaml
 
 @dataclass(frozen=True)
 class Choice:
-    """The buckets of n pictures at one resolution: (n, 2) int32 width and height; and why they cannot be used, (n,) text
-    or None."""
+    """The buckets of n pictures at one resolution, (n, k, 2) int32 width and height, the nearest first and further ones
+    behind it; which of those can be used, (n, k) bool; and why the nearest cannot, (n,) text or None."""
 
     buckets: np.ndarray
+    can: np.ndarray
     reasons: np.ndarray
 
 
@@ -45,23 +46,32 @@ def resolutions(one: Set) -> tuple[int, ...]:
     return one.resolutions or (USUAL,)
 
 
+def with_usual(sets: tuple[Set, ...], further: tuple[int, ...]) -> tuple[Set, ...]:
+    """The sets, of which those that name no resolution have the `further` ones too (index.further_resolutions)."""
+    if not further:
+        return sets
+    return tuple(one if one.resolutions else replace(one, resolutions=(USUAL, *further)) for one in sets)
+
+
 def sizes_of(sets: tuple[Set, ...], step: int, several: bool) -> dict[int, list[tuple[int, int]]]:
     """The buckets of each resolution that a set names, as buckets.sizes gives them. Raises SetsError."""
     found = {}
     for one in sets:
-        for side in one.resolutions:
+        for side in filter(None, one.resolutions):
             if side % (step if several else SIDE_MULTIPLE):
+                whose = f"the set {one.name!r}" if one.name else "index.further_resolutions"
                 raise SetsError(
-                    f"the set {one.name!r}: a resolution of {side}; wanted a multiple of "
+                    f"{whose}: a resolution of {side}; wanted a multiple of "
                     f"{f'index.bucket_step, {step}' if several else SIDE_MULTIPLE}"
                 )
             found[side] = sizes(side, step, several)
     return found
 
 
-def is_plain(sets: tuple[Set, ...]) -> bool:
+def is_plain(sets: tuple[Set, ...], neighbors: int = 0) -> bool:
     """Whether each picture has one bucket and is prepared in one way, whatever sets it is in."""
-    return len({resolutions(one) for one in sets}) == 1 == len(resolutions(sets[0])) == len(of_sets(sets)[0])
+    one_bucket = len({resolutions(one) for one in sets}) == 1 == len(resolutions(sets[0])) and not neighbors
+    return one_bucket and len(of_sets(sets)[0]) == 1
 
 
 def see(members: Members, sets: tuple[Set, ...], choices: dict[int, Choice]) -> Views:
@@ -73,10 +83,12 @@ def see(members: Members, sets: tuple[Set, ...], choices: dict[int, Choice]) -> 
         picture = members.picture[mine]
         for turn, resolution in enumerate(resolutions(one)):
             choice = choices[resolution]
-            can = np.equal(choice.reasons[picture], None)
-            bucket = choice.buckets[picture[can]]
-            order = np.full(int(can.sum()), turn)
-            found.append(np.column_stack([mine[can], order, picture[can], np.full(len(order), how_of[number]), bucket]))
+            for place in range(choice.can.shape[1]):
+                can = choice.can[picture, place]
+                bucket = choice.buckets[picture[can], place]
+                order = np.full(int(can.sum()), turn + place * len(resolutions(one)))
+                how = np.full(len(order), how_of[number])
+                found.append(np.column_stack([mine[can], order, picture[can], how, bucket]))
     table = np.concatenate(found).astype(np.int64)
     table = table[np.lexsort((table[:, 1], table[:, 0]))]
     _, first = np.unique(table[:, [0, 4, 5]], axis=0, return_index=True)  # two resolutions may share a bucket

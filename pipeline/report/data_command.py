@@ -18,6 +18,7 @@ from pipeline.data.buckets import sizes
 from pipeline.data.index import index
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.views import sizes_of, with_usual
 from pipeline.report import data, data_page
 
 OUT = Path("dvc_plots/data.html")
@@ -43,6 +44,7 @@ def write(path: str, settings: params.Params, out: Path) -> str:
     chosen, columns = settings.index, settings.data
     source = open_source(path, chosen.caption_lines, columns.image_column, columns.caption_column)
     sets, _ = find(path, source, chosen.caption_variants, chosen.caption_seed)
+    sets = with_usual(sets, tuple(chosen.further_resolutions))
     with tempfile.TemporaryDirectory() as folder:
         summary = index(
             source,
@@ -56,6 +58,9 @@ def write(path: str, settings: params.Params, out: Path) -> str:
             chosen.min_bucket,
             sets,
             chosen.max_samples,
+            chosen.alpha_mask,
+            sizes_of(sets, chosen.bucket_step, chosen.buckets),
+            chosen.neighbors,
         )
         data_page.write(Path(folder), source, path, chosen.max_pixels, out, _measure(settings.model.tokenizer))
     return str(summary)

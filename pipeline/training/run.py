@@ -202,6 +202,11 @@ def _compiler(model: str, data: Data, device: Device, train: params.Train, setti
     trained, validated = (
         len(np.unique(bucket_codes(data.reader.buckets[samples]))) for samples in (data.subset, data.held_out)
     )
+    if device.sink_size and trained > 1:
+        raise StageError(
+            f"device.sink_size is {device.sink_size} and the pictures have {trained} sizes: a sink has one; sets have "
+            "resolutions of their own (sets.yaml and the like). Set device.sink_size to 0, or give all one resolution"
+        )
     count = count_graphs(trained, validated, device.sink_size > 0, train.ema)
     key = build.graph_key(model, device, train, settings) if device.compile_cache else None
     return Compiler(key, device, count)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.buckets import BucketError, buckets, choose, common
+from pipeline.data.buckets import BucketError, buckets, choose, common, nearest
 
 # SDXL, arXiv 2307.01952, appendix I: height, width of all training sizes
 SDXL = """
@@ -14,6 +14,20 @@ SDXL = """
 1024 1024, 1024 960, 1088 960, 1088 896, 1152 896, 1152 832, 1216 832, 1280 768, 1344 768, 1408 704,
 1472 704, 1536 640, 1600 640, 1664 576, 1728 576, 1792 576, 1856 512, 1920 512, 1984 512, 2048 512
 """
+
+
+def test_the_nearest_buckets_are_those_of_the_nearest_ratios():
+    rng = np.random.default_rng(0)
+    sizes = buckets(1024, 64)
+    widths, heights = rng.integers(100, 5000, (2, 500))
+    found = nearest(widths, heights, sizes, 4)
+    assert (found[:, 0] == choose(widths, heights, sizes)).all()
+    ratios = np.log([width / height for width, height in sizes])
+    for row, ratio in zip(found, np.log(widths / heights)):
+        assert len(set(row)) == 4 and set(row) == set(np.argsort(abs(ratios - ratio), kind="stable")[:4])
+        assert (np.diff(abs(ratios[row] - ratio)) > -1e-9).all()
+    assert nearest(widths, heights, sizes[:2], 4).shape == (500, 2)
+    assert nearest(widths, heights, sizes[:1], 4).shape == (500, 1)
 
 
 def test_sdxl_list():

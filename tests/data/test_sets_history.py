@@ -17,6 +17,7 @@ from pipeline.data.buckets import buckets
 from pipeline.data.index import index
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.views import sizes_of, with_usual
 from tests.data.data_sets import contents, picture, write_folder
 
 PICTURES = [picture(number, transparent=number > 4) for number in range(8)]
@@ -38,7 +39,7 @@ SETTINGS = st.fixed_dictionaries(
         "flip": st.booleans(),
         "crop": st.sampled_from(["center", "random"]),
         "crops": st.sampled_from([1, 2]),
-        "resolution": st.sampled_from([64, 96]),
+        "resolution": st.sampled_from([64, 96, [64, 96]]),
         "background": st.just([0, 0, 0]),
     },
 )
@@ -50,6 +51,8 @@ CHANGE = st.one_of(
     st.tuples(st.just("caption"), st.sampled_from(FOLDERS), st.integers(0, 7), st.sampled_from(WORDS)),
     st.tuples(st.just("set"), st.sampled_from(FOLDERS), SETTINGS),
     st.tuples(st.just("alpha_mask"), st.booleans()),
+    st.tuples(st.just("further"), st.sampled_from([(), (96,)])),
+    st.tuples(st.just("neighbors"), st.integers(0, 2)),
     st.tuples(st.just("variants"), st.integers(1, 6)),
     st.tuples(st.just("failing run"), st.integers(0, 3)),
     st.tuples(st.just("run")),
@@ -100,6 +103,7 @@ class Vae:
 class Data:
     def __init__(self, root):
         self.root, self.variants, self.alpha_mask = root / "data", 3, False
+        self.further, self.neighbors = (), 0
         self.sets = {folder: {"folder": folder} for folder in FOLDERS}
         write_folder(self.root, {f"{folder}/first.png": PICTURES[0] for folder in FOLDERS})
 
@@ -118,8 +122,8 @@ class Data:
             write_folder(self.root, {f"{folder}/picture {number}.txt": words})
         elif kind == "set":
             self.sets[values[0]] = {"folder": values[0], **values[1]}
-        elif kind == "alpha_mask":
-            self.alpha_mask = values[0]
+        elif kind in ("alpha_mask", "further", "neighbors"):
+            setattr(self, kind, values[0])
         elif kind == "variants":
             self.variants = values[0]
 
@@ -128,7 +132,8 @@ class Data:
         write_folder(self.root, {"sets.yaml": json.dumps({"sets": list(self.sets.values())})})
         source = open_source(str(self.root))
         sets, _ = find(str(self.root), source, self.variants, 0)
-        how = {"sets": sets, "alpha_mask": self.alpha_mask, "others": {side: buckets(side, 32) for side in (64, 96)}}
+        sets = with_usual(sets, self.further)
+        how = {"sets": sets, "alpha_mask": self.alpha_mask, "others": sizes_of(sets, 32, True), "neighbors": self.neighbors}
         index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, **how)
         build(
             text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3), out / "text"

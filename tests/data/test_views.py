@@ -19,7 +19,7 @@ from pipeline.data.index import index
 from pipeline.data.sets import SetsError
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
-from pipeline.data.views import sizes_of
+from pipeline.data.views import sizes_of, with_usual
 from tests.cache.cache_samples import TEXT_FINGERPRINT, caption, write_cache
 from tests.data.data_sets import name, picture, rows, write_folder
 
@@ -39,12 +39,13 @@ def vae(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([blocks, blocks, blocks[:, :2]], axis=1).astype(np.float32)
 
 
-def run(data: Path, out: Path, usual=USUAL) -> int:
+def run(data: Path, out: Path, usual=USUAL, further=(), neighbors=0) -> int:
     """index and cache_latents; how many rows were encoded. The text cache has all captions."""
     source = open_source(str(data))
     sets, _ = find(str(data), source)
-    others = {side: buckets(side, 32) for one in sets for side in one.resolutions}
-    index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, sets=sets, others=others)
+    sets = with_usual(sets, further)
+    how = {"sets": sets, "others": sizes_of(sets, 32, True), "neighbors": neighbors}
+    index(source, out / "index", buckets(64, 32), 16, 2.0, 10**6, 1.0, 1, **how)
     job = latents.make_job(out / "index/images.parquet", source, usual.fingerprint, usual, lambda: vae, 3, 2)
     report = engine.build(job, out / "latents")
     if not (out / "text").exists():
@@ -112,6 +113,47 @@ def test_sets_that_say_what_is_usual_leave_all_as_it_was(tmp_path):
     same = {"folder": ".", "flip": False, "crop": "center", "background": [255, 255, 255], "resolution": 64}
     assert run(folder(tmp_path, [same]), out) == 0
     assert {path.name: path.read_bytes() for path in (out / "latents").iterdir()} == before
+
+
+def test_several_resolutions_and_neighbors_are_further_rows_of_which_an_epoch_has_one(tmp_path):
+    files = {f"{n}.png": P[n] for n in range(4)} | {f"{n}.mask.png": picture(20, 130 + n, 100) for n in range(2)}
+    data, out = write_folder(tmp_path / "data", files), tmp_path / "out"
+    assert run(data, out) == 4
+    assert run(data, out, further=(96, 128)) == 8  # 96 and 128; those at 64 are there
+    one = {path.name: path.read_bytes() for path in (out / "latents").iterdir()}
+    with open_reader(out) as reader:
+        assert reader.n == 12 and len(np.unique(reader.samples)) == 4
+        sides = np.sqrt(reader.buckets.prod(1)).reshape(4, 3)
+        assert (np.diff(sides) > 0).all() and (abs(sides - [64, 96, 128]) < 9).all()  # the usual one first
+        total = np.zeros(12, int)
+        for epoch in range(30):
+            plan = epoch_plan(reader.buckets, reader.repeats, np.arange(12), 1, epoch, 3, reader.samples)
+            numbers = plan[plan >= 0]
+            assert sorted(reader.samples[numbers]) == [0, 1, 2, 3]
+            total += np.bincount(numbers, minlength=12)
+            for view in numbers:
+                batch = reader.read(np.array([view]), epoch, 1)
+                width, height = reader.buckets[view].tolist()
+                data_of = next(one for one in P if name(one)[:8] == reader.names[view].tobytes()[:8])
+                assert batch.latents[0].tobytes() == latent(data_of, (width, height)).tobytes()
+                assert batch.masks.shape == (1, height // 8, width // 8)
+        assert total.sum() == 120 and (total > 0).all()
+    assert run(data, out, further=(96,)) == 0
+    assert run(data, out, neighbors=1) == 4
+    assert run(data, out, further=(96, 128)) == 0
+    assert {path.name: path.read_bytes() for path in (out / "latents").iterdir()} == one
+    sets = [{"folder": ".", "resolution": [96, 128]}]
+    write_folder(data, {"sets.yaml": json.dumps({"sets": sets})})
+    assert run(data, out) == 0
+    with open_reader(out) as reader:
+        assert reader.n == 8
+
+
+def test_a_resolution_that_a_picture_is_too_small_for_is_left_out(tmp_path):
+    data = write_folder(tmp_path / "data", {"a.png": picture(0, 130, 100), "b.png": picture(1, 300, 300)})
+    run(data, tmp_path / "out", further=(256,))
+    found = {row["image"]: row["buckets"] for row in rows(tmp_path / "out/index/samples.parquet")}
+    assert len(found[name(picture(0, 130, 100))]) == 2 and len(found[name(picture(1, 300, 300))]) == 4
 
 
 def test_a_background_of_its_own(tmp_path):
