@@ -80,7 +80,10 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     if device.sink_size and params.index.buckets:
         yield "device.sink_size", f"above 0 needs index.buckets false: a sink has one shape; found {device.sink_size}"
     if device.sink_size and params.index.further_resolutions:
-        yield "device.sink_size", f"above 0 needs no index.further_resolutions: a sink has one shape; found {device.sink_size}"
+        yield (
+            "device.sink_size",
+            f"above 0 needs no index.further_resolutions: a sink has one shape; found {device.sink_size}",
+        )
     if device.sink_size and train.gradient_accumulation_steps > 1:
         found = train.gradient_accumulation_steps
         yield "device.sink_size", f"above 0 needs train.gradient_accumulation_steps 1, found {found}"

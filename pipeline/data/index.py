@@ -142,7 +142,9 @@ def index(
                 parts = _examined(examiner, source, sets, highest, alpha_mask)
                 kept, read = _common(parts, every, min_side, max_enlargement, min_bucket, sets)
             parts = _examined(examiner, source, sets, highest, alpha_mask)  # again: by the memo
-            summary = tabulate(parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors)
+            summary = tabulate(
+                parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors
+            )
             summary.read += read
             return summary
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -146,7 +146,9 @@ def _own(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
         given = [name for name in ("repeats", "samples", "weight") if getattr(one, name) is not None]
         if len(given) > 1:
             raise SetsError(f"{place}: {key}: {' and '.join(given)} both say how often its pictures are seen; give one")
-        settings = one.model_dump(exclude={"name", "folder", "resolution", *_RULES}) | {"folder": inside(one.folder, f"{key}.folder")}
+        settings = one.model_dump(exclude={"name", "folder", "resolution", *_RULES}) | {
+            "folder": inside(one.folder, f"{key}.folder")
+        }
         several = one.resolution if isinstance(one.resolution, list) else [one.resolution]
         settings["resolutions"] = tuple(dict.fromkeys(filter(None, several)))
         settings["background"] = one.background and tuple(one.background)

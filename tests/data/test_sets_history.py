@@ -133,7 +133,12 @@ class Data:
         source = open_source(str(self.root))
         sets, _ = find(str(self.root), source, self.variants, 0)
         sets = with_usual(sets, self.further)
-        how = {"sets": sets, "alpha_mask": self.alpha_mask, "others": sizes_of(sets, 32, True), "neighbors": self.neighbors}
+        how = {
+            "sets": sets,
+            "alpha_mask": self.alpha_mask,
+            "others": sizes_of(sets, 32, True),
+            "neighbors": self.neighbors,
+        }
         index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, **how)
         build(
             text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3), out / "text"
