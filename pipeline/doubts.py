@@ -69,7 +69,9 @@ def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
 
 def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
     train, index = params.train, params.index
-    if (rate := peak_rate(params)) > 5e-5 and train.optimizer not in ("lion", "prodigy"):
+    if (rate := peak_rate(params)) > 2e-3 and train.adapter != "none" and train.optimizer != "prodigy":
+        yield "train.learning_rate", f"{rate:g} is high for an adapter of SDXL: 5e-5 to 5e-4 is usual"
+    if rate > 5e-5 and train.optimizer not in ("lion", "prodigy") and train.adapter == "none":
         yield "train.learning_rate", f"{rate:g} is high for all of SDXL's UNet: 4e-7 to 1e-5 is usual; {PRESET}"
     if index.resolution < 768:
         yield "index.resolution", f"SDXL was trained at 1024 and draws worse at {index.resolution}; {PRESET}"

@@ -204,6 +204,13 @@ class Train(Section):
     lr_end: NotNegative
     lr_decay_steps: Interval
     groups: list[Group]
+
+    adapter: Literal["none", "lora", "dora", "lokr", "loha"]
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[Float, Field(ge=1e-3, le=1e6)]
+    adapter_targets: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1)]
+    lokr_factor: Literal[-1] | Annotated[int, Field(ge=2, le=1024)]
+
     optimizer: Literal["adamw", "adamw8bit", "lion", "prodigy", "adafactor"]
     adam_beta1: Decay
     adam_beta2: Decay

@@ -26,6 +26,7 @@ def report(run: Run, place: disk.Place | None = None) -> str:
     title = f"{run.config}, {run.devices} device(s) ({run.target}), batch {run.batch_size} on each"
     title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     title += f", {run.resolution} x {run.resolution}, {run.precision}"
+    title += f", {run.adapter} of rank {run.rank}" if run.adapts else ""
     groups = [[title], _memory(run), _host(run), _disk(run, place), _time(run, place)]
     return "\n\n".join("\n".join(lines) for lines in groups)
 

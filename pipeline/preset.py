@@ -23,6 +23,7 @@ WHOLE = "tiny"
 PRESETS = {
     "tiny": (),
     "sdxl-1x910b": ("sdxl", "sdxl-1x910b"),
+    "sdxl-lora-1x910b": ("sdxl", "sdxl-lora-1x910b"),
     "sdxl-8x910b": ("sdxl", "sdxl-8x910b"),
     "sdxl-16x910b": ("sdxl", "sdxl-8x910b", "sdxl-16x910b"),
 }

@@ -1,4 +1,4 @@
-"""The trained UNet and the base's other components -> one checkpoint for MindONE and one for ComfyUI and diffusers.
+"""The trained UNet, or the base's with the trained adapter, and the base's other components -> one checkpoint for MindONE and one for ComfyUI and diffusers.
 
 outs/merge/merged.ckpt, outs/merge/merged.safetensors with what it comes from in its metadata, outs/merge/README.md"""
 
@@ -16,10 +16,12 @@ SOURCES = CONVERTED / provenance.SOURCES
 
 
 def main(params: Params) -> None:
-    unet = chosen.find(TRAINED, params.merge.weights)
+    adapts = params.train.adapter != "none"
+    trained_file = chosen.find(TRAINED, params.merge.weights, adapts)
+    unet = Path(params.train.init_from) if adapts else trained_file
     components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
     trained_with = marks.written(params.diffusion.prediction, params.diffusion.zero_terminal_snr)
-    trained, origin = provenance.read(unet.parent / provenance.RUN, "train"), provenance.read(SOURCES, "convert")
+    trained, origin = provenance.read(TRAINED / provenance.RUN, "train"), provenance.read(SOURCES, "convert")
     written = params.index.resolution, params.merge.weights, params.merge.dtype
     metadata = provenance.metadata(trained, origin, params.model.config, *written)
     merge(
@@ -30,6 +32,7 @@ def main(params: Params) -> None:
         trained_with,
         metadata,
         card.render(trained, origin, *written),
+        trained_file if adapts else None,
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.params import Params
 from pipeline.sampling.saved import saved
 from pipeline.stage import StageError, run
 from pipeline.weights import provenance
+from pipeline.weights.adapters.apply import adapted_unet
 
 BASE = "outs/convert/unet.ckpt"
 MERGED = "outs/merge/merged.ckpt"
@@ -40,7 +41,8 @@ def main(params: Params) -> None:
     for path in (BASE, MERGED, PUBLISHED):
         os.stat(path)
     base = provenance.read(SOURCES, "convert")["base"]
-    between = saved(TRAINED, p.saved_steps)
+    adapts, start = params.train.adapter != "none", Path(params.train.init_from)
+    between = saved(TRAINED, p.saved_steps, adapts)
     check_vocabulary(params.model.tokenizer, config.clip_l.vocab_size, params.model.config)
 
     # Only now: importing MindSpore takes seconds.
@@ -75,7 +77,8 @@ def main(params: Params) -> None:
     together = batches(wanted, p.batch_size)
     latents = {}
     for model in models:
-        load(model.weights)
+        between_with_adapter = adapts and isinstance(model.weights, Path)
+        load(model.weights, adapted_unet(start, model.weights, config) if between_with_adapter else None)
         latents[model.name] = {}
         steps = sum(wanted[chosen[0]].steps for chosen, _ in together)
         with progress.Bar(steps, "step", f"draws with the {model.name} model") as bar:

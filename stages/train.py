@@ -1,7 +1,8 @@
 """Fine-tune the UNet on the caches; the VAE and the text encoders are not even loaded.
 
 outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, those in between with train.save_interval and
-train.keep_best, and the curves in outs/train/live/. A killed run goes on by itself from its last state in the store, and
+train.keep_best, and the curves in outs/train/live/. With train.adapter it is adapters that are trained, and the weights
+are adapter.safetensors and so on. A killed run goes on by itself from its last state in the store, and
 a longer one from that of a shorter one where train.lr_scheduler allows it. A run waits while another process trains the
 same, and takes the outs of a training that is done already. With device.workers or device.nodes above 1 the stage starts
 its ranks under msrun; it may as well be started by msrun or mpirun, or with a rank table."""
@@ -17,6 +18,7 @@ from pipeline.params import Params
 from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch, tensorboard
 from pipeline.training.data import Paths, count_steps, open_data
+from pipeline.weights import provenance
 from pipeline.weights.source import check_start
 
 PATHS = Paths(
@@ -29,6 +31,7 @@ PATHS = Paths(
     clip_g=Path("outs/convert/clip_g.ckpt"),
     out=Path("outs/train"),
 )
+SOURCES = Path("outs/convert") / provenance.SOURCES  # which an adapter's file names
 
 
 def main(params: Params) -> None:
@@ -37,6 +40,10 @@ def main(params: Params) -> None:
     data = open_data(paths, made_with(params), params.train, preparation(params))
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
+    origin = None
+    if params.train.adapter != "none":
+        sources = provenance.read(SOURCES, "convert")
+        origin = sources | {"config": params.model.config, "resolution": params.index.resolution}
     ranks = launch.world_size(params.device)
     end, _ = count_steps(data, params.train, ranks)
     d = params.device
@@ -48,6 +55,7 @@ def main(params: Params) -> None:
         params.train,
         ranks,
         end,
+        origin,
     )
     with launch.turn(training.name, d):
         if launch.first(d):

@@ -25,8 +25,9 @@ ALL = ["index", "convert", "cache_latents", "cache_text", "train", "merge", "sam
 TRAIN = """
 import hashlib, json, shutil
 from pathlib import Path
+import numpy as np
 import yaml
-import pipeline.weights.ckpt as ckpt
+from pipeline.weights.adapters import file
 
 stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["train"]
 params = yaml.safe_load(Path("params.yaml").read_text())
@@ -43,9 +44,15 @@ for out in [o for kind in ("outs", "metrics", "plots") for o in stage.get(kind, 
 weights = bytearray(Path("outs/convert/unet.ckpt").read_bytes())
 found = digest.digest()
 weights[-2:] = bytes([found[0], found[1] & 0x3F])  # the last tensor's last value, below 2
-Path("outs/train/weights/unet.ckpt").write_bytes(weights)
-weights[-2:] = bytes([found[2], found[3] & 0x3F])
-Path("outs/train/weights/step-00000300.ckpt").write_bytes(weights)
+if params["train"]["adapter"] == "none":
+    Path("outs/train/weights/unet.ckpt").write_bytes(weights)
+    weights[-2:] = bytes([found[2], found[3] & 0x3F])
+    Path("outs/train/weights/step-00000300.ckpt").write_bytes(weights)
+else:
+    layer, rank = "lora_unet_middle_block_1_proj_in", params["train"]["rank"]
+    values = np.full((128, rank), found[0] / 256, np.float32)
+    parts = {f"{layer}.lora_up.weight": values, f"{layer}.lora_down.weight": np.ones_like(values.T)}
+    file.write(Path("outs/train/weights/adapter.safetensors"), parts, {layer: rank}, {})
 facts = json.loads(Path("facts.json").read_text())
 Path("outs/train/weights/run.json").write_text(json.dumps(facts | {"name": digest.hexdigest()}))
 """
@@ -167,6 +174,15 @@ def test_a_training_setting(project):
     assert ran(project, "exp", "run", "-S", "train.learning_rate=1e-5") == ["train", "merge", "sample"]
 
 
+def test_an_adapters_rank(project):
+    """The stand-in for the train stage writes an adapter of that rank then."""
+    assert ran(project, "exp", "run", "-S", "train.adapter=lora") == ["train", "merge", "sample"]
+    assert ran(project, "exp", "run", "-S", "train.rank=8") == ["train", "merge", "sample"]
+    weights = project / "outs/train/weights"
+    assert {path.name for path in weights.iterdir()} == {"adapter.safetensors", "run.json"}
+    assert ran(project, "exp", "run", "-S", "train.adapter=none", "-S", "train.rank=16") == ["train", "merge", "sample"]
+
+
 def test_which_of_the_trained_weights(project):
     """Of a training that keeps some in between; the choice trains nothing."""
     assert ran(project, "exp", "run", "-S", "train.save_interval=100") == ["train", "merge", "sample"]
@@ -180,7 +196,7 @@ def test_other_weights_to_start_from(project):
     start.write_bytes((project / "outs/convert/unet.ckpt").read_bytes())
     assert ran(project, "exp", "run", "-S", "train.init_from=data/base/start.ckpt") == ["train", "merge", "sample"]
     start.write_bytes(start.read_bytes()[:-2] + b"\x00\x01")
-    assert ran(project, "repro") == ["train"]  # the stand-in for it does not read the file
+    assert ran(project, "repro") == ["train", "merge"]  # the stand-in for it does not read the file
 
 
 def test_a_new_preview_is_encoded_alone(project):

@@ -9,7 +9,10 @@ from pipeline.contradictions.train import peak_rate
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-PRESET = "`make preset NAME=...` sets all that goes with model.config: sdxl-1x910b, sdxl-8x910b, sdxl-16x910b, tiny"
+PRESET = (
+    "`make preset NAME=...` sets all that goes with model.config: sdxl-1x910b, sdxl-lora-1x910b, sdxl-8x910b, "
+    "sdxl-16x910b, tiny"
+)
 
 
 def faults(params: "Params") -> Iterator[tuple[str, str]]:
@@ -20,7 +23,7 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
         if resolution > 512:
             yield "index.resolution", f"{resolution} is SDXL's, and the tiny model was trained at 64; {PRESET}"
         return
-    if rate >= 5e-4 and params.train.optimizer != "prodigy":
+    if rate >= 5e-4 and params.train.optimizer != "prodigy" and params.train.adapter == "none":
         yield (
             "train.learning_rate",
             f"{rate:g} ruins SDXL within a few steps, it is the tiny model's; wanted 4e-7 to 1e-5; {PRESET}",

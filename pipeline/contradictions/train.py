@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.contradictions.objective import weightings
 from pipeline.diffusion import timesteps
 from pipeline.models.config import CONFIGS, SDXLConfig
-from pipeline.training import groups
+from pipeline.training import groups, targets
 from pipeline.training.rates import shared_steps
 from pipeline.weights import layout
 from pipeline.weights.names import PREFIX
@@ -69,7 +69,7 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
             "train.weights_dtype",
             f"float16 needs precision float16, found {train.precision}; wanted bfloat16 or float32",
         )
-    if train.weights_dtype == "float16" and train.optimizer == "prodigy":
+    if train.weights_dtype == "float16" and train.optimizer == "prodigy" and train.adapter == "none":
         yield (
             "train.weights_dtype",
             "float16 loses the first steps of prodigy, a millionth each, and it would never find its rate; wanted "
@@ -107,9 +107,20 @@ def _groups(train: "Train", config: SDXLConfig) -> Iterator[tuple[str, str]]:
             unclear = True
             found = "both" if group.freeze else "neither"
             yield f"train.groups.{number}", f"give one of learning_rate and freeze: true, found {found}"
-    if train.groups and not unclear:
-        prefix = PREFIX["unet"]
-        names = [name.removeprefix(prefix) for name in layout.shapes(config) if name.startswith(prefix)]
+    prefix = PREFIX["unet"]
+    shapes = {name.removeprefix(prefix): shape for name, shape in layout.shapes(config).items() if name.startswith(prefix)}
+    names = list(shapes)
+    if train.adapter != "none":
+        names = targets.targets(shapes, train.adapter_targets, ())
+        for number, pattern in enumerate(train.adapter_targets):
+            if not targets.targets(shapes, [pattern], ()):
+                near = ", ".join(targets.adaptable(shapes)[:3])
+                yield (
+                    f"train.adapter_targets.{number}",
+                    f"no linear layer or convolution of the UNet has a weight of such a name: {pattern!r}; they are "
+                    f"called {near} and so on",
+                )
+    if train.groups and names and not unclear:
         for number, fault in groups.faults(groups.groups(train.groups), names):
             yield "train.groups" if number < 0 else f"train.groups.{number}.pattern", fault
 

@@ -29,7 +29,7 @@ from pipeline.recorded import PROJECT
 from pipeline.stage import StageError, run
 from pipeline.training import key, launch
 from pipeline.training.data import Paths, count_steps, open_data
-from pipeline.weights import ckpt, layout
+from pipeline.weights import chosen, ckpt, layout
 from pipeline.weights.names import PREFIX, to_mindspore
 
 STEPS = 2
@@ -63,7 +63,8 @@ def rehearse(params: Params) -> float:
             )
         except subprocess.TimeoutExpired:
             raise StageError(f"two steps were not done after {WAIT} s") from None
-        if done.returncode or not (Path(folder) / "out/weights/unet.ckpt").exists():
+        adapter = params.train.adapter != "none"
+        if done.returncode or not (Path(folder) / "out/weights" / chosen.file_name("raw", adapter)).exists():
             lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
             first = next((n for n, line in enumerate(lines) if line.startswith("rehearsal.py: ")), -3)
             raise StageError(" ".join(lines[first:][:12]) or f"it ended with code {done.returncode} and no word")
@@ -81,7 +82,7 @@ def _settings(params: Params) -> Params:
     tree["index"] |= {"resolution": _SIDE, "bucket_step": 32, "min_side": 32}
     tree["train"] |= {
         "steps": STEPS, "epochs": None, "batch_size": min(train.batch_size, 2), "lr_warmup_steps": 0,
-        "lr_decay_steps": 0, "groups": [],  # names of parameters that it has not
+        "lr_decay_steps": 0, "groups": [], "adapter_targets": ["*"],  # names of parameters that it may not have
         "gradient_accumulation_steps": min(train.gradient_accumulation_steps, 2), "validation_share": 0.0,
         "sample_interval": 0, "log_interval": 1, "checkpointing_steps": STEPS, "init_from": BASE_UNET,
         "save_interval": 0, "keep_best": False, "keep_state": False, "patience": 0, "previews": [], "tensorboard": False,
@@ -151,7 +152,9 @@ def main(params: Params) -> None:
     data = open_data(_PATHS, {}, params.train)
     ranks = launch.world_size(d)
     end, _ = count_steps(data, params.train, ranks)
-    training = key.training(_PATHS, "tiny", launch.kernels(d), params.diffusion, params.train, ranks, end)
+    origin = {name: {"name": "random", "file": True, "sha256": "0"} for name in ("base", "vae")}
+    origin |= {"config": "tiny", "resolution": _SIDE}
+    training = key.training(_PATHS, "tiny", launch.kernels(d), params.diffusion, params.train, ranks, end, origin)
     from pipeline.training import build
     from pipeline.training.run import fine_tune
 

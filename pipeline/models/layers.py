@@ -24,10 +24,14 @@ class Linear(nn.Dense):
 
     def construct(self, x):
         """x (..., in_channels) -> (..., out_channels)"""
+        return self.compute(x, self.weight)
+
+    def compute(self, x, weight):
+        """As `construct`, with `weight` in the place of its own."""
         if self.has_bias:
-            return linear(x, self.weight, self.bias)
+            return linear(x, weight, self.bias)
         # MatMul and not linear without a bias, in whose gradient two matrices are transposed by kernels of their own
-        y = self.matmul(x.reshape(-1, x.shape[-1]), self.weight.astype(x.dtype))
+        y = self.matmul(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
         return y.reshape(x.shape[:-1] + (self.out_channels,))
 
 
@@ -53,9 +57,13 @@ class Conv(nn.Conv2d):
 
     def construct(self, x):
         """x (b, in_channels, h, w) -> (b, out_channels, h / stride, w / stride)"""
+        return self.compute(x, self.weight)
+
+    def compute(self, x, weight):
+        """As `construct`, with `weight` in the place of its own."""
         if self.uneven:
             x = F.pad(x, self.sides)
-        return F.conv2d(x, self.weight.astype(x.dtype), self.bias.astype(x.dtype), self.step, self.border)
+        return F.conv2d(x, weight.astype(x.dtype), self.bias.astype(x.dtype), self.step, self.border)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -169,6 +169,13 @@ def sinusoid(timesteps, dim: int):
     return ops.concat((ops.cos(angles), ops.sin(angles)), 1)
 
 
+def recompute_blocks(unet: nn.Cell) -> None:
+    """Have the backward pass compute residual and transformer blocks again, with all cells that they have by now."""
+    for _, cell in unet.cells_and_names():
+        if isinstance(cell, (ResBlock, TransformerBlock)):
+            cell.recompute()
+
+
 class UNet(nn.Cell):
     """`attention`: one of attention.KINDS. `compute_dtype`: what everything but norms and softmax is computed in.
     `recompute`: keep only the inputs of residual and transformer blocks for the backward pass and compute the rest
@@ -247,9 +254,7 @@ class UNet(nn.Cell):
             layers.GroupNorm(groups, ch, eps=1e-5), layers.SiLU(), layers.Conv(ch, config.latent_channels, 3)
         )
         if recompute:
-            for _, cell in self.cells_and_names():
-                if isinstance(cell, (ResBlock, TransformerBlock)):
-                    cell.recompute()
+            recompute_blocks(self)
 
     def construct(self, x, timesteps, context, vector):
         """x (b, 4, h, w), timesteps (b,), context (b, tokens, context_dim), vector (b, vector_dim)

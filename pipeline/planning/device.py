@@ -3,6 +3,8 @@
 The backward pass ends with the gradients of all parameters in memory, and the update begins with them."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
@@ -10,7 +12,7 @@ from math import prod
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning import cpu, npu, step, unet
-from pipeline.planning.run import Run, trained_shapes, unet_shapes
+from pipeline.planning.run import Run, adapted_shapes, trained_shapes, unet_shapes
 from pipeline.training import memory
 
 GB = 10**9
@@ -34,10 +36,12 @@ def stays(run: Run) -> Parts:
     """Exact, but the collectives' buffers, which are what CANN documents, and the scratchpads."""
     shapes = trained_shapes(run)
     parts = {
-        "weights": memory.parameters(unet_shapes(run.config), run.weights_dtype),
+        "weights": memory.parameters(unet_shapes(run.config), run.kept_dtype),
         "optimizer's state": memory.optimizer(shapes, run.optimizer, run.devices if run.shard_optimizer else 1),
     }
-    if random := memory.rounding(shapes, run.weights_dtype):
+    if run.adapts:
+        parts["adapters"] = memory.in_float32(shapes)
+    if random := memory.rounding(shapes, run.trained_dtype):
         parts["random numbers that weights are rounded by"] = random
     if run.ema:
         parts["EMA"] = memory.in_float32(shapes)
@@ -72,18 +76,38 @@ def backward(run: Run) -> Parts:
     """At the fullest moment of the forward and backward pass of a micro-batch."""
     # MindSpore's CPU backend computes again, and saves nothing by it (models/unet.py)
     recompute = run.gradient_checkpointing and run.target != "CPU"
-    moment = step.peak(_blocks(run), recompute, memory.SIZES[run.weights_dtype])
+    if run.adapts:
+        # the weights have no gradients, and are of the computation's dtype by now
+        blocks = [replace(b, layers=tuple(replace(one, copies=0) for one in b.layers)) for b in _blocks(run)]
+        moment = step.peak(blocks, recompute, 0)
+    else:
+        moment = step.peak(_blocks(run), recompute, memory.SIZES[run.weights_dtype])
     parts = {name: size for name, size in moment.kept.most_common() if size > 0}
-    if moment.gradients:
+    if changed := changed_weights(run, recompute):
+        parts["weights with their adapters (estimated)"] = changed
+    if run.adapts:
+        parts["gradients by then"] = memory.in_float32(trained_shapes(run))
+    elif moment.gradients:
         parts["gradients by then"] = moment.gradients
     return parts | {"temporaries of a layer": moment.temporary}
+
+
+def changed_weights(run: Run, recompute: bool) -> int:
+    """Bytes of the weights that adapters change before the layer takes them, in float32 and the computation's dtype: all
+    but LoRA's in linear layers. Where blocks are recomputed, those of the largest block's."""
+    sizes: Counter = Counter()
+    for name, shape in adapted_shapes(run).items() if run.adapts else ():
+        if run.adapter != "lora" or len(shape) > 2:
+            block = re.match(r"(.*?transformer_blocks\.\d+|\w+\.\d+)", name)
+            sizes[block[0]] += (memory.FLOAT32 + run.size) * prod(shape)
+    return max(sizes.values(), default=0) if recompute else sizes.total()
 
 
 def update(run: Run) -> Parts:
     """From the gradients of all parameters on, which stay until its end. The orders are those of training/step.py and
     optimizers/."""
     shapes = trained_shapes(run)
-    gradients = memory.parameters(shapes, run.weights_dtype)
+    gradients = memory.parameters(shapes, run.trained_dtype)
     bucket = min(memory.in_float32(shapes), max(memory.BUCKET, max(4 * prod(shape) for shape in shapes.values())))
     # with micro-batches the totals are updated with, and they stay
     parts = {"gradients": gradients} if run.accumulation == 1 else {}
@@ -96,7 +120,7 @@ def update(run: Run) -> Parts:
     elif run.precision == "float16" or run.accumulation > 1 or run.max_grad_norm > 0:
         # MindSpore computes all of them before the first write to a parameter
         parts["gradients, unscaled and clipped"] = memory.in_float32(shapes)
-    arrays = TEMPORARIES[run.optimizer] + ROUNDING[run.weights_dtype]
+    arrays = TEMPORARIES[run.optimizer] + ROUNDING[run.trained_dtype]
     if arrays:
         parts[f"{run.optimizer}'s temporaries, of a bucket"] = arrays * bucket
     return parts
@@ -146,7 +170,7 @@ def ways_to_fit(run: Run) -> list[str]:
         changes["train.precision: bfloat16"] = {"precision": "bfloat16"}
     if run.devices > 1 and run.optimizer == "adamw" and not run.shard_optimizer:
         changes["train.shard_optimizer: true"] = {"shard_optimizer": True}
-    if run.weights_dtype == "float32":
+    if run.kept_dtype == "float32":
         changes["train.weights_dtype: bfloat16"] = {"weights_dtype": "bfloat16"}
     if run.optimizer != "adafactor":
         changes["train.optimizer: adafactor"] = {"optimizer": "adafactor", "shard_optimizer": False}

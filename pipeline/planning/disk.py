@@ -36,12 +36,17 @@ def cache_bytes(run: Run) -> int:
 def state_bytes(run: Run) -> int:
     """A state: weights that are trained, EMA and the moments of all ranks."""
     shapes = trained_shapes(run)
-    held = memory.parameters(shapes, run.weights_dtype) + memory.optimizer(shapes, run.optimizer, 1)
+    held = memory.parameters(shapes, run.trained_dtype) + memory.optimizer(shapes, run.optimizer, 1)
     return held + (memory.in_float32(shapes) if run.ema else 0)
 
 
 def numbers(run: Run, *parts: str) -> int:
     return sum(prod(shape) for part in parts for shape in component_shapes(run.config, part).values())
+
+
+def written(run: Run) -> int:
+    """How many numbers a file of what is trained has: the UNet's, or the adapters'."""
+    return sum(map(prod, trained_shapes(run).values())) if run.adapts else numbers(run, "unet")
 
 
 def between(run: Run) -> int:
@@ -59,9 +64,10 @@ def between(run: Run) -> int:
 def disk_bytes(run: Run) -> Parts:
     """What a run adds at most, where nothing of it is there yet. Links between store, outs and DVC's cache count
     once."""
-    weights = 4 * numbers(run, "unet") * (2 if run.ema else 1)
+    size = run.save_bytes if run.adapts else 4
+    weights = size * written(run) * (2 if run.ema else 1)
     whole, sets = run.merge_bytes * numbers(run, *PREFIX), between(run)
-    kept = {f"weights in between: {sets} at most": sets * run.save_bytes * numbers(run, "unet")} if sets else {}
+    kept = {f"weights in between: {sets} at most": sets * run.save_bytes * written(run)} if sets else {}
     return {
         "caches of latents and text": cache_bytes(run),
         "components of the base (float16)": 2 * numbers(run, *PREFIX),

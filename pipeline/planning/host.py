@@ -2,7 +2,7 @@
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning.device import Parts, device_bytes, stays
-from pipeline.planning.disk import numbers
+from pipeline.planning.disk import written
 from pipeline.planning.run import Run
 
 PYTHON = 650 * 10**6  # of each process, with MindSpore and its first kernels: measured on a CPU
@@ -25,14 +25,14 @@ def host_bytes(run: Run) -> Parts:
     }
     held = stays(run)
     if run.target == "Ascend":
-        own = ("weights", "optimizer's state", "EMA", "float32 totals of micro-batches' gradients")
+        own = ("weights", "adapters", "optimizer's state", "EMA", "float32 totals of micro-batches' gradients")
         parts["weights and state, the host's side"] = ranks * sum(held.get(name, 0) for name in own)
     else:
         parts["the devices, as above"] = ranks * sum(device_bytes(run).values())
     if run.ema and run.validation_share:
-        parts["weights put by while EMA is validated"] = ranks * held["weights"]
+        parts["weights put by while EMA is validated"] = ranks * held.get("adapters", held["weights"])
     if run.save_interval or run.keep_best:
-        parts["weights in between, until they are written"] = run.save_bytes * numbers(run, "unet")
+        parts["weights in between, until they are written"] = run.save_bytes * written(run)
     parts["inputs, made ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * sample
     parts["reader and order of an epoch"] = ranks * PER_SAMPLE * run.images * run.rows_per_picture
     return parts

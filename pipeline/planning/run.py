@@ -11,7 +11,9 @@ from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.training import groups, memory
 from pipeline.training.groups import Groups
+from pipeline.training.targets import frozen_dtype, targets
 from pipeline.weights import layout
+from pipeline.weights.adapters import kinds
 from pipeline.weights.names import PREFIX, to_mindspore, to_stability
 
 BUFFER_MB = 200  # HCCL_BUFFSIZE of CANN, where it is not set
@@ -54,6 +56,24 @@ class Run:
     buckets: int | None = None  # that the index's pictures fill
     sinks: bool = False
     groups: Groups = ()  # train.groups
+    adapter: str = "none"
+    rank: int = 16
+    adapter_targets: tuple[str, ...] = ()
+    lokr_factor: int = -1
+
+    @property
+    def adapts(self) -> bool:
+        return self.adapter != "none"
+
+    @property
+    def trained_dtype(self) -> str:
+        """Of what is trained: adapters are float32."""
+        return "float32" if self.adapts else self.weights_dtype
+
+    @property
+    def kept_dtype(self) -> str:
+        """Of the UNet's weights."""
+        return frozen_dtype(self.precision, self.weights_dtype) if self.adapts else self.weights_dtype
 
     @property
     def size(self) -> int:
@@ -118,6 +138,10 @@ def from_params(params: Params, images: int, captions: int | None = None, bucket
         buckets=buckets if params.index.buckets else 1,
         sinks=device.sink_size > 0,
         groups=groups.groups(train.groups),
+        adapter=train.adapter,
+        rank=train.rank,
+        adapter_targets=tuple(train.adapter_targets),
+        lokr_factor=train.lokr_factor,
     )
 
 
@@ -154,9 +178,21 @@ def unet_shapes(config: str) -> memory.Shapes:
     return component_shapes(config, "unet")
 
 
+def adapted_shapes(run: Run) -> memory.Shapes:
+    """The weights that have an adapter, by their names below the UNet's prefix."""
+    shapes = {name.removeprefix(PREFIX["unet"]): shape for name, shape in unet_shapes(run.config).items()}
+    return {name: shapes[name] for name in targets(shapes, run.adapter_targets, run.groups)}
+
+
 def trained_shapes(run: Run) -> memory.Shapes:
-    """Those of the UNet that are not frozen."""
+    """Those of the UNet that are not frozen, or of the adapters."""
     prefix = PREFIX["unet"]
+    if run.adapts:
+        return {
+            f"{name.removesuffix('.weight')}.{part}": own
+            for name, shape in adapted_shapes(run).items()
+            for part, own in kinds.shapes(run.adapter, shape, run.rank, run.lokr_factor).items()
+        }
     return {
         name: shape
         for name, shape in unet_shapes(run.config).items()

@@ -166,8 +166,8 @@ def _metrics(revision: Revision) -> dict | None:
 def _weights(revision: Revision) -> list[str] | None:
     """What merge.weights may choose."""
     files = revision.names(WEIGHTS)
-    found = [name for name, file in chosen.FILES.items() if file in files]
-    return found + [f"step {int(m[1])}" for file in files if (m := re.fullmatch(r"step-(\d+)\.ckpt", file))] or None
+    found = chosen.there(files, adapter=False) + chosen.there(files, adapter=True)
+    return [one if isinstance(one, str) else f"step {one}" for one in found] or None
 
 
 def _previews(revision: Revision) -> list[tuple[int, Picture]] | None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from pipeline.stage import StageError
 
 
-def saved(folder: Path, wanted: str | Sequence[int]) -> list[tuple[int, Path]]:
-    """(step, file) in order of those `wanted`, "all" or their steps, in `folder`, the train stage's outs. Raises
-    StageError, which says which are there, when one is not."""
-    found = {int(m[1]): file for file in folder.glob("*") if (m := re.fullmatch(r"step-(\d+)\.ckpt", file.name))}
+def saved(folder: Path, wanted: str | Sequence[int], adapter: bool = False) -> list[tuple[int, Path]]:
+    """(step, file) in order of those `wanted`, "all" or their steps, in `folder`, the train stage's outs; of an adapter, or
+    of the UNet. Raises StageError, which says which are there, when one is not."""
+    pattern = re.compile(rf"step-(\d+)\.{'safetensors' if adapter else 'ckpt'}")
+    found = {int(m[1]): file for file in folder.glob("*") if (m := pattern.fullmatch(file.name))}
     steps = sorted(found if wanted == "all" else wanted)
     if wanted == "all" and not found:
         raise StageError(f"sample.saved_steps is all and {folder} holds no weights in between; set train.save_interval "

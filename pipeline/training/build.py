@@ -15,9 +15,10 @@ from mindspore.nn.utils import no_init_parameters
 from pipeline import params
 from pipeline.diffusion import loss, schedule
 from pipeline.models import forms
+from pipeline.models.adapters import attach
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.models.load import set_weights
-from pipeline.models.unet import UNet
+from pipeline.models.unet import UNet, recompute_blocks
 from pipeline.training import drive, groups, launch
 from pipeline.training.key import code_digest
 from pipeline.training.optimizers.adafactor import Adafactor
@@ -29,6 +30,8 @@ from pipeline.training.optimizers.prodigy import Prodigy
 from pipeline.training.rates import ema_decay, learning_rate
 from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update, average_of
+from pipeline.training.targets import frozen_dtype, targets
+from pipeline.weights.adapters import kinds
 from pipeline.weights.names import PREFIX, canonical
 from pipeline.weights.source import open_unet
 
@@ -74,27 +77,47 @@ def trained(
 
 
 def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path) -> UNet:
-    """The UNet with the weights of a file, ready to train. Raises StageError when they do not fit."""
+    """The UNet with the weights of a file, ready to train, with adapters where they are what is trained. Raises
+    StageError when the weights do not fit."""
+    adapted = train.adapter != "none"
     with no_init_parameters():
         cell = UNet(
-            config.unet, device.attention_kind(train.precision), DTYPES[train.precision], train.gradient_checkpointing
+            config.unet,
+            device.attention_kind(train.precision),
+            DTYPES[train.precision],
+            train.gradient_checkpointing and not adapted,
         )
-    set_weights(cell, open_unet(weights, config), weights, PREFIX["unet"], DTYPES[train.weights_dtype])
-    for parameter in cell.get_parameters():
-        parameter.requires_grad = _factor(train, parameter) > 0
+    dtype = DTYPES[frozen_dtype(train.precision, train.weights_dtype) if adapted else train.weights_dtype]
+    set_weights(cell, open_unet(weights, config), weights, PREFIX["unet"], dtype)
+    if not adapted:
+        for parameter in cell.get_parameters():
+            parameter.requires_grad = _factor(train, parameter.name) > 0
+        return cell.set_train()
+    shapes = {parameter.name: parameter.shape for parameter in cell.get_parameters()}
+    chosen = targets(shapes, train.adapter_targets, groups.groups(train.groups))
+    attach(cell, forms.chosen(), train.adapter, chosen, train.rank, train.alpha, train.lokr_factor, train.seed)
+    if train.gradient_checkpointing:
+        recompute_blocks(cell)
     return cell.set_train()
 
 
-def _factor(train: params.Train, parameter: ms.Parameter) -> float:
+def _factor(train: params.Train, parameter: str) -> float:
     """Of the learning rate; 0 for a frozen parameter."""
-    name = canonical(PREFIX["unet"] + parameter.name).removeprefix(PREFIX["unet"])
+    name = canonical(PREFIX["unet"] + parameter).removeprefix(PREFIX["unet"])
     return groups.factor(groups.groups(train.groups), name)
+
+
+def _trained_factor(train: params.Train, parameter: str) -> float:
+    """Of the learning rate of a parameter that is trained; that of an adapter's part is its weight's."""
+    if train.adapter == "none":
+        return _factor(train, parameter)
+    return _factor(train, f"{kinds.apart(parameter)[0]}.weight")
 
 
 def optimizer(cell: nn.Cell, device: Device, train: params.Train) -> Optimizer:
     common = cell.trainable_params(), decays(cell), train.weight_decay
     betas, seed = (train.adam_beta1, train.adam_beta2), train.seed
-    factors = [_factor(train, parameter) for parameter in cell.trainable_params()]
+    factors = [_trained_factor(train, parameter.name) for parameter in cell.trainable_params()]
     if train.optimizer == "adafactor":
         return Adafactor(*common, factors, seed)
     if train.optimizer == "lion":
@@ -177,6 +200,11 @@ _GRAPH_KEYS = {
     "precision",
     "weights_dtype",
     "gradient_checkpointing",
+    "adapter",
+    "rank",
+    "alpha",
+    "adapter_targets",
+    "lokr_factor",
 }
 
 

@@ -29,6 +29,8 @@ CODE = ("device.py", "training", "diffusion", "models", "cache")
 _SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}
 # And those that change nothing; for init_from the file's content stands.
 _STATE_KEYS = {"checkpointing_steps", "checkpoints_total_limit", "keep_state", "init_from", "tensorboard"}
+# Those of the adapters, where there are none.
+_ADAPTER_KEYS = {"rank", "alpha", "adapter_targets", "lokr_factor"}
 # How long the run is.
 _LENGTH_KEYS = {"steps", "epochs"}
 
@@ -56,12 +58,14 @@ def training(
     train: params.Train,
     ranks: int,
     end: int,
+    origin: dict | None = None,
 ) -> Training:
     """That of configuration `model`, of `end` steps. `device`: its target ("CPU" or "Ascend") and the kinds of its
-    kernels, as plain values."""
+    kernels, as plain values. `origin`: what else an adapter's file says of where it comes from."""
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
     shared = shared_steps(train.lr_scheduler, end, train.lr_decay_steps)
     left_out = _SPLIT_KEYS | _STATE_KEYS | (_LENGTH_KEYS if shared else set())
+    left_out |= _ADAPTER_KEYS if train.adapter == "none" else set()
     description = {
         "model": model,
         "diffusion": diffusion.model_dump(),
@@ -75,7 +79,7 @@ def training(
             "text": cache_digest(paths.text, shards.TEXT),
             "samples": file_hash(paths.samples),
         },
-    }
+    } | ({"origin": origin} if origin else {})
     split = train.model_dump(include=_SPLIT_KEYS) | {"ranks": ranks}
     return Training(description, split, Reach(shared if shared else end, end))
 

@@ -41,6 +41,7 @@ from pipeline.training.log import Log
 from pipeline.training.objective import objective as make_objective
 from pipeline.training.step import Settings
 from pipeline.training.stored import Reach
+from pipeline.weights import chosen
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def _fine_tune(
     end = _steps(data, train, device)
     _check_ranks_agree(training, train, device)
     objective = make_objective(diffusion, train, config.vae.scaling_factor)
+
+    facts_of = functools.partial(_facts, training, data)
 
     # Model and state
     make = functools.partial(build.trained, config, device, diffusion, train, paths.unet)
@@ -126,7 +129,7 @@ def _fine_tune(
             _paint(paint, live, now, curves)
         if passed(train.save_interval):
             now = course.saved(now, train.save_limit)
-        _keep_weights(states, trained, now, train, device)
+        _keep_weights(states, trained, now, train, device, facts_of)
         if _saves_state(train, training.reach, result, device.sink_size):
             facts = {
                 "course": dataclasses.asdict(now),
@@ -147,7 +150,7 @@ def _fine_tune(
         curves.flush(now.step)
     if validate and now.validated != now.step:
         now = _validate(validate, now, curves, device)
-        _keep_weights(states, trained, now, train, device)
+        _keep_weights(states, trained, now, train, device, facts_of)
     if paint and not _picture(live, now).exists():
         _paint(paint, live, now, curves)
 
@@ -156,8 +159,7 @@ def _fine_tune(
     device.barrier()
     if device.rank == 0:
         best = now.best if train.keep_best and now.best else None
-        facts = key.facts(training, now.step, best, data.reader.names, len(data.subset))
-        _write_weights(paths.out / "weights", trained, states, now, train.keep_best, facts)
+        _write_weights(paths.out / "weights", trained, states, now, train, facts_of(now.step, best))
         _close(curves, now, train)
         finished.keep(training, paths.out)
         states.clear(train.keep_state)
@@ -264,15 +266,20 @@ def _picture(live: Path, now: Course) -> Path:
     return live / PICTURES / f"step-{now.step:08d}.png"
 
 
+def _facts(training: Training, data: Data, steps: int, best: int | None) -> dict:
+    return key.facts(training, steps, best, data.reader.names, len(data.subset))
+
+
 def _keep_weights(
-    states: state.States, trained: build.Trained, now: Course, train: params.Train, device: Device
-) -> None:
+    states: state.States, trained: build.Trained, now: Course, train: params.Train, device: Device,
+    facts_of: Callable[[int, int | None], dict],
+) -> None:  # fmt: skip
     """Those of this step, if they become outs: as `train.save_interval` says, or as the best so far. Of the averages,
     where there are some."""
     if device.rank == 0 and now.step in course.kept(now, train.keep_best):
-        parameters = trained.update.parameters
-        values = weights.named(trained.unet, trained.update.ema or parameters, parameters, train.save_dtype)
-        states.keep_weights(now.step, [(name, np.array(value)) for name, value in values])
+        values = _named(trained, trained.update.ema or trained.update.parameters, train, train.save_dtype)
+        copies, which = [(name, np.array(value)) for name, value in values], str(now.step)
+        states.keep_weights(now.step, functools.partial(_write, copies, train, facts_of(now.step, None), which))
 
 
 def _log_step(curves: Log, result: drive.Result, point: bool) -> None:
@@ -308,19 +315,36 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
 
 
 def _write_weights(
-    out: Path, trained: build.Trained, states: state.States, now: Course, keep_best: bool, facts: dict
+    out: Path, trained: build.Trained, states: state.States, now: Course, train: params.Train, facts: dict
 ) -> None:
-    unet, parameters, averages = trained.unet, trained.update.parameters, trained.update.ema
+    adapter = train.adapter != "none"
+    dtype = train.save_dtype if adapter else "float32"
     with store.out(out) as folder:
         folder.mkdir()
         (folder / key.FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
-        weights.write(folder / "unet.ckpt", weights.named(unet, parameters, parameters, "float32"))
-        if averages is not None:
-            weights.write(folder / "unet_ema.ckpt", weights.named(unet, averages, parameters, "float32"))
+        for which, values in (("raw", trained.update.parameters), ("ema", trained.update.ema)):
+            if values is not None:
+                path = folder / chosen.file_name(which, adapter)
+                _write(_named(trained, values, train, dtype), train, facts, which, path)
         for step in now.saved:
-            states.put_weights(step, folder / f"step-{step:08d}.ckpt")
-        if keep_best and now.best:
-            states.put_weights(now.best, folder / "unet_best.ckpt")
+            states.put_weights(step, folder / chosen.file_name(step, adapter))
+        if train.keep_best and now.best:
+            states.put_weights(now.best, folder / chosen.file_name("best", adapter))
+
+
+def _named(trained: build.Trained, values, train: params.Train, dtype: str) -> weights.Named:
+    """What is trained, with these values, as it is written."""
+    parameters = trained.update.parameters
+    if train.adapter == "none":
+        return weights.named(trained.unet, values, parameters, dtype)
+    return weights.parts(values, parameters, dtype)
+
+
+def _write(values: weights.Named, train: params.Train, facts: dict, which: str, path: Path) -> None:
+    if train.adapter == "none":
+        weights.write(path, values)
+    else:
+        weights.write_adapter(path, values, train, facts, which)
 
 
 def _close(curves: Log, now: Course, train: params.Train) -> None:

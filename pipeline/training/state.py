@@ -29,7 +29,6 @@ from pipeline.stage import StageError
 from pipeline.training import stored
 from pipeline.training.key import differences
 from pipeline.training.stored import Reach
-from pipeline.training.weights import write as _write
 from pipeline.weights import ckpt
 
 log = logging.getLogger(__name__)
@@ -148,16 +147,16 @@ class States:
         barrier()  # so rank 0 sees when what the others write is deleted
         self._state = _Background(work)
 
-    def keep_weights(self, step: int, values: list[tuple[str, np.ndarray]]) -> None:
-        """Write the weights of a step that become outs when the run ends, while the training goes on. Waits for what is
-        still being written. Only rank 0 calls it."""
+    def keep_weights(self, step: int, write: Callable[[Path], None]) -> None:
+        """`write` the weights of a step that become outs when the run ends to a path, while the training goes on. Waits
+        for what is still being written. Only rank 0 calls it."""
         self.wait()
 
-        def write(path: Path) -> None:
-            _write(path, values)
+        def write_and_hold(path: Path) -> None:
+            write(path)
             self._hold(step, path)
 
-        self._weights = _Background(lambda: store.keep(stored.weights(self.folder, step), write))
+        self._weights = _Background(lambda: store.keep(stored.weights(self.folder, step), write_and_hold))
 
     def put_weights(self, step: int, target: Path) -> None:
         """Make `target` those of a step; what is being written must have been waited for."""

@@ -1,4 +1,4 @@
-"""The trained weights as files."""
+"""The trained weights as files: the UNet's as a checkpoint, adapters as kohya writes them."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,9 +8,13 @@ import pipeline.device  # noqa: F401  (sets MindSpore's environment before its i
 import numpy as np
 from mindspore import nn
 
+from pipeline import params
 from pipeline.stage import StageError
-from pipeline.weights import ckpt
+from pipeline.weights import ckpt, provenance
+from pipeline.weights.adapters import file, kinds
 from pipeline.weights.names import PREFIX
+
+Named = Iterable[tuple[str, np.ndarray]]  # as in the file
 
 
 def named(unet: nn.Cell, values, parameters, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -19,19 +23,42 @@ def named(unet: nn.Cell, values, parameters, dtype: str) -> Iterator[tuple[str, 
     float16 cannot hold."""
     found = dict(zip((parameter.name for parameter in parameters), values, strict=True))
     for parameter in unet.get_parameters():
-        value = found.get(parameter.name, parameter).asnumpy().astype(np.float32, copy=False)
         name = PREFIX["unet"] + parameter.name
-        if dtype == "float16":
-            with np.errstate(over="ignore"):
-                half = value.astype(np.float16)
-            if np.isinf(half).any() and not np.isinf(value).any():
-                raise StageError(f"{name}: a value of {np.abs(value).max():g} is too large for train.save_dtype float16; "
-                                 "set it to float32")  # fmt: skip
-            value = half
-        yield name, value
+        yield name, _array(name, found.get(parameter.name, parameter), dtype)
 
 
-def write(path: Path, values: Iterable[tuple[str, np.ndarray]]) -> None:
+def parts(values, parameters, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Those of the adapters, whose `parameters` have these `values`, as `named` gives a UNet's."""
+    for parameter, value in zip(parameters, values, strict=True):
+        module, part = kinds.apart(parameter.name)
+        yield f"{file.layer_name(module)}.{part}", _array(parameter.name, value, dtype)
+
+
+def write(path: Path, values: Named) -> None:
     with ckpt.Writer(path) as writer:
         for name, value in values:
             writer.add(name, value)
+
+
+def write_adapter(path: Path, values: Named, train: params.Train, run: dict, which: str) -> None:
+    """`run`: what key.FACTS says of them; `which` of the run's weights they are, such as "raw" or "300"."""
+    values = dict(values)
+    layers: dict[str, set[str]] = {}
+    for name in values:
+        layer, part = kinds.apart(name)
+        layers.setdefault(layer, set()).add(part)
+    # 1 is a lokr's scale that has no rank
+    alphas = {layer: train.rank * kinds.scale(own, train.rank, train.alpha) for layer, own in layers.items()}
+    file.write(path, values, alphas, provenance.adapter_metadata(run, which, train.save_dtype))
+
+
+def _array(name: str, value, dtype: str) -> np.ndarray:
+    value = value.asnumpy().astype(np.float32, copy=False)
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            half = value.astype(np.float16)
+        if np.isinf(half).any() and not np.isinf(value).any():
+            raise StageError(f"{name}: a value of {np.abs(value).max():g} is too large for train.save_dtype float16; "
+                             "set it to float32")  # fmt: skip
+        value = half
+    return value

@@ -1,10 +1,11 @@
-"""Say what a file or a folder of weights is, as model.base or model.vae would take it, and where a file comes from.
-Nothing is ever unpickled."""
+"""Say what a file or a folder of weights is, as model.base or model.vae would take it, and where a file comes from; make
+a LoRA of a fine-tune. Nothing is ever unpickled."""
 
 import argparse
 import contextlib
 import io
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from pipeline import cli
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError, shown
 from pipeline.weights import ckpt, marks, provenance, safetensors, source
+from pipeline.weights.adapters import extract, kinds
+from pipeline.weights.adapters.apply import base_unet
 from pipeline.weights.files import has_parts, is_ckpt
 from pipeline.weights.names import PREFIX, part_of
 
 _SHOWN = 100  # keys of a group
+TRAINED, CONVERTED = Path("outs/train/weights"), Path("outs/convert")
 # Stage -> the facts that it writes beside its weights, and what of them is among this pipeline's keys.
 _FACTS = {
-    "train": (Path("outs/train/weights") / provenance.RUN, provenance.of_training),
-    "convert": (Path("outs/convert") / provenance.SOURCES, provenance.of_base),
+    "train": (TRAINED / provenance.RUN, provenance.of_training),
+    "convert": (CONVERTED / provenance.SOURCES, provenance.of_base),
 }
 
 
@@ -37,7 +41,47 @@ def main(arguments: list[str] | None = None) -> None:
     )
     cli.add_json(command)
     command.set_defaults(work=_show)
+    makes = "write the LoRA nearest to the difference of a fine-tune and its base, and say how near each rank comes"
+    command = cli.subcommand(commands, "extract", makes)
+    command.add_argument("--rank", type=cli.count(1), required=True, help="of the LoRA: 16 to 128 are usual")
+    command.add_argument("--base", type=Path, default=CONVERTED / "unet.ckpt", help="default: %(default)s")
+    command.add_argument("--tuned", type=Path, default=TRAINED / "unet.ckpt", help="default: %(default)s")
+    command.add_argument("--out", type=Path, help="default: lora-rank-<RANK>.safetensors")
+    command.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
+    command.add_argument(
+        "--targets", nargs="+", default=extract.TARGETS, metavar="PATTERN",
+        help="names of weights, as train.adapter_targets has them; default: the transformers' linear layers",
+    )  # fmt: skip
+    command.set_defaults(work=_extract)
     cli.run(made, lambda given: given.work(given), arguments)
+
+
+def _extract(given: argparse.Namespace) -> None:
+    for path in (given.base, given.tuned):
+        if not path.is_file():
+            raise StageError(f"{path} does not exist; wanted a UNet's .ckpt, or SDXL in one file")
+    config = _config_of(given.base)
+    out = given.out or Path(f"lora-rank-{given.rank}.safetensors")
+    metadata = provenance.extracted_metadata(config, given.rank, given.base, given.tuned)
+    arguments = given.rank, given.targets, given.dtype, out, metadata
+    found = extract.extract(given.base, given.tuned, CONFIGS[config], *arguments)
+    shapes = {name: tensor.shape for name, tensor in safetensors.read(out).items() if kinds.ALPHA not in name}
+    per_rank = sum(math.prod(shape) for shape in shapes.values()) // given.rank
+    print(f"{out}: {len(shapes) // 2} layers, in which {found.adapted / found.whole:.1%} of the squared difference lies")
+    size = 2 if given.dtype == "float16" else 4
+    print(*extract.table(found, {rank: rank * per_rank for rank in found.left}, size), sep="\n")
+
+
+def _config_of(path: Path) -> str:
+    """The configuration of a file's UNet. Raises StageError."""
+    faults = []
+    for name, config in CONFIGS.items():
+        try:
+            base_unet(path, config)
+            return name
+        except StageError as error:
+            faults.append(error)
+    raise faults[0]
 
 
 def _show(given: argparse.Namespace) -> int:

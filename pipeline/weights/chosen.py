@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.stage import StageError
 
-FILES = {"raw": "unet.ckpt", "ema": "unet_ema.ckpt", "best": "unet_best.ckpt"}
+_NAMES = {"raw": "", "ema": "_ema", "best": "_best"}
 _MAKE = {
     "raw": "run `dvc repro train`",
     "ema": "set train.ema to true and train again",
@@ -13,18 +13,28 @@ _MAKE = {
 }
 
 
-def find(folder: Path, wanted: str | int) -> Path:
+def file_name(which: str | int, adapter: bool) -> str:
+    """In the train stage's outs: of "raw", "ema" or "best" weights or of those of a step; of an adapter, or the UNet."""
+    end = "safetensors" if adapter else "ckpt"
+    if isinstance(which, int):
+        return f"step-{which:08d}.{end}"
+    return f"{'adapter' if adapter else 'unet'}{_NAMES[which]}.{end}"
+
+
+def there(files: list[str], adapter: bool) -> list[str | int]:
+    """What merge.weights may be, of these files."""
+    end = "safetensors" if adapter else "ckpt"
+    steps = [int(match[1]) for file in files if (match := re.fullmatch(rf"step-(\d{{8}})\.{end}", file))]
+    return [name for name in _NAMES if file_name(name, adapter) in files] + sorted(steps)
+
+
+def find(folder: Path, wanted: str | int, adapter: bool = False) -> Path:
     """The file in `folder`, the train stage's out, of `wanted`: "raw", "ema", "best" or a step. Raises StageError, which
     says which are there, when it is not."""
-    path = folder / (FILES[wanted] if isinstance(wanted, str) else f"step-{wanted:08d}.ckpt")
+    path = folder / file_name(wanted, adapter)
     if path.exists():
         return path
-    there = [name for name, file in FILES.items() if (folder / file).exists()]
-    there += [str(step) for step in sorted(_step(file) for file in folder.glob("step-*.ckpt"))]
+    found = ", ".join(map(str, there([file.name for file in folder.glob("*")], adapter)))
     make = _MAKE[wanted] if isinstance(wanted, str) else "see train.save_interval and train.save_limit"
-    choose = f"set merge.weights to one that is there ({', '.join(there)}), or " if there else ""
+    choose = f"set merge.weights to one that is there ({found}), or " if found else ""
     raise StageError(f"{path} does not exist and merge.weights: {wanted} asks for it; {choose}{make}")
-
-
-def _step(file: Path) -> int:
-    return int(re.sub(r"\D", "", file.stem))

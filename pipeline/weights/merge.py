@@ -9,6 +9,7 @@ from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
 from pipeline.weights import check, ckpt, layout, provenance, safetensors
+from pipeline.weights.adapters.apply import apply, base_unet
 from pipeline.weights.ahead import ahead, mapped
 from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
@@ -25,6 +26,7 @@ def merge(
     marks: Sequence[str] = (),
     metadata: Mapping[str, str] = MappingProxyType({}),
     card: str | None = None,
+    adapter: Path | None = None,
 ) -> None:
     """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
 
@@ -32,10 +34,15 @@ def merge(
     order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
     already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
     MindSpore's form has no place for them, nor for `metadata`, to which comes the hash of the tensors where there is any.
-    `card` becomes the folder's README.md. Raises StageError when a component is of another configuration, damaged,
+    `card` becomes the folder's README.md. An `adapter` is merged into the UNet, whose file may then be a whole model's as
+    well (train.init_from). Raises StageError when a component is of another configuration, damaged,
     holds NaN or infinity, or has a value too large for `dtype`."""
     shapes = layout.shapes(config)
-    tensors = {name: t for part, path in components.items() for name, t in _open(part, path, shapes).items()}
+    of_base = {} if adapter is None else base_unet(components["unet"], config)
+    others = {part: path for part, path in components.items() if adapter is None or part != "unet"}
+    tensors = of_base | {name: t for part, path in others.items() for name, t in _open(part, path, shapes).items()}
+    if adapter is not None:
+        tensors = apply(tensors, [(adapter, 1.0)], config, "float32")
     entries = {name: (dtype, shape) for name, shape in [*shapes.items(), *((mark, (0,)) for mark in marks)]}
     total = sum(size(dtype, shape) for dtype, shape in entries.values())
     placeholder = f"0x{'-' * 64}"  # stands in the header, before the data, until their hash is known

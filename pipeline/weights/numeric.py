@@ -30,7 +30,7 @@ def cast(chunk, source: str, target: str):
     """A buffer of `source` values as one of `target`, rounded to nearest, ties to even; too large becomes infinity."""
     if source == target:
         return chunk
-    values = _to_float32(chunk, source)
+    values = to_float32(chunk, source)
     if target == "float32":
         return values
     if target == "float16":
@@ -43,10 +43,10 @@ def cast(chunk, source: str, target: str):
 
 def largest(chunk, dtype: str) -> float:
     """The largest magnitude in a buffer of finite values."""
-    return float(np.abs(_to_float32(chunk, dtype)).max())
+    return float(np.abs(to_float32(chunk, dtype)).max())
 
 
-def _to_float32(chunk, dtype: str) -> np.ndarray:
+def to_float32(chunk, dtype: str) -> np.ndarray:
     values = np.frombuffer(chunk, NUMPY[dtype])
     if dtype == "bfloat16":
         return (values.astype("<u4") << 16).view("<f4")

@@ -23,6 +23,13 @@ _ARCHITECTURES = {"sdxl-base": "stable-diffusion-xl-v1-base", "tiny": "stable-di
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # whose names the tensors have
 _BASE_VERSION = "sdxl_base_v1-0"  # kohya's name of SDXL
 HASH = "modelspec.hash_sha256"
+# Of adapters: the module by which kohya's scripts make such a network, and its arguments.
+_NETWORKS = {
+    "lora": ("networks.lora", {}),
+    "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
+    "loha": ("lycoris.kohya", {"algo": "loha"}),
+    "lokr": ("lycoris.kohya", {"algo": "lokr"}),
+}
 
 
 def sha256(path: Path) -> str:
@@ -79,6 +86,43 @@ def step(run: dict, weights: str | int) -> int:
     if isinstance(weights, int):
         return weights
     return run["best_step"] if weights == "best" else run["steps"]
+
+
+def adapter_metadata(run: dict, weights: str, dtype: str) -> dict[str, str]:
+    """The keys of an adapter's file, all but its hashes; `run` says where its base comes from as well."""
+    origin, train = run["description"]["origin"], run["description"]["train"]
+    resolution, kind = origin["resolution"], train["adapter"]
+    spec = _modelspec(run, origin, origin["config"], resolution)
+    spec["modelspec.architecture"] += "/lora"
+    module, arguments = _NETWORKS[kind]
+    if kind == "lokr":
+        arguments = arguments | {"factor": str(train["lokr_factor"])}
+    network = {
+        "ss_network_module": module,
+        "ss_network_dim": str(train["rank"]),
+        "ss_network_alpha": str(train["alpha"]),
+        "ss_network_args": json.dumps(arguments),
+    }
+    found = spec | _kohya(run, origin, resolution, run["steps"]) | network
+    return found | {PREFIX + key: value for key, value in own(run, origin, weights, dtype).items()}
+
+
+def extracted_metadata(config: str, rank: int, base: Path, tuned: Path) -> dict[str, str]:
+    """The keys of the LoRA that is the difference of two files, all but its hashes."""
+    return {
+        "modelspec.sai_model_spec": _SPEC,
+        "modelspec.architecture": f"{_ARCHITECTURES[config]}/lora",
+        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.title": f"{tuned.stem} less {base.stem}",
+        "ss_base_model_version": _BASE_VERSION,
+        "ss_sd_model_name": base.name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank)),
+        "ss_network_args": "{}",
+        f"{PREFIX}base": sha256(base),
+        f"{PREFIX}tuned": sha256(tuned),
+    }
 
 
 def title(run: dict, origin: dict) -> str:

@@ -12,7 +12,7 @@ from pipeline.params import Train
 from pipeline.stage import StageError
 from pipeline.training import build, compiled, data, key, preview, run, state, stored
 from pipeline.training.optimizers.prodigy import FIRST
-from pipeline.weights import card, ckpt, provenance
+from pipeline.weights import card, chosen, ckpt, provenance, safetensors
 from tests.cache.cache_samples import latent
 from tests.models.stub_unet import StubUNet
 from tests.training.training_samples import CONFIG, params, share_graphs, write_stub, write_workspace
@@ -48,7 +48,8 @@ def same(a, b):
 
 
 def read(path):
-    return {name: np.array(tensor.array()) for name, tensor in ckpt.read(path).items()}
+    found = ckpt.read(path) if path.suffix == ".ckpt" else safetensors.read(path)
+    return {name: np.array(tensor.array()) for name, tensor in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +97,18 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
         )
         opened = data.open_data(paths, {}, p.train)
         end, _ = data.count_steps(opened, p.train, 1)
-        training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1, end)
+        origin = {name: {"name": "b.safetensors", "file": True, "sha256": "5"} for name in ("base", "vae")}
+        origin |= {"config": "tiny", "resolution": 64}
+        origin = None if p.train.adapter == "none" else origin
+        training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1, end, origin)
         run.fine_tune(training, opened, paths, "tiny", device, p.diffusion, p.train)
     rows = [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-    ema = out / "weights/unet_ema.ckpt"
+    raw, ema = (out / "weights" / chosen.file_name(which, p.train.adapter != "none") for which in ("raw", "ema"))
     found = read(ema) if p.train.ema else None
     ema.unlink(missing_ok=True)
-    between = {path.stem: read(path) for path in (out / "weights").glob("*.ckpt") if path.stem != "unet"}
-    return Outcome(read(out / "weights/unet.ckpt"), found, rows, saved, kept, dict(StubUNet.made_with), between)
+    between = {path.stem: read(path) for path in (out / "weights").glob(f"*{raw.suffix}") if path != raw}
+    return Outcome(read(raw), found, rows, saved, kept, dict(StubUNet.made_with), between)
 
 
 _known: dict = {}
@@ -185,8 +189,9 @@ CHANGES = {
     "keep_best": (True, VALIDATED),
     "patience": (1, VALIDATED | {"train.validation_interval": 1, "train.learning_rate": 0.5}),
 }
-# test_distributed.py, below, test_init_from.py, test_tensorboard.py
+# test_distributed.py, below, test_init_from.py, test_tensorboard.py, test_train_adapters.py
 ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from", "tensorboard"}
+ELSEWHERE |= {"adapter", "rank", "alpha", "adapter_targets", "lokr_factor"}
 
 
 def test_every_setting_has_its_case():

@@ -19,6 +19,7 @@ from pipeline.models.config import TINY
 from pipeline.stage import StageError
 from pipeline.weights import chosen, ckpt, layout
 from pipeline.weights import safetensors as streamed
+from pipeline.weights.adapters import file, kinds
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from pipeline.weights.names import PREFIX, to_mindspore
@@ -200,3 +201,52 @@ def test_all_weights_that_are_there_are_named(tmp_path):
         (tmp_path / f"{name}.ckpt").touch()
     with pytest.raises(StageError, match=r"\(raw, best, 200, 1000\), or set train.ema to true and train again"):
         chosen.find(tmp_path, "ema")
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_an_adapter_is_added_to_the_base(tmp_path, kind):
+    """And to nothing else: all other tensors keep their bits."""
+    components = converted(tmp_path)
+    names = ("input_blocks.4.1.proj_in", "out.2")
+    parts = {module: adapter_parts(kind, f"{PREFIX['unet']}{module}.weight") for module in names}
+    adapter = tmp_path / "adapter.safetensors"
+    named = {f"{file.layer_name(m)}.{part}": value for m, own in parts.items() for part, value in own.items()}
+    file.write(adapter, named, {file.layer_name(module): 3.0 for module in names}, {})
+    merge(components, TINY, "float32", tmp_path / "merge", adapter=adapter)
+    merged = streamed.read(tmp_path / "merge/merged.safetensors")
+    for name, shape in SHAPES.items():
+        expected = synthetic.bits(name, shape, "float16").astype(np.float32)
+        if (module := name.removeprefix(PREFIX["unet"]).removesuffix(".weight")) in names and name.endswith("weight"):
+            changed = kinds.changed(expected, parts[module], 3.0)
+            assert np.abs(changed - expected).max() > 1e-4
+            expected = changed
+        np.testing.assert_array_equal(merged[name].array(), expected, err_msg=name)
+
+
+def adapter_parts(kind: str, weight: str) -> dict[str, np.ndarray]:
+    shapes = kinds.shapes(kind, SHAPES[weight], rank=4)
+    return {part: synthetic.values(f"{weight}.{part}", shape).astype(np.float32) for part, shape in shapes.items()}
+
+
+def test_an_adapter_is_added_to_another_start(tmp_path):
+    """train.init_from may be a whole model in one file."""
+    start = synthetic.write_checkpoint(tmp_path / "other.safetensors", TINY, seed=5)
+    name = "model.diffusion_model.out.2.weight"
+    parts = adapter_parts("lora", name)
+    layer, adapter = file.layer_name(name), tmp_path / "adapter.safetensors"
+    file.write(adapter, {f"{layer}.{part}": value for part, value in parts.items()}, {layer: 4.0}, {})
+    merge(converted(tmp_path) | {"unet": start}, TINY, "float32", tmp_path / "merge", adapter=adapter)
+    merged = streamed.read(tmp_path / "merge/merged.safetensors")
+    expected = kinds.changed(synthetic.bits(name, SHAPES[name], "float16", 5), parts, 4.0)
+    np.testing.assert_array_equal(merged[name].array(), expected)
+    clip = next(name for name in SHAPES if name.startswith(PREFIX["clip_l"]))
+    np.testing.assert_array_equal(merged[clip].array(), synthetic.bits(clip, SHAPES[clip], "float16"))
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    layer, adapter = "lora_unet_input_blocks_8_1_proj_in", tmp_path / "adapter.safetensors"
+    shapes = kinds.shapes("lora", (1280, 1280), 2)
+    file.write(adapter, {f"{layer}.{part}": np.ones(s, np.float32) for part, s in shapes.items()}, {layer: 2.0}, {})
+    with pytest.raises(StageError, match=rf"not an adapter of this model.config:(.|\n)*{layer} .*does not fit"):
+        merge(converted(tmp_path), TINY, "float16", tmp_path / "merge", adapter=adapter)
+    assert not (tmp_path / "merge").exists()

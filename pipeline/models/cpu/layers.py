@@ -23,9 +23,8 @@ class Linear(layers.Linear):
         if bias:
             self.bias_add = kernels.AddColumns()
 
-    def construct(self, x):
-        """x (..., in_channels) -> (..., out_channels)"""
-        y = self.matmul(x.reshape(-1, x.shape[-1]), self.weight.astype(x.dtype))
+    def compute(self, x, weight):
+        y = self.matmul(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
         if self.has_bias:
             y = self.bias_add(y, self.bias.astype(x.dtype))
         return y.reshape(x.shape[:-1] + (self.out_channels,))
@@ -43,9 +42,8 @@ class Conv(layers.Conv):
         if convolves_by_products():
             self.conv2d = Convolution(kernel, stride, self.padding)
 
-    def construct(self, x):
-        """x (b, in_channels, h, w) -> (b, out_channels, h / stride, w / stride)"""
-        return self.bias_add(self.conv2d(x, self.weight.astype(x.dtype)), self.bias.astype(x.dtype))
+    def compute(self, x, weight):
+        return self.bias_add(self.conv2d(x, weight.astype(x.dtype)), self.bias.astype(x.dtype))
 
 
 class GroupNorm(layers.GroupNorm):

@@ -12,6 +12,7 @@ from pipeline.models.layers import norm_parameters
 from pipeline.training.memory import sharded
 from pipeline.training.optimizers.rounding import Rounding, assign, offsets
 from pipeline.training.parameter_buckets import InTurns
+from pipeline.weights.adapters.kinds import MAGNITUDE
 
 
 class Optimizer(nn.Cell):
@@ -83,9 +84,13 @@ def filled(parameters, prefix: str, shapes, dtype: ms.Type = ms.float32, value: 
 
 
 def decays(cell: nn.Cell) -> tuple[bool, ...]:
-    """Whether weight decay acts on each of the cell's trainable parameters: not on norms (by kind of module) nor
-    biases."""
+    """Whether weight decay acts on each of the cell's trainable parameters: not on norms (by kind of module), biases, nor
+    DoRA's magnitudes, which are gains as a norm's."""
     norms = norm_parameters(cell)
     paths = {id(parameter): path for path, parameter in cell.parameters_and_names()}
     names = [paths[id(parameter)] for parameter in cell.trainable_params()]
-    return tuple(name not in norms and name.rsplit(".", 1)[-1] != "bias" for name in names)
+    gains = [parameter.name.endswith(MAGNITUDE) for parameter in cell.trainable_params()]
+    return tuple(
+        name not in norms and name.rsplit(".", 1)[-1] != "bias" and not gain
+        for name, gain in zip(names, gains, strict=True)
+    )

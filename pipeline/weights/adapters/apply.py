@@ -1,0 +1,95 @@
+"""Weights with adapters merged into them, one tensor in memory at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.models.config import SDXLConfig
+from pipeline.stage import StageError
+from pipeline.weights import check, layout
+from pipeline.weights.adapters import file, kinds
+from pipeline.weights.adapters.file import Adapter
+from pipeline.weights.names import part_of, to_mindspore
+from pipeline.weights.numeric import cast
+from pipeline.weights.source import open_unet
+from pipeline.weights.tensor import CHUNK, Tensor, size
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A tensor with adapters, each with the strength that it is merged with: as weights/tensor.py's Tensor, but computed
+    when it is asked for."""
+
+    base: Tensor
+    adapters: tuple[tuple[Adapter, float], ...]
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return size(self.dtype, self.shape)
+
+    def array(self) -> np.ndarray:
+        """The values; the bits of bfloat16 as uint16."""
+        whole = file.values(self.base)
+        for adapter, strength in self.adapters:
+            if adapter.rows is None:
+                whole = kinds.changed(whole, adapter.arrays(), adapter.alpha, strength)
+            else:
+                first, stop = adapter.rows
+                whole = np.array(whole)
+                whole[first:stop] = kinds.changed(whole[first:stop], adapter.arrays(), adapter.alpha, strength)
+        return np.asarray(cast(np.ascontiguousarray(whole).reshape(-1), "float32", self.dtype)).reshape(self.shape)
+
+    def chunks(self) -> Iterator[memoryview]:
+        view = memoryview(np.ascontiguousarray(self.array()).reshape(-1).view(np.uint8))
+        for start in range(0, len(view), CHUNK):
+            yield view[start : start + CHUNK]
+
+
+def base_unet(path: Path, config: SDXLConfig) -> dict[str, Tensor]:
+    """By Stability's names the UNet of a file that train.init_from may be. Raises StageError where it lacks any."""
+    found = open_unet(path, config)
+    own = {to_mindspore(name): name for name in layout.shapes(config) if part_of(name) == "unet"}
+    tensors = {name: tensor for name, tensor in found.items() if name in own}
+    shapes = layout.shapes(config)
+    if faults := check.differences(tensors, {name: (shapes[stability],) for name, stability in own.items()}):
+        raise StageError(f"{path} does not hold the UNet of this model.config:\n{faults}")
+    return {stability: tensors[name] for name, stability in own.items()}
+
+
+def adapted_unet(base: Path, adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
+    """By MindSpore's names the UNet of a file with an adapter merged into it. Raises StageError."""
+    tensors = apply(base_unet(base, config), [(adapter, 1.0)], config, "float32")
+    return {to_mindspore(name): tensor for name, tensor in tensors.items()}
+
+
+def apply(
+    tensors: Mapping[str, Tensor],
+    adapters: Sequence[tuple[Path, float]],
+    config: SDXLConfig,
+    dtype: str | None = None,
+) -> dict[str, Tensor | Changed]:
+    """`tensors` (Stability's name -> tensor) with the adapters in these files, each with its strength, one after the
+    other. Changed tensors are of `dtype`; None: of their own. Raises StageError for a file that is no adapter of this
+    configuration, or changes a tensor that is not there."""
+    changes: dict[str, tuple[tuple[Adapter, float], ...]] = {}
+    for path, strength in adapters:
+        for name, own in file.read(path, config).items():
+            if name not in tensors:
+                raise StageError(f"{path} changes {name}, which is not among the weights that it is merged into")
+            changes[name] = (*changes.get(name, ()), *((adapter, strength) for adapter in own))
+    return {
+        name: Changed(tensor, changes[name], dtype or tensor.dtype) if name in changes else tensor
+        for name, tensor in tensors.items()
+    }

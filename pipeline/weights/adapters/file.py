@@ -1,0 +1,175 @@
+"""Adapter files: safetensors with kohya's names, as ComfyUI, A1111 and diffusers read them.
+
+`lora_unet_input_blocks_4_1_proj_in.lora_down.weight` is a part of the adapter of model.diffusion_model.
+input_blocks.4.1.proj_in.weight, and `….alpha` the numerator of its scale. Written are the UNet's layers by Stability's
+names. Read are also the text encoders' (lora_te1_, lora_te2_), kohya's names with diffusers' modules, and diffusers' own
+(unet.….lora_A.weight)."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.models.config import SDXLConfig
+from pipeline.stage import StageError, shown
+from pipeline.weights import check, diffusers, layout, provenance, safetensors
+from pipeline.weights.adapters import kinds
+from pipeline.weights.names import PREFIX, part_of
+from pipeline.weights.numeric import to_float32
+from pipeline.weights.tensor import Tensor
+
+_PART = re.compile(
+    r"(?P<layer>.+?)\.(?P<part>alpha|dora_scale|lora_(?:down|up)\.weight|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
+    r"|lora_[AB](?:\.default)?\.weight|lora\.(?:down|up)\.weight|lora_magnitude_vector(?:\.default)?(?:\.weight)?)"
+)
+_TUCKER = re.compile(r".+\.(lora_mid\.weight|hada_t[12]|lokr_t[12])")
+_KOHYA = {"unet": "lora_unet_", "clip_l": "lora_te1_", "clip_g": "lora_te2_"}
+_SETS = (
+    {kinds.DOWN, kinds.UP},
+    {f"hada_w{n}_{side}" for n in (1, 2) for side in "ab"},
+    {"lokr_w1", "lokr_w2"},
+    {"lokr_w1", "lokr_w2_a", "lokr_w2_b"},
+    {"lokr_w1_a", "lokr_w1_b", "lokr_w2"},
+    {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"},
+)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Of one weight, or of `rows` of it from the first number on, up to the second."""
+
+    parts: dict[str, Tensor]
+    alpha: float | None
+    rows: tuple[int, int] | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parts as float32."""
+        return {name: values(tensor) for name, tensor in self.parts.items()}
+
+
+def values(tensor: Tensor) -> np.ndarray:
+    """A tensor's values, float32."""
+    return to_float32(np.ascontiguousarray(tensor.array()), tensor.dtype).reshape(tensor.shape)
+
+
+def layer_name(weight: str) -> str:
+    """kohya's name of the layer of a UNet's weight, named as Stability does, with or without the prefix."""
+    module = weight.removeprefix(PREFIX["unet"]).removesuffix(".weight")
+    return _KOHYA["unet"] + module.replace(".", "_")
+
+
+def write(
+    path: Path, parts: Mapping[str, np.ndarray], alphas: Mapping[str, float], metadata: Mapping[str, str]
+) -> None:
+    """`parts`: name in the file, such as lora_unet_out_2.lora_up.weight -> values, all of one dtype, float32 or float16;
+    `alphas`: layer -> alpha. To `metadata` come the hashes by which tools know the file."""
+    dtype = next(iter(parts.values())).dtype
+    tensors = dict(parts) | {f"{layer}.{kinds.ALPHA}": np.array(alpha, dtype) for layer, alpha in alphas.items()}
+    tensors = dict(sorted(tensors.items()))
+    digest = hashlib.sha256(b"".join(value.tobytes() for value in tensors.values())).hexdigest()
+    metadata = {**metadata, provenance.HASH: f"0x{digest}", "sshs_model_hash": digest}
+    entries = {name: (dtype.name, value.shape) for name, value in tensors.items()}
+    with safetensors.Writer(path, entries, metadata) as writer:
+        for name, value in tensors.items():
+            writer.add(name, value)
+
+
+def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
+    """Weight's name in Stability's layout -> its adapters: one, or up to three of a joined weight's rows. Reads headers
+    and alphas. Raises StageError for what is no adapter of this configuration."""
+    if not path.is_file():
+        raise StageError(f"{path} does not exist; wanted an adapter, a .safetensors file")
+    found: dict[str, dict[str, Tensor]] = {}
+    faults: list[str] = []
+    for name, tensor in safetensors.read(path).items():
+        match = _PART.fullmatch(name)
+        if match is None or tensor.dtype not in ("float32", "float16", "bfloat16"):
+            why = "; convolutions in Tucker's form are not read" if _TUCKER.fullmatch(name) else ""
+            faults.append(f"{check.described(name, tensor)}, which is no part of an adapter{why}")
+        else:
+            found.setdefault(match["layer"], {})[_own_part(match["part"])] = tensor
+    places, shapes = _places(config), layout.shapes(config)
+    adapters: dict[str, list[Adapter]] = {}
+    for layer, parts in found.items():
+        if layer not in places:
+            faults.append(f"{shown(layer)}, which is no layer of this model.config")
+            continue
+        weight, rows = places[layer]
+        alpha = parts.pop(kinds.ALPHA, None)
+        shape = shapes[weight] if rows is None else (rows[1] - rows[0], *shapes[weight][1:])
+        if fault := _fault(parts, shape):
+            faults.append(f"{shown(layer)} {fault}")
+        elif alpha is not None and alpha.count != 1:
+            faults.append(f"{check.described(f'{layer}.alpha', alpha)}, wanted a number")
+        else:
+            number = None if alpha is None else float(values(alpha).reshape(()))
+            adapters.setdefault(weight, []).append(Adapter(parts, number, rows))
+    if faults or not adapters:
+        faults = faults or ["no tensors"]
+        raise StageError(f"{path} is not an adapter of this model.config:\n{check.listed('faults', faults)}")
+    return adapters
+
+
+def _own_part(part: str) -> str:
+    part = part.replace(".default", "")
+    if part.startswith("lora_magnitude_vector"):
+        return kinds.MAGNITUDE
+    return {
+        "lora_A.weight": kinds.DOWN, "lora_B.weight": kinds.UP,
+        "lora.down.weight": kinds.DOWN, "lora.up.weight": kinds.UP,
+    }.get(part, part)  # fmt: skip
+
+
+def _places(config: SDXLConfig) -> dict[str, tuple[str, tuple[int, int] | None]]:
+    """A layer's name in files -> the weight, and its rows where several layers are joined in it."""
+    found = {}
+    for name, shape in layout.shapes(config).items():
+        part = part_of(name)
+        if part not in _KOHYA or len(shape) < 2 or not name.endswith("weight"):
+            continue
+        own = name.removeprefix(PREFIX[part])
+        if part == "unet":
+            found[layer_name(name)] = name, None
+        recipe = diffusers.recipe(part, own, shape, config)
+        height = shape[0] // len(recipe.parts)
+        for number, theirs in enumerate(recipe.parts):
+            module = theirs.removesuffix(".weight")
+            rows = None if len(recipe.parts) == 1 else (number * height, (number + 1) * height)
+            for layer in (_KOHYA[part] + module.replace(".", "_"), f"{diffusers.FOLDER[part]}.{module}"):
+                found[layer] = name, rows
+    return found
+
+
+def _fault(parts: Mapping[str, Tensor], shape: layout.Shape) -> str:
+    """What keeps parts from being an adapter of a weight of this shape; "" for nothing."""
+    names = set(parts) - {kinds.MAGNITUDE}
+    if names not in _SETS:
+        return f"has the parts {', '.join(sorted(parts)) or 'none'}, wanted those of a LoRA, LoHa or LoKr"
+    of = {name: tensor.shape for name, tensor in parts.items()}
+    outputs, width = shape[0], prod(shape[1:])
+    if any(0 in one or len(one) > 4 for one in of.values()) or any(len(of[name]) < 2 for name in names):
+        sound = False
+    elif kinds.UP in of:
+        up, down = of[kinds.UP], of[kinds.DOWN]
+        sound = up[:2] == (outputs, down[0]) and prod(up[2:]) == 1 and prod(down[1:]) == width
+    elif "hada_w1_a" in of:
+        sound = all(_product(of, f"hada_w{n}") == (outputs, width) for n in (1, 2))
+    else:
+        (o1, i1), (o2, i2) = (_product(of, f"lokr_w{n}") for n in (1, 2))
+        sound = o1 * o2 == outputs and i1 * i2 == width and shape[1] % i1 == 0
+    if kinds.MAGNITUDE in of and (of[kinds.MAGNITUDE][:1] != (outputs,) or prod(of[kinds.MAGNITUDE]) != outputs):
+        sound = False
+    given = ", ".join(f"{name} {one}" for name, one in of.items())
+    return "" if sound else f"({given}) does not fit a weight of shape {shape}"
+
+
+def _product(of: Mapping[str, layout.Shape], name: str) -> tuple[int, int]:
+    """The shape (rows, all the rest) of a matrix, or of its two factors' product; (0, 0) where they do not fit."""
+    if name in of:
+        return of[name][0], prod(of[name][1:])
+    (rows, rank), (again, width) = of[f"{name}_a"][:2], (of[f"{name}_b"][0], prod(of[f"{name}_b"][1:]))
+    return (rows, width) if rank == again and len(of[f"{name}_a"]) == 2 else (0, 0)

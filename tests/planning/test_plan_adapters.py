@@ -1,0 +1,58 @@
+"""The plan of a training of adapters."""
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+
+from pipeline.planning import device, disk, host
+from pipeline.planning.run import Run, trained_shapes, unet_shapes
+from pipeline.training import memory
+from pipeline.weights.adapters import kinds
+
+RUN = Run(
+    config="sdxl-base", images=1000, resolution=1024, devices=1, batch_size=8, accumulation=1, steps=1000, epochs=None,
+    precision="float16", weights_dtype="float32", optimizer="adamw", shard_optimizer=False, ema=False,
+    gradient_checkpointing=True, attention="auto", latent_channels=8, chunks=1, adapter="lora", rank=32,
+    adapter_targets=("*.proj_in.*", "*.transformer_blocks.*", "*.proj_out.*"),
+)  # fmt: skip
+
+
+def test_sdxl_of_rank_32_and_batch_8_fits_a_card():
+    assert device.fits(RUN)
+    stays = device.stays(RUN)
+    norms = sum(prod(shape) for name, shape in unet_shapes("sdxl-base").items() if memory.is_norm(name))
+    assert stays["weights"] == 2 * 2_567_463_684 + 2 * norms
+    # 722 layers of kohya's LoRA: 32 (inputs + outputs) numbers each
+    numbers = sum(prod(shape) for shape in trained_shapes(RUN).values())
+    assert len(trained_shapes(RUN)) == 2 * 722 and stays["adapters"] == 4 * numbers
+    assert stays["optimizer's state"] == 4 + 8 * numbers
+    assert sum(stays.values()) < 0.25 * sum(device.stays(replace(RUN, adapter="none")).values())
+    assert device.update(RUN)["gradients"] == 4 * numbers
+    assert disk.state_bytes(RUN) == 4 * numbers + stays["optimizer's state"]
+    assert disk.disk_bytes(RUN)["trained weights (the store keeps those of 3 runs)"] == 4 * numbers
+    assert sum(host.host_bytes(RUN).values()) < sum(host.host_bytes(replace(RUN, adapter="none")).values())
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_each_kind_has_a_plan(kind):
+    run = replace(RUN, adapter=kind)
+    assert ("weights with their adapters (estimated)" in device.backward(run)) == (kind != "lora")
+    assert device.backward(run)["gradients by then"] == memory.in_float32(trained_shapes(run))
+
+
+def test_checkpointing_keeps_one_block_of_changed_weights():
+    kept, recomputed = (device.changed_weights(replace(RUN, adapter="loha"), flag) for flag in (False, True))
+    assert kept == 6 * sum(prod(s) for n, s in unet_shapes("sdxl-base").items() if len(s) == 2 and _adapted(n))
+    # attention and feed-forward of 1280 channels: 4 squares each, 2 of the text's width in place of 2, and 12 squares
+    assert recomputed == 6 * (4 * 1280**2 + 2 * 1280**2 + 2 * 1280 * 2048 + 12 * 1280**2)
+
+
+def _adapted(name: str) -> bool:
+    return any(part in name for part in (".proj_in.", ".transformer_blocks.", ".proj_out."))
+
+
+def test_the_base_is_as_wide_as_the_computation():
+    assert RUN.kept_dtype == "float16" and RUN.trained_dtype == "float32"
+    on_cpu = replace(RUN, precision="float32", weights_dtype="bfloat16")
+    assert on_cpu.kept_dtype == "bfloat16"

@@ -1,0 +1,99 @@
+"""LoRAs out of whole fine-tunes."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pipeline.models.config import TINY
+from pipeline.stage import StageError
+from pipeline.weights import ckpt, layout, safetensors as streamed
+from pipeline.weights.__main__ import main
+from pipeline.weights.adapters import apply, extract, file, kinds
+from pipeline.weights.names import PREFIX, to_mindspore
+from tests.weights import synthetic
+
+SHAPES = {name: shape for name, shape in layout.shapes(TINY).items() if name.startswith(PREFIX["unet"])}
+PROJ = "model.diffusion_model.input_blocks.4.1.proj_in.weight"
+CONV = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
+
+
+def write(path, change=lambda name, value: value):
+    with ckpt.Writer(path) as writer:
+        for name, shape in SHAPES.items():
+            writer.add(to_mindspore(name), change(name, synthetic.values(name, shape).astype(np.float32)))
+    return path
+
+
+def of_rank(rank: int, shape: tuple[int, ...]) -> np.ndarray:
+    draw = np.random.default_rng(rank)
+    up, down = draw.standard_normal((shape[0], rank)), draw.standard_normal((rank, int(np.prod(shape[1:]))))
+    return (0.1 * up @ down).reshape(shape).astype(np.float32)
+
+
+def run(rank, base, tuned, out, *options):
+    with pytest.raises(SystemExit) as ended:
+        main(["extract", "--rank", str(rank), "--base", str(base), "--tuned", str(tuned), "--out", str(out), *options])
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+def test_low_rank_is_that_of_the_singular_values(shape):
+    matrix = np.random.default_rng(1).standard_normal(shape)
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    up, down, squares = extract.low_rank(matrix, 5)
+    np.testing.assert_allclose(squares, s**2, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(up @ down, u[:, :5] * s[:5] @ v[:5], atol=1e-10)
+    np.testing.assert_allclose(np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=1))
+
+
+def test_a_rank_above_the_matrixs_own_adds_zeros():
+    matrix = np.random.default_rng(1).standard_normal((6, 30))
+    up, down, _ = extract.low_rank(matrix, 9)
+    assert up.shape == (6, 9) and down.shape == (9, 30) and not down[6:].any()
+    np.testing.assert_allclose(up @ down, matrix, atol=1e-10)
+
+
+def test_a_low_rank_change_comes_back(tmp_path, capsys):
+    """Of rank 3, in a linear layer and a convolution: by rank 4 exactly, by rank 2 as near as the table says."""
+    changes = {PROJ: of_rank(3, SHAPES[PROJ]), CONV: of_rank(3, SHAPES[CONV])}
+    base = write(tmp_path / "base.ckpt")
+    tuned = write(tmp_path / "tuned.ckpt", lambda name, value: value + changes.get(name, 0))
+    out = tmp_path / "lora.safetensors"
+    for rank, error in ((4, 0.0), (2, None)):
+        run(rank, base, tuned, out, "--dtype", "float32", "--targets", "*")
+        lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
+        said = {int(line[0]): float(line[1]) for line in lines}
+        found = apply.apply(apply.base_unet(base, TINY), [(out, 1.0)], TINY, "float32")
+        left = sum(np.square(found[name].array() - synthetic.values(name, SHAPES[name]) - change).sum()
+                   for name, change in changes.items())  # fmt: skip
+        relative = (left / sum(np.square(change).sum() for change in changes.values())) ** 0.5
+        assert relative == pytest.approx(said[rank], abs=2e-3) and (error is None or relative < 1e-4)
+        assert said[1] > said[2] > 0.01 and said[4] < 1e-3
+    metadata = streamed.metadata(out)
+    assert metadata["ss_network_dim"] == "2" and metadata["ss_sd_model_name"] == "base.ckpt"
+
+
+def test_by_default_the_transformers_linear_layers(tmp_path, capsys):
+    base = write(tmp_path / "base.ckpt")
+    changes = {PROJ: of_rank(3, SHAPES[PROJ]), CONV: of_rank(3, SHAPES[CONV])}
+    tuned = write(tmp_path / "tuned.ckpt", lambda name, value: value + changes.get(name, 0))
+    out = tmp_path / "lora.safetensors"
+    run(8, base, tuned, out)
+    said = capsys.readouterr().out
+    share = np.square(changes[PROJ]).sum() / sum(np.square(change).sum() for change in changes.values())
+    assert f"{share:.1%} of the squared difference" in said
+    found = file.read(out, TINY)
+    assert CONV not in found and {len(SHAPES[name]) for name in found} == {2}
+    assert {value.dtype for value in safetensors.numpy.load_file(out).values()} == {np.dtype(np.float16)}
+    assert all(one.parts.keys() == {kinds.UP, kinds.DOWN} for own in found.values() for one in own)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda name, value: value, "do not differ"), (lambda name, value: value * np.float32("nan"), "no numbers")],
+)
+def test_what_is_refused(tmp_path, change, said):
+    base, tuned = write(tmp_path / "base.ckpt"), write(tmp_path / "tuned.ckpt", change)
+    with pytest.raises(StageError, match=said):
+        extract.extract(base, tuned, TINY, 4, extract.TARGETS, "float32", tmp_path / "out.safetensors", {})
+    assert not (tmp_path / "out.safetensors").exists()
