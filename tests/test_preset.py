@@ -21,7 +21,13 @@ from tests.training.training_samples import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text()
 SDXL = [name for name in preset.PRESETS if name != "tiny"]
-DEVICES = {"tiny": (1, 1), "sdxl-1x910b": (1, 1), "sdxl-lora-1x910b": (1, 1), "sdxl-8x910b": (8, 1), "sdxl-16x910b": (8, 2)}
+DEVICES = {
+    "tiny": (1, 1),
+    "sdxl-1x910b": (1, 1),
+    "sdxl-lora-1x910b": (1, 1),
+    "sdxl-8x910b": (8, 1),
+    "sdxl-16x910b": (8, 2),
+}
 
 
 def loaded(text: str) -> params.Params:

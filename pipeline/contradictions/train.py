@@ -108,7 +108,9 @@ def _groups(train: "Train", config: SDXLConfig) -> Iterator[tuple[str, str]]:
             found = "both" if group.freeze else "neither"
             yield f"train.groups.{number}", f"give one of learning_rate and freeze: true, found {found}"
     prefix = PREFIX["unet"]
-    shapes = {name.removeprefix(prefix): shape for name, shape in layout.shapes(config).items() if name.startswith(prefix)}
+    shapes = {
+        name.removeprefix(prefix): shape for name, shape in layout.shapes(config).items() if name.startswith(prefix)
+    }
     names = list(shapes)
     if train.adapter != "none":
         names = targets.targets(shapes, train.adapter_targets, ())

@@ -7,11 +7,12 @@ dtype of its input as without an adapter."""
 from collections.abc import Iterator
 from types import ModuleType
 
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.models.layers import Conv, Linear
 from pipeline.weights.adapters import kinds
 

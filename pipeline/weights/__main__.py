@@ -67,7 +67,9 @@ def _extract(given: argparse.Namespace) -> None:
     found = extract.extract(given.base, given.tuned, CONFIGS[config], *arguments)
     shapes = {name: tensor.shape for name, tensor in safetensors.read(out).items() if kinds.ALPHA not in name}
     per_rank = sum(math.prod(shape) for shape in shapes.values()) // given.rank
-    print(f"{out}: {len(shapes) // 2} layers, in which {found.adapted / found.whole:.1%} of the squared difference lies")
+    print(
+        f"{out}: {len(shapes) // 2} layers, in which {found.adapted / found.whole:.1%} of the squared difference lies"
+    )
     size = 2 if given.dtype == "float16" else 4
     print(*extract.table(found, {rank: rank * per_rank for rank in found.left}, size), sep="\n")
 

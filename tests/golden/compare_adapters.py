@@ -111,7 +111,10 @@ def pipe() -> StableDiffusionXLPipeline:
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
         scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
             timestep_spacing="leading",
         ),  # fmt: skip
         force_zeros_for_empty_prompt=True,

@@ -12,7 +12,8 @@ import safetensors.numpy
 from pipeline.models.config import SDXL_BASE, TINY
 from pipeline.stage import StageError
 from pipeline.training import targets
-from pipeline.weights import layout, provenance, safetensors as streamed
+from pipeline.weights import layout, provenance
+from pipeline.weights import safetensors as streamed
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.names import PREFIX
 from tests.project import ROOT
@@ -64,7 +65,9 @@ def test_metadata_are_kohyas(kind):
     assert (arguments.get("dora_wd") == "True") == (kind == "dora")
 
 
-def adapter(kind: str, config=TINY, module: str = "input_blocks.4.1.proj_in", dtype=np.float32) -> dict[str, np.ndarray]:
+def adapter(
+    kind: str, config=TINY, module: str = "input_blocks.4.1.proj_in", dtype=np.float32
+) -> dict[str, np.ndarray]:
     shape = layout.shapes(config)[f"{PREFIX['unet']}{module}.weight"]
     draw = np.random.default_rng(0)
     shapes = kinds.shapes(kind, shape, 4)
@@ -141,7 +144,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_no_adapter_is_refused(tmp_path, fault):
     tensors, said = FAULTS[fault]
-    safetensors.numpy.save_file({name: np.ascontiguousarray(v) for name, v in tensors.items()}, tmp_path / "a.safetensors")
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(v) for name, v in tensors.items()}, tmp_path / "a.safetensors"
+    )
     with pytest.raises(StageError, match=f"a.safetensors is not an adapter of this model.config:(.|\n)*{said}"):
         file.read(tmp_path / "a.safetensors", TINY)
 

@@ -6,7 +6,8 @@ import safetensors.numpy
 
 from pipeline.models.config import TINY
 from pipeline.stage import StageError
-from pipeline.weights import ckpt, layout, safetensors as streamed
+from pipeline.weights import ckpt, layout
+from pipeline.weights import safetensors as streamed
 from pipeline.weights.__main__ import main
 from pipeline.weights.adapters import apply, extract, file, kinds
 from pipeline.weights.names import PREFIX, to_mindspore

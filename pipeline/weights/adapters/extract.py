@@ -54,7 +54,9 @@ def extract(
                 parts[f"{file.layer_name(name)}.{kinds.DOWN}"] = down.reshape(-1, *change.shape[1:]).astype(dtype)
             bar.update()
     if not adapted:
-        raise StageError(f"{tuned} and {base} do not differ in a layer that {', '.join(targets)} names; nothing is written")
+        raise StageError(
+            f"{tuned} and {base} do not differ in a layer that {', '.join(targets)} names; nothing is written"
+        )
     layers = {kinds.apart(name)[0] for name in parts}
     with store.atomic(out) as temporary:
         file.write(temporary, parts, {layer: rank for layer in layers}, metadata)
