@@ -10,7 +10,6 @@ from types import ModuleType
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from pipeline.models.layers import Conv, Linear
