@@ -191,7 +191,7 @@ CHANGES = {
 }
 # test_distributed.py, below, test_init_from.py, test_tensorboard.py, test_train_adapters.py
 ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from", "tensorboard"}
-ELSEWHERE |= {"adapter", "rank", "alpha", "adapter_targets", "lokr_factor"}
+ELSEWHERE |= {"adapter", "rank", "alpha", "adapter_targets", "lokr_factor", "mask_floor"}
 
 
 def test_every_setting_has_its_case():

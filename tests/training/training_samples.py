@@ -210,7 +210,7 @@ def _start(start, device, script: list[str], logs: Path) -> None:
 
 
 def _kill_at(place: str, number: str) -> None:
-    from pipeline.training import run, state
+    from pipeline.training import run, state, weights
 
     count, check = 0, run._check
 
@@ -233,7 +233,7 @@ def _kill_at(place: str, number: str) -> None:
     if place == "step":
         run._check = kill_after(run._check, lambda result, *_: result.done == int(number) + 1)
     elif place == "save":
-        state._write = kill_after(state._write, saved)
+        state._write, weights.write = (kill_after(write, saved) for write in (state._write, weights.write))
     else:
         state.States.clear = kill_after(lambda *_: None, lambda *_: True)
 
