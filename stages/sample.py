@@ -105,6 +105,7 @@ def main(params: Params) -> None:
     del load, predict
 
     decode = vae_decoder(config, MERGED, device, "float32")
+    shift = diffusion.flow_shift if diffusion.prediction == "flow" else None
     rows = {}
     with store.out(OUT) as folder:
         folder.mkdir()
@@ -114,7 +115,7 @@ def main(params: Params) -> None:
                 picture = draw.to_picture(decode(latents[model.name][number][None])[0])
                 rows[model.label].append(picture)
                 text = infotext(
-                    one, p.sampler, p.guidance_rescale, diffusion.zero_terminal_snr, model.title, model.sha256
+                    one, p.sampler, p.guidance_rescale, diffusion.zero_terminal_snr, model.title, model.sha256, shift
                 )
                 Image.fromarray(picture).save(folder / f"{number:02d}_{model.name}.png", pnginfo=png_info(text))
         grid(rows, prompts).save(folder / "grid.png")

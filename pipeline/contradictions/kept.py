@@ -46,5 +46,5 @@ def _unkept(step: int, train: "Train", sink_size: int) -> str | None:
     if train.save_limit is not None and train.steps is not None and not train.patience:
         oldest = (train.steps // train.save_interval - train.save_limit + 1) * train.save_interval
         if step < oldest:
-            return f"the {train.save_limit} of train.save_limit begin with step {oldest}, found {step}"
+            return f"train.save_limit {train.save_limit} keeps the steps from {oldest} on, found {step}"
     return None

@@ -20,9 +20,16 @@ _HASH = 10  # hex digits of a file's SHA-256 that A1111 shows
 
 
 def infotext(
-    picture: Picture, sampler: str, rescale: float, zero_terminal_snr: bool, model: str, sha256: str | None
+    picture: Picture,
+    sampler: str,
+    rescale: float,
+    zero_terminal_snr: bool,
+    model: str,
+    sha256: str | None,
+    flow_shift: float | None = None,
 ) -> str:
-    """`model` is the name of the file of weights and `sha256` its hash, None when they lie in no single file.
+    """`model` is the name of the file of weights and `sha256` its hash, None when they lie in no single file;
+    `flow_shift` that of rectified flow, by Forge's name.
 
     The noise is of this pipeline and no other draws the same of a seed. "Prompt number" tells which of a seed's noises
     it was."""
@@ -36,8 +43,9 @@ def infotext(
         "Size": f"{picture.width}x{picture.height}",
         "Model hash": sha256 and sha256[:_HASH],
         "Model": model,
-        "CFG Rescale": f"{rescale:g}" if rescale else None,
+        "CFG Rescale": f"{rescale:g}" if rescale and picture.guidance_scale != 1 else None,
         "Noise Schedule": "Zero Terminal SNR" if zero_terminal_snr else None,
+        "Shift": None if flow_shift is None else f"{flow_shift:g}",
         "Prompt number": picture.number,
     }
     negative = f"\nNegative prompt: {picture.negative_prompt}" if picture.negative_prompt else ""

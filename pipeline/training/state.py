@@ -61,7 +61,7 @@ class States:
         folder and where it differs from this one. Only rank 0 calls it, with the lock held."""
         others = []
         for other in store.found(store.root() / "train", "*/run.json"):
-            if other.parent != self.folder:
+            if other.parent != self.folder and store.found(other.parent, "step-*"):
                 with contextlib.suppress(FileNotFoundError):
                     found = differences(json.loads(other.read_text()), self.description)
                     others.append(f"{other.parent}: {', '.join(found[:5])}")

@@ -113,7 +113,8 @@ def show(file: Path) -> dict:
     """What a file says of where it comes from, by group of keys; `data`, whether its tensors have the hash that it names;
     `workspace`, whether it is of the workspace that this runs in, with the `differences`.
 
-    A MindSpore .ckpt has no place for such keys: what stands for it is what its stage wrote beside it."""
+    A MindSpore .ckpt has no place for such keys: what stands for it is what its stage wrote beside it, and for the merged
+    one the .safetensors of its name."""
     if not file.is_file():  # a pipe would be waited for
         raise StageError(f"{file} is no file that is there; wanted one such as outs/merge/merged.safetensors")
     data, written, stages = _of_ckpt(file) if is_ckpt(file) else _of_safetensors(file)
@@ -123,7 +124,10 @@ def show(file: Path) -> dict:
         for group, prefix in groups.items()
     }
     others = {key: text for key, text in sorted(written.items()) if not key.startswith(tuple(groups.values()))}
-    workspace, differences = _of_the_workspace(found["own"], stages)
+    if found["own"] or not is_ckpt(file):
+        workspace, differences = _of_the_workspace(found["own"], stages)
+    else:
+        workspace, differences = "not known: nothing beside it says where it comes from", []
     return {"file": str(file), "data": data, **found, "others": others, "workspace": workspace,
             "differences": differences}  # fmt: skip
 
@@ -152,7 +156,9 @@ def _of_ckpt(file: Path) -> tuple[str, dict[str, str], Sequence[str]]:
             found = facts(provenance.read(beside, stage))
             return f"{data}; {beside} says:", {provenance.PREFIX + key: text for key, text in found.items()}, (stage,)
     other = file.with_suffix(".safetensors")
-    return data + (f"; look at {other}" if other.is_file() else ""), {}, ()
+    if other.is_file():
+        return f"{data}; {other} says:", safetensors.metadata(other), tuple(_FACTS)
+    return data, {}, ()
 
 
 def _of_the_workspace(own: dict[str, str], stages: Sequence[str]) -> tuple[str, list[str]]:

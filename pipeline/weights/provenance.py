@@ -196,7 +196,10 @@ def own(run: dict, origin: dict, weights: str | int, dtype: str) -> dict[str, st
 def of_training(run: dict) -> dict[str, str]:
     """Those that RUN has."""
     description = run["description"]
-    params = {key: description[key] for key in ("diffusion", "train")}
+    split = {key: value for key, value in run["split"].items() if key != "ranks"}
+    # that of a run which may be continued is in its description of no length
+    train = {"steps": run["steps"], **description["train"], **split}
+    params = {"diffusion": description["diffusion"], "train": train}
     return {
         "training": run["name"],
         "code": description["code"],

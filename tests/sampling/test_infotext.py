@@ -63,6 +63,12 @@ def test_what_is_not_there_is_left_out():
     assert (found["CFG Rescale"], found["Noise Schedule"]) == ("0.7", "Zero Terminal SNR")
 
 
+def test_what_has_no_effect_on_a_picture_is_not_said():
+    assert "CFG Rescale" not in infotext(picture(guidance_scale=1.0), "euler", 0.7, True, "base", None)
+    found = parsed(infotext(picture(), "euler", 0.0, False, "base", None, flow_shift=2.5))
+    assert found["Shift"] == "2.5"
+
+
 @pytest.mark.parametrize(
     "prompt", ["", "a, b: c", "two\nlines", "日本の猫", "Steps: 3", "é\u2028e", "(red:1.2) <lora:x:1>", "a" * 5000]
 )

@@ -114,6 +114,16 @@ def test_the_steps_are_those_of_the_weights_that_were_taken(weights, steps):
     assert f"| steps | {steps}{' of 6' if steps < 6 else ''} |" in said
 
 
+def test_a_run_that_may_be_continued_says_how_long_it_was():
+    run = provenance_samples.run()
+    for key in ("steps", "epochs"):
+        del run["description"]["train"][key]
+    own = provenance.of_training(run)
+    assert json.loads(own["params"])["train"]["steps"] == 6
+    longer = provenance.of_training(run | {"name": "l" * 32, "steps": 8})
+    assert provenance.differences(own, longer) == ["train.steps: 6 there, 8 here"]
+
+
 def test_our_keys_hold_the_hashes_of_what_went_in(project):
     found = header(project / "outs/merge/merged.safetensors")
     own = {name.removeprefix(provenance.PREFIX): text for name, text in found.items() if name.startswith("sdxl_")}
@@ -121,7 +131,8 @@ def test_our_keys_hold_the_hashes_of_what_went_in(project):
     assert own["base"] == own["vae"] == hashlib.sha256((project / "base.safetensors").read_bytes()).hexdigest()
     assert [own[name] for name in ("unet", "latents", "text", "samples")] == ["u" * 32, "l" * 32, "t" * 32, "s" * 32]
     assert (own["images"], own["training"], own["code"]) == (run["images"], run["name"], "c" * 32)
-    assert json.loads(own["params"])["train"] == run["description"]["train"]
+    split = {name: value for name, value in run["split"].items() if name != "ranks"}
+    assert json.loads(own["params"])["train"] == run["description"]["train"] | split
     assert json.loads(own["versions"]) == {"mindspore": "2.10.0", "numpy": "1.26.4"}
     assert (own["weights"], own["dtype"]) == ("raw", "float16")
 
@@ -283,11 +294,11 @@ def test_of_a_ckpt_what_stands_beside_it_is_shown(project, monkeypatch, tmp_path
     base = hashlib.sha256((project / "base.safetensors").read_bytes()).hexdigest()
     assert (found["own"], found["workspace"]) == ({"base": base, "vae": base}, "yes")
     found = shown(project, "outs/merge/merged.ckpt", monkeypatch)
-    assert found["data"].endswith("; look at outs/merge/merged.safetensors") and not found["own"]
+    assert found["data"].endswith("; outs/merge/merged.safetensors says:") and found["workspace"] == "yes"
 
     shutil.copy(project / "outs/train/weights/unet.ckpt", tmp_path)
     found = shown(project, str(tmp_path / "unet.ckpt"), monkeypatch)
-    assert found["workspace"].startswith("no: it does not say") and found["data"].endswith("float16")
+    assert found["workspace"].startswith("not known: nothing beside it") and found["data"].endswith("float16")
     provenance_samples.write(tmp_path, **{"train.learning_rate": 0.5})
     found = shown(project, str(tmp_path / "unet.ckpt"), monkeypatch)
     assert found["workspace"] == "no" and found["differences"][0].startswith("train.learning_rate: 0.5 there, ")
