@@ -1,6 +1,6 @@
 """List the experiments in a small table: what came out, and the settings in which they differ.
 
-Those that start from git's HEAD, the best validation loss first; with --all those of every commit. `dvc exp show` has
+Those that start from git's HEAD, the best validation loss first; with --all those of all commits. `dvc exp show` has
 every setting and every hash, a hundred columns."""
 
 import argparse
@@ -22,10 +22,12 @@ METRICS = {
     "step": "steps",
 }
 
+_WIDEST = 40  # letters of a cell; --json has all
+
 
 def main(arguments: list[str] | None = None) -> None:
     made = cli.parser("exps", __doc__)
-    made.add_argument("--all", action="store_true", help="those of every commit, not only of HEAD")
+    made.add_argument("--all", action="store_true", help="those of all commits that have some, not only of HEAD")
     cli.add_json(made)
     cli.run(made, _run, arguments)
 
@@ -36,7 +38,9 @@ def _run(given: argparse.Namespace) -> None:
     from dvc.api import exp_show  # takes a second or two
 
     try:
-        rows = table(exp_show(num=-1 if given.all else 1))
+        head, counts = _commits()
+        others = [commit for commit in counts if commit != head]
+        rows = table(exp_show(revs=[head, *others] if given.all else None))
     except DvcException as error:
         raise StageError(f"the experiments cannot be read: {error}") from error
     if given.json:
@@ -47,11 +51,24 @@ def _run(given: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if others and not given.all:
+        print(f"{sum(counts[commit] for commit in others)} more start from other commits: `python -m pipeline exps --all`")
+
+
+def _commits() -> tuple[str, dict[str, int]]:
+    """git's HEAD, and how many experiments start from each commit that has some."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        found = repo.experiments.ls(all_commits=True)
+        return repo.scm.get_rev(), {commit: len(names) for commit, names in found.items()}
 
 
 def table(found: list[dict]) -> list[dict]:
     """Rows with the same columns: the experiment and its state, the METRICS that one of them has, and the keys of
-    params.yaml that are not the same in all. `found` are rows of dvc.api.exp_show."""
+    params.yaml that are not the same in all. `found` are rows of dvc.api.exp_show, which has "!" for what it cannot
+    read."""
+    found = [{name: None if value == "!" else value for name, value in row.items()} for row in found]
     metrics = [name for name in METRICS if any(row.get(name) is not None for row in found)]
     keys = dict.fromkeys(key for row in found for key in row if key not in METRICS)
     keys = [key for key in keys if key.split(".")[0] in params.Params.model_fields and "/" not in key]
@@ -74,7 +91,8 @@ def _state(row: dict) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
 if __name__ == "__main__":

@@ -163,10 +163,15 @@ def _files(place: str) -> Files:
 
 
 def _far_files(url: str) -> Files:
+    """None where it cannot be listed: the stage says why when it reads it."""
     from pipeline.data import far  # which takes its errors from pipeline/stage.py, and that what is here
 
+    try:
+        listed = far.listing(url).values()
+    except far.SourceError:
+        return {}
     folders: dict[str, dict[str, tuple[int, ...]]] = {}
-    for file in far.listing(url).values():
+    for file in listed:
         folder, _, name = file.url.rpartition("/")
         size, first, _, second = file.stamp
         folders.setdefault(folder, {})[name] = (size, first, second, 0)

@@ -170,7 +170,7 @@ MISTAKES = {
     "pictures encoded before the weights are converted": Mistake(
         "cache_latents", r"outs/convert/vae\.ckpt is not there; run `dvc repro convert`"
     ),
-    "training before the caches": Mistake("train", "run `dvc repro cache_latents`"),
+    "training before all else": Mistake("train", r"samples\.parquet is not there; run `dvc repro index`"),
     "a merge before a training": Mistake("merge", r"unet\.ckpt does not exist.*run `dvc repro train`"),
     "pictures before a merge": Mistake("sample", "outs/.* is not there; run `dvc repro "),
     "latents shown before there are some": Mistake("pipeline cache show", "run `dvc repro cache_latents`"),

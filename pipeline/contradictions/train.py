@@ -145,7 +145,10 @@ def warm_up_fault(train: "Train", steps: int) -> str | None:
             f"{train.lr_decay_steps}"
         )
     if warm_up > steps:
-        return f"must not be above steps ({steps}), found {warm_up}: the learning rate would never be reached"
+        return (
+            f"must not be above steps ({steps}), found {warm_up}: the learning rate would never be reached; add "
+            f"`-S train.lr_warmup_steps={steps // 10}`"
+        )
     if warm_up == steps == 1:
         return "must be 0 for a single step, which would have the learning rate 0"
     return None

@@ -121,6 +121,7 @@ def _write(params: Params) -> None:
         "loss_weight": [1.0] * count,
         "caption_dropout": [None] * count,
         "class_images": [False] * count,
+        "buckets": [None] * count,
     }
     pq.write_table(pa.table(columns, schema=SAMPLES), _PATHS.samples)
 

@@ -238,7 +238,8 @@ def test_every_optimizer_compiles_for_an_npu(aclnn):
     found = held(subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
     assert set(found) == set(Train.model_fields["optimizer"].annotation.__args__)
     for name, update in found.items():
-        assert update["missing"] == "BitwiseXorTensor", name
+        # of the rounding; prodigy looks at every 11th number first
+        assert update["missing"] == ("SliceExt" if name == "prodigy" else "BitwiseXorTensor"), name
         assert set(update["kinds"]) - aclnn <= UPDATES_MAY_STAY | MAY_STAY["training step"], name
         # a parameter that was read before and after its update would be copied
         assert "TensorMove" not in update["kinds"] and update["kinds"]["InplaceCopy"] == 3, name

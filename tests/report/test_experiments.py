@@ -36,7 +36,8 @@ def test_as_people_read_it(monkeypatch, capsys, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").touch()
-    monkeypatch.setattr(dvc.api, "exp_show", lambda num: ROWS if num == 1 else [])
+    monkeypatch.setattr(dvc.api, "exp_show", lambda revs: ROWS if revs is None else [])
+    monkeypatch.setattr(experiments, "_commits", lambda: ("a", {"a": 2, "b": 3}))
     try:
         experiments.main([])
     except SystemExit as end:
@@ -44,4 +45,13 @@ def test_as_people_read_it(monkeypatch, capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[:2] == ["experiment", "state"] and "best validation  train loss" in lines[0]
     assert lines[1].split() == ["low-rate", "done", "0.2", "0.5", "600", "2e-05", "-"]
-    assert len(lines) == 5 and lines[4].startswith("waits       queued")
+    assert lines[4].startswith("waits       queued")
+    assert lines[5:] == ["3 more start from other commits: `python -m pipeline exps --all`"]
+
+
+def test_what_dvc_cannot_read_of_a_commit_comes_last():
+    lost = {"Experiment": None, "rev": "dd5756d", "State": None, "validation.best_loss": "!", "train.seed": 0.0}
+    assert experiments.table([lost, *ROWS])[-2:] == [
+        {name: None for name in experiments.table(ROWS)[0]} | {"experiment": "dd5756d", "state": "committed"},
+        experiments.table(ROWS)[-1],
+    ]
