@@ -196,7 +196,7 @@ def _start(
         trained = make()
         facts = states.resume(trained.slots, live, device)
     for other in others if not facts["step"] else []:
-        log.info("starts anew; the store has states of another run too, %s", other)
+        log.info("starts anew; the store also has states of another run, which stay there: %s", other)
     return trained, facts
 
 
