@@ -196,7 +196,7 @@ def test_other_weights_to_start_from(project):
     start.write_bytes((project / "outs/convert/unet.ckpt").read_bytes())
     assert ran(project, "exp", "run", "-S", "train.init_from=data/base/start.ckpt") == ["train", "merge", "sample"]
     start.write_bytes(start.read_bytes()[:-2] + b"\x00\x01")
-    assert ran(project, "repro") == ["train", "merge"]  # the stand-in for it does not read the file
+    assert ran(project, "repro") == ["train", "merge", "sample"]  # an adapter is merged into it and drawn with it
 
 
 def test_a_new_preview_is_encoded_alone(project):
