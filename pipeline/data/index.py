@@ -63,7 +63,8 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [f"index: {self.used:,} of {self.files:,} pictures are used"]
-        lines += [f"index: {self.read:,} pictures were read, the others have not changed"]
+        known = max(self.files - self.read, 0)
+        lines += [f"index: {self.read:,} pictures were read" + (f", {known:,} have not changed" if known else "")]
         lines += [f"index:   rejected, {kind}: {count:,}" for kind, count in sorted(self.reasons.items())]
         lines += [
             f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())
