@@ -52,7 +52,9 @@ def _run(given: argparse.Namespace) -> None:
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     if others and not given.all:
-        print(f"{sum(counts[commit] for commit in others)} more start from other commits: `python -m pipeline exps --all`")
+        print(
+            f"{sum(counts[commit] for commit in others)} more start from other commits: `python -m pipeline exps --all`"
+        )
 
 
 def _commits() -> tuple[str, dict[str, int]]:

@@ -15,7 +15,7 @@ from pipeline import cli, params
 from pipeline.data import masks, show
 from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
-from pipeline.data.index import reject
+from pipeline.data.fit import reject
 from pipeline.data.sets import is_whole, members
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source

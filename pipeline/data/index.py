@@ -3,9 +3,9 @@ there, what can be used, in which bucket and how often, and what was left out.""
 
 import csv
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import store
-from pipeline.data import masks, near, tables
-from pipeline.data.buckets import choose, common, nearest
+from pipeline.data import fit, masks, near, tables
+from pipeline.data.buckets import common
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
 from pipeline.data.how import How, dumps
-from pipeline.data.part import Lost, Part, SourceError, Unmatched, choose_pictures, some
+from pipeline.data.part import Part, SourceError, Unmatched, choose_pictures, some
 from pipeline.data.sets import WHOLE, Members, Set, check, is_whole, members, multipliers
 from pipeline.data.sources import Source
+from pipeline.data.summary import Summary, kind_of
 from pipeline.data.views import (
     USUAL,
     Choice,
@@ -33,80 +34,6 @@ from pipeline.data.views import (
     see,
 )  # fmt: skip
 from pipeline.stage import StageError
-
-
-@dataclass
-class Summary:
-    files: int = 0
-    used: int = 0
-    read: int = 0  # files that the memo did not know
-    reasons: Counter = field(default_factory=Counter)  # kind of rejection → files
-    buckets: Counter = field(default_factory=Counter)  # (width, height) → files
-    captions: int = 0  # distinct ones of each distinct picture that is used
-    without_caption: int = 0  # distinct pictures
-    profiles_ignored: int = 0
-    masked: int = 0  # files that are used and have a mask
-    enlarged: int = 0  # files that are smaller than their bucket
-    most_enlarged: float = 1.0  # times, of those
-    places: list[str] = field(default_factory=list)  # the folder or files that were read
-    others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
-    lost: list[Lost] = field(default_factory=list)  # pictures that could not be opened; counted in files and reasons
-    unmatched: list[Unmatched] = field(default_factory=list)
-    members: Counter = field(default_factory=Counter)  # number of a set → files of it that are used
-    times: Counter = field(default_factory=Counter)  # number of a set → the sum of their Part.times
-    copies: list[str] = field(default_factory=list)  # "a.png = b.png"
-    copied: int = 0  # files whose content another file has too, that one not counted
-    near: list[tuple[str, str, int]] = field(default_factory=list)  # rows of near.csv
-    samples: int = 0  # pictures, each in each of its sets
-    often: float = 0.0  # samples of an epoch
-    sets: list[str] = field(default_factory=list)  # what each is
-
-    def __str__(self) -> str:
-        lines = [f"index: {self.used:,} of {self.files:,} pictures are used"]
-        known = max(self.files - self.read, 0)
-        lines += [f"index: {self.read:,} pictures were read" + (f", {known:,} have not changed" if known else "")]
-        lines += [f"index:   rejected, {kind}: {count:,}" for kind, count in sorted(self.reasons.items())]
-        lines += [
-            f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())
-        ]
-        lines += [
-            f"index: {self.captions:,} captions; {self.without_caption:,} pictures have none and get the empty one"
-        ]
-        lines += [f"index: {line}" for line in self.sets]
-        if self.copied:
-            lines.append(
-                f"index: {self.copied:,} files are copies (copies.csv): each counts, and their pictures are encoded "
-                f"once: {some(self.copies)}"
-            )
-        if self.near:
-            pairs = [f"{first} ~ {path}" for path, first, _ in self.near]
-            lines.append(
-                f"index: {len(self.near):,} pictures look like another one (near.csv) and are used all the same: {some(pairs)}"
-            )
-        if self.sets or self.often != self.samples:
-            lines.append(f"index: {self.samples:,} samples, {self.often:,.10g} an epoch")
-        if self.masked:
-            lines.append(f"index: {self.masked:,} of the used pictures have a mask")
-        if self.enlarged:
-            lines.append(
-                f"index: {self.enlarged:,} of the used pictures are enlarged, {_times(self.most_enlarged)} times at most"
-            )
-        if self.profiles_ignored:
-            lines.append(
-                f"index: {self.profiles_ignored:,} pictures have a broken colour profile and are taken as sRGB"
-            )
-        damages = [f"{lost.path}: {lost.reason}" for lost in self.lost if _kind(lost.reason) == "damaged"]
-        lines += [f"index: {damage}" for damage in damages]
-        groups = defaultdict(list)
-        for path, what, reason in sorted(self.unmatched):
-            groups[what, _kind(reason)].append(path)
-        lines += [
-            f"index: {len(paths):,} left alone (unmatched.csv), {what}, {reason}: {some(paths)}"
-            for (what, reason), paths in sorted(groups.items())
-        ]
-        if self.others:
-            lines.append(f"index: {len(self.others):,} other files are left alone: {some(self.others)}")
-        return "\n".join(lines)
 
 
 def index(
@@ -176,7 +103,7 @@ def tabulate(
     every, plain = {USUAL: sizes, **(others or {})}, is_plain(sets, neighbors)
     for part, found, read in parts:
         of_part = members(part, sets)
-        choices = _choices(part, found, every, kept or every, min_side, max_enlargement, neighbors)
+        choices = fit.choices(part, found, every, kept or every, min_side, max_enlargement, neighbors)
         views = see(of_part, sets, choices)
         rows = _rows(part, found, of_part, views, sets, choices, plain)
         images.add(rows)
@@ -291,7 +218,7 @@ def _common(
     for part, found, new in parts:
         read += new
         of_part = members(part, sets)
-        choices = _choices(part, found, sizes, sizes, min_side, max_enlargement)
+        choices = fit.choices(part, found, sizes, sizes, min_side, max_enlargement)
         width, height = (pc.fill_null(found[side], 1).to_numpy() for side in ("width", "height"))
         for resolution, choice in choices.items():
             numbers = [number for number, one in enumerate(sets) if resolution in resolutions(one)]
@@ -305,30 +232,6 @@ def _common(
             widths, heights = np.array(list(found)).T
             kept[resolution] = common(widths, heights, np.array(list(found.values())), sizes[resolution], least)
     return kept, read
-
-
-def _choices(
-    part: Part,
-    found: pa.Table,
-    sizes: dict[int, list[tuple[int, int]]],
-    kept: dict[int, list[tuple[int, int]]],
-    min_side: int,
-    max_enlargement: float | None,
-    neighbors: int = 0,
-) -> dict[int, Choice]:
-    """Of a part's pictures, by resolution. What is too small is judged by the nearest of all `sizes`."""
-    unfit, choices = _unfit_masks(part, found), {}
-    sides = [pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height")]
-    for resolution, all_sizes in sizes.items():
-        _, reasons = reject(found, all_sizes, min_side, max_enlargement)
-        for row in unfit:
-            reasons[row] = reasons[row] or unfit[row]
-        buckets = np.array(kept[resolution], np.int32)[nearest(*sides, kept[resolution], neighbors + 1)]
-        can = np.repeat(np.equal(reasons, None)[:, None], buckets.shape[1], axis=1)
-        times = enlargement(*(side[:, None] for side in sides), *buckets.transpose(2, 0, 1))
-        can[:, 1:] &= times[:, 1:] <= (np.inf if max_enlargement is None else max_enlargement)
-        choices[resolution] = Choice(buckets, can, reasons)
-    return choices
 
 
 def _rows(
@@ -375,27 +278,6 @@ def _not_in_set(
     return found
 
 
-def reject(
-    found: pa.Table, sizes: list[tuple[int, int]], min_side: int, max_enlargement: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The bucket of each picture of a memo.FOUND table, (n, 2) int32, and why it is not used, (n,) text or None."""
-    width, height = (pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height"))
-    chosen = np.array(sizes, np.int32)[choose(width, height, sizes)]
-    reasons = found["rejected"].to_numpy(zero_copy_only=False)
-    is_decoded = found["width"].is_valid().to_numpy()
-    is_small = is_decoded & (np.minimum(width, height) < min_side)
-    times = enlargement(width, height, *chosen.T)
-    is_blown_up = is_decoded & ~is_small & (times > (np.inf if max_enlargement is None else max_enlargement))
-    for row in np.flatnonzero(is_small):
-        reasons[row] = f"too small: {width[row]}×{height[row]}, a side is under {min_side}"
-    for row in np.flatnonzero(is_blown_up):
-        reasons[row] = (
-            f"too small: {width[row]}×{height[row]} would be enlarged {_times(times[row])} times to "
-            f"{chosen[row][0]}×{chosen[row][1]}, above {max_enlargement:g}"
-        )
-    return chosen, reasons
-
-
 def _contents(part: Part, found: pa.Table) -> pa.Array | pa.ChunkedArray:
     """masks.content of each picture."""
     if part.masks.null_count == len(part.masks):
@@ -405,29 +287,6 @@ def _contents(part: Part, found: pa.Table) -> pa.Array | pa.ChunkedArray:
         masks.content(image, masks.OF_ALPHA if path == masks.ALPHA else mask) for image, path, mask in zip(*columns)
     ]
     return pa.array(names, pa.binary(16))
-
-
-def _unfit_masks(part: Part, found: pa.Table) -> dict[int, str]:
-    """Why pictures are not used for their masks' sake, by row. A mask may have another size than its picture, of the
-    same shape to one pixel."""
-    reasons = {}
-    if part.masks.null_count == len(part.masks):
-        return reasons
-    sides = ("width", "height", "mask_width", "mask_height")
-    width, height, mask_width, mask_height = (pc.fill_null(found[side], 1).to_numpy().astype(float) for side in sides)
-    off = np.minimum(abs(mask_width - width * mask_height / height), abs(mask_height - height * mask_width / width))
-    is_bad = found["mask_rejected"].is_valid().to_numpy()
-    for row in np.flatnonzero(found["mask"].is_valid().to_numpy() & (is_bad | (off > 1))).tolist():
-        path, reason = part.masks[row].as_py(), found["mask_rejected"][row].as_py()
-        mask, picture = (f"{one[row]:g}×{other[row]:g}" for one, other in ((mask_width, mask_height), (width, height)))
-        shape = f"it is {mask} and the picture {picture}; wanted the same size, or one of the same shape"
-        reasons[row] = f"mask not read: {path}: {reason or shape}"
-    return reasons
-
-
-def _times(enlargement: float) -> str:
-    """Two places, rounded up, so that what is above a bound is not shown as the bound."""
-    return f"{np.ceil(enlargement * 100 - 1e-6) / 100:g}"
 
 
 def _members(part: Part, of_part: Members, rows: pa.Table, views: Views, plain: bool) -> pa.Table:
@@ -467,7 +326,7 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     summary.lost += part.lost
     summary.unmatched += part.unmatched
     for lost in part.lost:
-        summary.reasons[_kind(lost.reason)] += lost.count
+        summary.reasons[kind_of(lost.reason)] += lost.count
     kinds = pc.list_element(pc.split_pattern(pc.drop_null(rows["rejected"]), ":", max_splits=1), 0)
     for item in pc.value_counts(kinds).to_pylist():
         summary.reasons[item["values"]] += item["counts"]
@@ -482,7 +341,7 @@ def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: floa
     if max_rejected is None:
         return
     # Damages of whole tars come first: each stands for many pictures.
-    rejected = sorted(rejected, key=lambda row: (_kind(row[1]) != "damaged", row))
+    rejected = sorted(rejected, key=lambda row: (kind_of(row[1]) != "damaged", row))
     few = "\n".join(f"  {path}: {reason}" for path, reason in rejected[:20])
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.reasons.items()))
     small = "too small" in summary.reasons
@@ -496,7 +355,3 @@ def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: floa
             f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share{bounds} (`python -m pipeline "
             f"data report` shows them):\n{few}"
         )
-
-
-def _kind(reason: str) -> str:
-    return reason.partition(":")[0]

@@ -14,7 +14,7 @@ from pipeline.contradictions.model import PRESET
 from pipeline.contradictions.paths import BASE_UNET
 from pipeline.data.buckets import sizes
 from pipeline.data.examine import look as decode
-from pipeline.data.index import reject
+from pipeline.data.fit import reject
 from pipeline.data.part import Part
 from pipeline.data.sources import open_source
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding

@@ -15,9 +15,10 @@ import yaml
 from pipeline import recorded
 from pipeline.data import examine, far, memo, tar
 from pipeline.data.buckets import buckets
-from pipeline.data.index import Summary, index
+from pipeline.data.index import index
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
+from pipeline.data.summary import Summary
 from pipeline.params import check
 from tests.data import far_servers
 from tests.data.data_sets import contents, picture, write_parquet, write_tar

@@ -10,11 +10,12 @@ from PIL import Image
 
 from pipeline.data import geometry, memo
 from pipeline.data.buckets import buckets
-from pipeline.data.index import Summary, index
+from pipeline.data.index import index
 from pipeline.data.masks import OF_ALPHA, content
 from pipeline.data.sets import SetsError
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.summary import Summary
 from tests.data.data_sets import jsonl, name, picture, rows, write_folder, write_tar
 
 P = [picture(number) for number in range(8)]

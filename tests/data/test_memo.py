@@ -5,8 +5,9 @@ import pytest
 
 from pipeline.data import memo
 from pipeline.data.buckets import buckets
-from pipeline.data.index import Summary, index
+from pipeline.data.index import index
 from pipeline.data.sources import open_source
+from pipeline.data.summary import Summary
 from tests.data.data_sets import contents, name, picture, rows, write_folder, write_tar
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # as pipeline/data/images.py does outside pytest

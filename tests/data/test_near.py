@@ -12,8 +12,9 @@ from PIL import Image, ImageFilter
 
 from pipeline.data import examine, images, memo, near
 from pipeline.data.buckets import buckets
-from pipeline.data.index import Summary, index
+from pipeline.data.index import index
 from pipeline.data.sources import open_source
+from pipeline.data.summary import Summary
 from tests.data.data_sets import picture, rows, write_folder
 
 

@@ -8,9 +8,10 @@ import pytest
 from pipeline.data import memo
 from pipeline.data.buckets import buckets
 from pipeline.data.captions import CaptionError
-from pipeline.data.index import Summary, index
+from pipeline.data.index import index
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
+from pipeline.data.summary import Summary
 from tests.data.data_sets import contents, jsonl, name, picture, rows, write_folder, write_parquet, write_tar
 
 A, B, C = picture(1), picture(2), picture(3)

@@ -7,10 +7,11 @@ import pytest
 
 from pipeline.data import memo
 from pipeline.data.buckets import buckets
-from pipeline.data.index import Summary, index
+from pipeline.data.index import index
 from pipeline.data.sets import Set, SetsError, multipliers
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.summary import Summary
 from pipeline.data.views import sizes_of
 from tests.data.data_sets import contents, jsonl, name, picture, rows, write_folder, write_parquet, write_tar
 
