@@ -13,12 +13,13 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 from pipeline import store
-from pipeline.params import Params
+from pipeline.params import Params, parse
 
 PROJECT = Path(__file__).resolve().parent.parent
 _OWN = ("outs/", "stages/", "pipeline")  # dependencies that are other stages' outs, or code
@@ -40,15 +41,26 @@ class Recorded:
 def take(stage: str, params: Params) -> Recorded:
     """What DVC will record of the stage of this name in dvc.yaml, if it knows it."""
     listed = _stages().get(stage, {})
-    places = [re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(params, match[1])), dep) for dep in deps(stage)]
-    places = [place for place in places if not place.startswith(_OWN)]
+    places = [place for place in deps(stage, params) if not place.startswith(_OWN)]
     values = {name: value for key in listed.get("params", []) for name, value in leaves(key, _value(params, key))}
     return Recorded(_code(), values, {place: _files(place) for place in places})
 
 
-def deps(stage: str) -> list[str]:
-    """The stage's dependencies as dvc.yaml writes them; none where DVC does not know it."""
-    return [_path(dep) for dep in _stages().get(stage, {}).get("deps", [])]
+def deps(stage: str, params: Params) -> list[str]:
+    """The paths of the stage's dependencies as dvc.lock has them; none where DVC does not know it."""
+    written = [_path(dep) for dep in _stages().get(stage, {}).get("deps", [])]
+    return [re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(params, match[1])), dep) for dep in written]
+
+
+def written(stage: str) -> dict[str, object]:
+    """The stage's keys with their values as params.yaml writes them, and so dvc.lock: a group of train.groups has only
+    the keys that it is given there."""
+    tree = parse(Path("params.yaml").read_text(encoding="utf-8"), "params.yaml")
+    found = {}
+    for key in _stages().get(stage, {}).get("params", []):
+        value = reduce(lambda inner, name: inner[name], key.split("."), tree)
+        found |= dict(leaves(key, value))
+    return found
 
 
 def differences(old: Recorded, new: Recorded) -> list[str]:

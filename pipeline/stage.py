@@ -95,7 +95,7 @@ def run(main: Callable[[Params], None]) -> None:
             f"{name}.py: what follows changed while this stage ran, so its outs were removed: DVC would take them for "
             f"made from what is there now. Run `dvc repro` again{lines}"
         )
-    times.note(name, before.params, recorded.deps(name), started)
+    times.note(name, recorded.written(name), recorded.deps(name, params), started)
 
 
 def _die_with_parent() -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pipeline import recorded
+from pipeline.report import graph, revision, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,6 +62,31 @@ def test_its_time_and_memory_are_noted_in_the_store_when_it_has_ended_well(proje
     write("pass")
     start(folder, env=environment | {"RANK_ID": "1"})
     assert len(json.loads(found[0].read_text())) == 1
+
+
+def test_the_report_finds_the_time_of_a_stage_that_dvc_ran(project, tmp_path, monkeypatch):
+    """By what dvc.lock says: paths that params.yaml names, and values as they are written there."""
+    folder, write = project
+    write("Path('it').touch()")
+    text = (folder / "params.yaml").read_text()
+    edited = text.replace("groups: []", "groups: [{pattern: 'out.*', learning_rate: 0.5}]")
+    edited = edited.replace("snr_gamma: null", "snr_gamma:     ")
+    (folder / "params.yaml").write_text(edited)
+    (folder / "dvc.yaml").write_text(
+        "stages:\n"
+        "  base: {cmd: 'mkdir -p outs/convert && touch outs/convert/unet.ckpt', outs: [outs/convert/unet.ckpt]}\n"
+        f"  it: {{cmd: '{sys.executable} -m stages.it', outs: [it], params: [train, index.resolution],\n"
+        "    deps: [stages/it.py, '${train.init_from}']}\n"
+    )
+    for name in ("PIPELINE_STORE", "RANK_ID", "OMPI_COMM_WORLD_RANK", "MS_ROLE"):
+        monkeypatch.delenv(name, raising=False)
+    for words in (["init", "--no-scm", "-q"], ["repro", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *words], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PIPELINE_STORE", str(folder / ".store"))
+    workspace = revision.workspace()
+    found = {stage.name: stage for stage in graph.read(workspace, settings.read(workspace))}
+    assert found["it"].state == "done" and len(found["it"].times) == 1
 
 
 def test_a_bug_shows_its_traceback(project):
