@@ -10,13 +10,17 @@ import termios
 from fcntl import ioctl
 
 import pytest
+import tqdm.std
 
 from pipeline import progress
+from pipeline.cache.building import engine
+from pipeline.data import examine
 from pipeline.data.examine import Examiner
 from pipeline.data.sources import open_source
 from pipeline.models.config import TINY
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
+from tests.cache.cache_jobs import Encoder, job
 from tests.data import data_sets
 from tests.training.training_samples import ROOT
 from tests.weights import synthetic
@@ -98,6 +102,51 @@ def test_what_is_outside_stands_in_no_bars_rate():
     for drawn in (in_a_log(), on_a_terminal()):
         rates = set(re.findall(r"([\d.]+)(image/s|s/image)", drawn))
         assert rates == {("2.00", "image/s")}, rates
+
+
+class Clock:
+    """Of all bars: it goes on where a test says so."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1e9
+        monkeypatch.setattr(progress.time, "time", lambda: self.now)
+        monkeypatch.setattr(tqdm.std, "time", lambda: self.now)
+
+
+def test_making_the_encoder_stands_in_no_rate(lines, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+
+    encode = Encoder()
+
+    def timed(inputs):
+        clock.now += 2
+        return encode(inputs)
+
+    def make_encoder():
+        clock.now += 600  # MindSpore's import, and weights that are read
+        return timed
+
+    engine.build(job(range(40), encode, make_encoder=make_encoder, batch_size=10), tmp_path / "out")
+    found = lines()
+    assert "40 of 40" in found[-1] and f"image/s, 00:{2 * encode.calls:02d} gone" in found[-1]
+    assert not any("s/image" in line for line in found)
+
+
+def test_the_start_of_workers_stands_in_no_rate(tmp_path, monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(progress, "SHORT_SECONDS", 0.0)
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    real = examine.wait
+
+    def slow(futures):
+        clock.now += 600
+        return real(futures)
+
+    monkeypatch.setattr(examine, "wait", slow)
+    data_sets.write_folder(tmp_path / "data", {f"{n}.png": data_sets.picture(n, 8, 8) for n in range(40)})
+    with Examiner(open_source(str(tmp_path / "data")), 1000, 1) as examiner:
+        examiner.examine(next(examiner.source.parts()))
+    assert "40 of 40" in (text := capsys.readouterr().err) and "00:00 gone" in text and "10:00 gone" not in text
 
 
 def test_an_error_closes_the_bars(monkeypatch, capsys):

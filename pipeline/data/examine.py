@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -131,9 +131,12 @@ class Examiner:
         return look(self.source, [name], self.max_pixels)
 
     def _submit(self, names: list[str]) -> Future:
-        if self._pool is not None:
-            with contextlib.suppress(BrokenProcessPool):
-                return self._pool.submit(_work, names)
+        if self._pool is None:
+            self._pool = self._workers(self.workers)
+            with progress.outside():  # they start for seconds, once
+                wait([self._pool.submit(os.getpid) for _ in range(self.workers)])
+        with contextlib.suppress(BrokenProcessPool):
+            return self._pool.submit(_work, names)
         self._pool = self._workers(self.workers)
         return self._pool.submit(_work, names)
 

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def compiled(cell: nn.Cell, name: str) -> Callable:
-    """`cell` as a function of tensors. What compiles, and how long it took last time, is logged, unless it is known to
-    be short; no bar counts it."""
+    """`cell` as a function of tensors. What compiles, how long it took last time and took now is logged, unless it is known
+    to be short; no bar counts it."""
     parameters = sum(parameter.size for parameter in cell.get_parameters())
     met = set()
 
@@ -26,10 +26,14 @@ def compiled(cell: nn.Cell, name: str) -> Callable:
         what = f"{name} {'x'.join(map(str, inputs[0].shape))}"
         key = hashlib.blake2b(json.dumps([what, str(inputs[0].dtype), parameters]).encode(), digest_size=16).hexdigest()
         last, begin = times.compilation(key), time.perf_counter()
-        if last is None or last > progress.SHORT_SECONDS:
+        said = last is None or last > progress.SHORT_SECONDS
+        if said:
             log.info("%s compiles%s", what, "" if last is None else f" ({last:.0f} s last time)")
         cell.compile(*inputs)
-        times.note_compilation(key, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        if said:
+            log.info("%s, done in %.1f s", what, seconds)
+        times.note_compilation(key, seconds)
 
     def call(*inputs: ms.Tensor):
         shapes = tuple(tensor.shape for tensor in inputs)

@@ -105,7 +105,8 @@ def build(job: Job, out: str | Path, others: ranks.Others = ranks.UNKNOWN) -> Re
             shelf.record_state(wanted)
             while missing := _missing(wanted, mine, world, damaged):
                 if encode is None and any(not shard.complete for shard in missing):
-                    encode = job.make_encoder()
+                    with progress.outside():  # MindSpore's import and the weights, once
+                        encode = job.make_encoder()
                 _fill(job, encode, missing, damaged, report, counter)
             shelf.drop_finished_parts(wanted)
             if rank != 0:
