@@ -2,14 +2,16 @@
 
 Takes params.yaml as it stands, and the pictures and captions that outs/index lists; the options replace single numbers
 of them. What is exact, counted, published or assumed is said beside each number. Ends with exit code 1 when the run
-does not fit a device."""
+does not fit a device or the disk."""
 
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipeline import cli, store
+from ruamel.yaml import YAML
+
+from pipeline import cli, recorded, store
 from pipeline.contradictions.data import side_multiple
 from pipeline.models.config import CONFIGS
 from pipeline.params import load
@@ -21,14 +23,58 @@ from pipeline.training.objective import objective
 INDEX = Path("outs/index")
 
 
-def report(run: Run, place: disk.Place | None = None) -> str:
-    """`place`: the disk that the run will write to, None where that is not known."""
+def report(run: Run, place: disk.Place | None = None, differs: list[str] = ()) -> str:
+    """`place`: the disk that the run will write to, None where that is not known. `differs`: of `index_differs`."""
     title = f"{run.config}, {run.devices} device(s) ({run.target}), batch {run.batch_size} on each"
     title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     title += f", {run.resolution} x {run.resolution}, {run.precision}"
     title += f", {run.adapter} of rank {run.rank}" if run.adapts else ""
-    groups = [[title], _memory(run), _host(run), _disk(run, place), _time(run, place)]
+    groups = [[title, *_verdict(run, place), *_of_index(differs)], _memory(run), _host(run), _disk(run, place), _time(run, place)]
     return "\n\n".join("\n".join(lines) for lines in groups)
+
+
+def _verdict(run: Run, place: disk.Place | None) -> list[str]:
+    """A line each of memory, disk and time."""
+    fits = "MAY fit" if device.relies_on_checkpointing(run) else "fits" if device.fits(run) else "does NOT fit"
+    room = f"{device.needed(run) / GB:.1f} GB of the {device.room(run) / GB:.1f} that a run has of each"
+    hosts, machine = sum(host.host_bytes(run).values()), host.this_machine()
+    hosts = f"a node's host {hosts / GB:.1f} GB{' (MORE than this machine has)' if hosts > machine else ''}"
+    wanted, spread = sum(disk.disk_bytes(run).values()) / GB, duration.hours(run)
+    if place is None:
+        room_on_disk = f"{wanted:.1f} GB"
+    elif lacks := disk.missing(run, place):
+        room_on_disk = f"does NOT fit: {wanted:.1f} GB in all, {lacks / GB:.1f} more than there is room for"
+    else:
+        room_on_disk = f"fits: {wanted:.1f} GB in all, {place.free / GB:.1f} free"
+    hours = "not known: no step times were published for this configuration"
+    if spread:
+        hours = f"{spread[0]:.1f} to {spread[1]:.1f} for {duration.steps(run):,} steps, by published step times"
+    return [
+        f"  {'device memory':14} {fits}: {room}; {hosts}",
+        f"  {'disk':14} {room_on_disk}",
+        f"  {'hours':14} {hours}",
+    ]
+
+
+def _of_index(differs: list[str]) -> list[str]:
+    if not differs:
+        return []
+    return [
+        f"  {INDEX} was made with other settings: {', '.join(differs)}.",
+        "  Its pictures, captions and buckets are what is counted here: run `dvc repro index` for those of now.",
+    ]
+
+
+def index_differs(resolution: int) -> list[str]:
+    """In what settings, by dvc.lock, outs/index was made otherwise than params.yaml has them and with another
+    resolution than this: "index.min_side 32 -> 64" of each."""
+    if not Path("dvc.lock").exists():
+        return []
+    stages = (YAML(typ="safe").load(Path("dvc.lock")) or {}).get("stages", {})
+    made = stages.get("index", {}).get("params", {}).get("params.yaml", {})
+    made = {name: value for key, section in made.items() for name, value in recorded.leaves(key, section)}
+    now = recorded.written("index") | {"index.resolution": resolution}
+    return [f"{key} {value} -> {now[key]}" for key, value in made.items() if key in now and now[key] != value]
 
 
 def _table(parts: Parts, indent: str = "  ") -> list[str]:
@@ -76,7 +122,10 @@ def _memory(run: Run) -> list[str]:
 
 def _host(run: Run) -> list[str]:
     parts = host.host_bytes(run)
-    return ["Memory of each node's host (estimated)", *_table(parts), *_table({"together": sum(parts.values())})]
+    total, machine = sum(parts.values()), host.this_machine()
+    lines = ["Memory of each node's host (estimated)", *_table(parts)]
+    lines += _table({"together": total, "this machine has": machine})
+    return [*lines, "  MORE than this machine has."] if total > machine else lines
 
 
 def _disk(run: Run, place: disk.Place | None) -> list[str]:
@@ -93,8 +142,8 @@ def _disk(run: Run, place: disk.Place | None) -> list[str]:
     if place is None:
         return lines
     lines += _table({"there already": place.used, "free": place.free})
-    if total - place.used > place.free:
-        lines.append(f"  Does NOT fit this disk: {(total - place.used - place.free) / GB:.1f} GB are missing.")
+    if lacks := disk.missing(run, place):
+        lines.append(f"  Does NOT fit this disk: {lacks / GB:.1f} GB are missing.")
     return lines
 
 
@@ -119,7 +168,7 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
             "    O1 fuses kernels: how many are left is not known.",
         ]
     count = duration.graphs(run)
-    filled = "an index says how many" if count is None else f"{count} at most, over {run.buckets} buckets"
+    filled = "an index says how many" if count is None else f"{count} at most, over {run.buckets} bucket{'s' * (run.buckets != 1)}"
     lines += [
         f"  Graphs to compile: {filled}: for each bucket the gradients, when it is first met, and the loss where it is",
         "    validated; and the update, once. index.min_bucket makes them fewer; a second run reads them from the store.",
@@ -133,7 +182,7 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
     return lines
 
 
-def as_json(run: Run, place: disk.Place) -> dict:
+def as_json(run: Run, place: disk.Place, differs: list[str]) -> dict:
     """What `report` says, in bytes and hours."""
     spread = duration.hours(run)
     return {
@@ -146,8 +195,10 @@ def as_json(run: Run, place: disk.Place) -> dict:
         "fits": device.fits(run),
         "ways_to_fit": [] if device.fits(run) else device.ways_to_fit(run),
         "host_bytes": host.host_bytes(run),
+        "host": {"memory_bytes": host.this_machine()},
         "disk_bytes": disk.disk_bytes(run),
-        "disk": {"free_bytes": place.free, "used_bytes": place.used},
+        "disk": {"free_bytes": place.free, "used_bytes": place.used, "fits": not disk.missing(run, place)},
+        "index_differs": differs,
         "steps": duration.steps(run),
         "graphs": duration.graphs(run),
         "hours": spread and {"best": spread[0], "worst": spread[1]},
@@ -174,7 +225,8 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     given = {key: value for key, value in vars(options).items() if value is not None}
     json, plot = given.pop("json"), given.pop("plot", None)
     params = load()
-    images, captions, buckets = (given.pop("images"), None, None) if "images" in given else _counted(refuse)
+    counts_index = "images" not in given
+    images, captions, buckets = _counted(refuse) if counts_index else (given.pop("images"), None, None)
     place = disk.look(store.root(), Path("outs"))
     if "steps" in given:
         given["epochs"] = None
@@ -184,17 +236,18 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
         refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
     if run.weights_dtype == "float16" and run.precision != "float16":
         refuse(f"--precision {run.precision} contradicts train.weights_dtype float16 in params.yaml")
+    differs = index_differs(run.resolution) if counts_index else []
     drawn = objective(params.diffusion, params.train, CONFIGS[run.config].vae.scaling_factor)
     if plot:
         timesteps.write_plot(drawn, plot)
     if json:
         page = {"plot": str(plot)} if plot else {}
-        cli.print_json(as_json(run, place) | {"timesteps": timesteps.parts(drawn)} | page)
+        cli.print_json(as_json(run, place, differs) | {"timesteps": timesteps.parts(drawn)} | page)
     else:
-        print(report(run, place), "\n".join(timesteps.lines(drawn)), sep="\n\n")
+        print(report(run, place, differs), "\n".join(timesteps.lines(drawn)), sep="\n\n")
         if plot:
             print(f"\n{plot}: the timesteps as curves; open it in a browser")
-    return 0 if device.fits(run) else 1
+    return 0 if device.fits(run) and not disk.missing(run, place) else 1
 
 
 def _counted(refuse: Callable[[str], None]) -> tuple[int, int, int]:

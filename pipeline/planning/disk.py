@@ -93,6 +93,11 @@ def look(store: Path, outs: Path) -> Place:
     return Place(shutil.disk_usage(store).free, _used(store, outs), _write_speed(store))
 
 
+def missing(run: Run, place: Place) -> int:
+    """Bytes that the disk lacks for the run; 0 where it has room."""
+    return max(0, sum(disk_bytes(run).values()) - place.used - place.free)
+
+
 def _used(*folders: Path) -> int:
     """Bytes of all files below, linked ones once."""
     sizes = {}

@@ -1,5 +1,7 @@
 """Memory of a computer's host while its ranks train."""
 
+import os
+
 from pipeline.models.config import CONFIGS
 from pipeline.planning.device import Parts, device_bytes, stays
 from pipeline.planning.disk import written
@@ -36,3 +38,8 @@ def host_bytes(run: Run) -> Parts:
     parts["inputs, made ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * sample
     parts["reader and order of an epoch"] = ranks * PER_SAMPLE * run.images * run.rows_per_picture
     return parts
+
+
+def this_machine() -> int:
+    """Bytes of memory that this computer has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,5 +1,6 @@
 """The planner's bytes against what MindSpore allocates for the tiny UNet, and its advice."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ruamel.yaml import YAML
 
-from pipeline import plan
+from pipeline import plan, recorded
 from pipeline.cache.building import tokens
 from pipeline.models.config import CONFIGS
 from pipeline.planning import device as device_memory
@@ -126,11 +128,15 @@ def said(capsys, *arguments: str) -> tuple[int, str]:
     return code, captured.out + captured.err
 
 
+ROOMY = disk.Place(free=10**12, used=0, speed=2 * 10**9)
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with params.yaml and nothing else, to run the command in."""
+    """A folder with params.yaml and nothing else, on a large disk, to run the command in."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(disk, "look", lambda *_: ROOMY)
     return tmp_path
 
 
@@ -145,6 +151,31 @@ def test_the_command(capsys, project):
 def test_the_command_fails_when_it_does_not_fit(capsys, project):
     code, text = said(capsys, "--images", "1000", *FULL_SIZE, "--batch-size", "16")
     assert code == 1 and "Does NOT fit a card of 64 GB" in text and "would fit with" in text
+
+
+def test_the_command_fails_when_the_disk_has_no_room(capsys, project, monkeypatch):
+    arguments = ["--images", "1000", *FULL_SIZE, "--precision", "bfloat16"]
+    monkeypatch.setattr(disk, "look", lambda *_: replace(ROOMY, free=5 * 10**9))
+    code, text = said(capsys, *arguments)
+    assert code == 1 and "Does NOT fit this disk" in text
+    code, text = said(capsys, *arguments, "--json")
+    assert code == 1 and json.loads(text)["fits"] and not json.loads(text)["disk"]["fits"]
+
+
+def test_the_verdict_comes_first(capsys, project, monkeypatch):
+    """Of device memory, disk and hours, and whether this machine has what a host needs."""
+    monkeypatch.setattr(host, "this_machine", lambda: 10**9)
+    for changes, wanted in {("8", 10**12): ("fits", "fits"), ("16", 10**9): ("does NOT fit", "does NOT fit")}.items():
+        monkeypatch.setattr(disk, "look", lambda *_, free=changes[1]: replace(ROOMY, free=free))
+        arguments = ["--images", "1000", *FULL_SIZE, "--precision", "bfloat16"]
+        arguments += ["--batch-size", "16"] if changes[0] == "16" else []
+        memory, room, hours = said(capsys, *arguments)[1].splitlines()[1:4]
+        assert memory.strip().startswith(f"device memory  {wanted[0]}: ") and "MORE than this machine has" in memory
+        assert room.strip().startswith(f"disk           {wanted[1]}: ")
+        assert hours.strip().startswith("hours ") and " to " in hours
+    monkeypatch.setattr(host, "this_machine", lambda: 10**13)
+    text = said(capsys, "--images", "77")[1]
+    assert "MORE than" not in text and "this machine has" in text and "hours          not known" in text
 
 
 def write_index(project, pictures: int, captions: int) -> None:
@@ -176,6 +207,28 @@ def test_the_command_counts_the_index(capsys, project):
     counted = from_params(params(), *count_index(project / "outs/index"))
     assert disk.cache_bytes(counted) == 40 * latent + 8 * caption
     assert "Caches of 77 pictures:" in said(capsys, "--images", "77")[1]
+
+
+def test_an_index_of_other_settings_is_named(capsys, project):
+    write_index(project, 40, 7)
+    shutil.copy(ROOT / "dvc.yaml", project)
+    made = recorded.written("index")
+    for changes, arguments, wanted in (
+        ({}, [], []),
+        ({"index.resolution": 256}, [], ["index.resolution 256 -> 64"]),
+        ({"index.resolution": 256, "index.min_side": 7}, ["--images", "40"], []),
+        ({}, ["--resolution", "128"], ["index.resolution 64 -> 128"]),
+    ):
+        lock = {"stages": {"index": {"params": {"params.yaml": made | changes}}}}
+        YAML().dump(lock, project / "dvc.lock")
+        text = said(capsys, *arguments)[1]
+        assert ("`dvc repro index`" in text) == bool(wanted) and all(one in text for one in wanted)
+        assert json.loads(said(capsys, *arguments, "--json")[1])["index_differs"] == wanted
+
+
+def test_one_bucket_is_no_buckets(capsys, project):
+    write_index(project, 1, 1)
+    assert "over 1 bucket:" in said(capsys)[1]
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])
