@@ -243,3 +243,9 @@ def test_troubleshooting_has_the_messages_of_the_code():
                 assert any(piece in text for text in said), piece
                 checked += 1
     assert checked > 40
+
+
+def test_the_doctors_page_lists_all_tools():
+    text = " ".join((ROOT / "docs/doctor.md").read_text(encoding="utf-8").split())
+    listed = re.search(r"--help` lists them: (.+?)\. Each", text)[1]
+    assert re.findall(r"`(\w+)`", listed) == list(TOOLS)

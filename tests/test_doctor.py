@@ -132,7 +132,7 @@ def test_memory_of_a_cpu(monkeypatch):
     assert machine.memory(found, from_params(found, 100)).state == GOOD
     monkeypatch.setattr(machine, "_free_memory", lambda: 10_000_000)
     finding = machine.memory(found, from_params(found, 100))
-    assert finding.state == BAD and "0.0 GB are free" in finding.found and "train.batch_size" in finding.do
+    assert finding.state == BAD and "0.0 GB are free" in finding.found and " GB more" in finding.wanted and "train.batch_size" in finding.do
 
 
 # Disks
@@ -160,6 +160,9 @@ def test_room_on_the_disk(here, monkeypatch, free, state):
     found = sdxl()
     finding = only(disks.disk(from_params(found, 1000), linked=True))
     assert finding.state == state and f"{free / 1e9:.1f} GB are free for outs, store, DVC's cache" in finding.found
+    need = sum(disks.needs(from_params(found, 1000)).values())
+    wanted = f"{need / 1e9:.1f} GB free, {(need - free) / 1e9:.1f} more" if state == BAD else ""
+    assert finding.wanted == wanted
     assert (state == GOOD) == (not finding.do) and "PIPELINE_STORE" in finding.do or state == GOOD
 
 
@@ -300,10 +303,13 @@ def test_data_that_is_not(tmp_path):
     assert "name.txt beside name.png" in captions.do
 
 
-def test_pictures_that_are_too_small_for_sdxl_name_the_preset(tmp_path):
+def test_pictures_that_are_too_small_name_the_keys_and_a_preset_where_one_helps(tmp_path):
     small = {f"{n}.png": data_sets.picture(n, 64, 64) for n in range(8)} | {f"{n}.txt": "x" for n in range(8)}
     pictures, _ = data(data_sets.write_folder(tmp_path / "small", small), sdxl)
-    assert pictures.state == BAD and "8 too small" in pictures.found and "make preset NAME=" in pictures.do
+    assert pictures.state == BAD and "8 too small" in pictures.found
+    assert "index.min_side" in pictures.do and "make preset" not in pictures.do  # they are the preset's settings
+    pictures, _ = data(tmp_path / "small", sdxl, index__resolution=768)
+    assert pictures.state == BAD and "index.min_side" in pictures.do and "make preset NAME=" in pictures.do
 
 
 def test_one_bad_picture_and_one_without_a_caption_are_looked_at(tmp_path):

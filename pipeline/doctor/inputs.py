@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline import preset
 from pipeline.cache.building.tokens import check_vocabulary
 from pipeline.contradictions.model import PRESET
 from pipeline.contradictions.paths import BASE_UNET
@@ -84,9 +85,22 @@ def _pictures(params: Params, part: Part, looked_at: int, bad: list[str]) -> Fin
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(reason.partition(":")[0] for reason in bad).items())
     found = f"{found}; of {looked_at} decoded {len(bad)} are rejected ({kinds}; {bad[0]})"
     small = any(reason.startswith("too small") for reason in bad)
-    do = f"Other pictures, or other settings of index; {PRESET}" if small else "`dvc repro index` lists them all"
+    do = _larger(params) if small else "`dvc repro index` lists them all"
     state = BAD if len(bad) > max(params.index.max_rejected, 1 / looked_at) * looked_at else DOUBTFUL
     return Finding("data", state, found, f"a share of {params.index.max_rejected:g} at most (index.max_rejected)", do)
+
+
+def _larger(params: Params) -> str:
+    """What to do about pictures that are too small. A preset helps where it would set another resolution."""
+    index = params.index
+    do = f"Larger pictures, or a lower index.min_side ({index.min_side})"
+    if index.max_enlargement is not None:
+        do += f" or a higher index.max_enlargement ({index.max_enlargement:g})"
+    presets = (preset.values(name) for name in preset.PRESETS)
+    is_preset = any(
+        (one["model.config"], one["index.resolution"]) == (params.model.config, index.resolution) for one in presets
+    )
+    return do if is_preset else f"{do}; {PRESET}"
 
 
 def _captions(part: Part) -> Finding:

@@ -106,7 +106,8 @@ def memory(params: Params, run: Run) -> Finding:
     found = f"{_free_memory() / GB:.1f} GB are free and training takes {wanted / GB:.1f}, by the planner"
     if wanted <= _free_memory():
         return Finding("memory", GOOD, found)
-    return Finding("memory", BAD, found, "more", "End other programs, or lower train.batch_size or device.workers")
+    lacks = (wanted - _free_memory()) / GB
+    return Finding("memory", BAD, found, f"{lacks:.1f} GB more", "End other programs, or lower train.batch_size or device.workers")
 
 
 def _free_memory() -> int:
