@@ -1,9 +1,11 @@
 """The stages of dvc.yaml with what dvc.lock, the outs and the noted times say of them, and their graph."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import networkx as nx
+import psutil
 from ruamel.yaml import YAML
 
 from pipeline import recorded, times
@@ -25,7 +27,7 @@ class Stage:
     name: str
     about: str
     needs: list[str]  # the stages whose outs it reads
-    state: str  # done | stale | absent
+    state: str  # done | stale | absent | running
     why: str  # of a stage that is not done
     outs: list[Out]
     times: list[times.Time]  # of runs with what it ran with, the newest last
@@ -55,6 +57,7 @@ def read(revision: Revision, params: dict[str, object]) -> list[Stage]:
     lock = revision.lock()
     makers = {_path(out): name for name, stage in listed.items() for out in _outs(stage)}
     hashes = {out["path"]: out.get("md5") for stage in lock.values() for out in stage.get("outs", [])}
+    written = _being_written() if revision.commit is None else set()
     found = []
     for name in listed:
         entry = lock.get(name, {})
@@ -65,7 +68,9 @@ def read(revision: Revision, params: dict[str, object]) -> list[Stage]:
         edited = [key for key, value in values.items() if params.get(key) != value]
         older = [path for path, digest in deps.items() if hashes.get(path) != digest]
         gone = [o.path for o in outs if revision.commit is None and not Path(o.path).exists()]
-        if not entry:
+        if written & {str(Path(_path(out)).absolute()) for out in _outs(listed[name])}:
+            state, why = "running", "runs now"
+        elif not entry:
             state, why = "absent", "not run"
         elif gone:
             state, why = "absent", f"gone: {', '.join(gone)}"
@@ -79,6 +84,15 @@ def read(revision: Revision, params: dict[str, object]) -> list[Stage]:
         found.append(Stage(name, about, needs, state, why, outs, times.find(name, key) if entry else []))
     order = list(nx.topological_sort(_graph(found)))
     return sorted(found, key=lambda stage: order.index(stage.name))
+
+
+def _being_written() -> set[str]:
+    """The outs that stages make which `dvc repro` or `dvc exp run` runs now, as DVC's locks name them."""
+    try:
+        found = json.loads(Path(".dvc/tmp/rwlock").read_text(encoding="utf-8"))["write"]
+        return {path for path, holder in found.items() if psutil.pid_exists(holder["pid"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or it is being written
+        return set()
 
 
 def draw(stages: list[Stage]) -> Drawing:

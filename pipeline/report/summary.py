@@ -16,6 +16,7 @@ class Summary:
     wanted: object  # train.steps
     base_loss: float | None  # of validation, before the first step
     loss: float | None  # of validation, after the last
+    validations: int  # done
     best_loss: float | None
     best_step: int | None  # of the validation that had it
     stopped: bool  # early, by train.patience
@@ -29,8 +30,8 @@ class Summary:
 
     @property
     def change(self) -> float | None:
-        """Of the validation loss, as a share of the base model's."""
-        return self.loss / self.base_loss - 1 if self.loss is not None and self.base_loss else None
+        """Of the validation loss, as a share of the base model's; None before a step was validated."""
+        return self.loss / self.base_loss - 1 if self.validations > 1 and self.base_loss else None
 
 
 def of(run: Run) -> Summary:
@@ -53,6 +54,7 @@ def of(run: Run) -> Summary:
         wanted=run.params.get("train.steps"),
         base_loss=float(validation.values[0]) if validation and validation.steps[0] == 0 else None,
         loss=validation.last if validation else None,
+        validations=len(validation.values) if validation else 0,
         best_loss=validation.best if validation else None,
         best_step=int(validation.steps[validation.values.argmin()]) if validation else None,
         stopped=bool((run.metrics.value or {}).get("train", {}).get("stopped_early")),

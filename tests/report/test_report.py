@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -125,6 +127,29 @@ def test_the_curves_hold_the_points_of_the_log(project):
     shown = list(zip(loss["validation"]["x"], loss["validation"]["y"]))
     assert shown == [(step, pytest.approx(value, 1e-5)) for step, value in wanted]
     assert loss["training"]["x"] == list(range(1, 601))
+
+
+def test_no_change_is_said_before_a_step_was_validated(project):
+    log = project(*ALL) / curves.LOG
+    assert "of the base model" in (text := written().text) and re.search(r"[+-]\d+ %", text)
+    first = next(line for line in log.read_text().splitlines() if "validation/loss" in line)
+    log.write_text(f"{json.dumps({'step': 0, 'validation/loss': json.loads(first)['validation/loss']})}\n")
+    assert "of the base model" in (text := written().text) and not re.search(r"[+-]\d+ %", text)
+
+
+def test_a_stage_that_dvc_runs_now_runs(project):
+    root = project(*ALL)
+    lock = root / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for pid, state in ((os.getpid(), "running"), (ended.pid, "absent")):
+        holder = {"pid": pid, "cmd": "dvc repro"}
+        lock.write_text(json.dumps({"write": {str(root / "outs/train/live/log.jsonl"): holder}, "read": {}}))
+        (run,) = gather.read([revision.workspace()], 0)
+        assert run.stage("train").state == state and run.stage("sample").state == "absent"
+    lock.write_text("{")
+    assert gather.read([revision.workspace()], 0)[0].stage("train").state == "absent"
 
 
 def test_the_page_loads_nothing(project):
