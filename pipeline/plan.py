@@ -29,7 +29,8 @@ def report(run: Run, place: disk.Place | None = None, differs: list[str] = ()) -
     title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     title += f", {run.resolution} x {run.resolution}, {run.precision}"
     title += f", {run.adapter} of rank {run.rank}" if run.adapts else ""
-    groups = [[title, *_verdict(run, place), *_of_index(differs)], _memory(run), _host(run), _disk(run, place), _time(run, place)]
+    head = [title, *_verdict(run, place), *_of_index(differs)]
+    groups = [head, _memory(run), _host(run), _disk(run, place), _time(run, place)]
     return "\n\n".join("\n".join(lines) for lines in groups)
 
 
@@ -168,7 +169,8 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
             "    O1 fuses kernels: how many are left is not known.",
         ]
     count = duration.graphs(run)
-    filled = "an index says how many" if count is None else f"{count} at most, over {run.buckets} bucket{'s' * (run.buckets != 1)}"
+    over = f"{run.buckets} bucket{'s' * (run.buckets != 1)}"
+    filled = "an index says how many" if count is None else f"{count} at most, over {over}"
     lines += [
         f"  Graphs to compile: {filled}: for each bucket the gradients, when it is first met, and the loss where it is",
         "    validated; and the update, once. index.min_bucket makes them fewer; a second run reads them from the store.",

@@ -114,8 +114,8 @@ def disk(run: Run, linked: bool) -> list[Finding]:
             findings.append(Finding("disk", GOOD, found))
         else:
             findings.append(Finding(
-                "disk", BAD, found, f"{need / GB:.1f} GB free, {(need - free) / GB:.1f} more", "`python -m pipeline cache gc` frees some; or put PIPELINE_STORE and "
-                "`dvc cache dir` on a larger disk",
+                "disk", BAD, found, f"{need / GB:.1f} GB free, {(need - free) / GB:.1f} more",
+                "`python -m pipeline cache gc` frees some; or put PIPELINE_STORE and `dvc cache dir` on a larger disk",
             ))  # fmt: skip
     return findings
 

@@ -107,7 +107,8 @@ def memory(params: Params, run: Run) -> Finding:
     if wanted <= _free_memory():
         return Finding("memory", GOOD, found)
     lacks = (wanted - _free_memory()) / GB
-    return Finding("memory", BAD, found, f"{lacks:.1f} GB more", "End other programs, or lower train.batch_size or device.workers")
+    do = "End other programs, or lower train.batch_size or device.workers"
+    return Finding("memory", BAD, found, f"{lacks:.1f} GB more", do)
 
 
 def _free_memory() -> int:

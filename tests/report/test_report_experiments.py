@@ -171,6 +171,24 @@ def test_a_browser_shows_every_picture_and_curve(show, name, width, scheme):
     assert (brightness(paper) > brightness(ink)) == (scheme == "light")
 
 
+@pytest.mark.parametrize("name", ["one", "several"])
+@pytest.mark.parametrize("width", ["wide", "narrow"])
+def test_buttons_and_legend_lie_over_nothing(show, name, width):
+    """Neither over each other nor over the plot."""
+    shown = show(name, WIDTHS[width])
+    overlaps = """Object.keys(figures).flatMap((name) => {
+      const element = document.getElementById(name);
+      const boxes = ["rect.nsewdrag", ".modebar", ".legend .bg"].map((s) => [s, element.querySelector(s)])
+        .filter(([, e]) => e).map(([s, e]) => [s, e.getBoundingClientRect()]);
+      return boxes.flatMap(([s, a], i) => boxes.slice(i + 1)
+        .filter(([, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1)
+        .map(([t]) => `${name}: ${s} and ${t}`));
+    })"""
+    assert shown.evaluate("document.querySelectorAll('.modebar').length") > 3
+    assert shown.evaluate(overlaps) == []
+
+
 def brightness(colour: str) -> int:
     """Of "rgb(1, 2, 3)"."""
     return sum(map(int, re.findall(r"\d+", colour)[:3]))

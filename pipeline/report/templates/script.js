@@ -27,9 +27,9 @@ function theme() {
 
 for (const [name, figure] of Object.entries(figures)) {
   const element = document.getElementById(name);
-  const layout = Object.assign({
-    margin: { l: 48, r: 12, t: 8, b: 40 }, hovermode: "x unified", dragmode: touch ? false : "zoom",
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, xanchor: "left", font: { size: 12 } },
+  const layout = Object.assign({ // the buttons stand above the plot, the legend below it
+    margin: { l: 48, r: 12, t: 32, b: 40 }, hovermode: "x unified", dragmode: touch ? false : "zoom",
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, xanchor: "left", font: { size: 12 } },
   }, figure.layout);
   Plotly.newPlot(element, figure.data, layout, {
     responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
