@@ -55,9 +55,11 @@ def deps(stage: str, params: Params) -> list[str]:
 def written(stage: str) -> dict[str, object]:
     """The stage's keys with their values as params.yaml writes them, and so dvc.lock: a group of train.groups has only
     the keys that it is given there."""
+    found, keys = {}, _stages().get(stage, {}).get("params", [])
+    if not keys:  # DVC does not know it
+        return found
     tree = parse(Path("params.yaml").read_text(encoding="utf-8"), "params.yaml")
-    found = {}
-    for key in _stages().get(stage, {}).get("params", []):
+    for key in keys:
         value = reduce(lambda inner, name: inner[name], key.split("."), tree)
         found |= dict(leaves(key, value))
     return found
