@@ -106,7 +106,9 @@ def run(root: Path, line: str, answer: str = "") -> str:
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     env |= {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     done = subprocess.run(["bash", "-c", line], cwd=root, env=env, capture_output=True, text=True, input=answer)
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    # a plan of SDXL ends with 1 where this machine's disk has no room for it
+    fine = (0, 1) if line.startswith("python -m pipeline plan") and "does NOT fit: " in done.stdout else (0,)
+    assert done.returncode in fine, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
 
