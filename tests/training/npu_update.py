@@ -2,7 +2,7 @@
 graphs hold: {"CPU": {kind: count}, "NPU": ..., "missing": the first kernel that this CPU lacks in the NPU's form}.
 
     python -m tests.training.npu_update [float16]     # float16: with loss scaling, and half weights
-    python -m tests.training.npu_update optimizers    # {optimizer: {"kinds": {kind: count}, "missing": ...}} of an NPU's form, in bfloat16"""
+    python -m tests.training.npu_update optimizers    # {optimizer: {"kinds": {kind: count}, "moves": [bytes], "missing": ...}} of an NPU's form, in bfloat16"""
 
 import json
 import os
@@ -58,7 +58,9 @@ def main(half: bool, folder: str) -> None:
             with benchmark.npu_forms():
                 cell = Update(make(parameters, (False, True, True), 0.01), None, Settings(max_grad_norm=1.0))
             missing = missed(cell)
-            found[name] = {"missing": missing, "kinds": kinds()}
+            nodes = benchmark.dumped_nodes(Path(folder)).values()
+            moves = [sum(node.made) for node in nodes if node.kind == "TensorMove"]
+            found[name] = {"missing": missing, "kinds": kinds(), "moves": moves}
         return found
 
     def missed(cell: Update) -> str | None:
