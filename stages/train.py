@@ -107,14 +107,8 @@ def preparation(params: Params) -> Preparation:
 def made_with(params: Params) -> dict[str, dict]:
     """What the caches' rows must say that they were made with, beside the encoders themselves. DVC sees to that; a
     train stage that is started by hand might find those of other settings."""
-    latents = {
-        "config": params.model.config,
-        "precision": params.cache_latents.precision,
-        "store": params.cache_latents.store,
-        "crop": params.cache_latents.crop,
-        "interpolation": params.cache_latents.interpolation,
-        "background": params.cache_latents.background,
-    }
+    latents = {"config": params.model.config, "precision": params.cache_latents.precision}
+    latents |= preparation(params).fingerprint
     text = {
         "config": params.model.config,
         "precision": params.cache_text.precision,

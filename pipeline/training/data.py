@@ -73,8 +73,10 @@ def open_data(
             "to train on"
         )
     subset = subset[reader.repeats[subset] > 0]
-    _, first = np.unique(subset if reader.samples is None else reader.samples[subset], return_index=True)
-    if (total := reader.repeats[subset[first]].sum()) < 1:
+    once = subset
+    if reader.samples is not None:  # of several views of a sample an epoch has one
+        once = subset[np.unique(reader.samples[subset], return_index=True)[1]]
+    if (total := reader.repeats[once].sum()) < 1:
         reader.close()
         raise StageError(
             f"an epoch has {total:g} samples: {paths.samples} says how often each is seen, by the repeats and weights of "
