@@ -49,6 +49,13 @@ def caption(text: str, text_2: str | None = None, tokens=77, width=12, pooled_wi
     }
 
 
+def read_all(path, kind: shards.Kind = shards.LATENTS) -> list[dict]:
+    """The rows of a shard."""
+    shard = shards.open_shard(path, kind)
+    with open(path, "rb") as file:
+        return [shards.read_row(shard, index, file.fileno()) for index in range(len(shard))]
+
+
 def write_cache(folder, kind: shards.Kind, rows: list[dict], fingerprint: dict) -> None:
     """A whole cache folder, as the stages leave it."""
     folder.mkdir(parents=True)

@@ -12,6 +12,7 @@ from pipeline.cache.format import shards
 from pipeline.cache.format.names import latent_row
 from pipeline.stage import StageError
 from tests.cache.cache_jobs import Encoder, content, folder_bytes, job
+from tests.cache.cache_samples import read_all
 
 
 @pytest.fixture(autouse=True)
@@ -176,9 +177,7 @@ def test_a_damaged_row_in_the_store_is_encoded_again(tmp_path):
 
 
 def rows_of(path):
-    shard = shards.open_shard(path, shards.LATENTS)
-    with open(path, "rb") as file:
-        return [shards.read_row(shard, index, file.fileno())["row"] for index in range(len(shard))]
+    return [row["row"] for row in read_all(path)]
 
 
 def test_a_second_run_on_one_key_waits_and_finds_the_work_done(tmp_path):

@@ -16,6 +16,7 @@ from pipeline.cache.format.preparation import Preparation
 from pipeline.data import geometry
 from pipeline.data.sources import open_source
 from pipeline.stage import StageError
+from tests.cache.cache_samples import read_all
 
 CENTER = Preparation("moments", "center", 1, False, "lanczos", (255, 255, 255))
 BUCKET = (64, 48)  # width, height
@@ -74,11 +75,8 @@ def build(root, preparation=CENTER, encoder=encode, batch_size=3):
         2,
     )
     report = engine.build(job, root / "out")
-    shard = shards.open_shard(root / "out" / shards.shard_name(0, 1), shards.LATENTS)
-    with open(shard.path, "rb") as file:
-        return report, {
-            row["row"]: row for row in (shards.read_row(shard, i, file.fileno()) for i in range(len(shard)))
-        }
+    path = root / "out" / shards.shard_name(0, 1)
+    return report, {row["row"]: row for row in read_all(path, shards.LATENTS)}
 
 
 def values(row) -> np.ndarray:

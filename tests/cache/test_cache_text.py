@@ -16,6 +16,7 @@ from pipeline.cache.format.names import EMPTY_CAPTION
 from pipeline.data import captions
 from pipeline.stage import StageError
 from stages import cache_text
+from tests.cache.cache_samples import read_all
 from tests.training.training_samples import params
 
 BEGIN, END = 1000, 1001
@@ -58,11 +59,8 @@ def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3, further=()):
     path, fingerprint = tmp_path / "captions.parquet", {"clip_l": "1"}
     job = text.make_job(path, fingerprint, Words, lambda: encoder, chunks, batch_size, further)
     report = engine.build(job, tmp_path / "out")
-    shard = shards.open_shard(tmp_path / "out" / shards.shard_name(0, 1), shards.TEXT)
-    with open(shard.path, "rb") as file:
-        return report, {
-            row["row"]: row for row in (shards.read_row(shard, i, file.fileno()) for i in range(len(shard)))
-        }
+    path = tmp_path / "out" / shards.shard_name(0, 1)
+    return report, {row["row"]: row for row in read_all(path, shards.TEXT)}
 
 
 def context(row) -> np.ndarray:

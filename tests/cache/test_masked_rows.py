@@ -9,7 +9,15 @@ import pytest
 from pipeline.cache.format import shards
 from pipeline.cache.reading.reader import CacheError, Reader
 from pipeline.cache.tools import verify
-from tests.cache.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_samples
+from tests.cache.cache_samples import (
+    FINGERPRINT,
+    TEXT_FINGERPRINT,
+    caption,
+    latent,
+    read_all,
+    write_cache,
+    write_samples,
+)
 
 IMAGES = [hashlib.blake2b(str(n).encode(), digest_size=16).digest() for n in range(12)]
 BUCKETS = [(64, 64), (96, 32)]
@@ -39,9 +47,7 @@ def test_rows_come_back_and_those_without_a_mask_are_the_same_as_in_a_shard_with
     shards.write(path, shards.LATENTS, rows[::-1], FINGERPRINT)
     shards.write(plain, shards.LATENTS, [{k: v for k, v in one.items() if k != "mask"} for one in rows], FINGERPRINT)
     shard, bare = shards.open_shard(path, shards.LATENTS), shards.open_shard(plain, shards.LATENTS)
-    with open(path, "rb") as file:
-        found = [shards.read_row(shard, index, file.fileno()) for index in range(len(shard))]
-    assert found == rows
+    assert read_all(path) == rows
     has_mask = np.array(["mask" in one for one in rows])
     same = (shard.columns["checksum"] == bare.columns["checksum"]).all(axis=1)
     assert (same == ~has_mask).all() and has_mask.any()

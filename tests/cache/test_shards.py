@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache.format import checksum, shards
-from tests.cache.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent
+from tests.cache.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, read_all
 
 
 def images(count: int) -> list[bytes]:
@@ -22,12 +22,6 @@ def write(path, count=20):
     rows = [latent(image, [(64, 64), (96, 32)][n % 2]) for n, image in enumerate(images(count))]
     shards.write(path, shards.LATENTS, rows, FINGERPRINT)
     return rows
-
-
-def read_all(path, kind=shards.LATENTS) -> list[dict]:
-    shard = shards.open_shard(path, kind)
-    with open(path, "rb") as file:
-        return [shards.read_row(shard, index, file.fileno()) for index in range(len(shard))]
 
 
 def test_rows_come_back_sorted_and_equal(tmp_path):

@@ -5,8 +5,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
-import time
 from pathlib import Path
 
 from pipeline.data.masks import of_sets
@@ -15,6 +13,7 @@ from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.data.views import sizes_of
 from pipeline.stage import StageError
+from tests.fuzz.cases import try_cases
 from tests.fuzz.fuzz_tables import damage
 
 FOLDERS = ("cats", "dogs", "10_cat", "2023_x", "0_x", "é", "a b", "a.b")
@@ -47,23 +46,19 @@ KEYS = {
 
 def fuzz(seconds: float, seed: int) -> int:
     """Try cases until the time is up; returns how many. Raises AssertionError, naming the case, on a defect."""
-    end, count = time.monotonic() + seconds, 0
-    with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < end:
-            check(Path(folder) / "data", seed, count)
-            count += 1
-    return count
+    return try_cases(check, seconds, seed)
 
 
-def check(root: Path, seed: int, number: int) -> None:
+def check(folder: Path, seed: int, number: int) -> None:
     """One case."""
+    root = folder / "data"
     draw = random.Random(f"{seed} {number}")
     shutil.rmtree(root, ignore_errors=True)
     folders = draw.sample(FOLDERS, 3)
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        (root / folder / "a.png").write_bytes(b"not looked at")
-        (root / folder / "a.txt").write_text(draw.choice(("x, y; z", "{a|b}", "{{", "x\ny")))
+    for name in folders:
+        (root / name).mkdir(parents=True)
+        (root / name / "a.png").write_bytes(b"not looked at")
+        (root / name / "a.txt").write_text(draw.choice(("x, y; z", "{a|b}", "{{", "x\ny")))
     (root / "a.png").write_bytes(b"not looked at")
     (root / "p.txt").write_text(draw.choice(("", "\n", "one\ntwo")))
     kind = draw.choice((*KEYS, None))

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import random
-import tempfile
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +14,7 @@ from pipeline.data import captions
 from pipeline.data.captions import CaptionError
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
+from tests.fuzz.cases import try_cases
 
 ODD = [
     "",
@@ -42,12 +41,7 @@ ODD = [
 
 def fuzz(seconds: float, seed: int) -> int:
     """Try cases until the time is up; returns how many. Raises AssertionError, naming the case, on a defect."""
-    end, count = time.monotonic() + seconds, 0
-    with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < end:
-            check(Path(folder), seed, count)
-            count += 1
-    return count
+    return try_cases(check, seconds, seed)
 
 
 def check(folder: Path, seed: int, number: int) -> None:

@@ -4,26 +4,20 @@ import io
 import os
 import random
 import tarfile
-import tempfile
-import time
 from pathlib import Path
 
 from pipeline.data import tar
 from pipeline.data.captions import CaptionError
 from pipeline.data.part import SourceError
 from pipeline.data.sources import open_source
+from tests.fuzz.cases import try_cases
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
 def fuzz(seconds: float, seed: int) -> int:
     """Try cases until the time is up; returns how many. Raises AssertionError, naming the case, on a defect."""
-    end, count = time.monotonic() + seconds, 0
-    with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < end:
-            check(Path(folder), seed, count)
-            count += 1
-    return count
+    return try_cases(check, seconds, seed)
 
 
 def check(folder: Path, seed: int, number: int) -> None:

@@ -13,7 +13,7 @@ from pipeline.cache.format.fingerprint import file_hash
 from pipeline.stage import StageError
 from pipeline.training import data
 from stages import train as stage
-from tests.cache.cache_samples import write_cache, write_captions, write_samples
+from tests.cache.cache_samples import read_all, write_cache, write_captions, write_samples
 from tests.test_params import ROOT, with_changes
 from tests.training.training_samples import MADE_WITH, images, params, write_workspace
 
@@ -63,11 +63,7 @@ def test_caches_of_the_encoders_that_are_here_are_taken(paths, tmp_path, caplog)
     found = {name: file_hash(getattr(paths, name)) for name in ENCODERS}
     assert found["vae"] == hashlib.blake2b(b"vae", digest_size=16).hexdigest()
     for kind, folder in ((shards.LATENTS, paths.latents), (shards.TEXT, paths.text)):
-        rows = []
-        for path in sorted(folder.glob("*.parquet")):
-            shard = shards.open_shard(path, kind)
-            with open(path, "rb", buffering=0) as file:
-                rows += [shards.read_row(shard, place, file.fileno()) for place in range(len(shard))]
+        rows = [row for path in sorted(folder.glob("*.parquet")) for row in read_all(path, kind)]
         write_cache(tmp_path / kind.name, kind, rows, MADE_WITH[kind.name] | found)
     open_data(replace(paths, latents=tmp_path / "latents", text=tmp_path / "text"))
     assert "not compared" not in caplog.text
