@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cache.format import checksum, shards
+from pipeline.cache.format import checksum, lookup, shards
 from pipeline.cache.format.names import EMPTY_CAPTION
 from pipeline.cache.reading.plan import epoch_plan
 from pipeline.cache.reading.reader import Reader
@@ -59,9 +59,9 @@ def make(folder: Path, rows: int) -> None:
     draw = np.random.default_rng(0)
     sizes = np.array(buckets(1024, 64), np.int32)
     images, names, captions = (draw.integers(0, 256, (rows, 16), np.uint8) for _ in range(3))
-    names = names[shards.sort_order(names)]
-    captions = np.concatenate([captions[: rows - rows // 10], shards.as_names([EMPTY_CAPTION])])
-    captions = captions[shards.sort_order(captions)]
+    names = names[lookup.sort_order(names)]
+    captions = np.concatenate([captions[: rows - rows // 10], lookup.as_names([EMPTY_CAPTION])])
+    captions = captions[lookup.sort_order(captions)]
     bucket = sizes[draw.integers(0, len(sizes), rows)]
     numbers = {"row": names, "image": images, "target_width": bucket[:, 0], "target_height": bucket[:, 1]}
     numbers |= {
@@ -78,7 +78,7 @@ def make(folder: Path, rows: int) -> None:
     first, second = draw.integers(0, count, rows), draw.integers(0, count, rows // 20)
     image = np.concatenate([images, images[: rows // 20]])
     caption = captions[np.concatenate([first, second])]
-    order = shards.sort_order(image)
+    order = lookup.sort_order(image)
     columns = [
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(a[order].tobytes())])
         for a in (image, caption)

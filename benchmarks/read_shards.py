@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 from pipeline.cache.format.names import EMPTY_CAPTION, latent_row
 from pipeline.cache.reading import reader
 from pipeline.data import captions
@@ -54,7 +54,7 @@ def write_ours(folder: Path, rows: int) -> None:
     for kind in ("latents", "text"):
         (folder / kind).mkdir(parents=True)
     names = [image(n) for n in range(rows)]
-    place = shards.shard_of(shards.as_names([latent_row(name, False, 0) for name in names]), count)
+    place = shards.shard_of(lookup.as_names([latent_row(name, False, 0) for name in names]), count)
     for index in range(count):
         latents = [latent_dict(names[n], sample(n)[0]) for n in np.flatnonzero(place == index).tolist()]
         shards.write(
@@ -62,7 +62,7 @@ def write_ours(folder: Path, rows: int) -> None:
         )
     keys = [*(captions.name(f"caption {n}", None) for n in range(rows)), EMPTY_CAPTION]
     count = shards.shard_count(len(keys))
-    place = shards.shard_of(shards.as_names(keys), count)
+    place = shards.shard_of(lookup.as_names(keys), count)
     for index in range(count):
         texts = [text_dict(keys[n], *sample(n)[1:]) for n in np.flatnonzero(place == index).tolist()]
         shards.write(folder / "text" / shards.shard_name(index, count), shards.TEXT, texts, {"clip_l": "benchmark"})

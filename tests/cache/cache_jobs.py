@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.cache.building import engine
 from pipeline.cache.building.shelf import Wanted
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 from pipeline.cache.format.names import latent_row
 
 GROUPS = [(64, 64), (32, 96)]  # height, width
@@ -39,7 +39,7 @@ def job(
 ) -> engine.Job:
     """Latents of the pictures `numbers`, any order, repeats allowed. A quarter of them has a mask."""
     images = {latent_row(content(n), False, 0): (content(n), GROUPS[content(n)[0] % 2]) for n in numbers}
-    rows = shards.as_names(sorted(images))
+    rows = lookup.as_names(sorted(images))
     known = [images[row.tobytes()] for row in rows]
     groups = np.array([group for _, group in known], np.int32).reshape(-1, 2)
     wanted = Wanted(shards.LATENTS, fingerprint or {"vae": "0" * 32}, rows, groups)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 from pipeline.cache.format.names import latent_row
 from pipeline.data import captions, tables
 
@@ -60,7 +60,7 @@ def write_cache(folder, kind: shards.Kind, rows: list[dict], fingerprint: dict) 
     """A whole cache folder, as the stages leave it."""
     folder.mkdir(parents=True)
     count = shards.shard_count(len(rows))
-    place = shards.shard_of(shards.as_names([row["row"] for row in rows]), count)
+    place = shards.shard_of(lookup.as_names([row["row"] for row in rows]), count)
     for index in range(count):
         chosen = [row for row, shard in zip(rows, place, strict=True) if shard == index]
         shards.write(folder / shards.shard_name(index, count), kind, chosen, fingerprint)

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 from pipeline.cache.format.names import EMPTY_CAPTION
 from pipeline.cache.reading.reader import CacheError, Reader
 from tests.cache.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_samples
@@ -171,7 +171,7 @@ def test_the_encoders_that_made_the_rows_are_accepted(cache, tmp_path):
 def test_shards_of_two_fingerprints_are_refused(cache):
     rows = [latent(hashlib.blake2b(b"more" + str(n).encode(), digest_size=16).digest()) for n in range(1000)]
     write_cache(cache / "many", shards.LATENTS, rows, FINGERPRINT)
-    place = shards.shard_of(shards.as_names([row["row"] for row in rows]), 2)
+    place = shards.shard_of(lookup.as_names([row["row"] for row in rows]), 2)
     chosen = [row for row, shard in zip(rows, place, strict=True) if shard == 1]
     (cache / "many" / shards.shard_name(1, 2)).unlink()
     shards.write(cache / "many" / shards.shard_name(1, 2), shards.LATENTS, chosen, {"vae": "9" * 32})

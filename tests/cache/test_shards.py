@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.format import checksum, shards
+from pipeline.cache.format import checksum, lookup, shards
 from tests.cache.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, read_all
 
 
@@ -87,7 +87,7 @@ def test_shard_count_follows_from_the_rows_alone(rows, count):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=40, unique=True), st.integers(0, 8))
 def test_shards_hold_stretches_of_the_sorted_names(names, bits):
-    ordered = shards.as_names(sorted(names))
+    ordered = lookup.as_names(sorted(names))
     place = shards.shard_of(ordered, 1 << bits)
     assert (np.diff(place) >= 0).all() and place.min() >= 0 and place.max() < 1 << bits
     finer = shards.shard_of(ordered, 1 << (bits + 1))
@@ -103,10 +103,10 @@ def test_locate_finds_what_is_there(data):
     )
     names = sorted(data.draw(st.sets(name, max_size=20)))
     wanted = data.draw(st.lists(st.one_of(name, st.sampled_from(names)) if names else name, max_size=20))
-    found = shards.locate(shards.as_names(names), shards.as_names(wanted))
+    found = lookup.locate(lookup.as_names(names), lookup.as_names(wanted))
     assert found.tolist() == [names.index(one) if one in names else -1 for one in wanted]
     shuffled = data.draw(st.permutations(names))
-    assert [shuffled[i] for i in shards.sort_order(shards.as_names(shuffled))] == names
+    assert [shuffled[i] for i in lookup.sort_order(lookup.as_names(shuffled))] == names
 
 
 @pytest.mark.parametrize("change", ["bit", "byte", "swapped pages", "swapped sectors", "zeroed", "longer"])

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import progress, store
 from pipeline.cache.building import ranks, shelf
 from pipeline.cache.building.shelf import Wanted
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 from pipeline.stage import StageError
 
 log = logging.getLogger(__name__)
@@ -148,8 +148,8 @@ def _missing(wanted: Wanted, mine: set[int], world: int, damaged: set[tuple[Path
             if not len(stored):
                 continue
             groups = shelf.groups_of(stored)
-            names = shards.halves(stored.columns["row"])
-            positions = shards.locate_in_group(names, groups, wanted.rows[first:last], wanted.groups[first:last])
+            names = lookup.halves(stored.columns["row"])
+            positions = lookup.locate_in_group(names, groups, wanted.rows[first:last], wanted.groups[first:last])
             broken = [position for file, position in damaged if file == candidate]
             use = (positions >= 0) & (shard.file < 0) & ~np.isin(positions, broken)
             shard.file[use] = len(shard.files)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cache.building.engine import Job, as_float16
 from pipeline.cache.building.shelf import Wanted
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 from pipeline.cache.format.preparation import Preparation
 from pipeline.data import geometry, masks
 from pipeline.data.how import loads
@@ -57,7 +57,7 @@ def make_job(
     )
     preparations = [preparation.of(how) for how in loads((table.schema.metadata or {}).get(b"how"))]
     table = table.filter(pc.is_null(table["rejected"]))
-    contents, first, picture = _distinct(shards.as_names(table["image"]))
+    contents, first, picture = _distinct(lookup.as_names(table["image"]))
     rows = _rows(contents, _views(table, picture), preparations, fingerprint)
     table = table.take(first)
     paths, mask_paths = table["path"], table["mask"]
@@ -156,7 +156,7 @@ def reduce_moments(moments: np.ndarray, form: str, row: bytes) -> np.ndarray:
 
 def _distinct(names: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each name once, sorted; the position of its first occurrence; and which of them each of `names` is."""
-    order = shards.sort_order(names)  # stable, so the first of equal names comes first
+    order = lookup.sort_order(names)  # stable, so the first of equal names comes first
     ordered = names[order]
     is_first = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))[: len(ordered)]
     number = np.empty(len(names), np.int32)
@@ -188,8 +188,8 @@ def _rows(contents: np.ndarray, views: np.ndarray, preparations: list[Preparatio
         for flip, crop in how.variants:
             names += [how.row(images[picture], flip, crop, fingerprint) for picture in mine[:, 0]]
             columns.append(np.column_stack([mine, np.full((len(mine), 2), (flip, crop), np.int32)]))
-    names, table = shards.as_names(names), np.concatenate(columns)
-    high, low = shards.halves(names)
+    names, table = lookup.as_names(names), np.concatenate(columns)
+    high, low = lookup.halves(names)
     order = np.lexsort((table[:, 3], table[:, 2], low, high))
     names, table = names[order], table[order]
     first = np.ones(len(names), bool)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import store
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 
 _PART = "part-"
 
@@ -140,8 +140,8 @@ def drop_finished_parts(wanted: Wanted) -> None:
     for path in store.found(wanted.folder, f"{_PART}*.parquet"):
         try:
             part = shards.open_shard(path, wanted.kind)
-            position = shards.locate_in_group(
-                shards.halves(wanted.rows), wanted.groups, part.columns["row"], groups_of(part)
+            position = lookup.locate_in_group(
+                lookup.halves(wanted.rows), wanted.groups, part.columns["row"], groups_of(part)
             )
         except FileNotFoundError:  # another rank was quicker
             continue

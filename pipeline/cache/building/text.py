@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pipeline.cache.building import tokens
 from pipeline.cache.building.engine import Job, as_float16, not_finite
 from pipeline.cache.building.shelf import Wanted
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup, shards
 from pipeline.cache.format.names import text_row
 from pipeline.stage import StageError
 
@@ -87,8 +87,8 @@ def count_long(folder: str | Path, chunks: int) -> tuple[int, int, int]:
 def _distinct(path: Path, further: list[str]) -> tuple[np.ndarray, Callable[[int], tuple[str, str | None]]]:
     """The names of all captions and of `further` texts, sorted, and a function from their index to their texts."""
     table = pq.read_table(path, columns=["caption", "text", "text_2"])
-    names = np.concatenate([shards.as_names(table["caption"]), shards.as_names([text_row(text) for text in further])])
-    order = shards.sort_order(names)
+    names = np.concatenate([lookup.as_names(table["caption"]), lookup.as_names([text_row(text) for text in further])])
+    order = lookup.sort_order(names)
     ordered = names[order]
     first = order[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.cache.format import checksum, shards
+from pipeline.cache.format import checksum, lookup, shards
 from pipeline.cache.format.names import EMPTY_CAPTION, text_row
 from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.reading import draws, views
@@ -153,7 +153,7 @@ class Reader:
 
     def _find_texts(self, texts: Sequence[str]) -> None:
         rows = self._text.names["high"], self._text.names["low"]
-        self._texts = {text: int(shards.locate(rows, shards.as_names([text_row(text)]))[0]) for text in texts}
+        self._texts = {text: int(lookup.locate(rows, lookup.as_names([text_row(text)]))[0]) for text in texts}
         if absent := [text for text, row in self._texts.items() if row < 0]:
             raise CacheError(
                 f"{self._text.paths[0].parent} lacks {len(absent)} texts of train.previews, the first is "
@@ -162,7 +162,7 @@ class Reader:
 
     def _group_captions(self, path: Path, pictures: tuple[np.ndarray, np.ndarray]) -> None:
         rows = self._text.names.pop("high"), self._text.names.pop("low")
-        self._empty = int(shards.locate(rows, shards.as_names([EMPTY_CAPTION]))[0])
+        self._empty = int(lookup.locate(rows, lookup.as_names([EMPTY_CAPTION]))[0])
         extra, absent = 0, []
         picture, sets, captions = Growing(np.int32), Even(np.int32, 0), Growing(np.int32)
         chances = Even(np.float32, 1)
@@ -171,9 +171,9 @@ class Reader:
             columns = ["image", "set", "caption", "chance", *numbers]
             for group in range(file.num_row_groups):  # iter_batches would read far ahead
                 batch = file.read_row_group(group, columns=columns, use_threads=False)
-                found = shards.locate(pictures, shards.as_names(batch["image"]))
-                wanted = shards.as_names(batch["caption"])
-                caption = shards.locate(rows, wanted)
+                found = lookup.locate(pictures, lookup.as_names(batch["image"]))
+                wanted = lookup.as_names(batch["caption"])
+                caption = lookup.locate(rows, wanted)
                 extra += int((found < 0).sum())
                 absent += [name.tobytes().hex() for name in wanted[caption < 0]]
                 picture.append(found)
@@ -358,7 +358,7 @@ class Reader:
 
 def _pictures(samples: Path) -> tuple[np.ndarray, np.ndarray]:
     """The halves of the names of all pictures of samples.parquet, sorted."""
-    names = shards.halves(shards.as_names(pq.read_table(samples, columns=["image"])["image"]))
+    names = lookup.halves(lookup.as_names(pq.read_table(samples, columns=["image"])["image"]))
     first = np.ones(len(names[0]), bool)
     first[1:] = (names[0][1:] != names[0][:-1]) | (names[1][1:] != names[1][:-1])
     return names[0][first], names[1][first]

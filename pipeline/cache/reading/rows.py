@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache.format import fingerprint, shards
+from pipeline.cache.format import fingerprint, lookup, shards
 from pipeline.cache.format.table import open_all
 from pipeline.cache.reading.growing import Even, Growing
 from pipeline.stage import StageError
@@ -54,7 +54,7 @@ class Rows:
             self.paths.append(shard.path)
             counts.append(len(shard))
             self.shapes.update(zip(*(shard.columns[name].tolist() for name in shape), strict=True))
-            for grown, half in zip(halves.values(), shards.halves(shard.columns[names]), strict=True):
+            for grown, half in zip(halves.values(), lookup.halves(shard.columns[names]), strict=True):
                 grown.append(half)
             for name, grown in numbers.items():
                 grown.append(shard.columns[name])

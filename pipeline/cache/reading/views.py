@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.cache.format import shards
+from pipeline.cache.format import lookup
 from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.reading.rows import CacheError, Rows
 from pipeline.data.how import loads
@@ -36,7 +36,7 @@ def read(path: Path, table: Rows, preparation: Preparation, fingerprint: dict) -
     with pq.ParquetFile(path) as file:
         hows = [preparation.of(how) for how in loads((file.schema_arrow.metadata or {}).get(b"how"))]
         found = file.read(columns=["image", "set", "buckets"])
-    images, sets = shards.as_names(found["image"]), found["set"].to_numpy()
+    images, sets = lookup.as_names(found["image"]), found["set"].to_numpy()
     is_first = np.ones(len(sets), bool)
     is_first[1:] = (images[1:] != images[:-1]).any(axis=1) | (sets[1:] != sets[:-1])
     images, sets = images[is_first], sets[is_first]
@@ -55,9 +55,9 @@ def read(path: Path, table: Rows, preparation: Preparation, fingerprint: dict) -
         place[mine] = np.arange(len(mine))
         views = np.flatnonzero(how_of[samples] == number)
         for variant, (flip, crop) in enumerate(how.variants):
-            own = shards.as_names([how.row(image.tobytes(), flip, crop, fingerprint) for image in images[mine]])
+            own = lookup.as_names([how.row(image.tobytes(), flip, crop, fingerprint) for image in images[mine]])
             wanted = own[place[samples[views]]]
-            rows[start[views] + variant] = shards.locate_in_group(names, groups, wanted, buckets[views][:, ::-1])
+            rows[start[views] + variant] = lookup.locate_in_group(names, groups, wanted, buckets[views][:, ::-1])
     if absent := int((rows < 0).sum()):
         raise CacheError(
             f"{table.paths[0].parent} lacks {absent} of the {len(rows)} rows that the samples of {path} want; run "
