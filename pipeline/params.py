@@ -187,6 +187,7 @@ Sampler = Literal["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "dd
 
 class Train(Section):
     init_from: FileName
+    source: Literal["cache", "pictures"]
     seed: Seed
     steps: Count | None
     epochs: Count | None

@@ -1,9 +1,12 @@
-"""Encode every picture once with the VAE: outs/index/images.parquet, outs/convert/vae.ckpt → outs/latents."""
+"""Encode every picture once with the VAE: outs/index/images.parquet, outs/convert/vae.ckpt → outs/latents. With
+train.source pictures nothing is encoded: the out says so, and by it DVC knows which pictures training reads."""
+
+from dataclasses import replace
 
 from pipeline import hardware
-from pipeline.cache.building import engine, ranks
+from pipeline.cache.building import engine, pictures, ranks
 from pipeline.cache.building.latents import make_job
-from pipeline.cache.format import fingerprint
+from pipeline.cache.format import fingerprint, stand_in
 from pipeline.cache.format.preparation import Preparation
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
@@ -25,6 +28,11 @@ def main(params: Params) -> None:
         )
 
     made_with = describe()
+    source = open_source(params.data.images, image_column=params.data.image_column)
+    if params.train.source == "pictures":
+        found = pictures.open_pictures(IMAGES, source, made_with, replace(preparation, fresh=True))
+        print(f"cache_latents: {stand_in.write(OUT, 'latents', made_with, (found.names, found.bucket))}")
+        return
 
     def make_encoder():
         hardware.check(params, "cache_latents")
@@ -35,7 +43,6 @@ def main(params: Params) -> None:
         fingerprint.check(made_with, describe())
         return encode
 
-    source = open_source(params.data.images, image_column=params.data.image_column)
     job = make_job(IMAGES, source, made_with, preparation, make_encoder, p.batch_size, p.workers)
     with ranks.beside(params.device.workers) as others:
         report = engine.build(job, OUT, others)

@@ -1,11 +1,14 @@
 """Encode every caption once with both text encoders: outs/index/captions.parquet, clip_l.ckpt, clip_g.ckpt →
-outs/text."""
+outs/text. With train.source pictures nothing is encoded: the out says so, and by it DVC knows which captions training
+reads."""
+
+from pathlib import Path
 
 from pipeline import hardware
-from pipeline.cache.building import engine, previews, ranks
+from pipeline.cache.building import captions, engine, previews, ranks
 from pipeline.cache.building.text import count_long, make_job
 from pipeline.cache.building.tokens import Tokenizer, check_vocabulary
-from pipeline.cache.format import fingerprint
+from pipeline.cache.format import fingerprint, stand_in
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import run
@@ -26,6 +29,10 @@ def main(params: Params) -> None:
         )
 
     made_with = describe()
+    if params.train.source == "pictures":
+        names, _ = captions.distinct(Path(CAPTIONS), [""])
+        print(f"cache_text: {stand_in.write(OUT, 'text', made_with, (names,))}")
+        return
 
     def make_tokenizer():
         made = Tokenizer(tokenizer)

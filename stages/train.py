@@ -1,4 +1,5 @@
-"""Fine-tune the UNet on the caches; the VAE and the text encoders are not even loaded.
+"""Fine-tune the UNet on the caches, where the VAE and the text encoders are not even loaded; or with train.source pictures
+on the pictures and captions themselves, which both encode in every step.
 
 outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, those in between with train.save_interval and
 train.keep_best, and the curves in outs/train/live/. With train.adapter it is adapters that are trained, and the weights
@@ -12,7 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import hardware
+from pipeline.cache.building.tokens import check_vocabulary
+from pipeline.cache.format import fingerprint
 from pipeline.cache.format.preparation import Preparation
+from pipeline.cache.reading.live import Originals
+from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError, run
@@ -31,13 +36,16 @@ PATHS = Paths(
     clip_g=Path("outs/convert/clip_g.ckpt"),
     out=Path("outs/train"),
 )
+IMAGES, CAPTIONS = Path("outs/index/images.parquet"), Path("outs/index/captions.parquet")  # of train.source pictures
 SOURCES = Path("outs/convert") / provenance.SOURCES  # which an adapter's file names
 
 
 def main(params: Params) -> None:
-    hardware.check(params, "device", "train")
+    live = params.train.source == "pictures"
+    hardware.check(params, "device", "train", *(("cache_latents", "cache_text") if live else ()))
     paths = replace(PATHS, unet=_start(params))
-    data = open_data(paths, made_with(params), params.train, preparation(params))
+    originals = _originals(params) if live else None
+    data = open_data(paths, made_with(params), params.train, preparation(params), originals)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
     origin = None
@@ -90,6 +98,29 @@ def _start(params: Params) -> Path:
         config, diffusion = CONFIGS[params.model.config], params.diffusion
         check_start(start, config, diffusion.prediction, diffusion.zero_terminal_snr)
     return start
+
+
+def _originals(params: Params) -> Originals:
+    """The pictures and captions, with the fingerprints of what stands for them in outs/latents and outs/text."""
+    tokenizer, config = params.model.tokenizer, params.model.config
+    check_vocabulary(tokenizer, CONFIGS[config].clip_l.vocab_size, config)
+    latents, text, usual = params.cache_latents, params.cache_text, preparation(params)
+    return Originals(
+        IMAGES,
+        CAPTIONS,
+        open_source(params.data.images, image_column=params.data.image_column),
+        Path(tokenizer),
+        usual,
+        fingerprint.latents(
+            PATHS.vae, config=config, precision=latents.precision, batch_size=latents.batch_size,
+            preparation=usual.fingerprint,
+        ),
+        fingerprint.text(
+            PATHS.clip_l, PATHS.clip_g, tokenizer, config=config, precision=text.precision, batch_size=text.batch_size,
+            chunks=text.chunks,
+        ),
+        latents.workers,
+    )  # fmt: skip
 
 
 def preparation(params: Params) -> Preparation:

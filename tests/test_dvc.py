@@ -34,7 +34,7 @@ params = yaml.safe_load(Path("params.yaml").read_text())
 digest = hashlib.sha256(json.dumps([params["train"], params["diffusion"]]).encode())
 for dep in stage["deps"]:
     for file in sorted(Path(dep).rglob("*")) if Path(dep).is_dir() else [Path(dep)]:
-        if file.suffix in (".parquet", ".ckpt"):
+        if file.suffix in (".parquet", ".ckpt", ".json"):
             digest.update(file.read_bytes())
 for out in [o for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])]:
     out = Path(out if isinstance(out, str) else next(iter(out)))
@@ -163,6 +163,26 @@ def test_a_further_resolution(project):
     output = dvc(project, "exp", "run", "-S", "index.further_resolutions=[32]")
     assert stages_of(output) == ["index", "cache_latents", "train", "merge", "sample"]
     assert "14 latents in 1 shards: 7 encoded" in output
+
+
+def test_pictures_in_place_of_a_cache(project):
+    """Neither cache is made, and training runs again when a picture or a caption changes, and only then."""
+    live = ["exp", "run", "-S", "train.source=pictures"]
+    output = dvc(project, *live)
+    assert stages_of(output) == ["cache_latents", "cache_text", "train", "merge", "sample"]
+    assert "cache_latents: train.source is pictures: pictures are encoded while training, and none is cached" in output
+    for out in ("latents", "text"):
+        assert [path.name for path in (project / "outs" / out).iterdir()] == ["not-cached.json"]
+    edit(project / "data/images/metadata.jsonl", "picture 4", "a fourth picture")
+    assert ran(project, *live) == ["index", "cache_text", "train", "merge", "sample"]
+    (project / "data/images/4.png").rename(project / "data/images/renamed.png")
+    edit(project / "data/images/metadata.jsonl", "4.png", "renamed.png")
+    assert ran(project, *live) == ["index", "cache_latents"]
+    picture(project, 7)
+    (project / "data/images/7.png").rename(project / "data/images/renamed.png")
+    assert ran(project, *live) == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
+    output = dvc(project, "exp", "run", "-S", "train.source=cache")
+    assert "1 encoded" in output and stages_of(output) == ["cache_latents", "cache_text", "train", "merge", "sample"]
 
 
 def test_another_vae(project):

@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 def faults(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _groups(params.train, CONFIGS[params.model.config])
     yield from _train(params.train, peak_rate(params))
+    if params.train.source == "pictures":
+        yield from _pictures(params)
+
+
+def _pictures(params: "Params") -> Iterator[tuple[str, str]]:
+    if params.device.sink_size:
+        yield (
+            "device.sink_size",
+            f"above 0 needs train.source cache: the encoders run between the steps; found {params.device.sink_size}",
+        )
+    if params.cache_latents.crops > 1:
+        yield (
+            "cache_latents.crops",
+            "must be 1 with train.source pictures: each epoch has a crop of its own; found "
+            f"{params.cache_latents.crops}",
+        )
 
 
 def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:

@@ -89,7 +89,7 @@ def read(revisions: list[Revision], pairs: int) -> list[Run]:
     for revision in revisions:
         run = _read(revision)
         same = [other.latents for other in runs if other.made("cache_latents") == run.made("cache_latents")]
-        runs.append(replace(run, latents=same[0] if same else _latents(revision, pairs)))
+        runs.append(replace(run, latents=same[0] if same else _latents(revision, run.params, pairs)))
     return runs
 
 
@@ -129,7 +129,7 @@ def _part(make: Callable[[], T | None], absent: str) -> Part[T]:
     return Part(value) if value is not None else Part(None, absent)
 
 
-def _latents(revision: Revision, count: int) -> Part[list[latents.Pair]]:
+def _latents(revision: Revision, values: dict[str, object], count: int) -> Part[list[latents.Pair]]:
     if not count:
         return Part(None, "Left out with --latents 0")
 
@@ -137,7 +137,10 @@ def _latents(revision: Revision, count: int) -> Part[list[latents.Pair]]:
         with revision.file(settings.FILE) as path:
             return latents.read(revision, params.load(path), count)
 
-    return _part(make, "No latents are cached yet: dvc repro cache_latents")
+    absent = "No latents are cached yet: dvc repro cache_latents"
+    if values.get("train.source") == "pictures":
+        absent = "train.source is pictures, so none are cached"
+    return _part(make, absent)
 
 
 def _data(revision: Revision) -> data.Data | None:

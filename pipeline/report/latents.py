@@ -31,7 +31,7 @@ class Pair:
 def read(revision: Revision, params: Params, count: int) -> list[Pair] | None:
     """`count` rows spread evenly over the cache; None before there is one. Raises StageError, ValueError, OSError."""
     needed = (f"{data.INDEX}/images.parquet", f"{data.INDEX}/captions.parquet", VAE)
-    if not revision.names(LATENTS) or not all(map(revision.exists, needed)):
+    if not any(name.endswith(".parquet") for name in revision.names(LATENTS)) or not all(map(revision.exists, needed)):
         return None
     with revision.folder(LATENTS) as latents, revision.file(needed[0]) as images, revision.file(VAE) as vae:
         source = open_source(params.data.images, image_column=params.data.image_column)

@@ -13,13 +13,17 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from pipeline import params
+from pipeline.cache.reading.live import LiveReader
+from pipeline.cache.reading.reader import Reader
 from pipeline.diffusion import loss, schedule
 from pipeline.models import forms
 from pipeline.models.adapters import attach
 from pipeline.models.config import CONFIGS, SDXLConfig
+from pipeline.models.encode import text_encoder, vae_encoder
 from pipeline.models.load import set_weights
 from pipeline.models.unet import UNet, recompute_blocks
 from pipeline.training import drive, groups, launch
+from pipeline.training.data import Paths
 from pipeline.training.key import code_digest
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
@@ -74,6 +78,13 @@ def trained(
     chosen, rule = settings(device, diffusion, train), optimizer(cell, device, train)
     update = Update(rule, average_of(rule.parameters) if train.ema else None, chosen)
     return Trained(cell, update, chosen, slots(rule, update, device.rank, device.world_size))
+
+
+def start_encoders(reader: Reader, config: SDXLConfig, paths: Paths, device: Device) -> None:
+    """Give a reader of originals the encoders, as the cache stages have them. Raises StageError."""
+    if isinstance(reader, LiveReader):
+        reader.encode_pixels = vae_encoder(config, paths.vae, device, reader.precisions["latents"])
+        reader.encode_ids = text_encoder(config, paths.clip_l, paths.clip_g, device, reader.precisions["text"])
 
 
 def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path) -> UNet:

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline import params
 from pipeline.cache.building import previews
 from pipeline.cache.format.preparation import Preparation
+from pipeline.cache.reading.live import LiveReader, Originals
 from pipeline.cache.reading.reader import CacheError, Reader
 from pipeline.contradictions.train import warm_up_fault
 from pipeline.stage import StageError
@@ -40,28 +41,22 @@ class Data:
 
 
 def open_data(
-    paths: Paths, made_with: dict[str, dict], train: params.Train, preparation: Preparation | None = None
+    paths: Paths,
+    made_with: dict[str, dict],
+    train: params.Train,
+    preparation: Preparation | None = None,
+    originals: Originals | None = None,
 ) -> Data:
-    """Open the caches and hold out a share of their pictures. made_with: "latents" and "text" -> the settings that the
-    rows must have been made with; preparation: that of params.yaml. Where the encoders' checkpoints are on this computer, the rows must be theirs.
+    """Open the caches, or the `originals` with train.source pictures, and hold out a share of the pictures. made_with:
+    "latents" and "text" -> the settings that the rows must have been made with; preparation: that of params.yaml. Where
+    the encoders' checkpoints are on this computer, the rows must be theirs.
 
     Raises StageError."""
-    encoders = {name: getattr(paths, name) for name in ("vae", "clip_l", "clip_g")}
-    absent = [str(path) for path in encoders.values() if not path.exists()]
-    if absent:
-        log.info("not compared with the caches, as they are not here: %s", ", ".join(absent))
-    present = {name: path for name, path in encoders.items() if path.exists()}
     try:
-        texts = previews.texts(train.previews)
-        reader = Reader(
-            paths.latents,
-            paths.text,
-            paths.samples,
-            **present,
-            made_with=made_with,
-            texts=texts,
-            preparation=preparation,
-        )
+        if train.source == "pictures":
+            reader = LiveReader(paths.latents, paths.text, paths.samples, originals, train.batch_size)
+        else:
+            reader = _open_caches(paths, made_with, train, preparation)
     except CacheError as error:
         raise StageError(str(error)) from error
     subset, held_out = split(reader.names, train.validation_share)
@@ -83,6 +78,26 @@ def open_data(
             "the data set; wanted 1 at least"
         )
     return Data(reader, subset, held_out)
+
+
+def _open_caches(
+    paths: Paths, made_with: dict[str, dict], train: params.Train, preparation: Preparation | None
+) -> Reader:
+    encoders = {name: getattr(paths, name) for name in ("vae", "clip_l", "clip_g")}
+    absent = [str(path) for path in encoders.values() if not path.exists()]
+    if absent:
+        log.info("not compared with the caches, as they are not here: %s", ", ".join(absent))
+    present = {name: path for name, path in encoders.items() if path.exists()}
+    texts = previews.texts(train.previews)
+    return Reader(
+        paths.latents,
+        paths.text,
+        paths.samples,
+        **present,
+        made_with=made_with,
+        texts=texts,
+        preparation=preparation,
+    )
 
 
 def split(names: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

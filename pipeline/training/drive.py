@@ -146,7 +146,8 @@ def results(
 
 def _one_by_one(graphs: Graphs, steps: feed.Steps, rates: Rates) -> Iterator[Launch]:
     asked = time.perf_counter()
-    for step in feed.ahead(steps):
+    for finish in feed.ahead(map(steps.begin, range(len(steps)))):
+        step = finish()
         waited = time.perf_counter() - asked
         rate, decay = rates(step.number)
         outcome = graphs.take(step.micro_batches, rate, decay)

@@ -1,4 +1,5 @@
-"""From the cache to the inputs of a step, on the host and ahead of the device.
+"""From the cache to the inputs of a step, on the host and ahead of the device; or from the pictures, which are prepared
+ahead and encoded in the loop.
 
 Every random number is a function of (seed, step, number of the sample in the plan), so a resumed run and any number of
 ranks feed the same samples with the same noise."""
@@ -6,7 +7,7 @@ ranks feed the same samples with the same noise."""
 import functools
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,12 @@ from pipeline.cache.reading import plan
 from pipeline.cache.reading.reader import Batch, Reader
 from pipeline.diffusion import conditioning, draws, loss, noise, schedule, timesteps
 from pipeline.stage import StageError
+
+
+_ADVICE = {  # whether the loop encodes ->
+    False: "`python -m pipeline.cache verify` checks the caches",
+    True: "the picture or the encoders' weights are broken, or their precision is too low",
+}
 
 
 @dataclass(frozen=True)
@@ -88,17 +95,25 @@ def micro_batch(
     step: int,
     real: int,
     global_batch: int,
-) -> Inputs:
-    """The inputs for `samples` (b,), of which -1 reads sample `filler` at weight 0; `real` of `global_batch` are not
-    padding.
+) -> Callable[[], Inputs]:
+    """-> function that gives the inputs for `samples` (b,), of which -1 reads sample `filler` at weight 0; `real` of
+    `global_batch` are not padding. What is read is begun here.
 
-    Raises StageError when a cached value is not finite, with the step and the sample."""
+    That raises StageError when an encoded value is not finite, with the step and the sample."""
     seed, o = objective.seed, objective
     filled = np.where(samples >= 0, samples, filler)
     of_set = reader.caption_dropout[filled % reader.n]
     dropout = np.where(of_set < 0, o.caption_dropout, of_set.astype(np.float64))
     dropped = draws.uniform(seed, draws.DROPOUT, step, samples) < dropout
-    batch = reader.read(filled, epoch, seed, dropped if o.caption_dropout_with == "empty" else None)
+    read = reader.begin(filled, epoch, seed, dropped if o.caption_dropout_with == "empty" else None)
+    return functools.partial(_inputs, reader, objective, samples, filled, dropped, read, step, real, global_batch)
+
+
+def _inputs(
+    reader: Reader, objective: Objective, samples: np.ndarray, filled: np.ndarray, dropped: np.ndarray,
+    read: Callable[[], Batch], step: int, real: int, global_batch: int,
+) -> Inputs:  # fmt: skip
+    seed, o, batch = objective.seed, objective, read()
     shape = (4, *batch.latents.shape[2:])
     posterior = draws.normal(seed, draws.POSTERIOR, step, samples, shape) if batch.latents.shape[1] == 8 else None
     x_0 = latents(batch, posterior, o.scaling_factor, o.shift_factor)
@@ -118,8 +133,9 @@ def micro_batch(
             np.isfinite(x_0[index]).all() and np.isfinite(context[index]).all() and np.isfinite(pooled[index]).all()
         ):
             raise StageError(
-                f"step {step}: the cached latents or text of sample {reader.names[sample % reader.n].tobytes().hex()} "
-                f"(number {sample % reader.n}) are not finite; `python -m pipeline.cache verify` checks the caches"
+                f"step {step}: the {'encoded' if reader.encodes else 'cached'} latents or text of sample "
+                f"{reader.names[sample % reader.n].tobytes().hex()} (number {sample % reader.n}) are not finite; "
+                f"{_ADVICE[reader.encodes]}"
             )
     mixture = schedule.mixture(o.prediction, t, o.alphas)
     weights = o.weights[t.astype(np.int32)] * reader.loss_weights[filled % reader.n]
@@ -168,22 +184,28 @@ class Steps:
         return self._plan(epoch)[number - self.epochs.start(epoch)]
 
     def __getitem__(self, index: int) -> Step:
+        return self.begin(index)()
+
+    def begin(self, index: int) -> Callable[[], Step]:
+        """-> function that gives the step: where the reader encodes, it is for the loop to call."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = self.first + index
         epoch, row = self.epochs.of(number), self.samples(number)
         real = row[row >= 0]
         parts = np.split(np.split(row, self.ranks)[self.rank], self.accumulation)
-        return Step(
-            number,
-            row,
-            [
-                micro_batch(
-                    self.reader, self.objective, part, int(real[0]), epoch, number, len(real), self.global_batch
-                )
-                for part in parts
-            ],
-        )
+        begun = [
+            micro_batch(self.reader, self.objective, part, int(real[0]), epoch, number, len(real), self.global_batch)
+            for part in parts
+        ]
+
+        def finish() -> Step:
+            return Step(number, row, [one() for one in begun])
+
+        if self.reader.encodes:
+            return finish
+        step = finish()
+        return lambda: step
 
 
 def ahead(source: Iterable, depth: int = 2) -> Iterator:

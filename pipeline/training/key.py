@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import params
-from pipeline.cache.format import shards
+from pipeline.cache.format import shards, stand_in
 from pipeline.cache.format.fingerprint import file_hash
 from pipeline.cache.format.table import read_table
 from pipeline.stage import PROJECT
@@ -71,17 +71,33 @@ def training(
         "diffusion": diffusion.model_dump(),
         "train": train.model_dump(exclude=left_out) | {"global_batch": global_batch},
         "device": device,
-        "versions": {"mindspore": metadata.version("mindspore"), "numpy": np.__version__},
-        "code": code_digest(),
+        **_prepared_with(train.source),
         "inputs": {
             "unet": file_hash(paths.unet),
-            "latents": cache_digest(paths.latents, shards.LATENTS),
-            "text": cache_digest(paths.text, shards.TEXT),
+            **_encoded(paths, train.source),
             "samples": file_hash(paths.samples),
         },
     } | ({"origin": origin} if origin else {})
     split = train.model_dump(include=_SPLIT_KEYS) | {"ranks": ranks}
     return Training(description, split, Reach(shared if shared else end, end))
+
+
+def _prepared_with(source: str) -> dict:
+    versions, live = {"mindspore": metadata.version("mindspore"), "numpy": np.__version__}, source == "pictures"
+    return {
+        "versions": versions | ({"pillow": metadata.version("pillow")} if live else {}),
+        "code": code_digest(*(["data"] if live else [])),
+    }
+
+
+def _encoded(paths: Paths, source: str) -> dict:
+    """What stands for all latents and texts."""
+    if source == "pictures":
+        return {name: stand_in.read(getattr(paths, name), name) for name in ("latents", "text")}
+    return {
+        "latents": cache_digest(paths.latents, shards.LATENTS),
+        "text": cache_digest(paths.text, shards.TEXT),
+    }
 
 
 def facts(training: Training, steps: int, best_step: int | None, names: np.ndarray, pictures: int) -> dict:
@@ -108,9 +124,10 @@ def cache_digest(folder: Path, kind: shards.Kind) -> str:
     return digest.hexdigest()
 
 
-def code_digest() -> str:
+def code_digest(*further: str) -> str:
+    """Of CODE and `further` parts of pipeline/."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in CODE:
+    for name in (*CODE, *further):
         path = PROJECT / "pipeline" / name
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             digest.update(file.relative_to(PROJECT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

@@ -49,7 +49,7 @@ def held_out(reader: Reader, samples: np.ndarray) -> tuple[list[Picture], draw.T
     """As `previews`, of the captions of up to COUNT of the `samples`, all of the bucket of the first."""
     chosen = samples[(reader.buckets[samples] == reader.buckets[samples[0]]).all(1)][:COUNT]
     width, height = (int(side) for side in reader.buckets[chosen[0]])
-    batch = reader.read(chosen, epoch=0, seed=0)
+    batch = reader.still(chosen)
     text = _in_float32((batch.context, batch.pooled))
     found = [Picture("", None, width, height, STEPS, GUIDANCE, SEED, number) for number in range(len(chosen))]
     return found, text, tuple(map(np.zeros_like, text))

@@ -89,6 +89,8 @@ def _fine_tune(
     if device.rank == 0:
         curves = Log(live, end, now.step, facts.get("pending"), device.memory, train.tensorboard)
 
+    build.start_encoders(data.reader, config, paths, device)
+
     # What a step, a validation and a picture are; their graphs are compiled when they are first met
     compiler = _compiler(model, data, device, train, trained.settings)
     graphs = drive.Graphs(trained.unet, trained.update, trained.settings, compiler, device.sink_size > 0)

@@ -154,7 +154,7 @@ def losses(
     for samples in mine:
         real = samples >= 0
         filled = np.where(real, samples, samples[0])
-        batch = reader.read(filled, epoch=0, seed=0)
+        batch = reader.still(filled)
         x_0 = latents(batch, None, grid.scaling_factor, grid.shift_factor)
         context = batch.context.astype(np.float32)
         vector = conditioning.vector(batch.pooled, batch.time_ids)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cache.building import engine, latents
+from pipeline.cache.building.pictures import as_input, as_pixels, reduce_moments
 from pipeline.cache.format import shards
 from pipeline.cache.format.names import latent_row
 from pipeline.cache.format.preparation import Preparation
@@ -160,8 +161,8 @@ def test_mean_and_sample_are_four_channels_of_the_posterior(pictures):
         draws.append((values(sample[row]).astype(float) - values(mean[row])) / 0.5)  # the standard deviation is 0.5
     draws = np.stack(draws)
     assert abs(draws.mean()) < 4 / np.sqrt(draws.size) and abs(draws.std() - 1) < 4 / np.sqrt(2 * draws.size)
-    again = latents.reduce_moments(encode(np.zeros((1, 3, 48, 64)))[0], "sample", b"0" * 16)
-    assert np.array_equal(again, latents.reduce_moments(encode(np.zeros((1, 3, 48, 64)))[0], "sample", b"0" * 16))
+    again = reduce_moments(encode(np.zeros((1, 3, 48, 64)))[0], "sample", b"0" * 16)
+    assert np.array_equal(again, reduce_moments(encode(np.zeros((1, 3, 48, 64)))[0], "sample", b"0" * 16))
 
 
 def test_a_picture_edited_after_the_index_is_an_error_that_names_it(pictures):
@@ -187,5 +188,5 @@ def test_a_latent_that_cannot_be_stored_names_the_picture(pictures, value, reaso
 
 def test_pixels_survive_the_way_to_the_encoder_and_back():
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    assert np.array_equal(latents.as_pixels(latents.as_input(pixels)), pixels)
-    assert (latents.as_input(pixels).min(), latents.as_input(pixels).max()) == (-1, 1)
+    assert np.array_equal(as_pixels(as_input(pixels)), pixels)
+    assert (as_input(pixels).min(), as_input(pixels).max()) == (-1, 1)

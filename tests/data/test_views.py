@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.cache.building import engine, latents
+from pipeline.cache.building.pictures import as_input
 from pipeline.cache.format import shards
 from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.reading.plan import Epochs, epoch_plan
@@ -65,7 +66,7 @@ def folder(tmp_path: Path, sets: list[dict], files: dict | None = None) -> Path:
 def latent(data: bytes, bucket, crop="center", flip=False, background=(255, 255, 255), generator=None) -> np.ndarray:
     prepared = geometry.prepare(data, bucket, crop, "area", background, generator)
     prepared = geometry.mirror(prepared) if flip else prepared
-    return vae(latents.as_input(prepared.pixels)[None])[0].astype(np.float16)
+    return vae(as_input(prepared.pixels)[None])[0].astype(np.float16)
 
 
 def drawn(reader: Reader, view: int, epochs: int = 30) -> set[bytes]:

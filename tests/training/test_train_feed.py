@@ -184,7 +184,7 @@ def test_what_is_not_finite_is_named(tmp_path):
     root = write_workspace(tmp_path, count=3, rows=broken) / "outs"
     with Reader(root / "latents", root / "text", root / "index/samples.parquet") as bad:
         with pytest.raises(StageError, match=rf"step 0: .*{bad.names[0].tobytes().hex()} \(number 0\).*not finite"):
-            feed.micro_batch(bad, objective(), np.array([0]), 0, 0, 0, 1, 1)
+            feed.micro_batch(bad, objective(), np.array([0]), 0, 0, 0, 1, 1)()
 
 
 def test_reading_ahead_gives_all_items_in_order_and_raises_what_they_raise():

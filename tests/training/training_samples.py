@@ -2,7 +2,7 @@
 
 Run as a script in the workspace it is the train stage on that UNet: `python -m tests.training.training_samples [key=value ...]`,
 with params.yaml's settings replaced by the given ones, by `1:key=value` on rank 1 only. With `stub` as first argument
-the UNet is tests/models/stub_unet.py, and with `kill=step:4` the process kills itself after the update of step 4 (from 0),
+the UNet is tests/models/stub_unet.py and the encoders are those of live_samples.py, and with `kill=step:4` the process kills itself after the update of step 4 (from 0),
 with `kill=save:1` while it writes its second state, with `kill=outs` after it has written its outs and before it clears
 its state."""
 
@@ -55,6 +55,7 @@ SETTINGS = {
     "diffusion.scaling_factor": None,
     "diffusion.shift_factor": 0.0,
     "train.init_from": "outs/convert/unet.ckpt",
+    "train.source": "cache",
     "train.seed": 0,
     "train.steps": 6,
     "train.epochs": None,
@@ -248,8 +249,11 @@ def main() -> None:
         arguments.pop(0)
         import pipeline.training.build
         from tests.models.stub_unet import StubUNet
+        from tests.training.live_samples import encode_ids, encode_pixels
 
         pipeline.training.build.UNet = StubUNet
+        pipeline.training.build.vae_encoder = lambda *_: encode_pixels
+        pipeline.training.build.text_encoder = lambda *_: encode_ids
     if arguments[:1] and arguments[0].startswith("kill="):
         _kill_at(*arguments.pop(0).removeprefix("kill=").partition(":")[::2])
     pairs = [pair.split("=", 1) for pair in arguments]

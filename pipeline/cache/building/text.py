@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from pipeline.cache.building import captions as captions_of
 from pipeline.cache.building import tokens
 from pipeline.cache.building.engine import Job, as_float16, not_finite
 from pipeline.cache.building.shelf import Wanted
-from pipeline.cache.format import lookup, shards
-from pipeline.cache.format.names import text_row
+from pipeline.cache.format import shards
 from pipeline.stage import StageError
 
 _ADVICE = "the text encoders' weights are broken, or the precision is too low for them"
@@ -29,31 +28,17 @@ def make_job(
 
     make_encoder() gives a function of ids (b, 77) int32 for CLIP-L and for bigG to hidden states (b, 77, width) float32
     and pooled (b, pooled_width) float32."""
-    names, texts = _distinct(Path(captions), ["", *further])
+    names, texts = captions_of.distinct(Path(captions), ["", *further])
     wanted = Wanted(shards.TEXT, fingerprint, names, np.zeros((len(names), 2), np.int32))
     tokenizer: list[tokens.Tokenizer] = []  # made by the first caption that is encoded
 
     def prepare(index: int) -> tuple[np.ndarray, dict]:
         if not tokenizer:
             tokenizer.append(make_tokenizer())
-        text, text_2 = texts(index)
-        ids = tokenizer[0](text)
-        ids_2 = ids if text_2 is None else tokenizer[0](text_2)
-        begin, end = tokenizer[0].begin, tokenizer[0].end
-        both = np.stack(
-            [tokens.chunk(ids, chunks, begin, end, pad=end), tokens.chunk(ids_2, chunks, begin, end, pad=0)]
-        )
-        return both, {"caption_tokens": max(tokens.length(ids), tokens.length(ids_2))}
+        return captions_of.tokenized(tokenizer[0], *texts(index), chunks)
 
     def encoder() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        encode = make_encoder()
-
-        def run(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            """ids (b, 2, chunks, 77) -> hidden (b, chunks, 77, width), pooled (b, pooled_width) of the first chunk"""
-            parts = [encode(ids[:, 0, number], ids[:, 1, number]) for number in range(chunks)]
-            return np.stack([hidden for hidden, _ in parts], axis=1), parts[0][1]
-
-        return run
+        return captions_of.chunk_encoder(make_encoder())
 
     def finish(index: int, outputs: tuple[np.ndarray, ...]) -> dict:
         hidden, pooled = outputs
@@ -82,20 +67,3 @@ def count_long(folder: str | Path, chunks: int) -> tuple[int, int, int]:
         over += int((lengths > tokens.LENGTH).sum())
         total += len(lengths)
     return cut, over, total
-
-
-def _distinct(path: Path, further: list[str]) -> tuple[np.ndarray, Callable[[int], tuple[str, str | None]]]:
-    """The names of all captions and of `further` texts, sorted, and a function from their index to their texts."""
-    table = pq.read_table(path, columns=["caption", "text", "text_2"])
-    names = np.concatenate([lookup.as_names(table["caption"]), lookup.as_names([text_row(text) for text in further])])
-    order = lookup.sort_order(names)
-    ordered = names[order]
-    first = order[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))]
-
-    def texts(index: int) -> tuple[str, str | None]:
-        position = int(first[index])
-        if position >= table.num_rows:
-            return further[position - table.num_rows], None
-        return table["text"][position].as_py(), table["text_2"][position].as_py()
-
-    return names[first], texts

@@ -17,6 +17,7 @@ class Preparation:
     flip: bool
     interpolation: str
     background: tuple[int, int, int]
+    fresh: bool = False  # crops are drawn anew each time that a picture is read: one row stands for all of them
 
     @property
     def fingerprint(self) -> dict:
@@ -32,7 +33,7 @@ class Preparation:
     @property
     def variants(self) -> list[tuple[bool, int]]:
         """(mirrored, number of the crop) of the rows that a picture has."""
-        crops = self.crops if self.crop == "random" else 1
+        crops = self.crops if self.crop == "random" and not self.fresh else 1
         return [(flip, crop) for flip in ((False, True) if self.flip else (False,)) for crop in range(crops)]
 
     def of(self, how: How) -> "Preparation":

@@ -7,13 +7,22 @@ import numpy as np
 
 # Each purpose has a key of its own. They are far from the purposes of pipeline/diffusion/draws.py, whose seed is the
 # same.
-SAMPLES, BATCHES, ROW, CAPTION, REPEATS, CHANCE, VIEW = range(1001, 1008)
+SAMPLES, BATCHES, ROW, CAPTION, REPEATS, CHANCE, VIEW, CROP = range(1001, 1009)
 
 
 def raw(seed: int, purpose: int, epoch: int, sample: int = 0, count: int = 1) -> np.ndarray:
     """(count,) uint64, uniform over all values."""
+    return _stream(seed, purpose, epoch, sample).random_raw(count)
+
+
+def generator(seed: int, purpose: int, epoch: int, sample: int) -> np.random.Generator:
+    """For code that wants NumPy's distributions."""
+    return np.random.Generator(_stream(seed, purpose, epoch, sample))
+
+
+def _stream(seed: int, purpose: int, epoch: int, sample: int) -> np.random.Philox:
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, purpose], np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, 0, epoch, sample], np.uint64)).random_raw(count)
+    return np.random.Philox(key=key, counter=np.array([0, 0, epoch, sample], np.uint64))
 
 
 def permutation(seed: int, purpose: int, epoch: int, count: int) -> np.ndarray:

@@ -57,6 +57,8 @@ class Reader:
     train.caption_dropout. class_images: (n,) bool. masked: bool, whether any row has a mask.
     """
 
+    encodes = False  # whether a batch is encoded when it is read, which is the loop's to do
+
     def __init__(
         self,
         latents: str | Path,
@@ -81,20 +83,24 @@ class Reader:
             self._open_text(Path(text), Origin({"clip_l": clip_l, "clip_g": clip_g}, made_with.get("text", {})))
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
-        self.buckets = None
-        names = self._group_rows() if not with_views else _pictures(Path(samples))
         self._find_texts(texts)
-        self._group_captions(Path(samples), names)
+        self._join(Path(samples), preparation, with_views)
+        self._files: OrderedDict[tuple[str, int], int] = OrderedDict()  # the most recently used last
+        self._thread = ThreadPoolExecutor(1, "cache-reader")
+        self._buffers = Buffers()
+
+    def _join(self, samples: Path, preparation: Preparation | None, with_views: bool) -> None:
+        """Number the samples, whose latents and captions are known by their names."""
+        self.buckets = None
+        names = self._group_rows() if not with_views else _pictures(samples)
+        self._group_captions(samples, names)
         self.samples = None
         if with_views:
-            self._open_views(Path(samples), preparation)
+            self._open_views(samples, preparation)
         self.names = np.empty((self.n, 16), np.uint8)
         for half, place in zip(names, (slice(0, 8), slice(8, 16)), strict=True):
             half = half if self._picture is None else half[self._picture]
             self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
-        self._files: OrderedDict[tuple[str, int], int] = OrderedDict()  # the most recently used last
-        self._thread = ThreadPoolExecutor(1, "cache-reader")
-        self._buffers = Buffers()
 
     def _open_latents(self, folder: Path, origin: Origin, with_views: bool) -> None:
         columns = ("target_width", "target_height", *_PLACE)
@@ -229,11 +235,42 @@ class Reader:
         }
         self.repeats, self.loss_weights, self.caption_dropout, self.class_images = per_sample.values()
 
+    def begin(
+        self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None = None
+    ) -> Callable[[], Batch]:
+        """-> function that gives what `read` does. What can be done beforehand, and in a thread, is done here."""
+        batch = self.read(samples, epoch, seed, drop_caption)
+        return lambda: batch
+
     def read(self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None = None) -> Batch:
         """The rows of one batch. samples: (b,) int64 numbers as plan.epoch_plan gives them, all of one bucket; -1 is
         padding and repeats the first real one.
         drop_caption: (b,) bool, where True the empty caption stands in. Raises CacheError for a damaged row."""
         self._close_oldest()
+        samples, _, rows, captions, (width, height) = self._choose(samples, epoch, seed, drop_caption)
+        shape = self._shapes[width, height]
+        masks = self._buffers.take((len(rows), *shape[1:]), np.uint8) if self.masked else None
+        (latents,), fill_latents = self._reading(self._latents, rows, [(shape, np.float16)], masks)
+        beside = self._thread.submit(fill_latents)
+        try:
+            (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
+            fill_text()
+            places = [self._latents.columns[name][rows] for name in _PLACE]
+            targets = (np.full(len(rows), side, np.int32) for side in (height, width))
+            time_ids = np.stack([*places, *targets], axis=1)
+        finally:
+            beside.result()
+        return Batch(latents, context, pooled, time_ids, samples, masks)
+
+    def still(self, samples: np.ndarray) -> Batch:
+        """As `read`, the same each time: for validation and previews."""
+        return self.read(samples, epoch=0, seed=0)
+
+    def _choose(
+        self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+        """What is drawn for a batch: its samples (b,), the same with padding filled, rows of the latents and of the text
+        (b,), and the bucket's width and height. Arguments as for `read`."""
         samples = np.asarray(samples, np.int64)
         real = samples[samples >= 0]
         if not len(real):
@@ -260,18 +297,7 @@ class Reader:
         captions = self._caption[first + chosen]
         if drop_caption is not None:
             captions = np.where(drop_caption, self._empty, captions)
-        shape = self._shapes[tuple(buckets[0].tolist())]
-        masks = self._buffers.take((len(rows), *shape[1:]), np.uint8) if self.masked else None
-        (latents,), fill_latents = self._reading(self._latents, rows, [(shape, np.float16)], masks)
-        beside = self._thread.submit(fill_latents)
-        try:
-            (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
-            fill_text()
-            places = (self._latents.columns[name][rows] for name in _PLACE)
-            time_ids = np.stack([*places, buckets[:, 1], buckets[:, 0]], axis=1)
-        finally:
-            beside.result()
-        return Batch(latents, context, pooled, time_ids, samples, masks)
+        return samples, filled, rows, captions, tuple(buckets[0].tolist())
 
     def read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Context (b, tokens, context_dim) float16 and pooled (b, pooled_dim) float32 of texts that were given when the

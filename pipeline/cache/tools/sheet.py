@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.cache.building.latents import as_pixels
-from pipeline.cache.format import shards
+from pipeline.cache.building.pictures import as_pixels
+from pipeline.cache.format import shards, stand_in
 from pipeline.data import geometry
 from pipeline.data.sources import Source
 from pipeline.stage import StageError
@@ -66,6 +66,8 @@ def pairs(
 
 def _spread(latents: Path, count: int) -> list[tuple[dict, dict]]:
     paths = sorted(latents.glob("*.parquet"))
+    if stand_in.is_in(latents):
+        raise StageError(f"{latents} holds no shards: train.source is pictures, and none are cached")
     if not paths:
         raise StageError(f"{latents} holds no shards; run `dvc repro cache_latents`")
     opened = [shards.open_shard(path, shards.LATENTS) for path in paths]

@@ -1,0 +1,177 @@
+"""Training on pictures as they are read gives what training on the cache gives, and crops of its own at each epoch."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cache.reading.live import LiveReader
+from pipeline.cache.reading.plan import epoch_plan
+from pipeline.models import config
+from pipeline.training import build, data, key, run
+from stages import train as stage
+from tests.models.stub_unet import StubUNet
+from tests.training.live_samples import encode_ids, encode_pixels, run_stages, stub_encoders, write_originals
+from tests.training.training_samples import CONFIG, params
+
+LIVE = {"train.source": "pictures"}
+SETS = [
+    {"name": "mirrored", "folder": "a", "flip": True, "repeats": 2, "background": [0, 0, 0]},
+    {"name": "large", "folder": "b", "resolution": [64, 96], "caption_dropout": 0.5},
+]
+# What else is set for both.
+PREPARATIONS = {
+    "plain": {"train.previews": ["a green star", "a red circle 3"]},
+    "mirrored": {"cache_latents.flip": True},
+    "one draw": {"cache_latents.store": "sample"},
+    "mean, long captions": {"cache_latents.store": "mean", "cache_text.chunks": 2},
+    "sets": {},
+    "resolutions": {"index.further_resolutions": [96], "index.neighbors": 1},
+}
+
+
+@contextlib.contextmanager
+def patched(store: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_STORE", str(store))
+        patch.setitem(config.CONFIGS, "tiny", CONFIG)
+        stub_encoders(patch)
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def _stubbed(tmp_path):
+    with patched(tmp_path / "store"):
+        yield
+
+
+def open_reader(root: Path, **changes):
+    """As the stage does it; with the encoders."""
+    p = params(**changes)
+    with contextlib.chdir(root):
+        originals = stage._originals(p) if p.train.source == "pictures" else None
+        opened = data.open_data(stage.PATHS, stage.made_with(p), p.train, stage.preparation(p), originals)
+    opened.reader.encode_pixels, opened.reader.encode_ids = encode_pixels, encode_ids
+    return opened
+
+
+def both(root: Path, **changes):
+    """The outs of the stages with a cache, and without; data are opened before they are replaced."""
+    run_stages(root, **changes)
+    cached = open_reader(root, **changes)
+    shutil.move(root / "outs/latents", root / "outs/cached")
+    shutil.move(root / "outs/text", root / "outs/cached-text")
+    for rows, old in ((cached.reader._latents, "cached"), (cached.reader._text, "cached-text")):
+        rows.paths = [root / "outs" / old / path.name for path in rows.paths]
+    run_stages(root, **changes | LIVE)
+    return cached, open_reader(root, **changes | LIVE)
+
+
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_batches_are_those_of_the_cache(tmp_path, name, monkeypatch):
+    write_originals(tmp_path, sets=SETS if name == "sets" else None)
+    cached, live = both(tmp_path, **PREPARATIONS[name])
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(live.reader, LiveReader)
+    for part in ("names", "buckets", "repeats", "loss_weights", "caption_dropout", "class_images", "samples"):
+        np.testing.assert_array_equal(getattr(cached.reader, part), getattr(live.reader, part))
+    np.testing.assert_array_equal(cached.subset, live.subset)
+    np.testing.assert_array_equal(cached.held_out, live.held_out)
+    assert cached.reader.masked and live.reader.masked
+    seen = set()
+    for epoch in range(3):
+        reader = live.reader
+        plan = epoch_plan(reader.buckets, reader.repeats, live.subset, 5, epoch, 4, reader.samples)
+        for samples in plan:
+            dropped = samples % 3 == 0
+            wanted, found = (one.reader.read(samples, epoch, 5, dropped) for one in (cached, live))
+            same(wanted, found)
+            seen.add(found.latents.tobytes())
+    for name, texts in PREPARATIONS[name].items():
+        if name == "train.previews":
+            for wanted, found in zip(*(one.reader.read_texts(texts) for one in (cached, live)), strict=True):
+                np.testing.assert_allclose(found, wanted.astype(np.float32), rtol=1e-3, atol=1e-4)
+    assert len(seen) > len(plan)  # flips, views or the order differ between epochs
+
+
+def same(wanted, found):
+    np.testing.assert_array_equal(found.time_ids, wanted.time_ids)
+    np.testing.assert_array_equal(found.images, wanted.images)
+    np.testing.assert_array_equal(found.masks, wanted.masks)
+    for name in ("latents", "context", "pooled"):
+        values, cached = getattr(found, name), getattr(wanted, name).astype(np.float32)
+        assert values.dtype == np.float32 and values.shape == cached.shape
+        np.testing.assert_allclose(values, cached, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def random_crops(tmp_path_factory):
+    root = write_originals(tmp_path_factory.mktemp("random"), count=8, sizes=((100, 64), (64, 96)))
+    with patched(root / "store"):
+        run_stages(root, **RANDOM)
+    return root
+
+
+RANDOM = LIVE | {"cache_latents.crop": "random", "cache_latents.flip": True, "index.buckets": False,
+                 "train.validation_share": 0.3}  # fmt: skip
+
+
+def test_each_epoch_has_crops_of_its_own(random_crops, monkeypatch):
+    monkeypatch.chdir(random_crops)
+    reader = open_reader(random_crops, **RANDOM).reader
+    samples = np.arange(4)
+    first = reader.read(samples, 0, 5)
+    crops = {tuple(reader.read(samples, epoch, 5).time_ids[0, 2:4]) for epoch in range(12)}
+    assert len(crops) > 4
+    assert all(0 <= top <= 32 and 0 <= left <= 36 for top, left in crops)
+    # of the number in the plan, so a sample's second time in an epoch is another; and of the seed
+    again, seeded = reader.read(samples + reader.n, 0, 5), reader.read(samples, 0, 6)
+    assert (again.time_ids != first.time_ids).any() and (seeded.time_ids != first.time_ids).any()
+    # what was read before does not matter, nor what is read beside it
+    late = open_reader(random_crops, **RANDOM).reader
+    np.testing.assert_array_equal(late.read(samples[::-1], 0, 5).latents[::-1], first.latents)
+    mirrored = [(late.read(samples, epoch, 5).latents - late.still(samples).latents) for epoch in range(4)]
+    assert all(np.abs(one).max() > 0.05 for one in mirrored)
+
+
+def test_what_is_validated_on_is_the_middle_each_time(random_crops, monkeypatch):
+    monkeypatch.chdir(random_crops)
+    opened = open_reader(random_crops, **RANDOM)
+    reader, held_out = opened.reader, opened.held_out
+    found = reader.still(held_out)
+    assert len(held_out) and np.array_equal(found.latents, open_reader(random_crops, **RANDOM).reader.still(held_out).latents)
+    free = np.maximum(np.round(64 * found.time_ids[:, :2] / found.time_ids[:, :2].min(1, keepdims=True)) - 64, 0)
+    np.testing.assert_array_equal(found.time_ids[:, 2:4], free // 2)
+
+
+def fine_tune(root: Path, device, out: Path, **changes):
+    p = params(**changes)
+    with contextlib.chdir(root):
+        originals = stage._originals(p) if p.train.source == "pictures" else None
+        paths = data.Paths(**vars(stage.PATHS) | {"out": out})
+        opened = data.open_data(paths, stage.made_with(p), p.train, stage.preparation(p), originals)
+        end, _ = data.count_steps(opened, p.train, 1)
+        training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1, end)
+        run.fine_tune(training, opened, paths, "tiny", device, p.diffusion, p.train)
+    return [json.loads(line) for line in (out / "live/log.jsonl").read_text().splitlines()]
+
+
+def test_the_losses_are_those_of_the_cached_run(tmp_path, device, monkeypatch):
+    """With all that may be drawn, micro-batches and averages."""
+    monkeypatch.setattr(build, "UNet", StubUNet)
+    write_originals(tmp_path)
+    settings = {"train.ema": True, "train.gradient_accumulation_steps": 2, "train.batch_size": 2,
+                "train.caption_dropout": 0.3, "train.caption_dropout_with": "empty"}  # fmt: skip
+    settings |= {"index.buckets": False, "train.validation_share": 0.25}
+    found = []
+    for source in ("cache", "pictures"):
+        run_stages(tmp_path, **settings | {"train.source": source})
+        found.append(fine_tune(tmp_path, device, tmp_path / source, **settings | {"train.source": source}))
+    cached, live = ([{k: v for k, v in row.items() if "loss" in k} for row in rows] for rows in found)
+    assert [row.keys() for row in cached] == [row.keys() for row in live]
+    assert sum("train/loss" in row for row in live) == 6
+    for one, other in zip(cached, live, strict=True):
+        np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=2e-3)

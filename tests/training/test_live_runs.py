@@ -1,0 +1,93 @@
+"""The train stage on pictures, with a stub of the UNet and encoders in NumPy: kills, ranks, and what it refuses."""
+
+import re
+import shutil
+
+import pytest
+
+from tests.training.live_samples import picture, run_stages, write_originals
+from tests.training.test_distributed import assert_close, outcome, port
+from tests.training.test_live import patched
+from tests.training.test_resume import ends, train
+from tests.training.training_samples import share_graphs
+
+SETTINGS = ["train.source=pictures", "cache_latents.crop=random", "cache_latents.flip=true", "train.steps=5",
+            "index.max_enlargement=4.0", "train.ema=true", "train.validation_interval=2", "train.save_interval=2",
+            "train.caption_dropout=0.3", "train.caption_dropout_with=empty", "train.batch_size=8"]  # fmt: skip
+CHANGES = {"train.source": "pictures", "cache_latents.crop": "random", "cache_latents.flip": True}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = write_originals(tmp_path_factory.mktemp("live"), count=24)
+    with patched(root / "store"):
+        run_stages(root, **CHANGES)
+    return root
+
+
+@pytest.fixture
+def store(graphs, tmp_path):
+    return share_graphs(tmp_path / "store", graphs)
+
+
+@pytest.fixture(scope="module")
+def unbroken(workspace, graphs, tmp_path_factory):
+    train(workspace, share_graphs(tmp_path_factory.mktemp("unbroken"), graphs), *SETTINGS)
+    return ends(workspace), outcome(workspace)
+
+
+def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken):
+    for kill in ("kill=step:1", "kill=step:3"):
+        train(workspace, store, kill, *SETTINGS, code=-9)
+    assert "goes on after step 2" in train(workspace, store, *SETTINGS)
+    assert ends(workspace) == unbroken[0]
+
+
+def test_ranks_and_micro_batches_train_as_one_with_the_whole_batch(workspace, store, unbroken):
+    ranks = ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2"]
+    train(workspace, store, *SETTINGS, *ranks, port())
+    assert_close(outcome(workspace), unbroken[1])
+
+
+def test_a_finished_training_is_known_by_its_pictures_and_not_by_where_they_lie(workspace, store, unbroken):
+    train(workspace, store, *SETTINGS)
+    moved = workspace / "data/moved"
+    shutil.copytree(workspace / "data/images", moved)
+    try:
+        shutil.rmtree(workspace / "outs/train")
+        assert "the same training is done" in start_again(workspace, store, f"data.images={moved}")
+    finally:
+        shutil.rmtree(moved)
+
+
+def start_again(workspace, store, *arguments) -> str:
+    from tests.training.test_resume import start
+
+    run = start(workspace, store, *SETTINGS, *arguments)
+    said = run.communicate()[1]
+    assert run.returncode == 0, said[-2000:]
+    return said
+
+
+def test_a_picture_that_was_changed_since_the_index_stops_the_run(workspace, store):
+    path = workspace / "data/images/a/2.png"
+    before = path.read_bytes()
+    try:
+        picture(99, (70, 64)).save(path)
+        said = train(workspace, store, *SETTINGS, code=1)
+        assert re.search(r"picture a/2\.png is not the one that the index read", said), said[-2000:]
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("cache_latents.interpolation=bicubic", r"not-cached\.json is of interpolation lanczos -> bicubic; run `dvc repro"),
+        ("cache_text.chunks=2", r"text/not-cached\.json is of chunks 1 -> 2; run `dvc repro cache_text`"),
+        ("train.source=cache", r"outs/latents holds no shards; run `dvc repro cache_latents`"),
+    ],
+)
+def test_outs_of_other_settings_are_refused(workspace, store, setting, said):
+    found = train(workspace, store, *SETTINGS, setting, code=1)
+    assert re.search(said, found) and "Traceback" not in found, found[-2000:]
