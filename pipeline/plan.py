@@ -29,6 +29,7 @@ def report(run: Run, place: disk.Place | None = None, differs: list[str] = ()) -
     title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     title += f", {run.resolution} x {run.resolution}, {run.precision}"
     title += f", {run.adapter} of rank {run.rank}" if run.adapts else ""
+    title += ", encoders in the loop" if run.encodes else ""
     head = [title, *_verdict(run, place), *_of_index(differs)]
     groups = [head, _memory(run), _host(run), _disk(run, place), _time(run, place)]
     return "\n\n".join("\n".join(lines) for lines in groups)
@@ -90,6 +91,8 @@ def _memory(run: Run) -> list[str]:
     lines += [f"  the backward pass beside it, at its fullest (counted by layer, in {form} form):"]
     lines += _table(backward, "    ")
     lines += ["  or the update (all gradients exact, temporaries in the order of its graph):", *_table(update, "    ")]
+    if run.encodes:
+        lines += ["  or the encoders, before a step:", *_table(device.encoding(run), "    ")]
     lines += [
         *_table({"together: backward pass": steady + sum(backward.values())}),
         *_table({"together: update": steady + sum(update.values())}),
@@ -136,7 +139,9 @@ def _disk(run: Run, place: disk.Place | None) -> list[str]:
     latents, text = disk.cache_parts(run)
     lines = [
         "Disk",
-        f"  Caches of {of}: {latents:,} bytes of latents a picture, {text:,} of text a caption",
+        f"  No caches of {of}: they are encoded in every step"
+        if run.encodes
+        else f"  Caches of {of}: {latents:,} bytes of latents a picture, {text:,} of text a caption",
         *_table(parts),
         *_table({"together": total}),
     ]
@@ -156,6 +161,7 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
             f"  Hours on Ascend 910B, by published step times: {spread[0]:.1f} to {spread[1]:.1f}",
             "    MindONE's, 0.53 s a step at best (8 cards, batch 1): MindSpore 2.3.1 with jit level O2, which 2.10",
             "    no longer has. They are not of this program.",
+            *["    The lower ones are of cached latents and text, and here both are encoded in every step."] * run.encodes,
         ]
     else:
         lines.append("  Hours: no step times were published for this configuration")
@@ -192,6 +198,7 @@ def as_json(run: Run, place: disk.Place, differs: list[str]) -> dict:
         "stays_bytes": device.stays(run),
         "backward_bytes": device.backward(run),
         "update_bytes": device.update(run),
+        "encoding_bytes": device.encoding(run),
         "needed_bytes": device.needed(run),
         "room_bytes": device.room(run),
         "fits": device.fits(run),

@@ -12,7 +12,7 @@ from math import prod
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning import cpu, npu, step, unet
-from pipeline.planning.run import Run, adapted_shapes, trained_shapes, unet_shapes
+from pipeline.planning.run import Run, adapted_shapes, component_shapes, trained_shapes, unet_shapes
 from pipeline.training import memory
 
 GB = 10**9
@@ -47,6 +47,12 @@ def stays(run: Run) -> Parts:
         parts["EMA"] = memory.in_float32(shapes)
     if run.accumulation > 1:
         parts["float32 totals of micro-batches' gradients"] = memory.in_float32(shapes)
+    if run.encodes:
+        of_vae, of_text = run.encoder_bytes
+        encoder = {n: s for n, s in component_shapes(run.config, "vae").items() if ".encoder." in n or ".quant_conv." in n}
+        texts = component_shapes(run.config, "clip_l") | component_shapes(run.config, "clip_g")
+        parts["the VAE's encoder"] = of_vae * sum(map(prod, encoder.values()))
+        parts["text encoders"] = of_text * sum(map(prod, texts.values()))
     if run.devices > 1 and run.target == "Ascend":
         parts["HCCL's buffers, to send and to receive"] = 2 * run.hccl_buffer
     if run.target == "CPU":
@@ -126,9 +132,17 @@ def update(run: Run) -> Parts:
     return parts
 
 
+def encoding(run: Run) -> Parts:
+    """The VAE before a step, at its widest: a layer's map as it comes, normed, convolved, and added to (estimated)."""
+    if not run.encodes:
+        return {}
+    maps = run.encoded_at_once * CONFIGS[run.config].vae.channels * run.resolution**2
+    return {"the VAE's maps (estimated)": 4 * run.encoder_bytes[0] * maps}
+
+
 def device_bytes(run: Run) -> Parts:
     """All that a device holds at the fullest moment of a step."""
-    return stays(run) | max(backward(run), update(run), key=lambda parts: sum(parts.values()))
+    return stays(run) | max(backward(run), update(run), encoding(run), key=lambda parts: sum(parts.values()))
 
 
 def needed(run: Run) -> int:
@@ -136,7 +150,7 @@ def needed(run: Run) -> int:
     steady = sum(stays(run).values())
     exact = ("gradients", "gradients by then")
     worst = 0
-    for parts in (backward(run), update(run)):
+    for parts in (backward(run), update(run), encoding(run)):
         estimated = sum(size for name, size in parts.items() if name not in exact)
         worst = max(worst, sum(parts.values()) + round(MARGIN * estimated))
     return steady + worst
@@ -180,6 +194,8 @@ def ways_to_fit(run: Run) -> list[str]:
         }  # fmt: skip
     if run.ema:
         changes["train.ema: false"] = {"ema": False}
+    if run.encodes:
+        changes["train.source: cache"] = {"source": "cache"}
     singly = dict(changes)
     if run.optimizer in ("adamw", "prodigy"):
         singly["train.optimizer: adamw8bit"] = {"optimizer": "adamw8bit", "shard_optimizer": False}

@@ -21,8 +21,11 @@ _PROBE = 32 * 2**20  # bytes
 
 
 def cache_parts(run: Run) -> tuple[int, int]:
-    """(bytes of a picture's rows of latents, of a caption's text), in float16 but for the pooled text in float32"""
+    """(bytes of a picture's rows of latents, of a caption's text), in float16 but for the pooled text in float32; none
+    where training encodes"""
     config = CONFIGS[run.config]
+    if run.encodes:
+        return 0, 0
     latent = run.latent_channels * run.side**2 * 2
     return run.rows_per_picture * latent, config.text_bytes(run.chunks)
 

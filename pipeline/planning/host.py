@@ -36,6 +36,9 @@ def host_bytes(run: Run) -> Parts:
     if run.save_interval or run.keep_best:
         parts["weights in between, until they are written"] = run.save_bytes * written(run)
     parts["inputs, made ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * sample
+    if run.encodes:
+        pixels = 4 * 3 * run.resolution**2
+        parts["pictures, prepared ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * pixels
     parts["reader and order of an epoch"] = ranks * PER_SAMPLE * run.images * run.rows_per_picture
     return parts
 

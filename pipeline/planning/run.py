@@ -60,6 +60,14 @@ class Run:
     rank: int = 16
     adapter_targets: tuple[str, ...] = ()
     lokr_factor: int = -1
+    source: str = "cache"  # or "pictures"
+    encoder_bytes: tuple[int, int] = (4, 4)  # of a number in the VAE and in the text encoders, with pictures
+    encoded_at_once: int = 1  # pictures
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the training has the encoders."""
+        return self.source == "pictures"
 
     @property
     def adapts(self) -> bool:
@@ -142,6 +150,11 @@ def from_params(params: Params, images: int, captions: int | None = None, bucket
         rank=train.rank,
         adapter_targets=tuple(train.adapter_targets),
         lokr_factor=train.lokr_factor,
+        source=train.source,
+        encoder_bytes=tuple(
+            2 if section.precision == "bfloat16" else 4 for section in (latents, params.cache_text)
+        ),
+        encoded_at_once=min(latents.batch_size, train.batch_size),
     )
 
 

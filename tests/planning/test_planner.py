@@ -51,6 +51,20 @@ def test_weights_in_between():
     assert (planned.save_interval, planned.save_limit, planned.save_bytes, planned.keep_best) == (7, 3, 4, True)
 
 
+def test_encoders_in_the_loop():
+    """No caches, and the encoders' weights and the VAE's widest layer on the device."""
+    live = replace(FULL, source="pictures", encoder_bytes=(4, 2), encoded_at_once=3)
+    assert disk.cache_bytes(live) == 0 and "No caches of 100,000 pictures" in plan.report(live)
+    stays = device_memory.stays(live)
+    assert stays["the VAE's encoder"] == 4 * 34_163_664 and stays["text encoders"] == 2 * (123_060_480 + 694_659_841)
+    assert sum(device_memory.encoding(live).values()) == 4 * 4 * 3 * 128 * 1024 * 1024
+    assert not device_memory.encoding(FULL) and "encoders in the loop" not in plan.report(FULL)
+    more = host.host_bytes(live).keys() - host.host_bytes(FULL).keys()
+    assert more == {"pictures, prepared ahead"}
+    planned = from_params(params(**{"train.source": "pictures", "train.batch_size": 2}), 9)
+    assert planned.encodes and planned.encoded_at_once == 2
+
+
 def test_the_place_is_looked_at(tmp_path):
     store, outs = tmp_path / "store", tmp_path / "outs"
     store.mkdir(), outs.mkdir()

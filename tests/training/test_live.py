@@ -142,7 +142,8 @@ def test_what_is_validated_on_is_the_middle_each_time(random_crops, monkeypatch)
     opened = open_reader(random_crops, **RANDOM)
     reader, held_out = opened.reader, opened.held_out
     found = reader.still(held_out)
-    assert len(held_out) and np.array_equal(found.latents, open_reader(random_crops, **RANDOM).reader.still(held_out).latents)
+    again = open_reader(random_crops, **RANDOM).reader.still(held_out)
+    assert len(held_out) and np.array_equal(found.latents, again.latents)
     free = np.maximum(np.round(64 * found.time_ids[:, :2] / found.time_ids[:, :2].min(1, keepdims=True)) - 64, 0)
     np.testing.assert_array_equal(found.time_ids[:, 2:4], free // 2)
 

@@ -83,7 +83,7 @@ def test_a_picture_that_was_changed_since_the_index_stops_the_run(workspace, sto
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("cache_latents.interpolation=bicubic", r"not-cached\.json is of interpolation lanczos -> bicubic; run `dvc repro"),
+        ("cache_latents.interpolation=bicubic", r"not-cached\.json is of interpolation lanczos -> bicubic"),
         ("cache_text.chunks=2", r"text/not-cached\.json is of chunks 1 -> 2; run `dvc repro cache_text`"),
         ("train.source=cache", r"outs/latents holds no shards; run `dvc repro cache_latents`"),
     ],

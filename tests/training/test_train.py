@@ -191,6 +191,7 @@ CHANGES = {
 }
 # test_distributed.py, below, test_init_from.py, test_tensorboard.py, test_train_adapters.py
 ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from", "tensorboard"}
+ELSEWHERE |= {"source"}  # test_live.py
 ELSEWHERE |= {"adapter", "rank", "alpha", "adapter_targets", "lokr_factor", "mask_floor"}
 
 

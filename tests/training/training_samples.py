@@ -144,12 +144,12 @@ def params(**changes) -> Params:
     return Params.model_validate(tree)
 
 
-def write_stub(path: Path) -> None:
+def write_stub(path: Path, unet: config.UNetConfig = UNET) -> None:
     """A random checkpoint of tests/models/stub_unet.py."""
     from tests.models.stub_unet import StubUNet
 
     with ckpt.Writer(path) as writer:
-        for name, parameter in StubUNet(UNET).parameters_and_names():
+        for name, parameter in StubUNet(unet).parameters_and_names():
             writer.add(PREFIX["unet"] + name, rule.weight(rule.stability(name), tuple(parameter.shape)))
 
 

@@ -1,5 +1,5 @@
-"""Samples for training without a cache (train.source: pictures): pictures are prepared and captions tokenized by threads,
-ahead of the step that wants them, and encoded when it does.
+"""Samples for training without a cache (train.source: pictures): pictures are prepared and captions tokenized by
+threads, ahead of the step that wants them, and encoded when it does.
 
 Which picture, bucket, flip and caption a sample has is drawn as from the caches, so with the same preparation both give
 the same batches, to the rounding of the caches' float16. What no cache can have is a crop of its own for each time that
@@ -52,7 +52,9 @@ class LiveReader(Reader):
     encode_pixels: Callable[[np.ndarray], np.ndarray]  # (b, 3, H, W) -> moments (b, 8, h, w)
     encode_ids: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (b, 77) of each encoder
 
-    def __init__(self, latents: str | Path, text: str | Path, samples: str | Path, originals: Originals, batch_size: int):
+    def __init__(
+        self, latents: str | Path, text: str | Path, samples: str | Path, originals: Originals, batch_size: int
+    ):
         """latents, text: the outs of the cache stages, which stand for what they were made of; batch_size: that of
         training, at most so much is encoded at once. Raises StageError."""
         o, with_views = originals, views.are_in(Path(samples))
