@@ -93,7 +93,7 @@ def _prepared_with(source: str) -> dict:
 def _encoded(paths: Paths, source: str) -> dict:
     """What stands for all latents and texts."""
     if source == "pictures":
-        return {name: stand_in.read(getattr(paths, name), name) for name in ("latents", "text")}
+        return {name: file_hash(getattr(paths, name) / stand_in.FILE) for name in ("latents", "text")}
     return {
         "latents": cache_digest(paths.latents, shards.LATENTS),
         "text": cache_digest(paths.text, shards.TEXT),

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from pipeline.cache.format.fingerprint import file_hash
+from pipeline.weights import provenance
 from tests.training.live_samples import picture, run_stages, write_originals
 from tests.training.test_distributed import assert_close, outcome, port
 from tests.training.test_live import patched
@@ -67,6 +69,15 @@ def start_again(workspace, store, *arguments) -> str:
     said = run.communicate()[1]
     assert run.returncode == 0, said[-2000:]
     return said
+
+
+def test_the_model_says_what_it_was_trained_on(workspace, store, unbroken):
+    """In text, as a file's metadata has it."""
+    train(workspace, store, *SETTINGS)
+    facts = provenance.read(workspace / "outs/train/weights/run.json", "train")
+    own = provenance.of_training(facts)
+    assert all(isinstance(value, str) for value in own.values()) and '"source": "pictures"' in own["params"]
+    assert "pillow" in own["versions"] and own["latents"] == file_hash(workspace / "outs/latents/not-cached.json")
 
 
 def test_a_picture_that_was_changed_since_the_index_stops_the_run(workspace, store):
