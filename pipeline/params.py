@@ -141,6 +141,7 @@ class CacheLatents(Section):
 
 class CacheText(Section):
     chunks: Annotated[int, Field(ge=1, le=3)]
+    emphasis: Literal["none", "a1111"]
     precision: Literal["float32", "bfloat16"]
     batch_size: BatchSize
 

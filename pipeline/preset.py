@@ -35,9 +35,12 @@ OWN = (
     "model.vae",
     "model.tokenizer",
     "index.caption_lines",
+    "index.alpha_mask",
+    "cache_text.emphasis",
     "diffusion",  # what the base model was trained with
     "device.node_rank",
     "device.master",
+    "train.previews",
     "sample.prompts",
 )
 _OF_THE_BASE = ("model.base", "model.vae", "model.tokenizer", "diffusion")

@@ -30,7 +30,7 @@ def main(params: Params) -> None:
 
     made_with = describe()
     if params.train.source == "pictures":
-        names, _ = captions.distinct(Path(CAPTIONS), [""])
+        names, _ = captions.distinct(Path(CAPTIONS), [""], p.emphasis)
         print(f"cache_text: {stand_in.write(OUT, 'text', made_with, (names,))}")
         return
 
@@ -49,7 +49,8 @@ def main(params: Params) -> None:
         return encode
 
     further = previews.texts(params.train.previews)
-    job = make_job(CAPTIONS, made_with, make_tokenizer, make_encoder, p.chunks, p.batch_size, further)
+    job = make_job(CAPTIONS, made_with, make_tokenizer, make_encoder, p.chunks, p.batch_size, further,
+                   p.emphasis, CONFIGS[config].clip_l.width)  # fmt: skip
     with ranks.beside(params.device.workers) as others:
         report = engine.build(job, OUT, others)
     print(

@@ -35,6 +35,7 @@ def main(params: Params) -> None:
         params.index.alpha_mask,
         sizes_of(sets, params.index.bucket_step, params.index.buckets),
         params.index.neighbors,
+        params.cache_text.emphasis,
     )
     print(summary, flush=True)
     data_page.write(out, source, data.images, params.index.max_pixels, out / "report.html")

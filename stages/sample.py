@@ -68,7 +68,8 @@ def main(params: Params) -> None:
     encoder = text_encoder(config, MERGED, MERGED, device, "float32")
     prompts, negative_prompts = [one.prompt for one in wanted], [one.negative_prompt for one in wanted]
     tokenizer = Tokenizer(params.model.tokenizer)
-    text, negative = encode(prompts, negative_prompts, tokenizer, encoder, params.cache_text.chunks)
+    chunks, emphasis = params.cache_text.chunks, params.cache_text.emphasis
+    text, negative = encode(prompts, negative_prompts, tokenizer, encoder, chunks, emphasis, config.clip_l.width)
     del encoder  # its memory is the UNet's
 
     scaling_factor = diffusion.scaling_factor or config.vae.scaling_factor
@@ -115,7 +116,7 @@ def main(params: Params) -> None:
                 picture = draw.to_picture(decode(latents[model.name][number][None])[0])
                 rows[model.label].append(picture)
                 text = infotext(
-                    one, p.sampler, p.guidance_rescale, diffusion.zero_terminal_snr, model.title, model.sha256, shift
+                    one, p.sampler, p.guidance_rescale, diffusion.zero_terminal_snr, model.title, model.sha256, shift, emphasis
                 )
                 Image.fromarray(picture).save(folder / f"{number:02d}_{model.name}.png", pnginfo=png_info(text))
         grid(rows, prompts).save(folder / "grid.png")

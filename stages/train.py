@@ -45,7 +45,8 @@ def main(params: Params) -> None:
     hardware.check(params, "device", "train", *(("cache_latents", "cache_text") if live else ()))
     paths = replace(PATHS, unet=_start(params))
     originals = _originals(params) if live else None
-    data = open_data(paths, made_with(params), params.train, preparation(params), originals)
+    how = preparation(params), originals, params.cache_text.emphasis
+    data = open_data(paths, made_with(params), params.train, *how)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
     origin = None
@@ -120,6 +121,8 @@ def _originals(params: Params) -> Originals:
             chunks=text.chunks,
         ),
         latents.workers,
+        text.emphasis,
+        CONFIGS[config].clip_l.width,
     )  # fmt: skip
 
 

@@ -149,6 +149,18 @@ def test_an_added_picture_is_encoded_alone(project):
     assert "7 latents in 1 shards: 1 encoded" in output and "8 captions in 1 shards: 1 encoded" in output
 
 
+def test_weights_of_words(project):
+    """Encoded anew is what they are in, and no other caption."""
+    edit(project / "data/images/metadata.jsonl", '"picture 2"', '"picture (2:1.3)"')
+    assert "8 captions in 1 shards: 1 encoded" in dvc(project, "repro")
+    output = dvc(project, "exp", "run", "-S", "cache_text.emphasis=a1111")
+    assert stages_of(output) == ["index", "cache_text", "train", "merge", "sample"]
+    assert "8 captions in 1 shards: 1 encoded" in output
+    edit(project / "data/images/metadata.jsonl", '"picture (2:1.3)"', '"picture 2"')
+    output = dvc(project, "exp", "run", "-S", "cache_text.emphasis=none")
+    assert "cache_text" not in stages_of(output) or "8 captions in 1 shards: 0 encoded" in output
+
+
 def test_a_mask(project):
     """It is part of its picture's row. How little it lets count is decided when training."""
     Image.new("L", (64, 64), 7).save(project / "data/images/5.mask.png")

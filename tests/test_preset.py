@@ -164,8 +164,13 @@ OWN = {
 
 @pytest.mark.parametrize("name", SDXL)
 def test_the_users_own_is_kept_and_said(name):
-    written = preset.write(name, edited(TEXT, **OWN, train__learning_rate="3.0e-4", sample__prompts="[\"no\", 'a: b']"))
-    kept = {key.replace("__", "."): value for key, value in OWN.items()} | {"sample.prompts": ["no", "a: b"]}
+    lists = {"sample__prompts": "[\"no\", 'a: b']", "train__previews": "[a star, {prompt: 'a: b', seed: 3}]"}
+    lists |= {"index__alpha_mask": "true", "cache_text__emphasis": "a1111"}
+    written = preset.write(name, edited(TEXT, **OWN, train__learning_rate="3.0e-4", **lists))
+    kept = {key.replace("__", "."): value for key, value in OWN.items()} | {
+        "sample.prompts": ["no", "a: b"], "train.previews": ["a star", {"prompt": "a: b", "seed": 3}],
+        "index.alpha_mask": True, "cache_text.emphasis": "a1111",
+    }  # fmt: skip
     assert written.kept == kept
     assert {key: preset._values(params.parse(written.text, "x"))[key] for key in kept} == kept
     assert written.changed["train.learning_rate"] == (3e-4, loaded(written.text).train.learning_rate)
@@ -220,15 +225,9 @@ def test_a_flow_stays_one_without_the_presets_min_snr():
 @pytest.mark.parametrize("key", ["sample.prompts", "train.previews"])
 def test_of_a_prompts_size_only_the_user_can_say_another(key):
     """A preset keeps prompts as they are, so that its own advice would send in a circle."""
-    given = {"sample__prompts": "[a star, {prompt: a red ring, width: 96}]"}
-    if key == "train.previews":
-        given = {"train__previews": "[a star, {prompt: a red ring, width: 96}]"}
-        tree = params.parse(edited(preset.write("sdxl-1x910b", None).text, **given), "x")
-        with pytest.raises(ParamsError) as refused:
-            params.check(tree, "x")
-    else:
-        with pytest.raises(ParamsError) as refused:
-            preset.write("sdxl-1x910b", edited(TEXT, **given))
+    given = {key.replace(".", "__"): "[a star, {prompt: a red ring, width: 96}]"}
+    with pytest.raises(ParamsError) as refused:
+        preset.write("sdxl-1x910b", edited(TEXT, **given))
     [line] = [line for line in str(refused.value).splitlines() if line.startswith("  ")]
     assert line.startswith(f"  {key}.1.width: 96 is the tiny model's") and "take it out of this prompt" in line
     assert "make preset" not in line

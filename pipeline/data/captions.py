@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
+from pipeline.data.emphasis import is_weighted
 from pipeline.stage import StageError
 
 TIMES = ("repeats", "weight")  # columns that say how often an epoch has a picture
@@ -29,10 +30,13 @@ class TableError(CaptionError):
     """No line of a file of metadata can be used."""
 
 
-def name(text: str, text_2: str | None) -> bytes:
-    """16 bytes that name a caption: blake2b of the JSON list [text, text_2]."""
+def name(text: str, text_2: str | None, emphasis: str = "none") -> bytes:
+    """16 bytes that name a caption: blake2b of the JSON list [text, text_2]; with a third item, the `emphasis`
+    (params.cache_text.emphasis), where weights of words make another caption of it."""
     second = "null" if text_2 is None else encode_basestring_ascii(text_2)
-    return hashlib.blake2b(f"[{encode_basestring_ascii(text)}, {second}]".encode(), digest_size=16).digest()
+    weighted = emphasis != "none" and (is_weighted(text) or is_weighted(text_2))
+    third = f", {encode_basestring_ascii(emphasis)}" if weighted else ""
+    return hashlib.blake2b(f"[{encode_basestring_ascii(text)}, {second}{third}]".encode(), digest_size=16).digest()
 
 
 def pairs(text: object, text_2: object, where: str) -> list[tuple[str, str | None]]:

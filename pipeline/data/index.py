@@ -51,13 +51,15 @@ def index(
     alpha_mask: bool = False,
     others: dict[int, list[tuple[int, int]]] | None = None,
     neighbors: int = 0,
+    emphasis: str = "none",
 ) -> Summary:
     """Write the seven files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
     bound. Pictures of buckets with fewer than `min_bucket` go to the nearest bucket that has more: this changes no
     rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone. `alpha_mask`: where
     its set says nothing else, a transparent picture's alpha channel is its mask. `others`: the buckets of the further
-    resolutions that sets name; `neighbors`: how many buckets each picture has at each beside the nearest.
+    resolutions that sets name; `neighbors`: how many buckets each picture has at each beside the nearest; `emphasis`: as
+    captions.name takes it.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left (None: any share may be, and all); SourceError, CaptionError, OSError."""
@@ -71,7 +73,7 @@ def index(
                 kept, read = _common(parts, every, min_side, max_enlargement, min_bucket, sets)
             parts = _examined(examiner, source, sets, highest, alpha_mask)  # again: by the memo
             summary = tabulate(
-                parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors
+                parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors, emphasis
             )
             summary.read += read
             return summary
@@ -94,6 +96,7 @@ def tabulate(
     sets: tuple[Set, ...] = WHOLE,
     others: dict[int, list[tuple[int, int]]] | None = None,
     neighbors: int = 0,
+    emphasis: str = "none",
 ) -> Summary:
     """The part of `index` that opens no picture. Each part comes with its examine.EXAMINED table and the number of
     pictures read; `kept` are the sizes that pictures may be brought to, by resolution, default all. Memory does not grow with the number of
@@ -134,7 +137,7 @@ def tabulate(
         copies = tables.write_images(images, images_file, dumps(hows) if hows != [How()] else None)
         tables.write_copies(copies, copies_file)
         summary.near = near.write(images_file, near_file)
-        written = tables.write_captions(samples, texts, captions_file, samples_file, settings)
+        written = tables.write_captions(samples, texts, captions_file, samples_file, settings, emphasis)
         tables.write_unmatched(summary.unmatched, pa.chunked_array(written.bare), unmatched_file)
         with open(rejected_file, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])

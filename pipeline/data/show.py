@@ -52,7 +52,7 @@ def show(path: str | None, settings: params.Params, count: int) -> dict:
         given |= set(map(captions.name, part.texts.to_pylist(), part.texts_2.to_pylist()))
         found = members(part, sets)
         texts, texts_2 = found.texts.to_pylist(), found.texts_2.to_pylist()
-        rows |= set(map(captions.name, texts, texts_2))
+        rows |= {captions.name(*pair, settings.cache_text.emphasis) for pair in zip(texts, texts_2)}
         of_sample = defaultdict(list)
         for place, (row, number) in enumerate(zip(found.caption_picture.tolist(), found.caption_number.tolist())):
             if begin + row in wanted:

@@ -37,7 +37,7 @@ IMAGES = pa.schema(
 CAPTIONS = pa.schema(
     [
         pa.field("image", pa.binary(16), nullable=False),
-        pa.field("caption", pa.binary(16), nullable=False),  # captions.name(text, text_2)
+        pa.field("caption", pa.binary(16), nullable=False),  # captions.name(text, text_2, emphasis)
         pa.field("text", pa.string(), nullable=False),
         pa.field("text_2", pa.string()),  # the second encoder's own text; null when it reads the same
     ]
@@ -129,13 +129,15 @@ class Written:
     often: float = 0.0  # samples of an epoch
 
 
-def write_captions(members: Rows, texts: Rows, file: Path, samples: Path, settings: list[dict]) -> Written:
+def write_captions(
+    members: Rows, texts: Rows, file: Path, samples: Path, settings: list[dict], emphasis: str = "none"
+) -> Written:
     """captions.parquet: the distinct captions of each picture that is used, sorted by image and caption; and
     samples.parquet: those of each sample, sorted by image, set and caption. A sample without one gets the empty one.
 
     `members` and `texts` hold rows of MEMBERS and TEXTS, of used pictures only. settings: of each set its `name`, the
     number that `times` is multiplied by (`repeats`), the columns of SAMPLES that it decides, and if sets differ in that
-    the text of its `how`."""
+    the text of its `how`. emphasis: as captions.name takes it."""
     written = Written()
     texts_of = {"sets": json.dumps([one["name"] for one in settings])}
     if any("how" in one for one in settings):
@@ -150,7 +152,7 @@ def write_captions(members: Rows, texts: Rows, file: Path, samples: Path, settin
     ):
         for rows, stretch in zip(members.stretches(), texts.stretches()):
             made = _Samples(rows)
-            table, is_bare = _distinct_captions(made, stretch)
+            table, is_bare = _distinct_captions(made, stretch, emphasis)
             first = _first_of_equal([table["set"].to_numpy(), *_keys(table["image"])])
             often = made.times * multiplier[made.number]
             sets = table["set"].combine_chunks()
@@ -220,12 +222,11 @@ def _sorted_images(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(order))
 
 
-def _distinct_captions(samples: _Samples, texts: pa.Table) -> tuple[pa.Table, np.ndarray]:
+def _distinct_captions(samples: _Samples, texts: pa.Table, emphasis: str) -> tuple[pa.Table, np.ndarray]:
     """Captions of a stretch as `image, set, caption, text, text_2, chance`, distinct (with the largest chance) and
     sorted, with an empty one for each of the samples that has none; and which those are, (g,) bool."""
-    names = [
-        captions.name(text, text_2) for text, text_2 in zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())
-    ]
+    both = zip(texts["text"].to_pylist(), texts["text_2"].to_pylist())
+    names = [captions.name(*pair, emphasis) for pair in both]
     schema = TEXTS.insert(2, CAPTIONS.field("caption"))
     given = texts.append_column("caption", pa.array(names, pa.binary(16))).select(schema.names)
     count = len(samples.number)

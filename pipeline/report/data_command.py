@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
-from pipeline.cache.building.tokens import Tokenizer, length
+from pipeline.cache.building.tokens import Tokenizer, length, weighted
 from pipeline.data.buckets import sizes
 from pipeline.data.index import index
 from pipeline.data.sets_file import find
@@ -61,13 +61,15 @@ def write(path: str, settings: params.Params, out: Path) -> str:
             chosen.alpha_mask,
             sizes_of(sets, chosen.bucket_step, chosen.buckets),
             chosen.neighbors,
+            settings.cache_text.emphasis,
         )
-        data_page.write(Path(folder), source, path, chosen.max_pixels, out, _measure(settings.model.tokenizer))
+        data_page.write(Path(folder), source, path, chosen.max_pixels, out, _measure(settings))
     return str(summary)
 
 
-def _measure(folder: str) -> data.Lengths:
+def _measure(settings: params.Params) -> data.Lengths:
     """In tokens where the tokenizer is there already."""
+    folder, emphasis = settings.model.tokenizer, settings.cache_text.emphasis
     if not (Path(folder) / "vocab.json").is_file():
         print(f"{folder} has no vocab.json (model.tokenizer), so the lengths of captions are in letters", flush=True)
         return data.letters
@@ -75,7 +77,7 @@ def _measure(folder: str) -> data.Lengths:
     def tokens(texts: pa.StringArray) -> tuple[np.ndarray, str]:
         tokenizer = Tokenizer(folder)
         chosen = texts.slice(0, _COUNTED).to_pylist()
-        return np.array([length(tokenizer(text)) for text in chosen], np.int64), "tokens"
+        return np.array([length(weighted(tokenizer, text, emphasis)[0]) for text in chosen], np.int64), "tokens"
 
     return tokens
 

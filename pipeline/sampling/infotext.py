@@ -5,6 +5,7 @@ import json
 
 from PIL.PngImagePlugin import PngInfo
 
+from pipeline.data.emphasis import is_weighted
 from pipeline.sampling.picture import Picture
 
 # sample.sampler -> A1111's names of the sampler and of its schedule of sigmas
@@ -27,13 +28,16 @@ def infotext(
     model: str,
     sha256: str | None,
     flow_shift: float | None = None,
+    emphasis: str = "a1111",
 ) -> str:
     """`model` is the name of the file of weights and `sha256` its hash, None when they lie in no single file;
-    `flow_shift` that of rectified flow, by Forge's name.
+    `flow_shift` that of rectified flow, by Forge's name; `emphasis` params.cache_text.emphasis: where brackets are
+    plain text, A1111 is told so.
 
     The noise is of this pipeline and no other draws the same of a seed. "Prompt number" tells which of a seed's noises
     it was."""
     name, schedule = NAMES[sampler]
+    texts = picture.prompt, picture.negative_prompt
     settings = {
         "Steps": picture.steps,
         "Sampler": name,
@@ -46,6 +50,7 @@ def infotext(
         "CFG Rescale": f"{rescale:g}" if rescale and picture.guidance_scale != 1 else None,
         "Noise Schedule": "Zero Terminal SNR" if zero_terminal_snr else None,
         "Shift": None if flow_shift is None else f"{flow_shift:g}",
+        "Emphasis": "None" if emphasis == "none" and any(map(is_weighted, texts)) else None,
         "Prompt number": picture.number,
     }
     negative = f"\nNegative prompt: {picture.negative_prompt}" if picture.negative_prompt else ""

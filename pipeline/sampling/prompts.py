@@ -18,22 +18,26 @@ def encode(
     tokenizer: tokens.Tokenizer,
     encoder: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     chunks: int,
+    emphasis: str = "none",
+    width_l: int = 0,
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """(context, pooled) of the prompts and (context, pooled) of their negative prompts, which are zeros where one is
     None: (n, 75 * chunks + 2, context_dim) and (n, p), float32. `encoder` as models.encode.text_encoder.
+    emphasis: params.cache_text.emphasis; with one, width_l channels of the context are CLIP-L's.
 
     Logs which prompts are cut."""
     known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def one(name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
-        ids = tokenizer(text)
+        ids, weights = tokens.weighted(tokenizer, text, emphasis)
         if cut := cut_of(text, tokens.length(ids), chunks):
             log.warning("%s, %s", name, cut)
         if text not in known:
             ids_l = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=tokenizer.end)
             ids_g = tokens.chunk(ids, chunks, tokenizer.begin, tokenizer.end, pad=0)
             hidden, pooled = encoder(ids_l, ids_g)
-            known[text] = tokens.join_chunks(hidden), pooled[0]
+            of_both = np.stack([tokens.chunk_weights(weights, chunks)] * 2)
+            known[text] = tokens.join_chunks(tokens.emphasised(hidden, of_both, width_l)), pooled[0]
         return known[text]
 
     positive = [one(f"prompt {number}", text) for number, text in enumerate(prompts)]

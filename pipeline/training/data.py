@@ -46,17 +46,18 @@ def open_data(
     train: params.Train,
     preparation: Preparation | None = None,
     originals: Originals | None = None,
+    emphasis: str = "none",
 ) -> Data:
     """Open the caches, or the `originals` with train.source pictures, and hold out a share of the pictures. made_with:
-    "latents" and "text" -> the settings that the rows must have been made with; preparation: that of params.yaml. Where
-    the encoders' checkpoints are on this computer, the rows must be theirs.
+    "latents" and "text" -> the settings that the rows must have been made with; preparation: that of params.yaml;
+    emphasis: cache_text.emphasis. Where the encoders' checkpoints are on this computer, the rows must be theirs.
 
     Raises StageError."""
     try:
         if train.source == "pictures":
             reader = LiveReader(paths.latents, paths.text, paths.samples, originals, train.batch_size)
         else:
-            reader = _open_caches(paths, made_with, train, preparation)
+            reader = _open_caches(paths, made_with, train, preparation, emphasis)
     except CacheError as error:
         raise StageError(str(error)) from error
     subset, held_out = split(reader.names, train.validation_share)
@@ -81,7 +82,7 @@ def open_data(
 
 
 def _open_caches(
-    paths: Paths, made_with: dict[str, dict], train: params.Train, preparation: Preparation | None
+    paths: Paths, made_with: dict[str, dict], train: params.Train, preparation: Preparation | None, emphasis: str
 ) -> Reader:
     encoders = {name: getattr(paths, name) for name in ("vae", "clip_l", "clip_g")}
     absent = [str(path) for path in encoders.values() if not path.exists()]
@@ -97,6 +98,7 @@ def _open_caches(
         made_with=made_with,
         texts=texts,
         preparation=preparation,
+        emphasis=emphasis,
     )
 
 

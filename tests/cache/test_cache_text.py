@@ -28,7 +28,7 @@ class Words:
     begin, end = BEGIN, END
 
     def __call__(self, caption: str) -> list[int]:
-        return [int(word) for word in caption.split()]
+        return [int("".join(filter(str.isdigit, word)) or 0) for word in caption.split()]
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +36,11 @@ def _store(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
 
 
-def write_captions(path, pairs):
+def write_captions(path, pairs, emphasis="none"):
     pictures = [hashlib.blake2b(str(n).encode(), digest_size=16).digest() for n in range(len(pairs))]
     table = {
         "image": pa.array(pictures, pa.binary(16)),
-        "caption": pa.array([captions.name(*pair) for pair in pairs], pa.binary(16)),
+        "caption": pa.array([captions.name(*pair, emphasis) for pair in pairs], pa.binary(16)),
         "text": pa.array([first for first, _ in pairs]),
         "text_2": pa.array([second for _, second in pairs], pa.string()),
     }
@@ -54,10 +54,10 @@ def encode(ids_l, ids_g):
     return hidden, np.concatenate([ids_l[:, :2], ids_g[:, :2]], axis=1).astype(np.float32)
 
 
-def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3, further=()):
-    write_captions(tmp_path / "captions.parquet", pairs)
+def build(tmp_path, pairs, chunks=1, encoder=encode, batch_size=3, further=(), emphasis="none"):
+    write_captions(tmp_path / "captions.parquet", pairs, emphasis)
     path, fingerprint = tmp_path / "captions.parquet", {"clip_l": "1"}
-    job = text.make_job(path, fingerprint, Words, lambda: encoder, chunks, batch_size, further)
+    job = text.make_job(path, fingerprint, Words, lambda: encoder, chunks, batch_size, further, emphasis, 1)
     report = engine.build(job, tmp_path / "out")
     path = tmp_path / "out" / shards.shard_name(0, 1)
     return report, {row["row"]: row for row in read_all(path, shards.TEXT)}
@@ -71,6 +71,61 @@ def test_further_texts_are_rows_too(tmp_path):
     report, rows = build(tmp_path, [("1 2", None)], further=["3", "1 2", "", "3"])
     assert report.encoded == 3 and set(rows) == {captions.name(text, None) for text in ("1 2", "3", "")}
     assert context(rows[captions.name("3", None)])[:3, 0].tolist() == [BEGIN, 3, END]
+
+
+def as_written(row, channel) -> np.ndarray:
+    return np.frombuffer(row["context"], np.float16).reshape(row["tokens"], row["width"])[:, channel].astype(np.float64)
+
+
+def test_a_caption_with_weights_is_a_row_of_its_own_and_the_others_stay(tmp_path):
+    """The mean over an encoder's states is kept, and the pooled embedding is that of the words."""
+    pairs = [("1 2", None), ("1 (2:3)", None), ("1 2", "([7])")]
+    plain, before = build(tmp_path, pairs)
+    assert plain.encoded == 4
+    report, rows = build(tmp_path, pairs, emphasis="a1111", further=["(4)", "1 2"])
+    assert report.encoded == 3  # two captions and a preview; not those without weights
+    assert rows[EMPTY_CAPTION] == before[EMPTY_CAPTION]
+    words, heavy, of_g = rows[captions.name("1 2", None)], *(rows[captions.name(*pair, "a1111")] for pair in pairs[1:])
+    assert words == before[captions.name("1 2", None)] and captions.name("(4)", None, "a1111") in rows
+    for channel, pad in ((0, [END] * 74), (1, [END, *[0] * 73])):
+        states, weights = np.array([BEGIN, 1, 2, *pad], float), np.ones(77)
+        weights[2] = 3
+        wanted = states * weights * (states.mean() / (states * weights).mean())
+        np.testing.assert_allclose(as_written(heavy, channel), wanted, rtol=1e-3)
+    assert heavy["pooled"] == words["pooled"] and heavy["caption_tokens"] == words["caption_tokens"] == 4
+    np.testing.assert_array_equal(as_written(of_g, 0), as_written(words, 0))  # whose weight is 1.1 / 1.1
+    assert build(tmp_path, pairs, emphasis="a1111")[0].encoded == build(tmp_path, pairs)[0].encoded == 0
+
+
+def test_weights_go_on_over_chunks(tmp_path):
+    ids = list(range(1, 101))
+    long = " ".join(map(str, ids[:70])) + " (" + " ".join(map(str, ids[70:])) + ":2)"
+    _, rows = build(tmp_path, [(long, None)], chunks=2, emphasis="a1111")
+    found = as_written(rows[captions.name(long, None, "a1111")], 0)
+    whole = np.array([BEGIN, *ids[:75], END, BEGIN, *ids[75:], *[END] * 51], float).reshape(2, 77)
+    weights = np.ones((2, 77))
+    weights[0, 71:76], weights[1, 1:26] = 2, 2
+    wanted = whole * weights * (whole.mean(1) / (whole * weights).mean(1))[:, None]
+    np.testing.assert_allclose(found, [wanted[0, 0], *wanted[0, 1:76], *wanted[1, 1:76], wanted[1, 76]], rtol=1e-3)
+
+
+def test_an_index_of_another_emphasis_makes_no_rows(tmp_path):
+    """They would be kept under names that promise something else."""
+    write_captions(tmp_path / "captions.parquet", [("(1)", None)], "a1111")
+    job = text.make_job(tmp_path / "captions.parquet", {"clip_l": "1"}, Words, lambda: encode, 1, 3)
+    with pytest.raises(StageError, match="made with another cache_text.emphasis than none.*run `dvc repro index`"):
+        engine.build(job, tmp_path / "out")
+    assert not list((tmp_path / "store/cache").rglob("*.parquet"))
+
+
+def test_weights_that_leave_no_mean_name_the_caption(tmp_path):
+    def first_word_alone(ids_l, ids_g):
+        hidden, pooled = encode(ids_l, ids_g)
+        hidden[:, 0] = hidden[:, 2:] = 0
+        return hidden, pooled
+
+    with pytest.raises(StageError, match="caption .*: the encoder's result is NaN"):
+        build(tmp_path, [("(1:0) 2", None)], emphasis="a1111", encoder=first_word_alone)
 
 
 def test_each_caption_once_and_the_empty_one(tmp_path):

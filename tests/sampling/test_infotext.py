@@ -55,6 +55,15 @@ def test_all_is_there():
     }  # fmt: skip
 
 
+def test_a1111_is_told_where_brackets_are_text():
+    weighted = picture(prompt="a (red:1.3) circle")
+    assert parsed(infotext(weighted, "euler", 0.0, False, "base", None, emphasis="none"))["Emphasis"] == "None"
+    for one, emphasis in ((weighted, "a1111"), (picture(), "none"), (picture(prompt="a (red"), "none")):
+        assert "Emphasis" not in infotext(one, "euler", 0.0, False, "base", None, emphasis=emphasis)
+    negative = picture(negative_prompt="[red]")
+    assert "Emphasis: None" in infotext(negative, "euler", 0.0, False, "base", None, emphasis="none")
+
+
 def test_what_is_not_there_is_left_out():
     text = infotext(picture(), "ddim", 0.0, False, "base", None)
     assert "Negative" not in text and "Model hash" not in text

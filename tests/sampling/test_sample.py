@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline.cache.building import tokens
 from pipeline.diffusion import conditioning, schedule
 from pipeline.models.config import TINY
 from pipeline.sampling import draw, euler, samplers
@@ -262,6 +263,30 @@ def test_negative_prompts_are_encoded_as_prompts_and_zeros_where_there_is_none(c
     assert empty[0].any(), "an empty negative prompt is the encoded empty text, not zeros"
     encode(["a"], ["word " * 80], Words(), encoder, 1)
     assert "negative prompt 0, 'word" in caplog.text
+
+
+def test_prompts_with_weights_are_encoded_as_captions_with_weights(tmp_path):
+    """By the same code as the cache's rows, of which test_cache_text has the numbers."""
+
+    def encoder(ids, ids_2):
+        hidden = np.stack([ids, ids_2], axis=2).astype(np.float32)
+        return hidden, ids[:, :3].astype(np.float32)
+
+    words = ["a b c", "a (b:2) c"]
+    plain, _ = encode(words, [None] * 2, Words(), encoder, 1)
+    (context, pooled), (negative, _) = encode(words, [None, "[c]"], Words(), encoder, 1, "a1111", 1)
+    np.testing.assert_array_equal(context[0], encode(["a b c"], [None], Words(), encoder, 1)[0][0][0])
+    assert plain[0].shape == context.shape and not np.array_equal(context[1], context[0])
+    ids, weights = tokens.weighted(Words(), "a (b:2) c", "a1111")
+    assert (ids, weights) == ([0, 0, 0], [1, 2, 1])
+    hidden = encoder(*(tokens.chunk(ids, 1, 1000, 1001, pad) for pad in (1001, 0)))[0]
+    times = np.ones((77, 1))
+    times[2] = 2
+    for channel in (0, 1):
+        states = hidden[0, :, channel : channel + 1].astype(np.float64)
+        wanted = states * times * (states.mean() / (states * times).mean())
+        np.testing.assert_allclose(context[1][:, channel : channel + 1], wanted, rtol=1e-6)
+    assert np.array_equal(pooled[1], [1000, 0, 0]) and negative[1].any()
 
 
 def test_saved_steps_are_found_by_their_number(tmp_path):

@@ -42,6 +42,16 @@ def test_prompts_have_settings_of_their_own(outs):
             np.testing.assert_array_equal(values[number], 0 if name is None else wanted.astype(np.float32))
 
 
+def test_a_preview_with_weights_has_the_row_with_weights(tmp_path):
+    """Written as the cache writes it, under the name that weights give it."""
+    outs = write_workspace(tmp_path) / "outs"
+    named = {"texts": ["picture 1", "(picture:1.3)"], "emphasis": "a1111"}
+    with pytest.raises(CacheError, match="lacks 1 texts of train.previews, the first is '\\(picture:1.3\\)'"):
+        Reader(outs / "latents", outs / "text", outs / "index/samples.parquet", **named)
+    opened = Reader(outs / "latents", outs / "text", outs / "index/samples.parquet", texts=named["texts"][:1], emphasis="a1111")
+    np.testing.assert_array_equal(opened.read_texts(["picture 1"])[0][0], row("picture 1")[0])
+
+
 def test_a_text_that_is_not_encoded_is_named(outs):
     with pytest.raises(
         CacheError, match="lacks 1 texts of train.previews, the first is 'unknown'; run `dvc repro cache_text`"

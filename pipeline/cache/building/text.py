@@ -23,22 +23,25 @@ def make_job(
     chunks: int,
     batch_size: int,
     further: Sequence[str] = (),
+    emphasis: str = "none",
+    width_l: int = 0,
 ) -> Job:
-    """The job that encodes every distinct caption of captions.parquet, the empty one, and `further` texts.
+    """The job that encodes every distinct caption of captions.parquet, the empty one, and `further` texts. emphasis:
+    params.cache_text.emphasis; with one, width_l channels of the hidden states are CLIP-L's.
 
     make_encoder() gives a function of ids (b, 77) int32 for CLIP-L and for bigG to hidden states (b, 77, width) float32
     and pooled (b, pooled_width) float32."""
-    names, texts = captions_of.distinct(Path(captions), ["", *further])
+    names, texts = captions_of.distinct(Path(captions), ["", *further], emphasis)
     wanted = Wanted(shards.TEXT, fingerprint, names, np.zeros((len(names), 2), np.int32))
     tokenizer: list[tokens.Tokenizer] = []  # made by the first caption that is encoded
 
     def prepare(index: int) -> tuple[np.ndarray, dict]:
         if not tokenizer:
             tokenizer.append(make_tokenizer())
-        return captions_of.tokenized(tokenizer[0], *texts(index), chunks)
+        return captions_of.tokenized(tokenizer[0], *texts(index), chunks, emphasis)
 
     def encoder() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        return captions_of.chunk_encoder(make_encoder())
+        return captions_of.chunk_encoder(make_encoder(), width_l)
 
     def finish(index: int, outputs: tuple[np.ndarray, ...]) -> dict:
         hidden, pooled = outputs

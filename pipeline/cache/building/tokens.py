@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data import emphasis as weights_of_words
 from pipeline.hub import hint
 from pipeline.stage import StageError
 
@@ -62,6 +64,14 @@ def length(ids: list[int]) -> int:
     return len(ids) + 2
 
 
+def weighted(tokenizer: Callable[[str], list[int]], text: str, emphasis: str) -> tuple[list[int], list[float]]:
+    """Ids of a caption, neither cut nor padded, without begin and end, and the weight of each. emphasis: none | a1111, of
+    which each stretch of one weight is tokenized by itself, as there."""
+    pieces = weights_of_words.parse(text) if emphasis == "a1111" else [(text, 1.0)]
+    found = [(tokenizer(piece), weight) for piece, weight in pieces]
+    return [one for ids, _ in found for one in ids], [weight for ids, weight in found for _ in ids]
+
+
 def chunk(ids: list[int], chunks: int, begin: int, end: int, pad: int) -> np.ndarray:
     """(chunks, 77) int32. Each chunk has begin, up to 75 ids, end, padding; what goes beyond the last chunk is cut.
 
@@ -74,6 +84,32 @@ def chunk(ids: list[int], chunks: int, begin: int, end: int, pad: int) -> np.nda
         row[1 : 1 + len(part)] = part
         row[1 + len(part)] = end
     return result
+
+
+def chunk_weights(weights: list[float], chunks: int) -> np.ndarray:
+    """(chunks, 77) float32, of the ids as `chunk` places them; 1 at begin, end and padding."""
+    result = np.ones((chunks, LENGTH), np.float32)
+    for number, row in enumerate(result):
+        part = weights[number * CHUNK : (number + 1) * CHUNK]
+        row[1 : 1 + len(part)] = part
+    return result
+
+
+def emphasised(hidden: np.ndarray, weights: np.ndarray, width_l: int) -> np.ndarray:
+    """Hidden states of one caption's chunks (chunks, 77, width), times the weights of their tokens (2, chunks, 77) for
+    CLIP-L, whose channels are the first `width_l`, and for bigG; each encoder's states of a chunk are then scaled to the
+    mean that they had (A1111's emphasis "Original", modules/sd_emphasis.py). Without weights they stay bit for bit."""
+    if (weights == 1).all():
+        return hidden
+    parts = hidden[..., :width_l], hidden[..., width_l:]
+    return np.concatenate([_heavier(part, own) for part, own in zip(parts, weights)], axis=2)
+
+
+def _heavier(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    times = hidden * weights[..., None]
+    before, after = (values.mean((1, 2), np.float64, keepdims=True) for values in (hidden, times))
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is said of the caption
+        return (times * (before / after)).astype(np.float32)
 
 
 def join_chunks(hidden: np.ndarray) -> np.ndarray:

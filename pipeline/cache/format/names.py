@@ -6,9 +6,9 @@ import struct
 from pipeline.data import captions
 
 
-def text_row(text: str) -> bytes:
-    """Of a caption of one text."""
-    return captions.name(text, None)
+def text_row(text: str, emphasis: str = "none") -> bytes:
+    """Of a caption of one text; emphasis: params.cache_text.emphasis."""
+    return captions.name(text, None, emphasis)
 
 
 EMPTY_CAPTION = text_row("")  # what a dropped caption is replaced by

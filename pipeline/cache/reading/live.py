@@ -32,6 +32,8 @@ class Originals:
     latents: dict  # fingerprints of the rows
     text: dict
     workers: int
+    emphasis: str = "none"  # params.cache_text.emphasis
+    width_l: int = 0  # of the hidden states, how many channels are CLIP-L's
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class LiveReader(Reader):
         o, with_views = originals, views.are_in(Path(samples))
         usual = replace(o.preparation, fresh=True)
         self._found = pictures.open_pictures(o.images, o.source, o.latents, usual)
-        names, self._texts_of = captions.distinct(o.captions, [""])
+        names, self._texts_of = captions.distinct(o.captions, [""], o.emphasis)
         stand_in.check(latents, "latents", o.latents, (self._found.names, self._found.bucket))
         stand_in.check(text, "text", o.text, (names,))
         own = self._found.names if with_views else self._found.images[self._found.picture]
@@ -131,14 +133,14 @@ class LiveReader(Reader):
         return np.stack(own)
 
     def _ids(self, texts: Sequence[tuple[str, str | None]]) -> np.ndarray:
-        """(b, 2, chunks, 77) int32"""
+        """(b, 2, chunks, 77) captions.TOKEN"""
         if self._tokenizer is None:
             self._tokenizer = tokens.Tokenizer(self._originals.tokenizer)
-        chunks = self._originals.text["chunks"]
-        return np.stack([captions.tokenized(self._tokenizer, *pair, chunks)[0] for pair in texts])
+        how = self._originals.text["chunks"], self._originals.emphasis
+        return np.stack([captions.tokenized(self._tokenizer, *pair, *how)[0] for pair in texts])
 
     def _encode_texts(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        encode = captions.chunk_encoder(self.encode_ids)
+        encode = captions.chunk_encoder(self.encode_ids, self._originals.width_l)
         hidden, pooled = _in_parts(encode, ids, self._most["text"])
         return np.stack([tokens.join_chunks(one) for one in hidden]), pooled
 

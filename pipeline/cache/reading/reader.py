@@ -71,11 +71,12 @@ class Reader:
         made_with: dict[str, dict] | None = None,
         texts: Sequence[str] = (),
         preparation: Preparation | None = None,
+        emphasis: str = "none",
     ):
         """latents, text: folders of shards; samples: samples.parquet. What the rows must have been made with, where
         given: the checkpoints vae, clip_l, clip_g, and in made_with further entries of the fingerprints of "latents"
         and "text". texts: further ones that must be there, for `read_texts`. preparation: of params.yaml, for samples
-        with views. Raises CacheError."""
+        with views. emphasis: params.cache_text.emphasis, of the texts. Raises CacheError."""
         made_with = made_with or {}
         with_views = views.are_in(Path(samples))
         try:
@@ -83,7 +84,7 @@ class Reader:
             self._open_text(Path(text), Origin({"clip_l": clip_l, "clip_g": clip_g}, made_with.get("text", {})))
         except shards.ShardError as error:
             raise CacheError(str(error)) from error
-        self._find_texts(texts)
+        self._find_texts(texts, emphasis)
         self._join(Path(samples), preparation, with_views)
         self._files: OrderedDict[tuple[str, int], int] = OrderedDict()  # the most recently used last
         self._thread = ThreadPoolExecutor(1, "cache-reader")
@@ -157,9 +158,10 @@ class Reader:
         for name in ("repeats", "loss_weights", "caption_dropout", "class_images"):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[self.samples]))
 
-    def _find_texts(self, texts: Sequence[str]) -> None:
+    def _find_texts(self, texts: Sequence[str], emphasis: str) -> None:
         rows = self._text.names["high"], self._text.names["low"]
-        self._texts = {text: int(lookup.locate(rows, lookup.as_names([text_row(text)]))[0]) for text in texts}
+        names = {text: lookup.as_names([text_row(text, emphasis)]) for text in texts}
+        self._texts = {text: int(lookup.locate(rows, name)[0]) for text, name in names.items()}
         if absent := [text for text, row in self._texts.items() if row < 0]:
             raise CacheError(
                 f"{self._text.paths[0].parent} lacks {len(absent)} texts of train.previews, the first is "
