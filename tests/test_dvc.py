@@ -161,9 +161,13 @@ def test_weights_of_words(project):
     assert "cache_text" not in stages_of(output) or "8 captions in 1 shards: 0 encoded" in output
 
 
-def test_a_mask(project):
-    """It is part of its picture's row. How little it lets count is decided when training."""
+def test_a_mask_and_a_centre_of_interest(project):
+    """They are part of their picture's row. How little it lets count is decided when training."""
     Image.new("L", (64, 64), 7).save(project / "data/images/5.mask.png")
+    output = dvc(project, "repro")
+    assert stages_of(output) == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
+    assert "7 latents in 1 shards: 1 encoded" in output and "8 captions in 1 shards: 0 encoded" in output
+    edit(project / "data/images/metadata.jsonl", '"text": "picture 4"', '"text": "picture 4", "focus": [0.9, 0.9]')
     output = dvc(project, "repro")
     assert stages_of(output) == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
     assert "7 latents in 1 shards: 1 encoded" in output and "8 captions in 1 shards: 0 encoded" in output

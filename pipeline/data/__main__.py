@@ -44,6 +44,8 @@ def _run(given: argparse.Namespace) -> int:
         cli.print_json(found)
     else:
         print(f"{found['path']}: {found['form']}, {found['pictures']:,} pictures, {found['captioned']:,} with captions")
+        if found["focused"]:
+            print(f"  {found['focused']:,} of them have a centre of interest (focus or bbox)")
         if found["masked"]:
             print(f"  {found['masked']:,} of them have a mask file")
         print(f"  decoded {found['decoded']:,}, of which {found['used']:,} would be used")
@@ -70,10 +72,11 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     data = settings.data
     source = open_source(path, index.caption_lines, data.image_column, data.caption_column)
     sets, notes = find(path, source, index.caption_variants, index.caption_seed)
-    names, captioned, masked, lost, alone, in_sets = [], 0, 0, Counter(), Counter(), Counter()
+    names, captioned, masked, focused, lost, alone, in_sets = [], 0, 0, 0, Counter(), Counter(), Counter()
     for part in source.parts():
         part = masks.of_sets(part, sets)
         masked += len(part.masks) - part.masks.null_count
+        focused += int((~np.isnan(part.focus[:, 0])).sum())
         numbers, counts = np.unique(members(part, sets).number, return_counts=True)
         in_sets.update(dict(zip(numbers.tolist(), counts.tolist())))
         names.append(part.paths)
@@ -98,6 +101,7 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
         "pictures": len(paths),
         "captioned": captioned,
         "masked": masked,
+        "focused": focused,
         "decoded": len(found),
         "used": len(used),
         "rejected": dict(Counter(reason.partition(":")[0] for reason in reasons if reason)),

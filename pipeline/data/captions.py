@@ -8,16 +8,15 @@ import csv
 import hashlib
 import io
 import json
-import math
 from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 from pipeline.data.emphasis import is_weighted
+from pipeline.data.said import Said
+from pipeline.data.said import said as said_of
 from pipeline.stage import StageError
 
-TIMES = ("repeats", "weight")  # columns that say how often an epoch has a picture
-MOST_TIMES = 100_000
 _LONGEST_FILE = 1 << 20  # bytes; a caption file that is longer is something else
 csv.field_size_limit(_LONGEST_FILE)  # Python's own is 131,072
 
@@ -64,16 +63,16 @@ def whole(data: bytes, where: str) -> list[tuple[str, None]]:
     return [(text, None)] if text else []
 
 
-def record(data: bytes, where: str, column: str = "text") -> tuple[list[tuple[str, str | None]], float | None]:
+def record(data: bytes, where: str, column: str = "text") -> tuple[list[tuple[str, str | None]], Said]:
     """WebDataset's form (key.json beside key.jpg): an object with text (or caption, as img2dataset writes) and
-    text_2. Returns the captions and the `times`. `column`: the key that stands for text."""
+    text_2. Returns the captions and what else it says. `column`: the key that stands for text."""
     value = _json(_decoded(data, where), where)
-    return pairs(value.get(column, value.get("caption")), value.get("text_2"), where), times(value, where)
+    return pairs(value.get(column, value.get("caption")), value.get("text_2"), where), said(value, where)
 
 
-def metadata(path: Path, column: str = "text") -> Iterator[tuple[str, str, list[tuple[str, str | None]], float | None]]:
-    """Hugging Face's form, metadata.jsonl or metadata.csv: yields (where, file_name, captions, times), `where` being
-    file:line. `column`: the one of the captions.
+def metadata(path: Path, column: str = "text") -> Iterator[tuple[str, str, list[tuple[str, str | None]], Said]]:
+    """Hugging Face's form, metadata.jsonl or metadata.csv: yields (where, file_name, captions, what else it says),
+    `where` being file:line. `column`: the one of the captions.
 
     Raises CaptionError for a line that is broken, has no file_name or no text."""
     try:
@@ -84,26 +83,15 @@ def metadata(path: Path, column: str = "text") -> Iterator[tuple[str, str, list[
         raise CaptionError(f"{error} (no table is used of which a line is broken: mend or remove that line)") from None
 
 
-def times(row: dict, where: str) -> float | None:
-    """How often an epoch has the picture of a row, by its columns `repeats` and `weight`: their product where both are
-    there, None where neither is. Raises CaptionError."""
-    given = {name: row[name] for name in TIMES if row.get(name) not in (None, "")}
-    found = []
-    for name, value in given.items():
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not 0 <= number <= MOST_TIMES:
-            raise CaptionError(
-                f"{where}: found {name} {str(value)[:100]!r}, wanted a number from 0 to {MOST_TIMES:,}: how often an "
-                "epoch has the picture; rename the column if it means something else"
-            )
-        found.append(number)
-    return math.prod(found) if found else None
+def said(row: dict, where: str) -> Said:
+    """What else a row says of its picture. Raises CaptionError."""
+    try:
+        return said_of(row)
+    except ValueError as error:
+        raise CaptionError(f"{where}: {error}") from None
 
 
-def _rows(path: Path, column: str) -> Iterator[tuple[str, str, list[tuple[str, str | None]], float | None]]:
+def _rows(path: Path, column: str) -> Iterator[tuple[str, str, list[tuple[str, str | None]], Said]]:
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
     empty = True
     for where, row in rows:
@@ -115,7 +103,7 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, str, list[tuple[str, s
             raise CaptionError(
                 f"{where}: no {column}; found {', '.join(map(str, row))}; data.caption_column says which is the caption"
             )
-        yield where, file_name, pairs(row[column], row.get("text_2"), where), times(row, where)
+        yield where, file_name, pairs(row[column], row.get("text_2"), where), said(row, where)
     if empty:  # all pictures would be trained on without their captions
         raise TableError(f"{path}: holds no row; get or write it again, or remove it")
 

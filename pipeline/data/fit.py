@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data import focus
 from pipeline.data.buckets import choose, nearest
 from pipeline.data.geometry import enlargement
 from pipeline.data.part import Part
@@ -20,8 +21,8 @@ def choices(
     neighbors: int = 0,
 ) -> dict[int, Choice]:
     """Of a part's pictures, by resolution. What is too small is judged by the nearest of all `sizes`."""
-    unfit, by_resolution = _unfit_masks(part, found), {}
-    sides = [pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height")]
+    by_resolution, sides = {}, [pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height")]
+    unfit = focus.shares(part.focus, *sides)[1] | _unfit_masks(part, found)
     for resolution, all_sizes in sizes.items():
         _, reasons = reject(found, all_sizes, min_side, max_enlargement)
         for row in unfit:

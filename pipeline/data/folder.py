@@ -2,8 +2,10 @@
 
 imagefolder: metadata.jsonl or metadata.csv, in the folder or any folder below it, names pictures beside or below
 itself. kohya: name.txt or name.caption beside name.png; name.png.txt too. A picture has the captions of all of them
-together. Masks stand beside pictures as `masks` says. Names find each other as `match` says."""
+together. name.json beside name.png may say its centre of interest, and nothing else of it is read. Masks stand beside
+pictures as `masks` says. Names find each other as `match` says."""
 
+import json
 import os
 import posixpath
 from collections import defaultdict
@@ -32,6 +34,7 @@ from pipeline.data.part import (
     stamp,
     unread_caption,
 )
+from pipeline.data.said import FOCUS, Box, Said
 
 _Captions = list[tuple[str, str | None]]  # (text, text_2) each
 
@@ -61,7 +64,7 @@ class Folder:
         statuses, linked_folders, odd = _files(self.root)
         files = sorted(statuses)
         unread = {path: reason for path in files if (reason := not_read(path))}
-        described, often, lost = self._metadata(files, unread)
+        described, also, lost = self._metadata(files, unread)
         of_picture, alone = _masks(files, odd, described)
         is_mask = {*alone, *(mask for found in of_picture.values() for mask in found)}
         lost |= {
@@ -109,6 +112,19 @@ class Folder:
             else:
                 unmatched.append(Unmatched(path, "caption", "no picture of this name"))
 
+        focus = {rows[path]: one.focus for path, one in also.items() if one.focus is not None}
+        beside = {_stem(path): path for path in others if extension(path) == ".json"}
+        for stem, there in match(beside, rows_of_stem).items():
+            try:
+                own = self._focus(beside[stem])
+            except captions.CaptionError as error:
+                spoilt |= dict.fromkeys(rows_of_stem[there], f"focus not read: {error}")
+                continue
+            if own is not None:
+                others.remove(beside[stem])
+            for row in rows_of_stem[there] if own is not None else ():
+                if focus.setdefault(row, own) != own:
+                    spoilt[row] = f"focus not read: {beside[stem]} has another than the table; keep one"
         twins = match(unread_of_stem, rows_of_stem)
         for path, reason in unread.items():
             if _stem(path) in twins and path not in lost:
@@ -130,34 +146,31 @@ class Folder:
             [Lost(path, reason) for path, reason in lost.items()],
             unmatched,
             spoilt,
-            {rows[path]: times for path, times in often.items()},
+            {rows[path]: one.times for path, one in also.items() if one.times is not None},
             {
                 rows[path]: (found_masks[0], stamp(statuses[found_masks[0]]))
                 for path, found_masks in of_picture.items()
                 if rows[path] not in spoilt
             },
+            focus,
         )
 
     def _metadata(
         self, files: list[str], unread: dict[str, str]
-    ) -> tuple[dict[str, _Captions], dict[str, float], dict[str, str]]:
-        """Captions by picture, how often an epoch has it, and why pictures that metadata names cannot be had."""
-        described, often, lost = defaultdict(list), {}, {}
+    ) -> tuple[dict[str, _Captions], dict[str, Said], dict[str, str]]:
+        """Captions by picture, what else metadata says of it, and why pictures that it names cannot be had."""
+        described, also, lost = defaultdict(list), {}, {}
         there = [path for path in files if not is_metadata(path)]
         for path in filter(is_metadata, files):
-            named, times = defaultdict(list), {}
-            for where, file_name, pairs, count in captions.metadata(Path(self.root, path), self.caption_column):
+            named, said = defaultdict(list), {}
+            for where, file_name, pairs, own in captions.metadata(Path(self.root, path), self.caption_column):
                 if not is_plain(file_name):
                     raise SourceError(
                         f"{where}: {file_name!r} is not a path inside the folder; name files relative to it, without .."
                     )
                 name = posixpath.normpath(posixpath.join(posixpath.dirname(path), file_name))
                 named[name] += pairs
-                if count is not None and times.setdefault(name, count) != count:
-                    raise SourceError(
-                        f"{where}: {file_name!r} {count:g} times an epoch, {times[name]:g} in a row before; wanted one "
-                        "number"
-                    )
+                said[name] = _joined(said.get(name, Said(None, None)), own, f"{where}: {file_name!r}")
             meant = match(named, there)
             for name, pairs in named.items():
                 picture = meant.get(name)
@@ -167,14 +180,36 @@ class Folder:
                     lost[picture] = unread[picture]
                 else:
                     described[picture] += pairs
-                    often |= {picture: times[name]} if name in times else {}
-        return described, often, lost
+                    also[picture] = said[name]
+        return described, also, lost
+
+    def _focus(self, path: str) -> Box | None:
+        """What a JSON beside a picture says of its centre of interest; None for one that is about other things. Raises
+        CaptionError."""
+        try:
+            value = json.loads(self.read(path))
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(value, dict):
+            return None
+        return captions.said({name: value.get(name) for name in FOCUS}, path).focus
 
     def _texts(self, path: str, odd: dict[str, str]) -> _Captions:
         if path in odd:
             raise captions.CaptionError(f"{path}: {odd[path]}")
         parse = captions.whole if self.whole_texts else captions.lines
         return parse(self.read(path), path)
+
+
+def _joined(before: Said, own: Said, where: str) -> Said:
+    """What two rows of one picture say. Raises SourceError where they differ."""
+    if None not in (before.times, own.times) and before.times != own.times:
+        raise SourceError(
+            f"{where} {own.times:g} times an epoch, {before.times:g} in a row before; wanted one number"
+        )
+    if None not in (before.focus, own.focus) and before.focus != own.focus:
+        raise SourceError(f"{where} has its focus at {own.focus}, and at {before.focus} in a row before; wanted one")
+    return Said(*(other if one is None else one for one, other in zip(before, own)))
 
 
 def _masks(files: list[str], odd: dict[str, str], described: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from pipeline.data import focus as centres
 from pipeline.data.images import Picture, decode, read
+from pipeline.data.said import Box
 
 LATENT_SCALE = 8  # pixels to a latent pixel, of both configurations' VAEs
 INTERPOLATIONS = {
@@ -42,17 +44,19 @@ def prepare(
     background: tuple[int, int, int],
     generator: np.random.Generator | None = None,
     mask: bytes | None = None,
+    focus: Box | None = None,
 ) -> Prepared:
     """`images.read` and `fit` in one. The bytes must have been let through by the index, which bounds their size.
     `mask`: those of its file; empty for the picture's alpha channel; None for no mask.
+    `focus`: as for `fit`.
 
     Raises images.Rejected."""
     picture = read(data, background)
-    return fit(picture.pixels, bucket, crop, interpolation, generator, _mask(picture, mask))
+    return fit(picture.pixels, bucket, crop, interpolation, generator, mask_of(picture, mask), focus)
 
 
-def _mask(picture: Picture, mask: bytes | None) -> np.ndarray | None:
-    """(height, width) uint8: the grey value, over black."""
+def mask_of(picture: Picture, mask: bytes | None) -> np.ndarray | None:
+    """(height, width) uint8: the grey value, over black. `mask`: as for `prepare`. Raises images.Rejected."""
     if mask is None:
         return None
     if not mask:
@@ -67,24 +71,30 @@ def fit(
     interpolation: str,
     generator: np.random.Generator | None = None,
     mask: np.ndarray | None = None,
+    focus: Box | None = None,
 ) -> Prepared:
     """Resize `pixels` (height, width, 3) uint8 so that they just cover `bucket` (width, height), and crop the rest.
 
     `crop` is "center", or "random": the top, then the left edge drawn uniformly from `generator`; or both as numbers.
-    `interpolation` is a
-    key of INTERPOLATIONS; all of them average over the source when they shrink. Only the part that stays is computed,
-    so that a picture of 32 × 1,000,000 pixels costs no more than its bucket.
+    With a `focus` (shares of width and height), "center" is the crop in whose middle it is, as far as the picture goes, and
+    "random" draws among those that hold all of it. `interpolation` is a key of INTERPOLATIONS; all of them average over
+    the source when they shrink. Only the part that stays is computed, so that a picture of 32 × 1,000,000 pixels costs no
+    more than its bucket.
 
     `mask` (any height, any width) uint8 covers the same picture. Of it the same part is taken, and each latent pixel has
     the mean of what lies under it."""
     height, width = pixels.shape[:2]
     bucket_width, bucket_height = bucket
     resized_height, resized_width = cover(height, width, bucket)
-    free_top, free_left = resized_height - bucket_height, resized_width - bucket_width
+    axes = (bucket_height, resized_height), (bucket_width, resized_width)
+    if focus is None:
+        bounds = [((resized - side) // 2, 0, resized - side) for side, resized in axes]
+    else:
+        bounds = [centres.edge(part, *axis) for part, axis in zip(centres.of_axes(focus), axes)]
     if crop == "center":
-        top, left = free_top // 2, free_left // 2
+        top, left = (middle for middle, _, _ in bounds)
     elif crop == "random":
-        top, left = (int(generator.integers(0, free, endpoint=True)) for free in (free_top, free_left))
+        top, left = (int(generator.integers(low, high, endpoint=True)) for _, low, high in bounds)
     elif not isinstance(crop, str):
         top, left = crop
     else:

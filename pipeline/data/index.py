@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import store
-from pipeline.data import fit, masks, near, tables
+from pipeline.data import fit, focus, masks, near, tables
 from pipeline.data.buckets import common
 from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
@@ -258,9 +258,11 @@ def _rows(
         mine = of_part.picture[of_part.number == number]
         reasons[mine] = choices[resolutions(one)[0]].reasons[mine]
     reasons[is_used] = None
-    columns = [_contents(part, found), part.paths, found["width"], found["height"]]
+    sides = [pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height")]
+    centres = focus.column(focus.shares(part.focus, *sides)[0])
+    columns = [_contents(part, found, centres), part.paths, found["width"], found["height"]]
     columns += [pa.array(side, pa.int32(), mask=~is_used) for side in buckets.T.copy()]
-    columns += [pa.array(reasons, pa.string()), found["phash"], part.masks]
+    columns += [pa.array(reasons, pa.string()), found["phash"], part.masks, centres]
     kind = tables.IMAGES.field("views").type
     columns.append(pa.nulls(count, kind) if plain else of_pictures(views, count))
     return pa.Table.from_arrays(
@@ -281,13 +283,14 @@ def _not_in_set(
     return found
 
 
-def _contents(part: Part, found: pa.Table) -> pa.Array | pa.ChunkedArray:
+def _contents(part: Part, found: pa.Table, centres: pa.Array) -> pa.Array | pa.ChunkedArray:
     """masks.content of each picture."""
-    if part.masks.null_count == len(part.masks):
+    if part.masks.null_count == len(part.masks) and centres.null_count == len(centres):
         return found["image"]
-    columns = found["image"].to_pylist(), part.masks.to_pylist(), found["mask"].to_pylist()
+    columns = found["image"].to_pylist(), part.masks.to_pylist(), found["mask"].to_pylist(), centres.to_pylist()
     names = [
-        masks.content(image, masks.OF_ALPHA if path == masks.ALPHA else mask) for image, path, mask in zip(*columns)
+        masks.content(image, masks.OF_ALPHA if path == masks.ALPHA else mask, focus.key(box))
+        for image, path, mask, box in zip(*columns)
     ]
     return pa.array(names, pa.binary(16))
 
@@ -323,6 +326,7 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     summary.others += part.others
     used = rows.filter(pc.is_null(rows["rejected"]))
     summary.masked += len(used) - used["mask"].null_count
+    summary.focused += len(used) - used["focus"].null_count
     times = enlargement(*(used[name].to_numpy() for name in ("width", "height", "bucket_width", "bucket_height")))
     summary.enlarged += int((times > 1).sum())
     summary.most_enlarged = max(summary.most_enlarged, times.max(initial=1.0))

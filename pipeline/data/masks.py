@@ -22,12 +22,13 @@ OF_ALPHA = hashlib.blake2b(b"alpha", digest_size=16).digest()  # in the place of
 NO_PARTNER = "no picture of this name"
 
 
-def content(image: bytes, mask: bytes | None) -> bytes:
-    """16 bytes that name a picture with its mask. Both are blake2b of the files' bytes, 16 bytes; without a mask the
-    name is the picture's own. Its first half is the picture's in any case: by that pictures are held out."""
-    if mask is None:
+def content(image: bytes, mask: bytes | None, focus: bytes = b"") -> bytes:
+    """16 bytes that name a picture with its mask and its centre of interest (focus.key). The first two are blake2b of the
+    files' bytes, 16 bytes; without the others the name is the picture's own. Its first half is the picture's in any case:
+    by that pictures are held out."""
+    if mask is None and not focus:
         return image
-    return image[:8] + hashlib.blake2b(image + mask, digest_size=8).digest()
+    return image[:8] + hashlib.blake2b(image + (mask or b"") + focus, digest_size=8).digest()
 
 
 def beside(stems: dict[str, list[str]], candidates: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:

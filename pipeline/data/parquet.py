@@ -1,7 +1,7 @@
 """Parquet files as a source, as Hugging Face data sets have them, read in place.
 
-Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2`, `repeats` and
-`weight` if wanted. The first two may have other names. Strings and bytes may be large, views or in a dictionary.
+Columns: `image`, a struct with `bytes` or a binary; `text`, a string or a list of strings; `text_2`, `repeats`,
+`weight`, `focus` and `bbox` if wanted. The first two may have other names. Strings and bytes may be large, views or in a dictionary.
 Pictures are named `file.parquet#row`. A row can only be read with its row group, so neighbours are cheap to read in
 order."""
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.data import captions, places
 from pipeline.data.far import Stamp
 from pipeline.data.part import Part, SourceError, Unmatched, beside, is_far, make_part, place_in, replaced
+from pipeline.data.said import FOCUS, TIMES, Box
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class ParquetFiles:
             rows = int(_row_group_starts(place, status, self.image_column, self.caption_column)[-1])
             paths = [f"{name}#{row}" for row in range(rows)]
             stamps = np.tile(np.array(status, np.int64), (rows, 1))
-            found, times = _captions(place, status, rows, self.caption_column)
-            yield make_part(places.absolute(place), paths, stamps, found, [], times=times)
+            found, times, focus = _captions(place, status, rows, self.caption_column)
+            yield make_part(places.absolute(place), paths, stamps, found, [], times=times, focus=focus)
         if self.others or self.unmatched:
             yield beside(self.root, self.others, self.unmatched)
 
@@ -125,11 +126,12 @@ def _pictures(place: str, status: Stamp, group: int, image_column: str) -> pa.Ch
 
 def _captions(
     place: str, status: Stamp, rows: int, caption_column: str
-) -> tuple[list[tuple[int, str, str | None, str]], dict[int, float]]:
-    """Captions as make_part takes them, and how often an epoch has the pictures of which a column says it."""
-    found, times, row = [], {}, 0
+) -> tuple[list[tuple[int, str, str | None, str]], dict[int, float], dict[int, Box]]:
+    """Captions as make_part takes them, and of the pictures of which a column says it, how often an epoch has them and
+    their centres of interest."""
+    found, times, focus, row = [], {}, {}, 0
     with _open(place, status) as file:
-        wanted = (caption_column, "text_2", *captions.TIMES)
+        wanted = (caption_column, "text_2", *TIMES, *FOCUS)
         columns = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):
             try:
@@ -140,12 +142,13 @@ def _captions(
                 where = f"{place}#{row}"
                 second = value.get("text_2") if caption_column != "text_2" else None
                 found += [(row, *pair, "") for pair in captions.pairs(value[caption_column], second, where)]
-                count = captions.times(value, where)
-                times |= {} if count is None else {row: count}
+                also = captions.said({name: value.get(name) for name in (*TIMES, *FOCUS)}, where)
+                times |= {} if also.times is None else {row: also.times}
+                focus |= {} if also.focus is None else {row: also.focus}
                 row += 1
     if row != rows:
         raise _damaged(place, f"{row} texts, and its footer says {rows}")
-    return found, times
+    return found, times, focus
 
 
 def _damaged(place: str, what: object) -> SourceError:

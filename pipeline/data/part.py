@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.said import Box
 from pipeline.stage import StageError
 
 STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
@@ -42,7 +43,8 @@ class Part:
 
     paths (n,) string: distinct names for Source.read. stamps (n, 4) int64: what `stamp` says of the file that holds the
     picture; as long as it stays, so does the picture. caption_rows (m,) int64: the picture that a caption belongs to,
-    as an index into paths; texts, texts_2 (m,) string, the latter with nulls. masks (n,) string: further names for
+    as an index into paths; texts, texts_2 (m,) string, the latter with nulls. focus (n, 4) float64: the centre of interest as
+    said.Box has it, NaN for none. masks (n,) string: further names for
     Source.read, null where there is none; mask_stamps (n, 4) int64 of their files, of which those without a mask mean
     nothing."""
 
@@ -54,6 +56,7 @@ class Part:
     texts_2: pa.StringArray
     origins: pa.StringArray
     times: np.ndarray
+    focus: np.ndarray
     masks: pa.StringArray
     mask_stamps: np.ndarray
     others: list[str] = field(default_factory=list)  # files that are neither pictures nor captions
@@ -72,9 +75,10 @@ def make_part(
     spoilt: dict[int, str] | None = None,
     times: dict[int, float] | None = None,
     masks: dict[int, tuple[str, tuple[int, ...]]] | None = None,
+    focus: dict[int, Box] | None = None,
 ) -> Part:
     """A Part of plain lists; `captions` holds (index into paths, text, text_2, origin), `times` those that are not 1 by
-    index into paths, `masks` the (path, stamp) of each mask alike. Pictures that are `spoilt` (index into paths ->
+    index into paths, `focus` those that have one and `masks` the (path, stamp) of each mask alike. Pictures that are `spoilt` (index into paths ->
     reason) become lost ones, and so do those whose name, or their mask's, is no text."""
     if spoilt:
         lost = [*lost, *(Lost(shown(paths[row]), reason) for row, reason in spoilt.items())]
@@ -84,6 +88,7 @@ def make_part(
         captions = [(new[row], *pair) for row, *pair in captions if row in new]
         times = {new[row]: value for row, value in (times or {}).items() if row in new}
         masks = {new[row]: value for row, value in (masks or {}).items() if row in new}
+        focus = {new[row]: value for row, value in (focus or {}).items() if row in new}
     masks = masks or {}
     try:
         names = pa.array(paths, pa.string())
@@ -94,11 +99,14 @@ def make_part(
             row: f"bad name: that of its mask is {reason}" for row, (path, _) in masks.items() if shown(path) != path
         }
         bad |= {row: f"bad name: {reason}" for row, path in enumerate(paths) if shown(path) != path}
-        return make_part(place, paths, stamps, captions, others, lost, unmatched, bad, times, masks)
+        return make_part(place, paths, stamps, captions, others, lost, unmatched, bad, times, masks, focus)
     rows, texts, texts_2, origins = zip(*captions) if captions else ((), (), (), ())
     often = np.ones(len(paths))
     for row, value in (times or {}).items():
         often[row] = value
+    centres = np.full((len(paths), 4), np.nan)
+    for row, box in (focus or {}).items():
+        centres[row] = box
     mask_stamps = np.zeros((len(paths), len(STAMP)), np.int64)
     for row, (_, of_file) in masks.items():
         mask_stamps[row] = of_file
@@ -111,6 +119,7 @@ def make_part(
         pa.array(texts_2, pa.string()),
         pa.array(origins, pa.string()),
         often,
+        centres,
         of_masks,
         mask_stamps,
         [shown(name) for name in others],
@@ -133,6 +142,7 @@ def choose_pictures(part: Part, kept: np.ndarray) -> Part:
         texts_2=part.texts_2.filter(mask),
         origins=part.origins.filter(mask),
         times=part.times[kept],
+        focus=part.focus[kept],
         masks=part.masks.filter(pa.array(kept)),
         mask_stamps=part.mask_stamps[kept],
     )

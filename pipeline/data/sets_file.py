@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import params
 from pipeline.data import kohya, onetrainer
-from pipeline.data.captions import MOST_TIMES
 from pipeline.data.folder import Folder
 from pipeline.data.kinds import SETS
+from pipeline.data.said import MOST_TIMES
 from pipeline.data.sets import WHOLE, Set, SetsError
 from pipeline.data.sources import Source
 from pipeline.data.variants import Rules

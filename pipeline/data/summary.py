@@ -18,6 +18,7 @@ class Summary:
     without_caption: int = 0  # distinct pictures
     profiles_ignored: int = 0
     masked: int = 0  # files that are used and have a mask
+    focused: int = 0  # and a centre of interest
     enlarged: int = 0  # files that are smaller than their bucket
     most_enlarged: float = 1.0  # times, of those
     places: list[str] = field(default_factory=list)  # the folder or files that were read
@@ -59,6 +60,8 @@ class Summary:
             lines.append(f"index: {self.samples:,} samples, {self.often:,.10g} an epoch")
         if self.masked:
             lines.append(f"index: {self.masked:,} of the used pictures have a mask")
+        if self.focused:
+            lines.append(f"index: {self.focused:,} of the used pictures have a centre of interest (focus or bbox)")
         if self.enlarged:
             lines.append(
                 f"index: {self.enlarged:,} of the used pictures are enlarged, {shown_times(self.most_enlarged)} times at most"

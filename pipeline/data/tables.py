@@ -20,7 +20,7 @@ from pipeline.data import captions
 
 IMAGES = pa.schema(
     [
-        pa.field("image", pa.binary(16), nullable=False),  # masks.content: of the file's bytes and of its mask's
+        pa.field("image", pa.binary(16), nullable=False),  # masks.content: of the file's bytes, its mask's, and focus
         pa.field("path", pa.string(), nullable=False),
         pa.field("width", pa.int32()),  # of the upright picture; null when it could not be decoded
         pa.field("height", pa.int32()),
@@ -29,6 +29,8 @@ IMAGES = pa.schema(
         pa.field("rejected", pa.string()),  # the reason; null for a picture that is used
         pa.field("phash", pa.uint64()),  # perceptual hash; null when it was not decoded or shows nothing
         pa.field("mask", pa.string()),  # the mask's path, or empty: the alpha channel; null without a mask
+        # (left, top, right, bottom) of its centre of interest, in shares of its width and height; null without one
+        pa.field("focus", pa.list_(pa.float32())),
         # Where sets differ in how pictures are prepared: (how, width, height, how, ...) of all that the picture is
         # encoded for, `how` as a place in the list under `how` of the file's metadata. Else null: its bucket alone.
         pa.field("views", pa.list_(pa.int32())),

@@ -1,5 +1,5 @@
 """WebDataset tars as a source, read in place: key.jpg with key.txt or key.jpg.txt (one caption) and key.json (text or
-caption, text_2), and masks (key.mask.png).
+caption, text_2, repeats, weight, focus, bbox), and masks (key.mask.png).
 
 Members are found by the offsets of their data and read with one system call, so nothing is unpacked and threads can
 share a source. Pictures are named `shard.tar!member`."""
@@ -31,6 +31,7 @@ from pipeline.data.part import (
     shown,
     unread_caption,
 )
+from pipeline.data.said import Box
 
 _MARK = re.compile(r"(?<=\.tar)!", re.IGNORECASE)
 _RECORDS = frozenset({".json"})
@@ -161,6 +162,7 @@ def _part(name: str, place: str, status: Stamp, largest: int, caption_column: st
         if mask in odd
     }
     times: dict[int, float] = {}
+    focus: dict[int, Box] = {}
     empty: dict[str, list[int]] = {}  # JSON without a caption -> the pictures of its sample
     for key, rows in samples.texts.items():
         for row in rows:
@@ -169,8 +171,9 @@ def _part(name: str, place: str, status: Stamp, largest: int, caption_column: st
                 own = [position[picture] for picture in owners[key]]
                 try:
                     if extension(member) in _RECORDS:
-                        pairs, count = captions.record(members.read(row), f"{name}!{member}", caption_column)
-                        times |= {} if count is None else dict.fromkeys(own, count)
+                        pairs, also = captions.record(members.read(row), f"{name}!{member}", caption_column)
+                        times |= {} if also.times is None else dict.fromkeys(own, also.times)
+                        focus |= {} if also.focus is None else dict.fromkeys(own, also.focus)
                     else:
                         pairs = captions.whole(members.read(row), f"{name}!{member}")
                 except captions.CaptionError as error:
@@ -219,7 +222,8 @@ def _part(name: str, place: str, status: Stamp, largest: int, caption_column: st
     stamps = np.tile(np.array(status, np.int64), (len(pictures), 1))
     paths = [f"{name}!{members.names[row].decode()}" for row in pictures]
     mine = {position[row]: (f"{name}!{own[0]}", status) for row, own in of_picture.items()}
-    return make_part(places.absolute(place), paths, stamps, found, samples.others, lost, unmatched, spoilt, times, mine)
+    whole = places.absolute(place)
+    return make_part(whole, paths, stamps, found, samples.others, lost, unmatched, spoilt, times, mine, focus)
 
 
 def _with_masks(prefix: str, names: list[str], odd: list[str]) -> tuple["_Samples", dict[int, list[str]], list[str]]:

@@ -22,6 +22,7 @@ LISTED = 200  # rows of a list of names on the page
 TAGS = 60  # on the page
 RARE = 0.25  # of an even share of the pictures: buckets with fewer are rare
 _LONGEST = 1 << 20  # letters of a field of a list
+_COLUMNS = ["image", "width", "height", "bucket_width", "bucket_height", "mask", "focus"]
 _SHOWN = 300  # letters of a name or a text on the page
 
 Open = Callable[[str], BinaryIO]  # name of a file of the index -> what is in it
@@ -70,6 +71,8 @@ class Data:
     used: int
     distinct: int  # of those, by content
     enlarged: int
+    masked: int
+    focused: int  # with a centre of interest
     buckets: list[Bucket]  # from the tallest to the widest
     rare: Listed  # pictures in rare buckets
     aspects: Histogram  # of log2(width / height)
@@ -89,12 +92,13 @@ class Data:
 
 def read(open_file: Open, measure: Lengths) -> Data:
     """Raises ValueError, OSError where a file of the index is damaged."""
-    used = distinct = enlarged = 0
+    used = distinct = enlarged = masked = focused = 0
     aspects, megapixels, counts = _Bins(-3 - 1 / 16, 3 + 1 / 16, 1 / 8), _Bins(-10, 12, 1 / 4), Counter()
     before = None
-    for batch in _batches(open_file, "images.parquet", ["image", "width", "height", "bucket_width", "bucket_height"]):
+    for batch in _batches(open_file, "images.parquet", _COLUMNS):
         batch = batch.filter(pc.is_valid(batch["bucket_width"]))
-        width, height, *bucket = (batch[name].to_numpy().astype(np.int64) for name in batch.column_names[1:])
+        width, height, *bucket = (batch[name].to_numpy().astype(np.int64) for name in _COLUMNS[1:5])
+        masked, focused = (have + len(batch) - batch[name].null_count for have, name in ((masked, "mask"), (focused, "focus")))
         images = batch["image"].to_pylist()
         used += len(images)
         distinct += sum(one != other for one, other in zip(images, [before, *images]))  # they are sorted
@@ -116,6 +120,8 @@ def read(open_file: Open, measure: Lengths) -> Data:
         used=used,
         distinct=distinct,
         enlarged=enlarged,
+        masked=masked,
+        focused=focused,
         buckets=buckets,
         rare=_rare(open_file, buckets),
         aspects=aspects.histogram(),

@@ -37,14 +37,15 @@ def write(
 
     found = data.read(open_file, measure)
     charts = data_charts.of_data(found, "")
-    used, rejected, rare = _chosen(index / "images.parquet", {(b.width, b.height) for b in found.buckets if b.rare})
+    used, marked, rejected, rare = _chosen(index / "images.parquet", {(b.width, b.height) for b in found.buckets if b.rare})
     captions = data.captions(open_file, [row["image"] for row in used])
 
     def show(row: dict, text: str) -> Shown:
         size = f"{row['width']}×{row['height']}" if row["width"] else ""
         bucket = f" → {row['bucket_width']}×{row['bucket_height']}" if row["bucket_width"] else ""
-        picture = thumbnails.thumbnail(source, row["path"], row["image"], max_pixels) if row["width"] else None
-        return Shown(data.clip(row["path"]), text, size + bucket, picture)
+        picture = thumbnails.thumbnail(source, row, max_pixels) if row["width"] else None
+        marks = ", masked" * (row["mask"] is not None) + ", with a focus" * (row["focus"] is not None)
+        return Shown(data.clip(row["path"]), text, size + bucket + marks, picture)
 
     page = html.render(
         "data_page.jinja",
@@ -53,6 +54,7 @@ def write(
         d=found,
         charts=charts,
         contact=[show(row, captions.get(row["image"], "")) for row in used],
+        marked=[show(row, "") for row in marked],
         rejected=[show(row, row["rejected"]) for row in rejected],
         rare=[show(row, "") for row in rare],
         near=[(show(row, f"{bits} bits differ"), show(other, "")) for row, other, bits in _near(index)],
@@ -62,10 +64,10 @@ def write(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _chosen(images: Path, rare: set[tuple[int, int]]) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows of images.parquet: used ones, rejected ones and used ones of the `rare` buckets; the first _SHOWN of each by
-    their hashes, so that another picture more changes few of them."""
-    used, rejected, others = [], [], []
+def _chosen(images: Path, rare: set[tuple[int, int]]) -> tuple[list[dict], list[dict], list[dict], list[dict]]:
+    """Rows of images.parquet: used ones, used ones with a mask or a centre of interest, rejected ones and used ones of the
+    `rare` buckets; the first _SHOWN of each by their hashes, so that another picture more changes few of them."""
+    used, marked, rejected, others = [], [], [], []
     with pq.ParquetFile(images) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
@@ -73,12 +75,19 @@ def _chosen(images: Path, rare: set[tuple[int, int]]) -> tuple[list[dict], list[
             rejected += table.filter(pc.invert(is_used)).slice(0, _SHOWN).to_pylist()
             table = table.filter(is_used)
             if len(used) < _SHOWN:
-                distinct = {row["image"]: row for row in table.slice(0, 20 * _SHOWN).to_pylist()[::-1]}
-                used += list(distinct.values())[::-1][:_SHOWN]
+                used += _distinct(table)
+            if len(marked) < _SHOWN:
+                marked += _distinct(table.filter(pc.or_(pc.is_valid(table["mask"]), pc.is_valid(table["focus"]))))
             sizes = zip(table["bucket_width"].to_pylist(), table["bucket_height"].to_pylist()) if rare else ()
             places = [place for place, size in enumerate(sizes) if size in rare][:_SHOWN]
             others += table.take(places).to_pylist() if places else []
-    return used[:_SHOWN], rejected[:_SHOWN], others[:_SHOWN]
+    return used[:_SHOWN], marked[:_SHOWN], rejected[:_SHOWN], others[:_SHOWN]
+
+
+def _distinct(table: pa.Table) -> list[dict]:
+    """Some of the first rows, of copies the first."""
+    distinct = {row["image"]: row for row in table.slice(0, 20 * _SHOWN).to_pylist()[::-1]}
+    return list(distinct.values())[::-1][:_SHOWN]
 
 
 def _near(index: Path) -> list[tuple[dict, dict, int]]:

@@ -53,6 +53,7 @@ def write_index(root, bucket=BUCKET):
         table[name] = pa.array(column, pa.int32())
     table["rejected"] = pa.array([None if one != b"broken" else "not an image" for one in data], pa.string())
     table["mask"] = pa.nulls(len(data), pa.string())
+    table["focus"] = pa.nulls(len(data), pa.list_(pa.float32()))
     table["views"] = pa.nulls(len(data), pa.list_(pa.int32()))
     pq.write_table(pa.table(table), root / "images.parquet")
 

@@ -155,7 +155,8 @@ def test_a_contact_sheet_shows_each_picture_beside_its_latent(tmp_path):
         paths.append(path.name)
     columns = {"width": 100, "height": 60, "bucket_width": 64, "bucket_height": 32}
     table = {"image": pa.array(names, pa.binary(16)), "path": paths, "rejected": pa.array([None] * 6, pa.string())}
-    table |= {"mask": pa.nulls(6, pa.string()), "views": pa.nulls(6, pa.list_(pa.int32()))}
+    table |= {"mask": pa.nulls(6, pa.string()), "focus": pa.nulls(6, pa.list_(pa.float32()))}
+    table["views"] = pa.nulls(6, pa.list_(pa.int32()))
     pq.write_table(
         pa.table(table | {name: pa.array([value] * 6, pa.int32()) for name, value in columns.items()}), "images.parquet"
     )

@@ -101,8 +101,8 @@ def test_metadata_in_any_unicode(tmp_path, encoding):
     for name, first in (("metadata.jsonl", 1), ("metadata.csv", 2)):
         file = tmp_path / name
         wanted = [
-            (f"{file}:{first}", "a.png", [(text, None)], None),
-            (f"{file}:{first + 1}", "b.png", [("b", None)], None),
+            (f"{file}:{first}", "a.png", [(text, None)], (None, None)),
+            (f"{file}:{first + 1}", "b.png", [("b", None)], (None, None)),
         ]
         assert list(captions.metadata(file)) == wanted
         if encoding.startswith("utf-16"):
@@ -121,9 +121,9 @@ def test_bad_files(parse):
 
 
 def test_webdataset_json():
-    assert captions.record(b'{"text": ["a", "b"], "text_2": "x", "width": 3}', "f") == ([("a", "x"), ("b", "x")], None)
-    assert captions.record(b'{"caption": "a", "sha": "0"}', "f") == ([("a", None)], None)
-    assert captions.record(b"{}", "f") == ([], None)
+    assert captions.record(b'{"text": ["a", "b"], "text_2": "x", "width": 3}', "f") == ([("a", "x"), ("b", "x")], (None, None))
+    assert captions.record(b'{"caption": "a", "sha": "0"}', "f") == ([("a", None)], (None, None))
+    assert captions.record(b"{}", "f") == ([], (None, None))
     with pytest.raises(CaptionError, match="f: found JSON of type list"):
         captions.record(b"[]", "f")
 
@@ -135,8 +135,8 @@ def test_jsonl(tmp_path):
         encoding="utf-8",
     )
     assert list(captions.metadata(file)) == [
-        (f"{file}:1", "a.png", [("x", None)], None),
-        (f"{file}:3", "b/c.png", [], None),
+        (f"{file}:1", "a.png", [("x", None)], (None, None)),
+        (f"{file}:3", "b/c.png", [], (None, None)),
     ]
 
 

@@ -83,7 +83,7 @@ def test_images(tmp_path):
             **dict(zip(names, size + bucket)),
             "rejected": None,
             "phash": phash,
-        } | dict.fromkeys(("mask", "views"))
+        } | dict.fromkeys(("mask", "focus", "views"))
 
     reason = by_path["broken.png"]["rejected"]
     empty = dict.fromkeys(("width", "height", "bucket_width", "bucket_height"))
@@ -92,7 +92,7 @@ def test_images(tmp_path):
         "copy.png": used(A, (40, 40), (64, 64)),
         "d/b.png": used(B, (100, 40), (128, 32)),
         "c.png": used(C, (40, 90), (32, 128)),
-        "broken.png": {"image": name(BROKEN), **empty, "rejected": reason, "phash": None, "mask": None, "views": None},
+        "broken.png": {"image": name(BROKEN), **empty, "rejected": reason, "phash": None, "mask": None, "focus": None, "views": None},
     }
     assert reason.startswith("broken: PNG")
     with open(out / "rejected.csv", newline="") as file:

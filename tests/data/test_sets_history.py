@@ -20,10 +20,11 @@ from pipeline.data.sources import open_source
 from pipeline.data.views import sizes_of, with_usual
 from tests.data.data_sets import contents, picture, write_folder
 
-PICTURES = [picture(number, transparent=number > 4) for number in range(8)]
-MASKS = [picture(number + 20) for number in range(2)]
+# The first has nothing that a crop could leave out.
+PICTURES = [picture(number, 40 + 9 * number, 40, transparent=number > 4) for number in range(8)]
 FOLDERS = ("a", "b")
-WORDS = ["x, y, z", "{a|b}, c", ""]
+WORDS = ["x, y, z", "{a|b}, c", "", "(x:1.3), y", "(x"]
+CENTRES = [None, {"focus": [0.1, 0.9]}, {"bbox": [20, 4, 10, 10]}, {"focus": [0.9, 0.1]}]
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
@@ -48,6 +49,8 @@ CHANGE = st.one_of(
     st.tuples(st.just("copy"), st.sampled_from(FOLDERS), st.integers(0, 7)),
     st.tuples(st.just("remove"), st.sampled_from(FOLDERS), st.integers(0, 7)),
     st.tuples(st.just("mask"), st.sampled_from(FOLDERS), st.integers(0, 7), st.sampled_from([None, 0, 1])),
+    st.tuples(st.just("focus"), st.sampled_from(FOLDERS), st.integers(0, 7), st.sampled_from(CENTRES)),
+    st.tuples(st.just("emphasis"), st.sampled_from(["none", "a1111"])),
     st.tuples(st.just("caption"), st.sampled_from(FOLDERS), st.integers(0, 7), st.sampled_from(WORDS)),
     st.tuples(st.just("set"), st.sampled_from(FOLDERS), SETTINGS),
     st.tuples(st.just("alpha_mask"), st.booleans()),
@@ -60,6 +63,11 @@ CHANGE = st.one_of(
 
 
 HOW = Preparation("moments", "center", 1, True, "area", (255, 255, 255))
+
+
+def mask(number: int, chosen: int) -> bytes:
+    """Of the shape of its picture."""
+    return picture(20 + chosen, 40 + 9 * number, 40)
 
 
 class Words:
@@ -103,7 +111,7 @@ class Vae:
 class Data:
     def __init__(self, root):
         self.root, self.variants, self.alpha_mask = root / "data", 3, False
-        self.further, self.neighbors = (), 0
+        self.further, self.neighbors, self.emphasis = (), 0, "none"
         self.sets = {folder: {"folder": folder} for folder in FOLDERS}
         write_folder(self.root, {f"{folder}/first.png": PICTURES[0] for folder in FOLDERS})
 
@@ -116,13 +124,17 @@ class Data:
         elif kind == "mask":
             folder, number, chosen = values
             path = self.root / folder / f"picture {number}.mask.png"
-            path.unlink(missing_ok=True) if chosen is None else path.write_bytes(MASKS[chosen])
+            path.unlink(missing_ok=True) if chosen is None else path.write_bytes(mask(number, chosen))
+        elif kind == "focus":
+            folder, number, said = values
+            path = self.root / folder / f"picture {number}.json"
+            path.unlink(missing_ok=True) if said is None else path.write_text(json.dumps(said))
         elif kind == "caption":
             folder, number, words = values
             write_folder(self.root, {f"{folder}/picture {number}.txt": words})
         elif kind == "set":
             self.sets[values[0]] = {"folder": values[0], **values[1]}
-        elif kind in ("alpha_mask", "further", "neighbors"):
+        elif kind in ("alpha_mask", "further", "neighbors", "emphasis"):
             setattr(self, kind, values[0])
         elif kind == "variants":
             self.variants = values[0]
@@ -138,10 +150,13 @@ class Data:
             "alpha_mask": self.alpha_mask,
             "others": sizes_of(sets, 32, True),
             "neighbors": self.neighbors,
+            "emphasis": self.emphasis,
         }
         index(source, out / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, **how)
+        captions = out / "index/captions.parquet"
         build(
-            text.make_job(out / "index/captions.parquet", {"clip_l": "1"}, Words, lambda: encoder, 1, 3), out / "text"
+            text.make_job(captions, {"clip_l": "1"}, Words, lambda: encoder, 1, 3, emphasis=self.emphasis, width_l=1),
+            out / "text",
         )
         made_with = HOW.fingerprint
         made = latents.make_job(

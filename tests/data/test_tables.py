@@ -34,7 +34,7 @@ def test_tables_against_plain_python(tmp_path, monkeypatch, count):
                 zip(
                     tables.IMAGES.names,
                     (image, f"{number:05}.png", 100, 100, size, size, "broken" if image in bad else None, number << 50)
-                    + (None, None),
+                    + (None, None, None),
                 )
             )
         )

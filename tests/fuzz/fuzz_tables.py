@@ -55,6 +55,8 @@ def check(folder: Path, seed: int, number: int) -> None:
     (place / "a.png").write_bytes(b"not looked at") if kind != "a.parquet" else None
     try:
         if kind == "a.json":
+            for part in open_source(str(place)).parts():  # a picture is lost whose focus cannot be read
+                assert len(part.focus) == len(part.paths) and len(part.paths) + len(part.lost) == 1
             captions.record(data, "a.json")
         else:
             source = open_source(str(place), draw.choice(("several", "one")))
@@ -82,6 +84,17 @@ def value(draw: random.Random) -> object:
     return draw.choice(odd) if draw.random() < 0.3 else text(draw)
 
 
+def beside(draw: random.Random) -> dict:
+    """What else a row may say."""
+    found = {}
+    for name in ("focus", "bbox", "repeats"):
+        if draw.random() < 0.2:
+            number = draw.choice((0, 1, 0.5, -1, 300, 1e300, None, "x", True, float("nan")))
+            box = [number if draw.random() < 0.2 else draw.random() / 2 for _ in range(draw.choice((2, 4, 3)))]
+            found[name] = draw.choice((box, [box, box], str(box), ",".join(map(str, box)), number, {}, text(draw)))
+    return found
+
+
 def jsonl(draw: random.Random) -> bytes:
     rows = []
     for _ in range(draw.randrange(1, 5)):
@@ -91,12 +104,13 @@ def jsonl(draw: random.Random) -> bytes:
         }
         if draw.random() < 0.3:
             row["text_2"] = value(draw)
+        row |= beside(draw)
         rows.append(json.dumps(row, ensure_ascii=draw.random() < 0.5) + draw.choice(("\n", "\r\n", "\r", "\n\n")))
     return "".join(rows).encode("utf-8", "surrogatepass")
 
 
 def csv(draw: random.Random) -> bytes:
-    lines = [draw.choice(("file_name,text", "file_name,text,text_2", "text", "file_name,file_name,text", ""))]
+    lines = [draw.choice(("file_name,text", "file_name,text,text_2", "file_name,text,focus", "file_name,text,bbox", "text", "file_name,file_name,text", ""))]
     for _ in range(draw.randrange(4)):
         cells = ["a.png", text(draw), text(draw)][: draw.randrange(1, 4)]
         lines.append(",".join(draw.choice((cell, '"' + cell.replace('"', '""') + '"')) for cell in cells))
@@ -108,7 +122,7 @@ def caption_file(draw: random.Random) -> bytes:
 
 
 def record(draw: random.Random) -> bytes:
-    return json.dumps({"text": value(draw), "caption": value(draw), "text_2": value(draw)}).encode()
+    return json.dumps({"text": value(draw), "caption": value(draw), "text_2": value(draw)} | beside(draw)).encode()
 
 
 def parquet(draw: random.Random) -> bytes:
@@ -128,6 +142,10 @@ def parquet(draw: random.Random) -> bytes:
     columns = {"image": images, "text": draw.choice((texts, lists, pa.array(range(count))))}
     if draw.random() < 0.3:
         columns["text_2"] = texts
+    if draw.random() < 0.3:
+        name, number = draw.choice(("focus", "bbox")), draw.choice((0.5, 1, -1, 300, float("nan")))
+        boxes = [draw.choice((None, [], [number], [0.1, 0.2], [0.1, 0.1, 0.3, number])) for _ in range(count)]
+        columns[name] = draw.choice((pa.array(boxes, pa.list_(pa.float64())), texts, pa.array([{"x": 1}] * count)))
     stream = io.BytesIO()
     form = {"compression": draw.choice(("none", "snappy", "zstd")), "use_dictionary": draw.random() < 0.5}
     pq.write_table(pa.table(columns), stream, row_group_size=2, **form)

@@ -79,6 +79,29 @@ def test_what_is_on_the_page(tmp_path):
         assert text in found.text, text
 
 
+def test_masks_and_centres_are_drawn_over_their_pictures(tmp_path):
+    white = io.BytesIO()
+    Image.new("RGB", (96, 96), "white").save(white, "PNG")
+    half = io.BytesIO()
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 48, axis=1).repeat(96, axis=0)).save(half, "PNG")
+    files = {f"{name}.png": white.getvalue() for name in ("plain", "masked", "point", "box")}
+    files |= {"masked.mask.png": half.getvalue(), "point.json": '{"focus": [0.5, 0.5]}', "box.json": '{"bbox": [24, 24, 48, 48]}'}
+    out = write(write_folder(tmp_path / "data", files), tmp_path / "out")
+    found = Page(out.read_text(encoding="utf-8"))
+    for text in ("1 have a mask.", "2 have a centre of interest.", "Masks and centres of interest 3 of those", "64×64, masked", ", with a focus"):
+        assert text in found.text, text
+    shown = {
+        row["path"]: np.array(Image.open(io.BytesIO(thumbnails._make(open_source(str(tmp_path / "data")), row, 10**6))), int)
+        for row in rows(tmp_path / "out/images.parquet")
+    }  # fmt: skip
+    assert shown["plain.png"].min() > 250
+    assert shown["masked.png"][:, 50:].min() > 240 and (shown["masked.png"][:, :40, 1] < 140).all()
+    yellow = {name: (image[..., 2] < 120) & (image[..., 0] > 150) for name, image in shown.items()}
+    assert yellow["point.png"][46:50, 46:50].any() and not yellow["point.png"][:30].any()
+    assert yellow["box.png"][48, 22:28].any() and not yellow["box.png"][40:56, 40:56].any()
+    assert not yellow["plain.png"].any()
+
+
 def test_text_from_outside_is_text_and_nothing_is_loaded(tmp_path):
     found = Page(write(pictures(tmp_path / "data"), tmp_path / "out").read_text(encoding="utf-8"))
     assert len(found.scripts) == 3  # the figures, Plotly and our own
@@ -103,7 +126,7 @@ def test_the_page_is_a_function_of_the_data(tmp_path):
 
 def test_a_second_page_decodes_nothing(tmp_path, monkeypatch):
     first = write(pictures(tmp_path / "data"), tmp_path / "out").read_bytes()
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(images, "read", None)
     data_page.write(tmp_path / "out", open_source(str(tmp_path / "data")), "data/images", 10**6, tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == first
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cache.format import lookup
 from pipeline.cache.format.preparation import Preparation
-from pipeline.data import geometry, masks
+from pipeline.data import focus, geometry, masks
 from pipeline.data.how import loads
 from pipeline.data.images import Rejected
 from pipeline.data.part import replaced
@@ -31,6 +31,7 @@ class Pictures:
     size: np.ndarray  # (m, 2) height and width
     paths: pa.ChunkedArray  # (m,)
     masks: pa.ChunkedArray  # (m,) paths, empty for the alpha channel, null without a mask
+    focus: pa.ChunkedArray  # (m,) lists, as images.parquet has them
     names: np.ndarray  # (n, 16) uint8
     picture: np.ndarray  # (n,) int32
     how: np.ndarray  # (n,) int32, of `preparations`
@@ -46,7 +47,7 @@ def open_pictures(images: str | Path, source: Source, fingerprint: dict, prepara
     """Of all accepted pictures of images.parquet. preparation: that of params.yaml."""
     table = pq.read_table(
         images,
-        columns=["image", "path", "width", "height", "bucket_width", "bucket_height", "rejected", "mask", "views"],
+        columns=["image", "path", "width", "height", "bucket_width", "bucket_height", "rejected", "mask", "focus", "views"],
     )
     preparations = [preparation.of(how) for how in loads((table.schema.metadata or {}).get(b"how"))]
     table = table.filter(pc.is_null(table["rejected"]))
@@ -54,7 +55,8 @@ def open_pictures(images: str | Path, source: Source, fingerprint: dict, prepara
     rows = _rows(contents, _views(table, picture), preparations, fingerprint)
     table = table.take(first)
     size = np.stack([table[name].to_numpy() for name in ("height", "width")], axis=1)
-    return Pictures(source, fingerprint, preparations, contents, size, table["path"], table["mask"], *rows)
+    columns = table["path"], table["mask"], table["focus"]
+    return Pictures(source, fingerprint, preparations, contents, size, *columns, *rows)
 
 
 def prepare(
@@ -68,11 +70,13 @@ def prepare(
 
     Raises StageError for a picture that is not the one that the index read."""
     picture = int(pictures.picture[row])
-    path, mask_path = pictures.paths[picture].as_py(), pictures.masks[picture].as_py()
+    columns = pictures.paths, pictures.masks, pictures.focus
+    path, mask_path, box = (column[picture].as_py() for column in columns)
     data = pictures.source.read(path)
     mask = pictures.source.read(mask_path) if mask_path else None if mask_path is None else b""
     image = pictures.images[picture].tobytes()
-    if masks.content(_hash(data), masks.OF_ALPHA if mask == b"" else mask and _hash(mask)) != image:
+    of_mask = masks.OF_ALPHA if mask == b"" else mask and _hash(mask)
+    if masks.content(_hash(data), of_mask, focus.key(box)) != image:
         files = " or ".join(replaced(pictures.source.file(name)) for name in (path, mask_path) if name)
         raise StageError(f"{pictures.describe(row)} is not the one that the index read: {files}")
     height, width = pictures.bucket[row].tolist()
@@ -82,7 +86,7 @@ def prepare(
     generator = generator or geometry.generator(how.row(image, False, number, pictures.fingerprint))
     try:
         prepared = geometry.prepare(
-            data, (width, height), crop or how.crop, how.interpolation, how.background, generator, mask
+            data, (width, height), crop or how.crop, how.interpolation, how.background, generator, mask, box
         )
     except Rejected as error:
         raise StageError(
