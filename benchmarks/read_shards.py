@@ -1,6 +1,6 @@
 """Shuffled training batches from our shards against what other trainers write, at SDXL's row sizes.
 
-    python -m benchmarks.read_shards FOLDER [--rows 2000] [--layouts]
+    python -m benchmarks.read_shards FOLDER [--rows 2000] [--layouts | --against COMMIT]
 
 A sample is a latent's moments (8, 128, 128) float16, hidden states (77, 2048) float16 and a pooled embedding (1280)
 float32:
@@ -8,12 +8,16 @@ float32:
 once to warm the page cache, then read three times in one shuffled order, in batches of 16; the best pass counts. Each
 reader ends with the same three arrays a batch. `datasets` must be installed for its line (benchmarks/requirements.in).
 
---layouts reads 512 rows from Parquet files of other row group sizes, column types and compressions instead."""
+--layouts reads 512 rows from Parquet files of other row group sizes, column types and compressions instead. --against
+reads our shards alone, with this code and with that of another commit in turn, and gives the ratio of both speeds."""
 
 import argparse
 import importlib.util
 import os
 import shutil
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +72,7 @@ def write_ours(folder: Path, rows: int) -> None:
         shards.write(folder / "text" / shards.shard_name(index, count), shards.TEXT, texts, {"clip_l": "benchmark"})
     columns = {"image": names, "set": [0] * rows, "caption": keys[:-1], "chance": [1.0] * rows, "repeats": [1.0] * rows}
     columns |= {"loss_weight": [1.0] * rows, "caption_dropout": [None] * rows, "class_images": [False] * rows}
+    columns |= {"buckets": [None] * rows}
     pq.write_table(pa.table(columns, schema=SAMPLES), folder / "samples.parquet")
 
 
@@ -320,15 +325,61 @@ def _timed(function: Callable, *arguments) -> float:
     return time.perf_counter() - started
 
 
+# ---- another commit's reader ------------------------------------------------------------------------------------------
+
+ROUNDS = 5
+_READ = f"""
+import sys, time
+from pathlib import Path
+import numpy as np
+from pipeline.cache.reading.reader import Reader
+folder, rows, best = Path(sys.argv[1]), int(sys.argv[2]), float("inf")
+order = np.random.default_rng(0).permutation(rows)
+with Reader(folder / "latents", folder / "text", folder / "samples.parquet") as reader:
+    for _ in range({PASSES} + 1):
+        begin = time.perf_counter()
+        for start in range(0, rows, {BATCH}):
+            reader.read(order[start : start + {BATCH}], epoch=0, seed=0)
+        best = min(best, time.perf_counter() - begin)
+print(rows / best)
+"""
+
+
+def against(folder: Path, rows: int, commit: str) -> None:
+    """Both readers take the same files; each turn is a process of its own."""
+    here, other = Path(__file__).resolve().parents[1], folder / "other"
+    subprocess.run(["git", "worktree", "add", "--detach", "--force", other.resolve(), commit], cwd=here, check=True)
+    try:
+        write_ours(folder / "form", rows)
+        os.sync()
+        rates: dict[Path, list[float]] = {here: [], other.resolve(): []}
+        for _ in range(ROUNDS):
+            for place, found in rates.items():
+                command = [sys.executable, "-c", _READ, (folder / "form").resolve(), str(rows)]
+                done = subprocess.run(command, cwd=place, check=True, capture_output=True, text=True)
+                found.append(float(done.stdout))
+        ours, theirs = rates.values()
+        ratios = sorted(one / two for one, two in zip(ours, theirs))
+        print(f"{rows} samples, samples/s, median of {ROUNDS} turns: {statistics.median(ours):,.0f} now, ", end="")
+        print(f"{statistics.median(theirs):,.0f} at {commit}; ratio {statistics.median(ratios):.3f} ", end="")
+        print(f"({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    finally:
+        shutil.rmtree(folder / "form", ignore_errors=True)
+        subprocess.run(["git", "worktree", "remove", "--force", other.resolve()], cwd=here, check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an empty folder on the disk to measure")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--layouts", action="store_true")
+    parser.add_argument("--against", metavar="COMMIT", help="such as 377831d, the first with today's layout")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.layouts:
         layouts(args.folder)
+    elif args.against:
+        against(args.folder, args.rows, args.against)
     else:
         compare(args.folder, args.rows)
 

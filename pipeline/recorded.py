@@ -39,7 +39,8 @@ class Recorded:
 
 
 def take(stage: str, params: Params) -> Recorded:
-    """What DVC will record of the stage of this name in dvc.yaml, if it knows it."""
+    """What DVC will record of the stage of this name in dvc.yaml, if it knows it. Raises StageError where data far away
+    cannot be listed."""
     listed = _stages().get(stage, {})
     places = [place for place in deps(stage, params) if not place.startswith(_OWN)]
     values = {name: value for key in listed.get("params", []) for name, value in leaves(key, _value(params, key))}
@@ -177,13 +178,10 @@ def _files(place: str) -> Files:
 
 
 def _far_files(url: str) -> Files:
-    """None where it cannot be listed: the stage says why when it reads it."""
+    """Raises StageError where it cannot be listed: whether it changed could not be said."""
     from pipeline.data import far  # which takes its errors from pipeline/stage.py, and that what is here
 
-    try:
-        listed = far.listing(url).values()
-    except far.SourceError:
-        return {}
+    listed = far.listing(url).values()
     folders: dict[str, dict[str, tuple[int, ...]]] = {}
     for file in listed:
         folder, _, name = file.url.rpartition("/")

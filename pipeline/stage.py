@@ -86,7 +86,7 @@ def run(main: Callable[[Params], None]) -> None:
         sys.exit(f"{name}.py: {reason}")
     try:
         edited = recorded.differences(before, recorded.take(name, load()))
-    except (ParamsError, OSError) as error:
+    except (StageError, ParamsError, OSError) as error:
         edited = [str(error)]
     if edited:
         recorded.remove_outs(name)

@@ -401,6 +401,17 @@ def test_dvc_runs_index_again_when_the_data_far_away_change(server, tmp_path, mo
     assert "s3://watched/set" in lock and KEY not in lock and SECRET not in lock
 
 
+def test_data_that_cannot_be_listed_are_not_taken_for_none(monkeypatch):
+    def gone(url: str):
+        raise SourceError(f"{url} cannot be listed, tried 5 times")
+
+    settings = check(yaml.safe_load((ROOT / "params.yaml").read_text()), "")
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images": "s3://gone/set"})})
+    monkeypatch.setattr(far, "listing", gone)
+    with pytest.raises(SourceError, match="s3://gone/set cannot be listed"):
+        recorded.take("index", settings)
+
+
 def test_a_change_while_index_runs_is_seen(wire, server, tmp_path):
     put(server, tars(tmp_path / "set"), "edited")
     settings = check(yaml.safe_load((ROOT / "params.yaml").read_text()), "")
