@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.contradictions.model import PRESET
+from pipeline.contradictions.paths import BASE_UNET
 from pipeline.contradictions.pictures import own_sides
 from pipeline.contradictions.train import bias, peak_rate
 
@@ -21,6 +22,12 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
     yield from _optimizer(params)
     yield from _bias(params.train)
+    if params.model.loras and params.train.init_from != BASE_UNET:
+        yield (
+            "model.loras",
+            f"they are merged into the base, and the UNet that is trained is another one's (train.init_from: "
+            f"{params.train.init_from}): of them only the text encoders' part counts there",
+        )
     for key in ("snr_gamma", "snr_gamma_soft", "p2_gamma"):
         if params.diffusion.zero_terminal_snr and getattr(params.train, key) is not None:
             yield (

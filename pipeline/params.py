@@ -85,11 +85,20 @@ class Data(Section):
     caption_column: Column
 
 
+class Lora(Section):
+    """A file that is merged into the base, its change times `weight`."""
+
+    path: FileName
+    weight: Annotated[Float, Field(ge=-10, le=10)] = 1.0
+
+
 class Model(Section):
     config: Literal["tiny", "sdxl-base"]
     base: FileName
     vae: FileName
     tokenizer: FileName
+    lora_folder: FileName
+    loras: list[Lora]
 
 
 class Device(Section):

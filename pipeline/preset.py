@@ -34,6 +34,8 @@ OWN = (
     "model.base",
     "model.vae",
     "model.tokenizer",
+    "model.lora_folder",
+    "model.loras",
     "index.caption_lines",
     "index.alpha_mask",
     "cache_text.emphasis",
@@ -43,7 +45,7 @@ OWN = (
     "train.previews",
     "sample.prompts",
 )
-_OF_THE_BASE = ("model.base", "model.vae", "model.tokenizer", "diffusion")
+_OF_THE_BASE = ("model.base", "model.vae", "model.tokenizer", "model.lora_folder", "model.loras", "diffusion")
 _WIDTH = 90  # letters of a value in the list of changes
 
 Values = dict[str, object]  # "section.key" -> value

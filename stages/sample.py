@@ -40,7 +40,7 @@ def main(params: Params) -> None:
     hardware.check(params, "sample")
     for path in (BASE, MERGED, PUBLISHED):
         os.stat(path)
-    base = provenance.read(SOURCES, "convert")["base"]
+    origin = provenance.read(SOURCES, "convert")
     adapts, start = params.train.adapter != "none", Path(params.train.init_from)
     between = saved(TRAINED, p.saved_steps, adapts)
     check_vocabulary(params.model.tokenizer, config.clip_l.vocab_size, params.model.config)
@@ -60,7 +60,7 @@ def main(params: Params) -> None:
 
     device = setup(params.device.target)
     models = [
-        Drawn("base", "base", BASE, Path(base["name"]).stem, base["sha256"] if base["file"] else None),
+        Drawn("base", "base", BASE, provenance.base_title(origin), provenance.base_sha256(origin)),
         *(Drawn(file.stem, f"step {step}", file, file.stem, None) for step, file in between),
         Drawn("tuned", "fine-tuned", MERGED, PUBLISHED.stem, provenance.sha256(PUBLISHED)),
     ]

@@ -15,4 +15,5 @@ def copy_project(root: Path) -> None:
         if not name.startswith(_LEFT_OUT) and (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
-    shutil.copytree(ROOT / "data/tokenizer", root / "data/tokenizer")
+    for folder in ("data/tokenizer", "data/loras"):
+        shutil.copytree(ROOT / folder, root / folder)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 
+import numpy as np
 import pytest
 
 from pipeline import params as schema
@@ -19,6 +20,7 @@ from pipeline.planning import device
 from pipeline.planning import disk as planned
 from pipeline.planning.run import from_params
 from pipeline.stage import StageError
+from pipeline.weights.adapters.file import write
 from tests import project, stub_npus
 from tests.data import data_sets
 from tests.training.training_samples import ROOT, params
@@ -264,6 +266,20 @@ def test_weights_that_are_missing_or_of_another_kind(tiny, tmp_path):
     (tmp_path / "pickled.ckpt").write_bytes(b"\x80\x02}q\x00.")
     assert weights(tmp_path / "pickled.ckpt").state == BAD
     assert weights(tiny, **{"model.vae": str(tmp_path / "page.safetensors")}).state == BAD
+
+
+def test_loras_that_fit_and_that_do_not(tiny, tmp_path):
+    folder = {"model.lora_folder": str(tmp_path), "model.loras": [{"path": "a.safetensors"}]}
+    assert "a.safetensors does not exist; wanted an adapter" in weights(tiny, **folder).found
+    shutil.copy(tiny, tmp_path / "a.safetensors")
+    found = weights(tiny, **folder)
+    assert found.state == BAD and "a.safetensors is not an adapter of this model.config" in found.found
+    layer, ones = "lora_unet_out_2", np.ones((4, 1), np.float32)
+    parts = {f"{layer}.lora_up.weight": ones, f"{layer}.lora_down.weight": np.ones((1, 32, 3, 3), np.float32)}
+    write(tmp_path / "a.safetensors", parts, {layer: 1.0}, {})
+    assert weights(tiny, **folder).found.endswith("float16, with a.safetensors")
+    absent = weights(tiny, **{"model.lora_folder": str(tmp_path / "none")})
+    assert absent.state == BAD and "none is no folder" in absent.found
 
 
 def test_weights_print_nothing_of_their_own(tiny, capsys):

@@ -195,5 +195,12 @@ def test_lion_does_not_want_adamws_rate(tree, rate, doubted):
     assert [("lion wants a rate 3 to 10 times smaller" in text) for text in said] == [True] * doubted
 
 
+def test_loras_of_a_unet_that_is_not_trained_are_doubted():
+    merged = changed(TINY, {"model.loras": [{"path": "a.safetensors"}]})
+    assert list(doubts(params.check(merged, "params.yaml"))) == []
+    [(key, said)] = doubts(params.check(changed(merged, {"train.init_from": "data/start.ckpt"}), "params.yaml"))
+    assert key == "model.loras" and "train.init_from: data/start.ckpt" in said
+
+
 def test_the_demo_is_not_doubted():
     assert list(doubts(params.check(TINY, "params.yaml"))) == []

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.models.config import TINY
 from pipeline.params import Prompt, load
+from pipeline.weights.adapters.file import write
 from tests.project import copy_project
 from tests.weights import provenance_samples
 from tests.weights.synthetic import write_checkpoint
@@ -204,6 +205,28 @@ def test_pictures_in_place_of_a_cache(project):
 def test_another_vae(project):
     edit(project / "params.yaml", "vae: data/base/tiny_sdxl.safetensors", "vae: data/base/other.safetensors")
     assert ran(project, "repro") == ["convert", "cache_latents", "train", "merge", "sample"]
+
+
+def test_a_lora_that_is_merged_into_the_base(project):
+    """Of the UNet alone it encodes nothing. Its content counts; another file beside it runs convert, whose outs stay."""
+    after = ["convert", "train", "merge", "sample"]
+    lora(project, "style", "lora_unet_middle_block_1_proj_in", 128)
+    assert ran(project, "exp", "run", "-S", "model.loras=[{path: style.safetensors, weight: 0.5}]") == after
+    lora(project, "style", "lora_unet_middle_block_1_proj_out", 128)
+    assert ran(project, "repro") == after
+    lora(project, "unused", "lora_unet_middle_block_1_proj_in", 128)
+    assert ran(project, "repro") == ["convert"]
+    lora(project, "words", "lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 64)
+    output = dvc(project, "exp", "run", "-S", "model.loras=[{path: words.safetensors}]")
+    assert stages_of(output) == ["convert", "cache_text", "train", "merge", "sample"]
+    assert "8 captions in 1 shards: 8 encoded" in output
+    assert ran(project, "exp", "run", "-S", "model.loras=[]") == ["convert"]  # and the rest is as it was
+
+
+def lora(project: Path, name: str, layer: str, width: int) -> None:
+    values = np.full((width, 2), 0.1, np.float32)
+    parts = {f"{layer}.lora_up.weight": values, f"{layer}.lora_down.weight": values.T}
+    write(project / f"data/loras/{name}.safetensors", parts, {layer: 2}, {})
 
 
 def test_a_training_setting(project):

@@ -154,6 +154,7 @@ def test_the_unet_of_a_preset_is_made_at_full_size(name):
 OWN = {
     "data__images": "/data/pictures",
     "model__base": "/models/own.safetensors",
+    "model__lora_folder": "/models/loras",
     "model__vae": "/models/vae.safetensors",
     "model__tokenizer": "/models/tokenizer",
     "index__caption_lines": "one",

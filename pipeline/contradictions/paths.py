@@ -15,9 +15,16 @@ BASE_UNET = f"{OUTS}/convert/unet.ckpt"
 def faults(params: "Params") -> Iterator[tuple[str, str]]:
     outs = Path(os.path.realpath(OUTS))
     given = {"data.images": params.data.images}
-    given |= {f"model.{key}": getattr(params.model, key) for key in ("base", "vae", "tokenizer")}
+    given |= {f"model.{key}": getattr(params.model, key) for key in ("base", "vae", "tokenizer", "lora_folder")}
     if params.train.init_from != BASE_UNET:
         given["train.init_from"] = params.train.init_from
+    for number, lora in enumerate(params.model.loras):
+        if Path(lora.path).is_absolute() or ".." in Path(lora.path).parts:
+            yield (
+                f"model.loras.{number}.path",
+                f"{lora.path} lies outside of model.lora_folder ({params.model.lora_folder}), which DVC watches; put the "
+                "file into that folder, or set model.lora_folder to the one that it is in",
+            )
     for key, value in given.items():
         if "://" in value:  # far away
             continue

@@ -24,6 +24,7 @@ from pipeline.models.config import CONFIGS
 from pipeline.params import Params
 from pipeline.stage import StageError
 from pipeline.weights import marks
+from pipeline.weights.adapters.apply import apply
 from pipeline.weights.source import check_start, open_weights
 
 LOOKED_AT = 16  # pictures
@@ -31,6 +32,9 @@ LOOKED_AT = 16  # pictures
 
 def weights(params: Params) -> Finding:
     base, vae = Path(params.model.base), Path(params.model.vae)
+    if not Path(params.model.lora_folder).is_dir():
+        do = "Make it, empty where model.loras is []"
+        return Finding("weights", BAD, f"{params.model.lora_folder} is no folder", "model.lora_folder", do)
     for key, path in (("model.base", base), ("model.vae", vae)):
         if not path.exists():
             wanted = "a safetensors file, a MindSpore .ckpt or a diffusers folder"
@@ -38,20 +42,18 @@ def weights(params: Params) -> Finding:
             do = f"Put it there, or set {key}{demo}{hint(path)}"
             return Finding("weights", BAD, f"{path} does not exist", wanted, do)
     with contextlib.redirect_stdout(io.StringIO()):
-        tensors = open_weights(base, vae, CONFIGS[params.model.config])
+        config, folder = CONFIGS[params.model.config], Path(params.model.lora_folder)
+        tensors = open_weights(base, vae, config)
+        apply(tensors, [(folder / lora.path, lora.weight) for lora in params.model.loras], config)
         marks.check(base, params.diffusion.prediction, params.diffusion.zero_terminal_snr)
         if params.train.init_from != BASE_UNET:
             diffusion = params.diffusion
-            check_start(
-                Path(params.train.init_from),
-                CONFIGS[params.model.config],
-                diffusion.prediction,
-                diffusion.zero_terminal_snr,
-            )
+            check_start(Path(params.train.init_from), config, diffusion.prediction, diffusion.zero_terminal_snr)
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     own = "" if base.resolve() == vae.resolve() else f", with the VAE of {vae}"
     count = sum(tensor.count for tensor in tensors.values())
-    return Finding("weights", GOOD, f"{base} is {params.model.config}: {count:,} parameters, {dtypes}{own}")
+    merged = f", with {', '.join(lora.path for lora in params.model.loras)}" if params.model.loras else ""
+    return Finding("weights", GOOD, f"{base} is {params.model.config}: {count:,} parameters, {dtypes}{own}{merged}")
 
 
 def tokenizer(params: Params) -> Finding:

@@ -9,8 +9,9 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.stage import StageError
 
@@ -42,15 +43,22 @@ def sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def sources(base: Path, vae: Path) -> dict[str, dict]:
-    """What SOURCES says of the base model and of the VAE: name, whether it is a single file, and sha256."""
+def sources(base: Path, vae: Path, loras: Sequence[tuple[Path, float]] = ()) -> dict[str, Any]:
+    """What SOURCES says of the base model and of the VAE: name, whether it is a single file, and sha256; and of the LoRAs
+    (file, weight) that were merged into them, where there are any."""
     found = {"base": _source(base)}
-    return found | {"vae": found["base"] if vae == base else _source(vae)}
+    found |= {"vae": found["base"] if vae == base else _source(vae)}
+    merged = [{"name": _name(path), "sha256": sha256(path), "weight": weight} for path, weight in loras]
+    return found | ({"loras": merged} if merged else {})
 
 
 def _source(path: Path) -> dict:
+    return {"name": _name(path), "file": path.is_file(), "sha256": sha256(path)}
+
+
+def _name(path: Path) -> str:
     name = path.name or path.resolve().name
-    return {"name": name.encode(errors="replace").decode(), "file": path.is_file(), "sha256": sha256(path)}
+    return name.encode(errors="replace").decode()
 
 
 def read(path: Path, stage: str) -> dict:
@@ -125,6 +133,18 @@ def extracted_metadata(config: str, rank: int, base: Path, tuned: Path) -> dict[
     }
 
 
+def base_sha256(origin: dict) -> str | None:
+    """Of the file that training started from, by which tools know a model; None where there is no such file: the base is
+    a folder, or LoRAs were merged into it."""
+    return origin["base"]["sha256"] if origin["base"]["file"] and "loras" not in origin else None
+
+
+def base_title(origin: dict) -> str:
+    """The base's name, with those of the LoRAs that were merged into it."""
+    merged = [f"{Path(lora['name']).stem} {lora['weight']:g}" for lora in origin.get("loras", ())]
+    return " + ".join([Path(origin["base"]["name"]).stem, *merged])
+
+
 def title(run: dict, origin: dict) -> str:
     return f"{Path(origin['base']['name']).stem} fine-tuned {run['name'][:8]}"
 
@@ -163,7 +183,7 @@ def _kohya(run: dict, origin: dict, resolution: int, steps: int) -> dict[str, st
     found = {
         "base_model_version": _BASE_VERSION,
         "sd_model_name": origin["base"]["name"],
-        "new_sd_model_hash": origin["base"]["sha256"] if origin["base"]["file"] else None,
+        "new_sd_model_hash": base_sha256(origin),
         "learning_rate": rate,
         "unet_lr": rate,
         "lr_scheduler": train["lr_scheduler"],
@@ -212,7 +232,8 @@ def of_training(run: dict) -> dict[str, str]:
 
 def of_base(origin: dict) -> dict[str, str]:
     """Those that SOURCES has."""
-    return {part: origin[part]["sha256"] for part in ("base", "vae")}
+    merged = {"loras": json.dumps(origin["loras"], sort_keys=True)} if "loras" in origin else {}
+    return {part: origin[part]["sha256"] for part in ("base", "vae")} | merged
 
 
 def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

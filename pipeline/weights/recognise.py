@@ -26,7 +26,10 @@ def what(found: dict[str, Tensor], wanted: list[str]) -> str:
     """What these tensors seem to be in place of the components `wanted`, as the end of a sentence; "" when that is
     not to be seen."""
     if 2 * sum(bool(_ADAPTER.search(name)) for name in found) > len(found):
-        return "seems to be an adapter (LoRA, LyCORIS), which changes a base model: merge it into its base first"
+        return (
+            "seems to be an adapter (LoRA, LyCORIS), which changes a base model: that one is model.base, and this "
+            "goes into model.loras"
+        )
     for pattern, kind in _KINDS.items():
         if any(re.search(pattern, name) for name in found):
             return f"seems to be {kind}"

@@ -209,6 +209,20 @@ def test_the_cards_front_matter_is_what_the_hub_reads(name, prediction):
     assert ("predicts v" in body) == (prediction == "v") and ("rectified flow" in body) == (prediction == "flow")
 
 
+def test_loras_that_were_merged_into_the_base_are_said():
+    merged = {"name": "style.safetensors", "sha256": "d" * 64, "weight": 0.8}
+    run, origin = provenance_samples.run(**{"train.adapter": "lora"}), ORIGIN | {"loras": [merged]}
+    run["description"]["origin"] = origin | {"config": "tiny", "resolution": 64}
+    text = card.render(run, origin, 1024, "raw", "float16")
+    assert f"`style.safetensors` was merged into it before, times 0.8 (sha256 `{'d' * 64}`).\n" in text
+    whole = provenance.metadata(run, origin, "tiny", 64, "raw", "float16")
+    for found in (whole, provenance.adapter_metadata(run, "raw", "float32")):
+        assert json.loads(found[f"{provenance.PREFIX}loras"]) == [merged]
+        # tools would take it for the base's own, which these weights are no longer
+        assert found["ss_sd_model_name"] == "base.safetensors" and "ss_new_sd_model_hash" not in found
+    assert "loras" not in card.render(run, ORIGIN, 1024, "raw", "float16")
+
+
 def test_the_stage_writes_the_card(project):
     text = (project / "outs/merge/README.md").read_text()
     assert text.startswith("---\nbase_model: ") and "| weights | raw, as float16 |" in text

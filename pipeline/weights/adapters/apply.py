@@ -57,6 +57,16 @@ class Changed:
             yield view[start : start + CHUNK]
 
 
+def why_no_numbers(name: str, changed: Changed) -> str:
+    """Of a changed tensor that has come out with NaN or infinity, though its base has none."""
+    for adapter, _ in changed.adapters:
+        for part, values in adapter.arrays().items():
+            if not np.isfinite(values).all():
+                return f"{name}: {adapter.path} holds NaN or infinity for it, in {part}"
+    files = ", ".join(dict.fromkeys(str(adapter.path) for adapter, _ in changed.adapters))
+    return f"{name}: too large for {changed.dtype} with {files}; a lower weight, or a base in float32, has room"
+
+
 def base_unet(path: Path, config: SDXLConfig) -> dict[str, Tensor]:
     """By Stability's names the UNet of a file that train.init_from may be. Raises StageError where it lacks any."""
     found = open_unet(path, config)

@@ -3,12 +3,12 @@
 `lora_unet_input_blocks_4_1_proj_in.lora_down.weight` is a part of the adapter of model.diffusion_model.
 input_blocks.4.1.proj_in.weight, and `….alpha` the numerator of its scale. Written are the UNet's layers by Stability's
 names. Read are also the text encoders' (lora_te1_, lora_te2_), kohya's names with diffusers' modules, and diffusers' own
-(unet.….lora_A.weight)."""
+(unet.….lora_A.weight, peft.py)."""
 
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -17,14 +17,13 @@ import numpy as np
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError, shown
 from pipeline.weights import check, diffusers, layout, provenance, safetensors
-from pipeline.weights.adapters import kinds
+from pipeline.weights.adapters import kinds, peft
 from pipeline.weights.names import PREFIX, part_of
 from pipeline.weights.numeric import to_float32
 from pipeline.weights.tensor import Tensor
 
 _PART = re.compile(
-    r"(?P<layer>.+?)\.(?P<part>alpha|dora_scale|lora_(?:down|up)\.weight|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
-    r"|lora_[AB](?:\.default)?\.weight|lora\.(?:down|up)\.weight|lora_magnitude_vector(?:\.default)?(?:\.weight)?)"
+    r"(?P<layer>.+?)\.(?P<part>alpha|dora_scale|lora_(?:down|up)\.weight|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)"
 )
 _TUCKER = re.compile(r".+\.(lora_mid\.weight|hada_t[12]|lokr_t[12])")
 _KOHYA = {"unet": "lora_unet_", "clip_l": "lora_te1_", "clip_g": "lora_te2_"}
@@ -42,6 +41,7 @@ _SETS = (
 class Adapter:
     """Of one weight, or of `rows` of it from the first number on, up to the second."""
 
+    path: Path  # of its file
     parts: dict[str, Tensor]
     alpha: float | None
     rows: tuple[int, int] | None = None
@@ -86,42 +86,49 @@ def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
     found: dict[str, dict[str, Tensor]] = {}
     faults: list[str] = []
     for name, tensor in safetensors.read(path).items():
-        match = _PART.fullmatch(name)
+        match = _PART.fullmatch(peft.renamed(name))
         if match is None or tensor.dtype not in ("float32", "float16", "bfloat16"):
             why = "; convolutions in Tucker's form are not read" if _TUCKER.fullmatch(name) else ""
             faults.append(f"{check.described(name, tensor)}, which is no part of an adapter{why}")
         else:
-            found.setdefault(match["layer"], {})[_own_part(match["part"])] = tensor
+            parts = found.setdefault(match["layer"], {})
+            if match["part"] in parts:
+                faults.append(f"{check.described(name, tensor)}, which is there by another name too")
+            parts[match["part"]] = _along_outputs(name, tensor)
+    alpha_of = peft.alphas(safetensors.metadata(path), path)
     places, shapes = _places(config), layout.shapes(config)
     adapters: dict[str, list[Adapter]] = {}
+    taken: dict[tuple[str, tuple[int, int] | None], str] = {}
     for layer, parts in found.items():
         if layer not in places:
             faults.append(f"{shown(layer)}, which is no layer of this model.config")
             continue
-        weight, rows = places[layer]
+        weight, rows = place = places[layer]
         alpha = parts.pop(kinds.ALPHA, None)
+        if (first := taken.setdefault(place, layer)) != layer:
+            faults.append(f"{shown(layer)} is the layer of {shown(first)}; keep one of them")
+            continue
         shape = shapes[weight] if rows is None else (rows[1] - rows[0], *shapes[weight][1:])
         if fault := _fault(parts, shape):
             faults.append(f"{shown(layer)} {fault}")
-        elif alpha is not None and alpha.count != 1:
+        elif alpha is not None and not (alpha.count == 1 and np.isfinite(values(alpha)).all()):
             faults.append(f"{check.described(f'{layer}.alpha', alpha)}, wanted a number")
         else:
-            number = None if alpha is None else float(values(alpha).reshape(()))
-            adapters.setdefault(weight, []).append(Adapter(parts, number, rows))
+            given = float(values(alpha).reshape(())) if alpha is not None else None
+            number = alpha_of(layer, kinds.rank_of(parts) or 1) if given is None else given
+            adapters.setdefault(weight, []).append(Adapter(path, parts, number, rows))
     if faults or not adapters:
         faults = faults or ["no tensors"]
         raise StageError(f"{path} is not an adapter of this model.config:\n{check.listed('faults', faults)}")
     return adapters
 
 
-def _own_part(part: str) -> str:
-    part = part.replace(".default", "")
-    if part.startswith("lora_magnitude_vector"):
-        return kinds.MAGNITUDE
-    return {
-        "lora_A.weight": kinds.DOWN, "lora_B.weight": kinds.UP,
-        "lora.down.weight": kinds.DOWN, "lora.up.weight": kinds.UP,
-    }.get(part, part)  # fmt: skip
+def _along_outputs(name: str, tensor: Tensor) -> Tensor:
+    """PEFT's magnitudes of a convolution, (1, o, 1, 1), as (o, 1, 1, 1)."""
+    if "lora_magnitude_vector" not in name or len(tensor.shape) != 4:
+        return tensor
+    first, second, *rest = tensor.shape
+    return replace(tensor, shape=(second, first, *rest))
 
 
 def _places(config: SDXLConfig) -> dict[str, tuple[str, tuple[int, int] | None]]:
@@ -139,7 +146,11 @@ def _places(config: SDXLConfig) -> dict[str, tuple[str, tuple[int, int] | None]]
         for number, theirs in enumerate(recipe.parts):
             module = theirs.removesuffix(".weight")
             rows = None if len(recipe.parts) == 1 else (number * height, (number + 1) * height)
-            for layer in (_KOHYA[part] + module.replace(".", "_"), f"{diffusers.FOLDER[part]}.{module}"):
+            of_diffusers = f"{diffusers.FOLDER[part]}.{module}"
+            # transformers from 5.6 on has no `text_model.` in its names
+            for layer in (
+                _KOHYA[part] + module.replace(".", "_"), of_diffusers, of_diffusers.replace(".text_model.", "."),
+            ):  # fmt: skip
                 found[layer] = name, rows
     return found
 

@@ -1,0 +1,61 @@
+"""LoRAs as diffusers writes them (`save_lora_weights`), in kohya's words: names of parts, old and new, and the alphas,
+which stand in the metadata alone."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from pipeline.stage import StageError, shown
+from pipeline.weights.adapters import kinds
+
+METADATA = "lora_adapter_metadata"
+_PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight")  # before diffusers 0.26
+_ENDS = {
+    re.compile(r"\.(lora_A(\.default)?|lora(_linear_layer)?\.down)\.weight"): kinds.DOWN,
+    re.compile(r"\.(lora_B(\.default)?|lora(_linear_layer)?\.up)\.weight"): kinds.UP,
+    re.compile(r"\.lora_magnitude_vector(\.default)?(\.weight)?"): kinds.MAGNITUDE,
+}
+
+
+def renamed(name: str) -> str:
+    """unet.….to_q.lora_A.weight -> unet.….to_q.lora_down.weight, with DoRA's magnitudes called dora_scale; any other name
+    as it is."""
+    if match := _PROCESSOR.search(name):
+        layer = f"to_{match[1]}.0" if match[1] == "out" else f"to_{match[1]}"
+        return f"{name[: match.start()]}.{layer}.lora_{match[2]}.weight"
+    for pattern, part in _ENDS.items():
+        if (match := pattern.search(name)) and match.end() == len(name):
+            return f"{name[: match.start()]}.{part}"
+    return name
+
+
+def alphas(metadata: Mapping[str, str], path: object) -> Callable[[str, int], float | None]:
+    """Of a file's metadata the function of a layer, such as unet.….to_q, and its rank that gives its alpha, as PEFT scales
+    by alpha / rank; None where they say nothing, and PEFT takes the rank. Raises StageError, which calls the file by
+    `path`, for metadata that are not diffusers'."""
+    if METADATA not in metadata:
+        return lambda layer, rank: None
+    try:
+        found = json.loads(metadata[METADATA])
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise StageError(f"{path}: {METADATA} of its metadata is not a JSON object; save the LoRA again by diffusers")
+
+    def alpha(layer: str, rank: int) -> float | None:
+        component, _, module = layer.partition(".")
+        number = found.get(f"{component}.lora_alpha")
+        patterns = found.get(f"{component}.alpha_pattern") or {}
+        for name, own in patterns.items() if isinstance(patterns, dict) else ():
+            if f".{module}".endswith(f".{name.removeprefix('^')}"):
+                number = own
+                break
+        if number is None:
+            return None
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise StageError(f"{path}: the alpha of {shown(layer)} is {shown(repr(number))}; wanted a number")
+        # rsLoRA (arXiv 2312.03732) divides by the root of the rank
+        return number * math.sqrt(rank) if found.get(f"{component}.use_rslora") is True else float(number)
+
+    return alpha
