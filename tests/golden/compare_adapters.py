@@ -6,10 +6,11 @@ lycoris-lora==4.1.3 pydantic ruamel.yaml pillow, and then in the project's folde
     python -m tests.golden.compare_adapters WORKSPACE
 
 where WORKSPACE has run all stages with an adapter of any kind on the tiny model, with merge.dtype float32 (else the
-pictures differ by that rounding). LoRA and DoRA are loaded by diffusers' load_lora_weights (PEFT); it knows no LoHa and no
-LoKr, so LyCORIS' own modules are put into its UNet. model.loras, where the workspace has any, are loaded by
-load_lora_weights too, whose base is then the one without them. Prints the PSNR of each picture to ours, and how far
-adapter and base are apart; ends with exit code 1 where one is below 40 dB."""
+pictures differ by that rounding). diffusers' load_lora_weights (PEFT) loads a LoRA as it stands. Of a DoRA in kohya's form
+it leaves the magnitudes out, with a warning, so it is given one under its own names. It knows no LoHa and no LoKr: LyCORIS'
+own modules are put into its UNet. model.loras, where the workspace has any, are loaded by load_lora_weights too, into the
+base without them. Prints the PSNR of each picture to ours, and how far adapter and base are apart; ends with exit code 1
+where one is below 40 dB."""
 
 import sys
 from pathlib import Path
@@ -53,20 +54,40 @@ def pipe(source: Weights, tokenizer: Path) -> StableDiffusionXLPipeline:
     return made
 
 
-def put_lycoris_in(unet: UNet2DConditionModel, source: Weights, file: Path) -> None:
-    """LyCORIS looks for the layers by diffusers' names, which diffusers' own conversion says."""
+def by_diffusers_names(unet: UNet2DConditionModel, source: Weights, file: Path) -> dict[str, Weights]:
+    """diffusers' name of a layer, as its own conversion has it -> the parts of its adapter."""
     names = [name for name in source if name.startswith(UNET)]
     numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
     theirs = {}
     for name, number in convert_ldm_unet_checkpoint(numbered, unet.config).items():
         own = names[int(number)].removeprefix(UNET).removesuffix(".weight").replace(".", "_")
-        theirs[f"lora_unet_{own}"] = f"{LycorisNetwork.LORA_PREFIX}_{name.removesuffix('.weight')}".replace(".", "_")
-    weights = {}
+        theirs[f"lora_unet_{own}"] = name.removesuffix(".weight")
+    found: dict[str, Weights] = {}
     for name, value in load_file(file).items():
         layer, part = name.split(".", 1)
-        weights[f"{theirs[layer]}.{part}"] = value
+        found.setdefault(theirs[layer], {})[part] = value
+    return found
+
+
+def load_dora(made: StableDiffusionXLPipeline, layers: dict[str, Weights]) -> None:
+    weights = {}
+    for layer, parts in layers.items():
+        down, up, magnitude = parts["lora_down.weight"], parts["lora_up.weight"], parts["dora_scale"]
+        weights[f"unet.{layer}.lora_A.weight"] = down
+        weights[f"unet.{layer}.lora_B.weight"] = up * (parts["alpha"] / len(down))  # PEFT takes alpha for the rank here
+        shape = (1, -1, 1, 1) if magnitude.ndim == 4 else (-1,)
+        weights[f"unet.{layer}.lora_magnitude_vector"] = magnitude.reshape(shape)
+    made.load_lora_weights(weights, adapter_name="dora")
+
+
+def put_lycoris_in(unet: UNet2DConditionModel, layers: dict[str, Weights]) -> None:
+    prefix = LycorisNetwork.LORA_PREFIX
+    weights = {
+        f"{prefix}_{layer.replace('.', '_')}.{part}": value
+        for layer, parts in layers.items() for part, value in parts.items()
+    }  # fmt: skip
     network, _ = create_lycoris_from_weights(1.0, "", unet, weights)
-    assert len(network.loras) == len({name.split(".")[0] for name in weights})
+    assert len(network.loras) == len(layers)
     network.apply_to()
 
 
@@ -104,18 +125,20 @@ def main(workspace: Path) -> None:
     made = pipe(source, workspace / params["model"]["tokenizer"])
     loras = params["model"]["loras"]
     for number, lora in enumerate(loras):
-        path = workspace / lora["path"]
+        path = workspace / params["model"]["lora_folder"] / lora["path"]
         made.load_lora_weights(path.parent, weight_name=path.name, adapter_name=f"lora{number}")
-    weights = {f"lora{number}": lora["weight"] for number, lora in enumerate(loras)}
+    weights = {f"lora{number}": lora.get("weight", 1.0) for number, lora in enumerate(loras)}
     if weights:
         made.set_adapters(list(weights), list(weights.values()))
     drawn = {"base": draw(made, sample)}
     adapter = workspace / "outs/train/weights/adapter.safetensors"
-    if kind in ("lora", "dora"):
+    if kind == "lora":
         made.load_lora_weights(adapter.parent, weight_name=adapter.name, adapter_name=kind)
-        made.set_adapters([*weights, kind], [*weights.values(), 1.0])
     elif kind != "none":
-        put_lycoris_in(made.unet, source, adapter)
+        layers = by_diffusers_names(made.unet, source, adapter)
+        load_dora(made, layers) if kind == "dora" else put_lycoris_in(made.unet, layers)
+    if kind in ("lora", "dora"):
+        made.set_adapters([*weights, kind], [*weights.values(), 1.0])
     if kind != "none":
         drawn["tuned"] = draw(made, sample)
     lowest = float("inf")
