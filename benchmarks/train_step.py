@@ -8,10 +8,14 @@ in turns: a virtual machine's processors may lie near each other in one minute a
 and a step's ratio is to the other side's step beside it."""
 
 import argparse
+import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -39,7 +43,8 @@ def inputs() -> dict[str, np.ndarray]:
 
 def serve(step, parameters: int, out) -> None:
     """Writes as lines to `out`: seconds of the first step, the number of parameters; then seconds of a step for each
-    line that comes in; at the end processor seconds of all threads per step, and the peak memory."""
+    line that comes in; at the end processor seconds of all threads per step, the peak memory, and that of the counted
+    steps alone."""
 
     def timed() -> float:
         begin = time.perf_counter()
@@ -52,42 +57,59 @@ def serve(step, parameters: int, out) -> None:
     say(timed(), parameters)
     for _ in range(WARM_UP):
         step()
+    peak = _peak()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     say("warm")
     cpu, steps = time.process_time(), 0
     for _ in sys.stdin:
         say(timed())
         steps += 1
-    say((time.process_time() - cpu) / steps, peak_gigabytes())
+    say((time.process_time() - cpu) / steps, peak, _peak())
 
 
-def peak_gigabytes() -> float:
-    import resource
+def _peak() -> float:
+    """GB"""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+def answers() -> TextIO:
+    """Where a side writes to: the standard output, in whose place what libraries print goes to the errors."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out
 
 
-def mindspore_side() -> tuple:
-    """(function that takes a step, number of parameters)"""
+def mindspore_side(adapter: str = "none") -> tuple:
+    """(function that takes a step, number of parameters); of an adapter of this kind, of rank 16 in the layers that
+    have one by default, number of its parameters."""
     import pipeline.device
 
     import mindspore as ms
 
+    from pipeline.models import forms
+    from pipeline.models.adapters import attach
     from pipeline.models.config import UNetConfig
     from pipeline.models.unet import UNet
     from pipeline.training.optimizers.adamw import AdamW
     from pipeline.training.optimizers.common import decays
     from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
+    from pipeline.training.targets import targets
+    from pipeline.weights.adapters.extract import TARGETS
 
     pipeline.device.setup("CPU")
     ms.set_seed(0)
     unet = UNet(UNetConfig(CHANNELS, MULT, DEPTH, CONTEXT, VECTOR, HEAD), attention="tiled")
+    if adapter != "none":
+        chosen = targets({p.name: p.shape for p in unet.get_parameters()}, TARGETS, ())
+        attach(unet, forms.chosen(), adapter, chosen, rank=16, alpha=16.0, factor=-1, seed=0)
     optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8)
     settings = Settings()
     train = TrainStep(SampleLoss(unet, settings), Update(optimizer, None, settings))
     values = inputs()
     arguments = [ms.Tensor(values[name]) for name in ("x", "timesteps", "context", "vector", "target")]
     arguments += [ms.Tensor(np.ones(BATCH, np.float32)), ms.Tensor(1e-4, ms.float32)]
-    return lambda: train(*arguments).asnumpy(), sum(p.size for p in unet.get_parameters())
+    return lambda: train(*arguments).asnumpy(), sum(p.size for p in unet.trainable_params())
 
 
 def torch_side() -> tuple:
@@ -127,11 +149,11 @@ def torch_side() -> tuple:
     return step, sum(p.numel() for p in unet.parameters())
 
 
-def start(python: str, side: str) -> subprocess.Popen:
+def start(python: str, side: str, module: str = "benchmarks.train_step") -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-    if side == "mindspore":
+    if side != "torch":
         environment |= {"ONEDNN_MAX_CPU_ISA": "DEFAULT", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    command = [python, "-m", "benchmarks.train_step", "--side", side]
+    command = [python, "-m", module, "--side", side]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -149,8 +171,7 @@ def main() -> None:
     parser.add_argument("--side", choices=["mindspore", "torch"], help="what this script starts itself with")
     options = parser.parse_args()
     if options.side:
-        out = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # what libraries print is no answer
+        out = answers()
         serve(*(mindspore_side if options.side == "mindspore" else torch_side)(), out)
         return
     if not options.torch_python:
@@ -163,24 +184,33 @@ def main() -> None:
         answer(processes[side])
     assert begun["torch"][1] == begun["mindspore"][1], begun
 
+    seconds = in_turns(processes, begun, options.steps)
+    print(f"MindSpore / PyTorch: {ratio(seconds['mindspore'], seconds['torch'])}")
+
+
+def in_turns(processes: dict[str, subprocess.Popen], begun: dict[str, list[str]], steps: int) -> dict[str, list[float]]:
+    """Seconds of each side's steps; prints what is to be said of each. `begun`: each side's first answer."""
     seconds = {side: [] for side in processes}
-    for _ in range(options.steps):
+    for _ in range(steps):
         for side, process in processes.items():
             process.stdin.write("\n")
             process.stdin.flush()
             seconds[side].append(float(answer(process)[0]))
     for side, process in processes.items():
         process.stdin.close()
-        cpu, memory = map(float, answer(process))
+        cpu, memory, of_steps = map(float, answer(process))
         low, median, high = 1000 * np.quantile(seconds[side], (0.1, 0.5, 0.9))
         print(
             f"{side:10} step {median:4.0f} ms (a tenth below {low:.0f}, a tenth above {high:.0f}), processor "
             f"{1000 * cpu:.0f} ms, first step {float(begun[side][0]):.0f} s, peak memory {memory:.2f} GB, "
-            f"{int(begun[side][1]) / 1e6:.1f} M parameters"
+            f"of the counted steps {of_steps:.2f}, {int(begun[side][1]) / 1e6:.2f} M parameters"
         )
-    ratios = np.divide(seconds["mindspore"], seconds["torch"])
-    low, median, high = np.quantile(ratios, (0.1, 0.5, 0.9))
-    print(f"MindSpore / PyTorch: {median:.2f} (a tenth of the pairs below {low:.2f}, a tenth above {high:.2f})")
+    return seconds
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    low, median, high = np.quantile(np.divide(ours, theirs), (0.1, 0.5, 0.9))
+    return f"{median:.2f} (a tenth of the pairs below {low:.2f}, a tenth above {high:.2f})"
 
 
 if __name__ == "__main__":

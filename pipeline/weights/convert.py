@@ -17,9 +17,7 @@ from pipeline.weights.source import open_weights
 from pipeline.weights.tensor import Tensor
 
 
-def convert(
-    base: Path, vae: Path, config: SDXLConfig, out: Path, loras: Sequence[tuple[Path, float]] = ()
-) -> None:
+def convert(base: Path, vae: Path, config: SDXLConfig, out: Path, loras: Sequence[tuple[Path, float]] = ()) -> None:
     """Write the folder `out` with unet.ckpt, clip_l.ckpt, clip_g.ckpt and vae.ckpt, and with what they were made of
     (provenance.SOURCES), all or none of them.
 

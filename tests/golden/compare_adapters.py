@@ -93,7 +93,9 @@ def put_lycoris_in(unet: UNet2DConditionModel, layers: dict[str, Weights]) -> No
 
 def noise(seed: int, number: int, height: int, width: int) -> torch.Tensor:
     """As pipeline/sampling/draw.py's noise_of."""
-    draw = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64), counter=np.zeros(4, np.uint64)))
+    draw = np.random.Generator(
+        np.random.Philox(key=np.array([seed, number], np.uint64), counter=np.zeros(4, np.uint64))
+    )
     shape = (TINY.unet.latent_channels, height // TINY.vae.factor, width // TINY.vae.factor)
     return torch.from_numpy(draw.standard_normal(shape, np.float32)[None])
 

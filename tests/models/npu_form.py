@@ -28,6 +28,7 @@ from mindspore import nn  # noqa: E402
 
 from benchmarks import kernels as benchmark  # noqa: E402
 from pipeline.models import layers  # noqa: E402
+from pipeline.models.adapters import attach  # noqa: E402
 from pipeline.models.attention import TiledAttention  # noqa: E402
 from pipeline.models.clip import ClipG, ClipL  # noqa: E402
 from pipeline.models.config import TINY, UNetConfig  # noqa: E402
@@ -36,6 +37,7 @@ from pipeline.models.vae import VAEDecoder, VAEEncoder  # noqa: E402
 from pipeline.training.optimizers.adamw import AdamW
 from pipeline.training.optimizers.common import decays  # noqa: E402
 from pipeline.training.step import SampleLoss, Settings, TrainStep, Update  # noqa: E402
+from pipeline.weights.adapters import kinds  # noqa: E402
 
 UNET = UNetConfig(16, (1, 2), (0, 1), context_dim=24, vector_dim=40, head_dim=16, num_res_blocks=1, norm_groups=4)
 
@@ -57,7 +59,23 @@ def unet(attention: str, dtype: ms.Type, **options) -> tuple:
     return cell, inputs
 
 
+class Adapted(nn.Cell):
+    """A linear layer and a convolution with an adapter each, frozen in half precision."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.conv, self.linear = layers.Conv(8, 12, 3), layers.Linear(12, 16)
+        for parameter in self.get_parameters():
+            parameter.set_dtype(ms.float16)
+        attach(self, layers, kind, ["conv.weight", "linear.weight"], rank=2, alpha=1.0, factor=-1, seed=0)
+
+    def construct(self, x):
+        y = self.conv(x)
+        return self.linear(y.reshape(*y.shape[:2], -1).swapaxes(1, 2))
+
+
 # name -> (cell, inputs)
+ADAPTERS = {kind: lambda kind=kind: (Adapted(kind), (array(2, 8, 6, 4, dtype=ms.float16),)) for kind in kinds.KINDS}
 LAYERS = {
     "Linear": lambda: (layers.Linear(8, 6), (array(2, 3, 8),)),
     "Linear without bias": lambda: (layers.Linear(8, 6, bias=False), (array(2, 3, 8),)),
@@ -144,7 +162,7 @@ def main() -> None:
     pipeline.device.setup("CPU")
     found = {}
     whole = {"training step": step}
-    for cases, wrap in ((LAYERS | GRADIENTS, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
+    for cases, wrap in ((LAYERS | ADAPTERS | GRADIENTS, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
         for name, make in cases.items():
             cell, inputs = make()
             found[name] = compiled(wrap(cell, inputs), inputs)

@@ -21,6 +21,7 @@ from pipeline.models.unet import UNet
 from pipeline.models.vae import VAEDecoder, VAEEncoder
 from pipeline.params import Train
 from pipeline.stage import PROJECT
+from pipeline.weights.adapters import kinds
 from tests.golden import rule
 from tests.golden.compare import assert_close, assert_gradients, build, golden
 from tests.golden.make_aclnn import ACLNN
@@ -59,7 +60,7 @@ STOPS = {
     "UNet, recomputed": "Dense",
     "UNet in float32": "Conv2DExt",
     "training step": "Conv2DExt",
-}
+} | dict.fromkeys(kinds.KINDS, "Conv2DExt")  # adapters in a convolution, and in a linear layer behind it
 # Primitives without an aclnn kernel, and why they may stay.
 EMBEDDING = "AddN"  # one, of (b, 4 model_channels): the gradient of the time embedding, which all residual blocks take
 MAY_STAY = {

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.training import launch, run
 from pipeline.training.stored import Reach
-from pipeline.weights import ckpt
+from pipeline.weights import ckpt, safetensors
 from stages import train as stage
 from tests.training.npu_update import held
 from tests.training.test_resume import ends, environment, train
@@ -52,9 +52,10 @@ def weights(workspace) -> dict[str, np.ndarray]:
     folder = workspace / "outs/train/weights"
     return {
         f"{path.name} {name}": np.array(tensor.array())
-        for path in sorted(folder.glob("*.ckpt"))
-        for name, tensor in ckpt.read(path).items()
-    }
+        for path in sorted(folder.iterdir())
+        for name, tensor in ({".ckpt": ckpt, ".safetensors": safetensors}[path.suffix].read(path).items()
+                             if path.suffix != ".json" else ())
+    }  # fmt: skip
 
 
 def outcome(workspace):
@@ -142,6 +143,19 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, stor
     ):
         assert "goes on after step 3" in train(workspace, copy, *SETTINGS, *arguments)
         assert_close(outcome(workspace), alone)
+
+
+def test_an_adapter_is_trained_by_any_number_of_ranks(workspace, store):
+    """By two that share the optimizer's state and are killed, and then by four; as by one with the whole batch."""
+    adapter = [*SETTINGS, "train.adapter=dora", "train.groups=[]", "train.checkpointing_steps=3"]
+    train(workspace, store, *adapter, "train.batch_size=8")
+    wanted = outcome(workspace)
+    assert any("dora_scale" in name for name in wanted[0]) and any("adapter_ema" in name for name in wanted[0])
+    sharded = [*adapter, "train.batch_size=2", "train.shard_optimizer=true"]
+    two = ["train.gradient_accumulation_steps=2", "device.workers=2", port()]
+    train(workspace, store, "kill=step:3", *sharded, *two, code=1)
+    assert "goes on after step 3" in train(workspace, store, *sharded, "device.workers=4", port())
+    assert_close(outcome(workspace), wanted)
 
 
 def test_the_collectives_of_a_step_are_few(tmp_path):

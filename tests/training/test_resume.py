@@ -118,6 +118,21 @@ def test_every_kind_of_state_is_resumed(workspace, graphs, tmp_path, optimizer, 
     assert ends(workspace) == wanted
 
 
+def test_a_killed_training_of_an_adapter_ends_in_the_same_bits(workspace, graphs, tmp_path):
+    """Killed between states, while it writes an adapter in between, and after its last step."""
+    settings = [*SETTINGS, "train.adapter=dora", 'train.groups=[{pattern: "out.*", learning_rate: 0.5}]',
+                "train.batch_size=2", "train.gradient_accumulation_steps=2"]  # fmt: skip
+    whole, killed = (share_graphs(tmp_path / name, graphs) for name in ("whole", "killed"))
+    train(workspace, whole, *settings)
+    wanted = ends(workspace)
+    names = {"adapter.safetensors", "adapter_ema.safetensors", "adapter_best.safetensors", "run.json"}
+    assert names < wanted[0].keys() and not [name for name in wanted[0] if name.endswith(".ckpt")]
+    for kill in ("step:4", "save:2", "outs"):
+        train(workspace, killed, f"kill={kill}", *settings, code=-9)
+    assert "goes on after step" in train(workspace, killed, *settings)
+    assert ends(workspace) == wanted
+
+
 def test_a_changed_setting_starts_anew_and_says_so(workspace, store):
     train(workspace, store, "kill=step:5", *SETTINGS, code=-9)
     said = train(workspace, store, "train.learning_rate=0.002", *SETTINGS)

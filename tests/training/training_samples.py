@@ -234,7 +234,8 @@ def _kill_at(place: str, number: str) -> None:
     if place == "step":
         run._check = kill_after(run._check, lambda result, *_: result.done == int(number) + 1)
     elif place == "save":
-        state._write, weights.write = (kill_after(write, saved) for write in (state._write, weights.write))
+        for module, name in ((state, "_write"), (weights, "write"), (weights, "write_adapter")):
+            setattr(module, name, kill_after(getattr(module, name), saved))
     else:
         state.States.clear = kill_after(lambda *_: None, lambda *_: True)
 

@@ -147,8 +147,12 @@ def test_files_that_are_no_lora(tiny, tmp_path):
     path.write_bytes(b"PK\3\4" + bytes(1000))
     refused(tiny, tmp_path, path, "pickled PyTorch weights")
     refused(tiny, tmp_path, tmp_path / "none.safetensors", "does not exist")
-    refused(tiny, tmp_path, lora(path, layer="lora_unet_down_blocks_9_proj_in"), "down_blocks_9_proj_in, which is no layer")
-    refused(tiny, tmp_path, lora(path, inputs=32), r"lora_down.weight \(2, 32\).* does not fit a weight of shape \(64, 64\)")
+    refused(
+        tiny, tmp_path, lora(path, layer="lora_unet_down_blocks_9_proj_in"), "down_blocks_9_proj_in, which is no layer"
+    )
+    refused(
+        tiny, tmp_path, lora(path, inputs=32), r"lora_down.weight \(2, 32\).* does not fit a weight of shape \(64, 64\)"
+    )
     twice = safetensors.numpy.load_file(lora(path))
     other = "lora_unet_down_blocks_1_attentions_0_proj_in"  # the same layer as diffusers calls it
     twice |= {name.replace(LAYER, other): value for name, value in twice.items()}
@@ -195,7 +199,10 @@ def test_attention_processors_of_older_diffusers(tmp_path):
 )  # fmt: skip
 def test_metadata_that_are_none(tmp_path, text, said):
     layer, path = "unet.mid_block.attentions.0.proj_in", tmp_path / "a.safetensors"
-    arrays = {f"{layer}.lora_A.weight": np.ones((2, 128), np.float32), f"{layer}.lora_B.weight": np.ones((128, 2), np.float32)}
+    arrays = {
+        f"{layer}.lora_A.weight": np.ones((2, 128), np.float32),
+        f"{layer}.lora_B.weight": np.ones((128, 2), np.float32),
+    }
     safetensors.numpy.save_file(arrays, path, {"lora_adapter_metadata": text})
     with pytest.raises(StageError, match=f"{re.escape(str(path))}.*{said}"):
         file.read(path, TINY)
