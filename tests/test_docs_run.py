@@ -46,7 +46,6 @@ NOT_HERE = {
     "dvc exp run -S train.init_from=data/start.ckpt": "tests/test_dvc.py",
     "dvc exp run -S train.tensorboard=true": "tests/training/test_tensorboard.py",
     "dvc exp run -S train.adapter=lora -S train.learning_rate=1e-4": "tests/test_dvc.py, test_train_adapters.py",
-    "dvc exp run --queue -S 'train.rank=8,16,32,64' -S train.adapter=lora": "as the queue of docs/experiments.md",
     "python -m pipeline weights extract --rank 64": "tests/weights/test_extract.py",
     "make preset NAME=sdxl-lora-1x910b": "tests/test_preset.py",
     "make preset NAME=sdxl-1x910b": "tests/test_preset.py, and another one here",
@@ -232,6 +231,8 @@ NAMED = [  # in sentences and tables, and on other pages
     "dvc exp run -S 'sample.saved_steps=[200, 400]'",
     "dvc exp run -S 'train.groups=[{pattern:\"!*.attn?.*\",freeze:true}]'",
     "dvc exp run -S device.nodes=2 -S device.node_rank=0 -S device.master=10.0.0.1:8118",
+    "dvc exp run -S model.lora_folder=/path/to/loras -S 'model.loras=[{path: style.safetensors, weight: 0.8}]'",
+    "dvc exp run --queue -S 'train.rank=8,16,32,64' -S train.adapter=lora",
     *("make report", "make report AGAINST=presets/tiny.yaml", "export PIPELINE_STORE=/shared/store"),
     *("dvc add my-pictures", "dvc add data/base/sd_xl_base_1.0.safetensors"),
 ]
@@ -279,8 +280,12 @@ def test_what_sentences_and_tables_name(team):
     (first / "data/base/sd_xl_base_1.0.safetensors").write_text("a")
     for line in NAMED:
         line = line.replace("/path/to/pictures", str(first / "data/images"))
+        line = line.replace("/path/to/loras", str(first / "data/loras"))
         (dvc if line.startswith("dvc ") else run)(first, line)
     assert (first / "my-pictures.dvc").exists() and (first / "dvc_plots/report.html").exists()
+    # the ranks; what `dvc queue start` does is tried above
+    assert run(first, "dvc queue status").count("Queued") == 4
+    run(first, "dvc queue remove --queued")
 
 
 def test_each_command_of_the_pages_is_run():

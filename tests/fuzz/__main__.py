@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from tests.fuzz import fuzz_params, fuzz_pictures, fuzz_safetensors, fuzz_sets, fuzz_tables, fuzz_tars
+from tests.fuzz import fuzz_loras, fuzz_params, fuzz_pictures, fuzz_safetensors, fuzz_sets, fuzz_tables, fuzz_tars
 
 # Each tries inputs for so many seconds, raises AssertionError for the first defect, and returns how many it tried.
 KINDS: dict[str, Callable[[float, int], int]] = {
+    "loras": fuzz_loras.fuzz,
     "params": fuzz_params.fuzz,
     "pictures": fuzz_pictures.fuzz,
     "safetensors": fuzz_safetensors.fuzz,

@@ -67,7 +67,7 @@ def fuzz(seconds: float, seed: int) -> int:
         folder = Path(name)
         base = synthetic.write_checkpoint(folder / "base.safetensors", SMALL)
         few = _few(base, folder / "few.safetensors")
-        small, whole = ([_safetensors(file), _ckpt(folder, file)] for file in (few, base))
+        small, whole = ([damaged_safetensors(file), _ckpt(folder, file)] for file in (few, base))
         folders = [_folder(Path(shutil.copytree(FOLDER, folder / "diffusers"))), *[_folder(_shards(few, folder))] * 3]
         forms: list[Callable] = [*whole, *folders, *small, *small, *small]
         for case in itertools.count():
@@ -148,7 +148,7 @@ def _shards(few: Path, folder: Path) -> Path:
 # Damage
 
 
-def _safetensors(base: Path) -> Callable[[random.Random, Path], Path]:
+def damaged_safetensors(base: Path) -> Callable[[random.Random, Path], Path]:
     raw = base.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
@@ -158,7 +158,7 @@ def _safetensors(base: Path) -> Callable[[random.Random, Path], Path]:
         if rng.random() < 0.3:
             path.write_bytes(_changed(rng, raw, start if rng.random() < 0.9 else len(raw)))
             return path
-        text = _dumped(_unsound(rng, header))
+        text = dumped(unsound(rng, header))
         if rng.random() < 0.2:
             text = _changed(rng, text, len(text))
         length = len(text) if rng.random() < 0.95 else rng.choice([0, 7, len(text) + 1, 1 << 40, (1 << 64) - 1])
@@ -194,7 +194,7 @@ def _folder(whole: Path) -> Callable[[random.Random, Path], Path]:
 
     def damaged(rng: random.Random, _: Path) -> Path:
         for path, content in sound.items():
-            text = _dumped(_unsound(rng, content) if rng.random() < 0.7 else content)
+            text = dumped(unsound(rng, content) if rng.random() < 0.7 else content)
             path.write_bytes(_changed(rng, text, len(text)) if rng.random() < 0.3 else text)
         return whole
 
@@ -223,11 +223,11 @@ def _changed(rng: random.Random, raw: bytes, within: int) -> bytes:
     return bytes(out)
 
 
-def _dumped(content: dict) -> bytes:
+def dumped(content: dict) -> bytes:
     return json.dumps(content).replace(json.dumps(_DEEP), "[" * 20_000).encode()
 
 
-def _unsound(rng: random.Random, content: dict) -> dict:
+def unsound(rng: random.Random, content: dict) -> dict:
     """A JSON object with some of its names and values, at any depth, replaced."""
     out = json.loads(json.dumps(content))
     for _ in range(rng.choice([1, 1, 2, 5])):

@@ -7,6 +7,7 @@ with `kill=save:1` while it writes its second state, with `kill=outs` after it h
 its state."""
 
 import functools
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from pipeline.cache.format import shards
 from pipeline.models import config
 from pipeline.params import Params
 from pipeline.training import launch
-from pipeline.weights import ckpt, layout
+from pipeline.weights import ckpt, layout, provenance
 from pipeline.weights.names import PREFIX, to_mindspore
 from tests.cache.cache_samples import FINGERPRINT, TEXT_FINGERPRINT, caption, latent, write_cache, write_samples
 from tests.golden import rule
@@ -38,6 +39,7 @@ UNET = config.UNetConfig(
     norm_groups=8,
 )
 CONFIG = config.SDXLConfig(UNET, config.TINY.vae, config.TINY.clip_l, config.TINY.clip_g)
+SOURCE = {"name": "base.safetensors", "file": True, "sha256": "b" * 64}  # of the UNet, as convert says it
 # Of the caches, as params.yaml has it.
 MADE_WITH = {
     "latents": {
@@ -181,6 +183,7 @@ def mask(row: dict) -> np.ndarray:
 def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=latent) -> Path:
     """outs/ of the stages before train, in `root`: `count` pictures with a caption each, in turn of the `buckets`."""
     write_unet(root / "outs/convert/unet.ckpt")
+    (root / "outs/convert" / provenance.SOURCES).write_text(json.dumps({"base": SOURCE, "vae": SOURCE}))
     names = images(count)
     write_cache(
         root / "outs/latents",

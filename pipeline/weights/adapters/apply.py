@@ -42,13 +42,14 @@ class Changed:
     def array(self) -> np.ndarray:
         """The values; the bits of bfloat16 as uint16."""
         whole = file.values(self.base)
-        for adapter, strength in self.adapters:
-            if adapter.rows is None:
-                whole = kinds.changed(whole, adapter.arrays(), adapter.alpha, strength)
-            else:
-                first, stop = adapter.rows
-                whole = np.array(whole)
-                whole[first:stop] = kinds.changed(whole[first:stop], adapter.arrays(), adapter.alpha, strength)
+        with np.errstate(all="ignore"):  # who reads them looks for NaN and infinity
+            for adapter, strength in self.adapters:
+                if adapter.rows is None:
+                    whole = kinds.changed(whole, adapter.arrays(), adapter.alpha, strength)
+                else:
+                    first, stop = adapter.rows
+                    whole = np.array(whole)
+                    whole[first:stop] = kinds.changed(whole[first:stop], adapter.arrays(), adapter.alpha, strength)
         return np.asarray(cast(np.ascontiguousarray(whole).reshape(-1), "float32", self.dtype)).reshape(self.shape)
 
     def chunks(self) -> Iterator[memoryview]:
