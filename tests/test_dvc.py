@@ -219,7 +219,7 @@ def test_a_lora_that_is_merged_into_the_base(project):
     lora(project, "words", "lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 64)
     output = dvc(project, "exp", "run", "-S", "model.loras=[{path: words.safetensors}]")
     assert stages_of(output) == ["convert", "cache_text", "train", "merge", "sample"]
-    assert "8 captions in 1 shards: 8 encoded" in output
+    assert re.search(r"(\d+) captions in 1 shards: \1 encoded", output)
     assert ran(project, "exp", "run", "-S", "model.loras=[]") == ["convert"]  # and the rest is as it was
 
 

@@ -77,7 +77,7 @@ def load_dora(made: StableDiffusionXLPipeline, layers: dict[str, Weights]) -> No
         weights[f"unet.{layer}.lora_B.weight"] = up * (parts["alpha"] / len(down))  # PEFT takes alpha for the rank here
         shape = (1, -1, 1, 1) if magnitude.ndim == 4 else (-1,)
         weights[f"unet.{layer}.lora_magnitude_vector"] = magnitude.reshape(shape)
-    made.load_lora_weights(weights, adapter_name="dora")
+    made.load_lora_weights(weights, adapter_name="trained")
 
 
 def put_lycoris_in(unet: UNet2DConditionModel, layers: dict[str, Weights]) -> None:
@@ -135,12 +135,12 @@ def main(workspace: Path) -> None:
     drawn = {"base": draw(made, sample)}
     adapter = workspace / "outs/train/weights/adapter.safetensors"
     if kind == "lora":
-        made.load_lora_weights(adapter.parent, weight_name=adapter.name, adapter_name=kind)
+        made.load_lora_weights(adapter.parent, weight_name=adapter.name, adapter_name="trained")
     elif kind != "none":
         layers = by_diffusers_names(made.unet, source, adapter)
         load_dora(made, layers) if kind == "dora" else put_lycoris_in(made.unet, layers)
     if kind in ("lora", "dora"):
-        made.set_adapters([*weights, kind], [*weights.values(), 1.0])
+        made.set_adapters([*weights, "trained"], [*weights.values(), 1.0])
     if kind != "none":
         drawn["tuned"] = draw(made, sample)
     lowest = float("inf")
