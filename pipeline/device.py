@@ -4,6 +4,7 @@ Import it before anything that needs MindSpore: environment variables must be se
 What concerns the NPU was written against MindSpore 2.10.0's own signatures and not run on an NPU."""
 
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -126,6 +127,8 @@ def setup(
     The scheduler that msrun starts beside them stays in here until they are done, and its process ends here.
     `deterministic`: "auto" is true on a CPU and false on an NPU. `jit_level`, `kernel_launch_group` (threads, groups),
     `max_device_memory` (such as "59GB") and `memory_optimize_level` are Ascend's."""
+    # MindSpore collects garbage before each compilation; all that was imported is none, and takes it 0.2 s to look through.
+    gc.freeze()
     target = npu.target(target)
     deterministic = npu.deterministic(deterministic, target)
     if target == "Ascend":
