@@ -369,8 +369,9 @@ class _Constructor(SafeConstructor):
 
 def parse(text: str, path: str | Path) -> Any:
     """The values of a YAML text as DVC itself reads them (its dvc/utils/serialize/_yaml.py): YAML 1.2, where `1e-05` is
-    a number and `no` is text. Keys given twice are refused."""
-    yaml = YAML(typ="safe")
+    a number and `no` is text. Keys given twice are refused. By Python's parser: libyaml's, which DVC uses, ends the
+    process on what is nested too deeply."""
+    yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
         return yaml.load(text)
