@@ -1,3 +1,4 @@
+import os
 import sys
 
 import pytest
@@ -36,10 +37,16 @@ def convolution(request):
         yield request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def graphs(tmp_path_factory):
-    """A folder of compiled graphs that the stores of a file's tests share (training_samples.share_graphs)."""
-    return tmp_path_factory.mktemp("graphs")
+    """A folder of compiled graphs of tests/models/stub_unet.py, which the stores of all tests share, in both processes
+    (training_samples.share_graphs). Their key does not know the stub: none of a real UNet may come here."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "graphs"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)

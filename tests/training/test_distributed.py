@@ -33,6 +33,11 @@ SETTINGS = [
     "train.save_interval=2",
     "train.keep_best=true",
 ]
+# splits of the same batch, by several tests: each is compiled once
+TWO_SHARDED = [
+    *("device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2", "train.shard_optimizer=true"),
+]
+FOUR_SHARDED = ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true"]
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +94,8 @@ def store(graphs, tmp_path):
     "arguments",
     [
         ["device.workers=2", "train.batch_size=4"],
-        ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2", "train.shard_optimizer=true"],
-        ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true"],
+        TWO_SHARDED,
+        FOUR_SHARDED,
     ],
     ids=["2 ranks", "2 ranks, accumulation, sharded", "4 ranks, sharded"],
 )
@@ -102,7 +107,8 @@ def test_ranks_train_as_one_with_the_whole_batch(workspace, store, alone, argume
 def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
     """Most weights are the same: the random bits are (test_optimizers.py), but each rank rounds the gradients of its part of
     the batch to bfloat16. With other bits half of the weights would part in each of the five steps."""
-    half = [*SETTINGS, "train.weights_dtype=bfloat16"]
+    few_graphs = ["train.ema=false", "train.validation_share=0.0", "train.keep_best=false"]
+    half = [*SETTINGS, *few_graphs, "train.weights_dtype=bfloat16"]
     train(workspace, tmp_path / "one", *half, "train.batch_size=8")
     wanted = weights(workspace)
     two = ["device.workers=2", "train.batch_size=4", "train.shard_optimizer=true", port()]
@@ -118,7 +124,7 @@ def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
 def test_all_ranks_stop_early_at_the_same_step(workspace, store):
     """One that went on would wait in a collective for ever."""
     settings = ["train.steps=9", "train.learning_rate=0.5", "train.validation_interval=1", "train.patience=1"]
-    said = train(workspace, store, *settings, "device.workers=2", "train.batch_size=4", port())
+    said = train(workspace, store, *SETTINGS, *settings, "device.workers=2", "train.batch_size=4", port())
     stopped = int(re.search(r"stops after step (\d): 1 validations brought nothing better", said)[1])
     assert stopped < 9 and max(row["step"] for row in ends(workspace)[1]) == stopped
     for rank in range(2):
@@ -126,8 +132,7 @@ def test_all_ranks_stop_early_at_the_same_step(workspace, store):
 
 
 def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, store, tmp_path, alone):
-    two = ["train.batch_size=4", "train.shard_optimizer=true", "train.checkpointing_steps=3", *SETTINGS]
-    train(workspace, store, "kill=step:3", *two, "device.workers=2", port(), code=1)
+    train(workspace, store, "kill=step:3", *SETTINGS, *TWO_SHARDED, "train.checkpointing_steps=3", port(), code=1)
     (slices,) = store.glob("train/*/slices-*")
     whole, parts = (
         ckpt.read(next(store.glob("train/*/step-*")) / "state.ckpt"),
@@ -139,7 +144,7 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, stor
     shutil.copytree(store, tmp_path / "copy", symlinks=True)
     for copy, arguments in (
         (store, ["train.batch_size=8"]),
-        (tmp_path / "copy", ["device.workers=4", "train.batch_size=2", "train.shard_optimizer=true", port()]),
+        (tmp_path / "copy", [*FOUR_SHARDED, port()]),
     ):
         assert "goes on after step 3" in train(workspace, copy, *SETTINGS, *arguments)
         assert_close(outcome(workspace), alone)
