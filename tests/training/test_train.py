@@ -85,6 +85,7 @@ def outcome(workspace, out, device, monkeypatch, changes, root=None):
     def spy(self, step, *args, **kwargs):
         save(self, step, *args, **kwargs)
         saved.append(step)
+        self.wait()  # it is written beside the training
         kept[:] = [stored.step_of(path) for path in self.steps()]
 
     with monkeypatch.context() as patch:
