@@ -22,6 +22,7 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
     yield from _optimizer(params)
     yield from _bias(params.train)
+    yield from _too_short(params.train)
     if params.model.loras and params.train.init_from != BASE_UNET:
         yield (
             "model.loras",
@@ -40,6 +41,22 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
 def _of_previews(params: "Params") -> Iterator[tuple[str, str]]:
     if params.train.previews and not params.train.sample_interval:
         yield "train.previews", "none are drawn, as train.sample_interval is 0; 100 or 500 is usual"
+
+
+def _too_short(train: "Train") -> Iterator[tuple[str, str]]:
+    """What a run of so many steps does not come to; of epochs the data say how many steps they are."""
+    if train.steps is None:
+        return
+    for key, none in (("save_interval", "none in between are kept"), ("sample_interval", "no pictures are drawn")):
+        if (interval := getattr(train, key)) > train.steps:
+            yield f"train.{key}", f"{none}: {interval} is above train.steps ({train.steps})"
+    first = (train.patience + 1) * train.validation_interval  # one is the best by then, and as many are no better
+    if train.patience and first >= train.steps:
+        yield (
+            "train.patience",
+            f"{train.patience} cannot stop the run early: validations every {train.validation_interval} steps "
+            f"(validation_interval) can do so after step {first}, and train.steps is {train.steps}",
+        )
 
 
 def _bias(train: "Train") -> Iterator[tuple[str, str]]:
@@ -98,7 +115,7 @@ def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
             f"a state of SDXL's training takes 10 to 41 GB and {train.checkpointing_steps} steps some minutes; 500 or "
             "1000 is usual",
         )
-    for key, side in _sides(params):
+    for key, side in dict.fromkeys(_sides(params)):
         if side < 512:
             yield key, f"SDXL draws pictures of 1024 pixels a side, and worse at {side}"
 
@@ -109,7 +126,7 @@ def _of_tiny(params: "Params") -> Iterator[tuple[str, str]]:
         yield "train.learning_rate", f"{rate:g} is SDXL's; the tiny model learns next to nothing by it, 1e-3 is usual"
     if index.resolution > 128:
         yield "index.resolution", f"the tiny model was trained at 64, and {index.resolution} is asked for; {PRESET}"
-    for key, side in _sides(params):
+    for key, side in dict.fromkeys(_sides(params)):
         if side > 256:
             yield key, f"{side} is SDXL's; the tiny model draws 64 pixels a side"
 

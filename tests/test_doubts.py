@@ -113,6 +113,30 @@ def test_the_sides_of_single_prompts_count():
         assert [(key, str(side) in text) for key, text in doubts(found)] == [("sample.prompts", True)]
 
 
+@pytest.mark.parametrize(("tree", "side"), [(SDXL, 256), (TINY, 512)], ids=["sdxl", "tiny"])
+def test_a_square_that_is_doubted_is_doubted_once(tree, side):
+    found = params.check(changed(tree, {"sample.prompts": [{"prompt": "b", "width": side, "height": side}]}), "")
+    assert [key for key, _ in doubts(found)] == ["sample.prompts"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubted"),
+    [
+        ({"train.save_interval": 601}, ["save_interval"]),
+        ({"train.save_interval": 600}, []),
+        ({"train.sample_interval": 601}, ["sample_interval"]),
+        ({"train.sample_interval": 600}, []),
+        ({"train.patience": 5}, ["patience"]),  # validations after 100, 200, ..., of which the first is the best
+        ({"train.patience": 4}, []),
+        ({"train.patience": 5, "train.validation_interval": 99}, []),
+        ({"train.patience": 5, "train.steps": None, "train.epochs": 1}, []),
+    ],
+)
+def test_what_the_run_is_too_short_for_is_doubted(changes, doubted):
+    found = params.check(changed(TINY, changes), "params.yaml")
+    assert [key for key, _ in doubts(found)] == [f"train.{key}" for key in doubted]
+
+
 BIAS = "train.timestep_bias_"
 EARLIER, RANGE = (
     {f"{BIAS}strategy": "earlier", f"{BIAS}multiplier": 2.0},

@@ -13,10 +13,10 @@ import numpy as np
 
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.stage import StageError, shown
-from pipeline.weights import ckpt, diffusers, further, layout, marks, projection, recognise
+from pipeline.weights import diffusers, further, layout, marks, projection, recognise
 from pipeline.weights.check import differences
 from pipeline.weights.diffusers import Recipe
-from pipeline.weights.files import Found, has_parts, is_ckpt, read_file, read_folder
+from pipeline.weights.files import Found, has_parts, read_file, read_folder
 from pipeline.weights.names import PREFIX, canonical, part_of, to_mindspore
 from pipeline.weights.numeric import cast
 from pipeline.weights.tensor import Tensor
@@ -48,13 +48,14 @@ def _open_base(path: Path, config: SDXLConfig, parts: list[str]) -> Found:
         for part in parts:
             found |= _of_folder(path / diffusers.FOLDER[part], part)
         return _assemble(path, found, config, parts, _diffusers_recipes)
-    found = {name: tensor for name, tensor in read_file(path).items() if part_of(name) in (None, *parts)}
-    return _assemble(path, _renamed(path, found, canonical), config, parts, _stability_recipes)
+    whole = read_file(path)
+    found = {name: tensor for name, tensor in whole.items() if part_of(name) in (None, *parts)}
+    return _assemble(path, _renamed(path, found, canonical), config, parts, _stability_recipes, whole)
 
 
 def check_start(path: Path, config: SDXLConfig, prediction: str, zero_terminal_snr: bool) -> None:
-    """Raise StageError when a training with these settings cannot start from the file (train.init_from): for its marks,
-    or for its tensors where they are seen without MindSpore."""
+    """Raise StageError when a training with these settings cannot start from the file (train.init_from): for its marks
+    or its tensors."""
     if path.is_dir():
         folder = (
             "a diffusers folder, which model.base takes" if has_parts(path) and (path / "unet").is_dir() else "a folder"
@@ -68,10 +69,7 @@ def check_start(path: Path, config: SDXLConfig, prediction: str, zero_terminal_s
 
 
 def open_unet(path: Path, config: SDXLConfig) -> Found:
-    """The UNet's tensors of a single file by MindSpore's name with the component's prefix. Of a MindSpore .ckpt all
-    that it holds, unchecked: who loads it checks names and shapes. Raises StageError."""
-    if is_ckpt(path):
-        return ckpt.read(path)
+    """The UNet's tensors of a single file by MindSpore's name with the component's prefix. Raises StageError."""
     return {to_mindspore(name): tensor for name, tensor in _open_base(path, config, ["unet"]).items()}
 
 
@@ -151,17 +149,19 @@ def _wanted(recipes: Recipes) -> Wanted:
 # Checking and putting together
 
 
-def _assemble(path: Path, found: Found, config: SDXLConfig, parts: list[str], recipes_of) -> Found:
-    """Make the layout's tensors; `recipes_of(found, config, parts)` says of what."""
+def _assemble(
+    path: Path, found: Found, config: SDXLConfig, parts: list[str], recipes_of, whole: Found | None = None
+) -> Found:
+    """Make the layout's tensors; `recipes_of(found, config, parts)` says of what. `whole`: all that the file holds,
+    where `found` is less."""
     recipes = recipes_of(found, config, parts)
     wanted = _wanted(recipes)
     if faults := _faults(found, wanted):
         for name, other in CONFIGS.items():
             if other != config and not _faults(found, _wanted(recipes_of(found, other, parts))):
                 raise StageError(f"{path} holds weights of the configuration {name}; set model.config to {name}")
-        raise StageError(
-            f"{path} does not hold the weights of this model.config{_why(found, wanted, parts)}:\n{faults}"
-        )
+        why = _why(found, wanted, parts, whole or found)
+        raise StageError(f"{path} does not hold the weights of this model.config{why}:\n{faults}")
     if PROJECTION in wanted and LINEAR in found:
         if not projection.agree(found[PROJECTION], found[LINEAR]):
             raise StageError(f"{path} holds {PROJECTION} and {LINEAR}, which disagree: neither is the other or its "
@@ -172,11 +172,11 @@ def _assemble(path: Path, found: Found, config: SDXLConfig, parts: list[str], re
     return {name: _make(path, recipe, shapes[name], found, recipes) for name, recipe in recipes.items()}
 
 
-def _why(found: Found, wanted: Wanted, parts: list[str]) -> str:
+def _why(found: Found, wanted: Wanted, parts: list[str], whole: Found) -> str:
     """What a reader should know before the tensors are listed: that most are missing, and what the file seems to be."""
     there = sum(name in found for name in wanted)
     few = f"it holds {there:,} of the {len(wanted):,} tensors wanted" if 2 * there < len(wanted) else ""
-    reasons = [reason for reason in (few, recognise.what(found, parts)) if reason]
+    reasons = [reason for reason in (few, recognise.what(whole, parts)) if reason]
     return f": {' and '.join(reasons)}" if reasons else ""
 
 

@@ -390,6 +390,14 @@ def test_a_file_without_the_whole_unet_is_no_start(tmp_path, arrays):
         open_unet(save(tmp_path / "cut.safetensors", arrays), TINY)
 
 
+def test_a_checkpoint_of_another_component_is_no_start(tmp_path, base):
+    """It is told before MindSpore is imported, and by the doctor."""
+    convert(base, base, TINY, tmp_path / "convert")
+    for part, kind in (("vae", "VAE"), ("clip_l", "text encoders")):
+        with pytest.raises(StageError, match=f"holds 0 of the 500 tensors wanted and seems to hold the {kind} alone"):
+            check_start(tmp_path / f"convert/{part}.ckpt", TINY, "epsilon", False)
+
+
 @pytest.mark.parametrize(("inner", "kind"), [("unet", "a diffusers folder, which model.base takes"), ("", "a folder")])
 def test_a_folder_is_no_start(tmp_path, inner, kind):
     (tmp_path / "there" / inner).mkdir(parents=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.weights import check, layout
+from pipeline.weights import layout
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.adapters.file import Adapter
 from pipeline.weights.names import part_of, to_mindspore
@@ -71,12 +71,7 @@ def why_no_numbers(name: str, changed: Changed) -> str:
 def base_unet(path: Path, config: SDXLConfig) -> dict[str, Tensor]:
     """By Stability's names the UNet of a file that train.init_from may be. Raises StageError where it lacks any."""
     found = open_unet(path, config)
-    own = {to_mindspore(name): name for name in layout.shapes(config) if part_of(name) == "unet"}
-    tensors = {name: tensor for name, tensor in found.items() if name in own}
-    shapes = layout.shapes(config)
-    if faults := check.differences(tensors, {name: (shapes[stability],) for name, stability in own.items()}):
-        raise StageError(f"{path} does not hold the UNet of this model.config:\n{faults}")
-    return {stability: tensors[name] for name, stability in own.items()}
+    return {name: found[to_mindspore(name)] for name in layout.shapes(config) if part_of(name) == "unet"}
 
 
 def adapted_unet(base: Path, adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
