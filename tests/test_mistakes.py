@@ -123,7 +123,7 @@ MISTAKES = {
         "convert", "pickled PyTorch weights, which can run any code", base("b.ckpt"), {"b.ckpt": b"PK\3\4..."}
     ),
     "a LoRA as base": Mistake(
-        "convert", r"an adapter \(LoRA, LyCORIS\).*merge it into its base", base("b.safetensors"),
+        "convert", r"an adapter \(LoRA, LyCORIS\).*this goes into model\.loras", base("b.safetensors"),
         tensors("b.safetensors", {"lora_unet_down.alpha": numbers(1), "lora_unet_down.lora_up.weight": numbers(4, 4)}),
     ),
     "Stable Diffusion 1 as base": Mistake(

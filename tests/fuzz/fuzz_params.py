@@ -42,6 +42,8 @@ SCALARS += [
     '[{pattern: "*", freeze: true}]',
     '[{pattern: "*.bias", learning_rate: 0.5}]',
     '[{pattern: "![", freeze: true}]',
+    "[{path: a.safetensors, weight: -0.5}]",
+    '[{path: ../a}, {path: "\\0"}]',
 ]
 SCALARS += ["9" * 400, "9" * 5000, "0x" + "f" * 5000, "[" * 200, "{a: " * 200, "a" * 3000]
 SCALARS += ["{a: 1}", "!!set {a, b}", "!!int '5'", "!!float 5", "&a [*a]", "😀 日本", ""]

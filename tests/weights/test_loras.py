@@ -146,7 +146,8 @@ def test_files_that_are_no_lora(tiny, tmp_path):
     refused(tiny, tmp_path, path, "is cut short")
     path.write_bytes(b"PK\3\4" + bytes(1000))
     refused(tiny, tmp_path, path, "pickled PyTorch weights")
-    refused(tiny, tmp_path, tmp_path / "none.safetensors", "does not exist")
+    refused(tiny, tmp_path, tmp_path / "none.safetensors", "does not exist; wanted an adapter")
+    refused(tiny, tmp_path, tmp_path, "is a folder; wanted an adapter")
     refused(
         tiny, tmp_path, lora(path, layer="lora_unet_down_blocks_9_proj_in"), "down_blocks_9_proj_in, which is no layer"
     )

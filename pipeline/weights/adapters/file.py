@@ -82,7 +82,8 @@ def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
     """Weight's name in Stability's layout -> its adapters: one, or up to three of a joined weight's rows. Reads headers
     and alphas. Raises StageError for what is no adapter of this configuration."""
     if not path.is_file():
-        raise StageError(f"{path} does not exist; wanted an adapter, a .safetensors file")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise StageError(f"{path} {found}; wanted an adapter, a .safetensors file")
     found: dict[str, dict[str, Tensor]] = {}
     faults: list[str] = []
     for name, tensor in safetensors.read(path).items():
