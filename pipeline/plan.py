@@ -12,12 +12,13 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline import cli, recorded, store
+from pipeline.cache.format.preparation import Preparation
 from pipeline.contradictions.data import side_multiple
 from pipeline.models.config import CONFIGS
-from pipeline.params import load
-from pipeline.planning import device, disk, duration, host, timesteps
+from pipeline.params import Params, load
+from pipeline.planning import device, disk, duration, host, timesteps, views
 from pipeline.planning.device import CARD, GB, MARGIN, RESERVED, Parts
-from pipeline.planning.run import Run, count_buckets, count_index, from_params
+from pipeline.planning.run import Run, count_index, from_params
 from pipeline.training.objective import objective
 
 INDEX = Path("outs/index")
@@ -27,7 +28,7 @@ def report(run: Run, place: disk.Place | None = None, differs: list[str] = ()) -
     """`place`: the disk that the run will write to, None where that is not known. `differs`: of `index_differs`."""
     title = f"{run.config}, {run.devices} device(s) ({run.target}), batch {run.batch_size} on each"
     title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
-    title += f", {run.resolution} x {run.resolution}, {run.precision}"
+    title += f", {' and '.join(f'{one} x {one}' for one in run.resolutions)}, {run.precision}"
     title += f", {run.adapter} of rank {run.rank}" if run.adapts else ""
     title += ", encoders in the loop" if run.encodes else ""
     head = [title, *_verdict(run, place), *_of_index(differs)]
@@ -142,6 +143,7 @@ def _disk(run: Run, place: disk.Place | None) -> list[str]:
         f"  No caches of {of}: they are encoded in every step"
         if run.encodes
         else f"  Caches of {of}: {latents:,} bytes of latents a picture, {text:,} of text a caption",
+        *([] if run.encodes else [f"  {_rows(run)}"]),
         *_table(parts),
         *_table({"together": total}),
     ]
@@ -151,6 +153,13 @@ def _disk(run: Run, place: disk.Place | None) -> list[str]:
     if lacks := disk.missing(run, place):
         lines.append(f"  Does NOT fit this disk: {lacks / GB:.1f} GB are missing.")
     return lines
+
+
+def _rows(run: Run) -> str:
+    of = f"at {' and '.join(map(str, run.resolutions))}"
+    of += f", with {run.neighbors} neighbouring bucket(s) at each" if run.neighbors else ""
+    counted = "counted in the index" if run.counted else "at most"
+    return f"{run.rows:,} rows of latents to encode ({of}; {counted}), {run.pixels / 1e6:,.1f} megapixels through the VAE"
 
 
 def _time(run: Run, place: disk.Place | None) -> list[str]:
@@ -208,6 +217,8 @@ def as_json(run: Run, place: disk.Place, differs: list[str]) -> dict:
         "disk_bytes": disk.disk_bytes(run),
         "disk": {"free_bytes": place.free, "used_bytes": place.used, "fits": not disk.missing(run, place)},
         "index_differs": differs,
+        "rows": run.rows,
+        "megapixels": run.pixels / 1e6,
         "steps": duration.steps(run),
         "graphs": duration.graphs(run),
         "hours": spread and {"best": spread[0], "worst": spread[1]},
@@ -235,11 +246,13 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     json, plot = given.pop("json"), given.pop("plot", None)
     params = load()
     counts_index = "images" not in given
-    images, captions, buckets = _counted(refuse) if counts_index else (given.pop("images"), None, None)
+    images, captions, counted = _counted(refuse, params) if counts_index else (given.pop("images"), None, None)
     place = disk.look(store.root(), Path("outs"))
     if "steps" in given:
         given["epochs"] = None
-    run = replace(from_params(params, images, captions, buckets), **given)
+    run = replace(from_params(params, images, captions, counted=counted), **given)
+    if run.resolution != params.index.resolution:  # the buckets are other ones then
+        run = replace(run, counted=None)
     multiple = side_multiple(CONFIGS[run.config])
     if run.resolution % multiple:
         refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
@@ -259,15 +272,17 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     return 0 if device.fits(run) and not disk.missing(run, place) else 1
 
 
-def _counted(refuse: Callable[[str], None]) -> tuple[int, int, int]:
-    """Pictures, captions and buckets that outs/index lists, or an error."""
+def _counted(refuse: Callable[[str], None], params: Params) -> tuple[int, int, views.Counted]:
+    """Pictures, captions and rows that outs/index lists, or an error."""
     for name in ("images.parquet", "captions.parquet"):
         if not (INDEX / name).exists():
             refuse(f"{INDEX / name} is not there: run `dvc repro index`, or say how many pictures with --images")
     images, captions = count_index(INDEX)
     if not images:
         refuse(f"{INDEX} lists no picture that is used: say how many with --images")
-    return images, captions, count_buckets(INDEX)
+    p = params.cache_latents
+    how = Preparation(p.store, p.crop, p.crops, p.flip, p.interpolation, tuple(p.background))
+    return images, captions, views.count(INDEX, how)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def encoding(run: Run) -> Parts:
     """The VAE before a step, at its widest: a layer's map as it comes, normed, convolved, and added to (estimated)."""
     if not run.encodes:
         return {}
-    maps = run.encoded_at_once * CONFIGS[run.config].vae.channels * run.resolution**2
+    maps = run.encoded_at_once * CONFIGS[run.config].vae.channels * run.largest**2
     return {"the VAE's maps (estimated)": 4 * run.encoder_bytes[0] * maps}
 
 

@@ -26,14 +26,17 @@ def cache_parts(run: Run) -> tuple[int, int]:
     config = CONFIGS[run.config]
     if run.encodes:
         return 0, 0
-    latent = run.latent_channels * run.side**2 * 2
-    return run.rows_per_picture * latent, config.text_bytes(run.chunks)
+    return latents_bytes(run) // run.images, config.text_bytes(run.chunks)
+
+
+def latents_bytes(run: Run) -> int:
+    return run.latent_channels * 2 * run.pixels // CONFIGS[run.config].vae.factor ** 2
 
 
 def cache_bytes(run: Run) -> int:
-    """Both caches, all pictures in a square bucket."""
+    """Both caches; without an index all pictures in square buckets."""
     latents, text = cache_parts(run)
-    return run.images * latents + (run.images if run.captions is None else run.captions) * text
+    return bool(latents) * latents_bytes(run) + (run.images if run.captions is None else run.captions) * text
 
 
 def state_bytes(run: Run) -> int:

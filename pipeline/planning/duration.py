@@ -28,7 +28,8 @@ def hours(run: Run) -> tuple[float, float] | None:
     batch, best, worst = min(PUBLISHED, key=lambda row: abs(row[0] - run.batch_size))
     # where one number is published, the spread of the nearest batch with two
     worst = worst or best * PUBLISHED[0][2] / PUBLISHED[0][1]
-    factor = steps(run) * run.accumulation * run.batch_size / batch * (run.resolution / 1024) ** 2 / 3600
+    pixels = sum(resolution**2 for resolution in run.resolutions) / len(run.resolutions)  # of which each is drawn alike
+    factor = steps(run) * run.accumulation * run.batch_size / batch * pixels / 1024**2 / 3600
     return best * factor, worst * factor
 
 

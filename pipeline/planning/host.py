@@ -37,9 +37,9 @@ def host_bytes(run: Run) -> Parts:
         parts["weights in between, until they are written"] = run.save_bytes * written(run)
     parts["inputs, made ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * sample
     if run.encodes:
-        pixels = 4 * 3 * run.resolution**2
+        pixels = 4 * 3 * run.largest**2
         parts["pictures, prepared ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * pixels
-    parts["reader and order of an epoch"] = ranks * PER_SAMPLE * run.images * run.rows_per_picture
+    parts["reader and order of an epoch"] = ranks * PER_SAMPLE * run.rows
     return parts
 
 

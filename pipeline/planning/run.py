@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from math import ceil, sqrt
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
+from pipeline.planning.views import Counted
 from pipeline.training import groups, memory
 from pipeline.training.groups import Groups
 from pipeline.training.targets import frozen_dtype, targets
@@ -39,7 +41,10 @@ class Run:
     latent_channels: int
     chunks: int
     captions: int | None = None  # distinct ones; None: as many as pictures
-    rows_per_picture: int = 1  # of the latents' cache: mirrored, cropped
+    rows_per_picture: int = 1  # of the latents' cache in one bucket: mirrored, cropped
+    further: tuple[int, ...] = ()  # index.further_resolutions
+    neighbors: int = 0  # index.neighbors
+    counted: Counted | None = None  # by the index, in place of what follows from these
     validation_share: float = 0.0
     max_grad_norm: float = 1.0
     nodes: int = 1
@@ -96,9 +101,33 @@ class Run:
         return "flash" if self.target == "Ascend" and self.precision != "float32" else "tiled"
 
     @property
+    def resolutions(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((self.resolution, *self.further)))
+
+    @property
+    def largest(self) -> int:
+        """The side of a square picture of the largest bucket's pixels."""
+        return max(*self.resolutions, 0, ceil(sqrt(self.counted.largest)) if self.counted else 0)
+
+    @property
     def side(self) -> int:
-        """Of a square picture's latents."""
-        return self.resolution // CONFIGS[self.config].vae.factor
+        """Of that picture's latents."""
+        return self.largest // CONFIGS[self.config].vae.factor
+
+    @property
+    def rows(self) -> int:
+        """Of the latents' cache; without an index as if no bucket were left out."""
+        if self.counted:
+            return self.counted.rows
+        return self.images * self.rows_per_picture * len(self.resolutions) * (1 + self.neighbors)
+
+    @property
+    def pixels(self) -> int:
+        """Of all of them."""
+        if self.counted:
+            return self.counted.pixels
+        squares = sum(resolution**2 for resolution in self.resolutions)
+        return self.images * self.rows_per_picture * (1 + self.neighbors) * squares
 
     @property
     def samples(self) -> int:
@@ -106,7 +135,13 @@ class Run:
         return self.batch_size * self.accumulation * self.devices
 
 
-def from_params(params: Params, images: int, captions: int | None = None, buckets: int | None = None) -> Run:
+def from_params(
+    params: Params,
+    images: int,
+    captions: int | None = None,
+    buckets: int | None = None,
+    counted: Counted | None = None,
+) -> Run:
     train, device, latents = params.train, params.device, params.cache_latents
     target = "CPU" if device.target == "CPU" else "Ascend"
     shards = target == "Ascend" and train.optimizer == "adamw"
@@ -130,6 +165,9 @@ def from_params(params: Params, images: int, captions: int | None = None, bucket
         chunks=params.cache_text.chunks,
         captions=captions,
         rows_per_picture=(latents.crops if latents.crop == "random" else 1) * (2 if latents.flip else 1),
+        further=tuple(params.index.further_resolutions),
+        neighbors=params.index.neighbors,
+        counted=counted,
         validation_share=train.validation_share,
         max_grad_norm=train.max_grad_norm,
         nodes=device.nodes,
@@ -143,7 +181,7 @@ def from_params(params: Params, images: int, captions: int | None = None, bucket
         keep_best=train.keep_best,
         merge_bytes=4 if params.merge.dtype == "float32" else 2,
         hccl_buffer=_buffer_megabytes() * 2**20,
-        buckets=buckets if params.index.buckets else 1,
+        buckets=counted.buckets if counted else buckets if params.index.buckets else 1 + len(params.index.further_resolutions),
         sinks=device.sink_size > 0,
         groups=groups.groups(train.groups),
         adapter=train.adapter,
@@ -170,13 +208,6 @@ def count_index(folder: Path) -> tuple[int, int]:
     captions = pq.read_table(folder / "captions.parquet", columns=["caption"])
     used = images.filter(pc.is_null(images["rejected"]))
     return pc.count_distinct(used["image"]).as_py(), pc.count_distinct(captions["caption"]).as_py() + 1  # the empty one
-
-
-def count_buckets(folder: Path) -> int:
-    """Those that the pictures that are used fill. Raises OSError, pa.ArrowException."""
-    images = pq.read_table(folder / "images.parquet", columns=["bucket_width", "bucket_height", "rejected"])
-    used = images.filter(pc.is_null(images["rejected"]))
-    return len(used.group_by(["bucket_width", "bucket_height"]).aggregate([]))
 
 
 def component_shapes(config: str, part: str) -> memory.Shapes:

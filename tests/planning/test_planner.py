@@ -201,8 +201,8 @@ def write_index(project, pictures: int, captions: int) -> None:
     kinds = (pa.binary(16), pa.string(), pa.int32(), pa.int32(), pa.string())
     pq.write_table(
         pa.table(
-            [pa.array(column, kind) for column, kind in zip(zip(*rows), kinds)],
-            ["image", "path", "bucket_width", "bucket_height", "rejected"],
+            [pa.array(column, kind) for column, kind in zip(zip(*rows), kinds)] + [pa.nulls(len(rows), pa.list_(pa.int32()))],
+            ["image", "path", "bucket_width", "bucket_height", "rejected", "views"],
         ),
         project / "outs/index/images.parquet",
     )

@@ -1,0 +1,53 @@
+"""A plan counts what several resolutions, neighbouring buckets and sets make of the pictures."""
+
+import pytest
+
+from pipeline import plan
+from pipeline.cache.building.pictures import open_pictures
+from pipeline.cache.format.preparation import Preparation
+from pipeline.data.buckets import buckets
+from pipeline.data.index import index
+from pipeline.data.sets_file import find
+from pipeline.data.sources import open_source
+from pipeline.data.views import sizes_of, with_usual
+from pipeline.planning import disk, duration, views
+from pipeline.planning.run import from_params
+from tests.data.data_sets import picture, write_folder
+from tests.training.training_samples import params
+
+SETS = """sets:
+  - {folder: a, flip: true}
+  - {folder: ., resolution: [64, 96], crop: random, crops: 3}
+"""
+
+
+@pytest.mark.parametrize("sets, further, neighbors", [(None, (), 0), (None, (96,), 1), (SETS, (), 0), (SETS, (), 2)])
+def test_the_rows_are_those_of_the_cache(tmp_path, monkeypatch, sets, further, neighbors):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    files = {f"{'ab'[n % 2]}/{n}.png": picture(n // 3, 60 + 20 * (n // 3), 70) for n in range(9)}  # some are copies
+    data = write_folder(tmp_path / "data", files | ({"sets.yaml": sets} if sets else {}))
+    source = open_source(str(data))
+    found = with_usual(find(str(data), source)[0], further)
+    how = {"sets": found, "others": sizes_of(found, 32, True), "neighbors": neighbors}
+    index(source, tmp_path / "index", buckets(64, 32), 16, None, 10**6, 1.0, 1, **how)
+    usual = Preparation("moments", "center", 1, False, "area", (255, 255, 255))
+    made = open_pictures(tmp_path / "index/images.parquet", source, usual.fingerprint, usual)
+    counted = views.count(tmp_path / "index", usual)
+    assert (counted.rows, counted.pixels) == (len(made.names), int(made.bucket.prod(axis=1).sum()))
+    assert counted.buckets == len(set(map(tuple, made.bucket.tolist())))
+    assert counted.largest == made.bucket.prod(axis=1).max()
+    run = from_params(params(), 3, 3, counted=counted)
+    text = disk.cache_parts(run)[1]
+    assert disk.cache_bytes(run) - 3 * text == 2 * 8 * counted.pixels // 64
+    assert run.buckets == counted.buckets and f"{counted.rows:,} rows of latents to encode" in plan.report(run)
+
+
+def test_without_an_index_each_resolution_and_neighbor_counts():
+    one = from_params(params(), 100)
+    several = from_params(params(**{"index.further_resolutions": [96], "index.neighbors": 2}), 100)
+    assert several.rows == 6 * one.rows and several.pixels == 100 * 3 * (64**2 + 96**2)
+    assert (one.side, several.side) == (8, 12)  # memory is that of the largest
+    assert duration.steps(one) == duration.steps(several)  # a picture is seen no more often
+    assert "64 x 64 and 96 x 96" in plan.report(several) and "with 2 neighbouring bucket(s) at each; at most" in plan.report(several)
+    squares = from_params(params(**{"index.further_resolutions": [96], "index.buckets": False}), 100)
+    assert squares.buckets == 2
