@@ -65,7 +65,7 @@ def open_data(
     if not len(subset):
         reader.close()
         raise StageError(
-            f"{paths.latents} has {reader.n} pictures and train.validation_share {train.validation_share} leaves none "
+            f"{paths.latents} has {reader.pictures(np.arange(reader.n))} pictures and train.validation_share {train.validation_share} leaves none "
             "to train on"
         )
     subset = subset[reader.repeats[subset] > 0]
@@ -124,7 +124,7 @@ def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
     starts = epochs(data.reader, data.subset, train.seed, global_batch)
     per_epoch, end = starts.start(1), train.steps or starts.start(train.epochs)
     made_of = (
-        f"train.epochs {train.epochs} of {per_epoch} steps, {len(data.subset)} pictures in batches of {global_batch}"
+        f"train.epochs {train.epochs} of {per_epoch} steps, {data.reader.pictures(data.subset)} pictures in batches of {global_batch}"
     )
     if end > _MOST_STEPS:
         raise StageError(f"{made_of}, are {end} steps; wanted at most {_MOST_STEPS}")

@@ -171,9 +171,11 @@ def _fine_tune(
 def _steps(data: Data, train: params.Train, device: Device) -> int:
     """How many optimizer steps the run has; says so."""
     end, per_epoch = count_steps(data, train, device.world_size)
+    pictures = data.reader.pictures(data.subset)
+    views = f" ({len(data.subset)} with all their sets, resolutions and buckets)" if pictures < len(data.subset) else ""
     log.info(
-        "%d pictures to train on and %d held out; %d steps of %d samples, %d to an epoch",
-        len(data.subset), len(data.held_out), end, build.global_batch(train, device.world_size), per_epoch,
+        "%d pictures to train on%s and %d held out; %d steps of %d samples, %d to an epoch",
+        pictures, views, len(data.held_out), end, build.global_batch(train, device.world_size), per_epoch,
     )  # fmt: skip
     return end
 
@@ -269,7 +271,7 @@ def _picture(live: Path, now: Course) -> Path:
 
 
 def _facts(training: Training, data: Data, steps: int, best: int | None) -> dict:
-    return key.facts(training, steps, best, data.reader.names, len(data.subset))
+    return key.facts(training, steps, best, data.reader.names, data.reader.pictures(data.subset))
 
 
 def _keep_weights(

@@ -323,6 +323,10 @@ class Reader:
                 chosen[index] = min(np.searchsorted(ends, draw * ends[-1], side="right"), count[index] - 1)
         return chosen
 
+    def pictures(self, entries: np.ndarray) -> int:
+        """How many pictures the `entries` (m,) of the n are of, in however many sets and views each is."""
+        return len(entries) if self._picture is None else len(np.unique(self._picture[entries]))
+
     def close(self) -> None:
         self._thread.shutdown()
         while self._files:
