@@ -215,6 +215,8 @@ class Train(Section):
     lr_end: NotNegative
     lr_decay_steps: Interval
     groups: list[Group]
+    text_encoders: Literal["none", "clip_l", "clip_g", "both"]
+    text_encoder_learning_rate: Annotated[Float, Field(gt=0)]
 
     adapter: Literal["none", "lora", "dora", "lokr", "loha"]
     rank: Annotated[int, Field(ge=1, le=1024)]

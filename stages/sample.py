@@ -2,7 +2,8 @@
 
 outs/convert/unet.ckpt and outs/merge/merged.ckpt → outs/sample: <number>_base.png, <number>_tuned.png, and grid.png,
 the base model above and the fine-tuned one below. With sample.saved_steps what was saved in between is drawn as well.
-Each PNG says how it was drawn (sampling/infotext.py). VAE and text encoders are those of the merged checkpoint."""
+Each PNG says how it was drawn (sampling/infotext.py). The VAE is that of the merged checkpoint, and so are the text encoders
+where none is trained; else each model has its own."""
 
 import os
 from pathlib import Path
@@ -16,11 +17,13 @@ from pipeline.sampling.saved import saved
 from pipeline.stage import StageError, run
 from pipeline.weights import provenance
 from pipeline.weights.adapters.apply import adapted_unet
+from pipeline.weights.chosen import trained_parts
 
 BASE = "outs/convert/unet.ckpt"
 MERGED = "outs/merge/merged.ckpt"
 PUBLISHED = Path("outs/merge/merged.safetensors")  # the same weights, as tools know them by their hash
-SOURCES = Path("outs/convert") / provenance.SOURCES
+CONVERTED = Path("outs/convert")
+SOURCES = CONVERTED / provenance.SOURCES
 TRAINED = Path("outs/train/weights")
 OUT = "outs/sample"
 
@@ -65,12 +68,18 @@ def main(params: Params) -> None:
         Drawn("tuned", "fine-tuned", MERGED, PUBLISHED.stem, provenance.sha256(PUBLISHED)),
     ]
     wanted = pictures(p)
-    encoder = text_encoder(config, MERGED, MERGED, device, "float32")
     prompts, negative_prompts = [one.prompt for one in wanted], [one.negative_prompt for one in wanted]
     tokenizer = Tokenizer(params.model.tokenizer)
     chunks, emphasis = params.cache_text.chunks, params.cache_text.emphasis
-    text, negative = encode(prompts, negative_prompts, tokenizer, encoder, chunks, emphasis, config.clip_l.width)
-    del encoder  # its memory is the UNet's
+    texts = {}  # both texts by the files of the encoders
+    for model in models:
+        files = _encoders(model, params.train.text_encoders)
+        if files not in texts:
+            encoder = text_encoder(config, *files, device, "float32")
+            texts[files] = encode(
+                prompts, negative_prompts, tokenizer, encoder, chunks, emphasis, config.clip_l.width
+            )
+            del encoder  # its memory is the UNet's
 
     scaling_factor = diffusion.scaling_factor or config.vae.scaling_factor
 
@@ -81,6 +90,7 @@ def main(params: Params) -> None:
         between_with_adapter = adapts and isinstance(model.weights, Path)
         load(model.weights, adapted_unet(start, model.weights, config) if between_with_adapter else None)
         latents[model.name] = {}
+        text, negative = texts[_encoders(model, params.train.text_encoders)]
         steps = sum(wanted[chosen[0]].steps for chosen, _ in together)
         with progress.Bar(steps, "step", f"draws with the {model.name} model") as bar:
             for chosen, count in together:
@@ -120,6 +130,14 @@ def main(params: Params) -> None:
                 )
                 Image.fromarray(picture).save(folder / f"{number:02d}_{model.name}.png", pnginfo=png_info(text))
         grid(rows, prompts).save(folder / "grid.png")
+
+
+def _encoders(model: Drawn, trained: str) -> tuple[Path, Path]:
+    """The files of a model's text encoders, CLIP-L's and bigG's. Where none is trained, all models have the same."""
+    if trained == "none" or model.name == "tuned":
+        return Path(MERGED), Path(MERGED)
+    own = trained_parts(trained) if model.name != "base" else ()
+    return tuple(Path(model.weights) if part in own else CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g"))
 
 
 if __name__ == "__main__":

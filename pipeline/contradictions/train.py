@@ -20,6 +20,11 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _train(params.train, peak_rate(params))
     if params.train.source == "pictures":
         yield from _pictures(params)
+    if (found := params.train.text_encoders) != "none":
+        if params.train.source != "pictures":
+            yield "train.text_encoders", f"{found} needs source pictures: a cache has the base's encoders' text"
+        if params.train.adapter != "none":
+            yield "train.text_encoders", f"{found} needs adapter none, found {params.train.adapter}: no adapter has them"
 
 
 def _pictures(params: "Params") -> Iterator[tuple[str, str]]:
@@ -42,7 +47,8 @@ def _train(train: "Train", peak: float) -> Iterator[tuple[str, str]]:
         yield "train.steps", f"give one of steps and epochs and set the other to null, found {found}"
     elif train.steps is not None and (fault := warm_up_fault(train, train.steps)):
         yield "train.lr_warmup_steps", fault
-    highest = peak * max([1.0, *(group.learning_rate or 1.0 for group in train.groups)])
+    texts = train.text_encoder_learning_rate / train.learning_rate if train.text_encoders != "none" else 1.0
+    highest = peak * max([1.0, texts, *(group.learning_rate or 1.0 for group in train.groups)])
     if train.optimizer != "prodigy" and train.weight_decay * highest >= 1:
         yield (
             "train.weight_decay",

@@ -66,7 +66,15 @@ def text_encoder(config: SDXLConfig, clip_l: Path, clip_g: Path, device: pipelin
     vae_encoder."""
     cell_l, _ = _frozen(lambda: ClipL(config.clip_l), clip_l, "clip_l", device, precision)
     cell_g, _ = _frozen(lambda: ClipG(config.clip_g), clip_g, "clip_g", device, precision)
+    return _text(cell_l, cell_g)
 
+
+def text_function(clip_l: ClipL, clip_g: ClipG):
+    """-> the function that text_encoder gives, of cells as their weights are when it is called."""
+    return _text(compiled(clip_l, "ClipL as trained"), compiled(clip_g, "ClipG as trained"))
+
+
+def _text(cell_l: Callable, cell_g: Callable):
     def encode(ids_l: np.ndarray, ids_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         hidden_l = cell_l(ms.Tensor(ids_l, ms.int32))
         hidden_g, pooled = cell_g(ms.Tensor(ids_g, ms.int32))

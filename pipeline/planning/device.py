@@ -52,6 +52,7 @@ def stays(run: Run) -> Parts:
         encoder = {n: s for n, s in component_shapes(run.config, "vae").items() if ".encoder." in n or ".quant_conv." in n}
         texts = component_shapes(run.config, "clip_l") | component_shapes(run.config, "clip_g")
         parts["the VAE's encoder"] = of_vae * sum(map(prod, encoder.values()))
+        of_text = memory.SIZES[run.weights_dtype] if run.text_encoders != "none" else of_text
         parts["text encoders"] = of_text * sum(map(prod, texts.values()))
     if run.devices > 1 and run.target == "Ascend":
         parts["HCCL's buffers, to send and to receive"] = 2 * run.hccl_buffer
@@ -89,6 +90,8 @@ def backward(run: Run) -> Parts:
     else:
         moment = step.peak(_blocks(run), recompute, memory.SIZES[run.weights_dtype])
     parts = {name: size for name, size in moment.kept.most_common() if size > 0}
+    if kept := kept_by_texts(run):
+        parts["what the text encoders keep (estimated)"] = kept
     if changed := changed_weights(run, recompute):
         parts["weights with their adapters (estimated)"] = changed
     if run.adapts:
@@ -96,6 +99,19 @@ def backward(run: Run) -> Parts:
     elif moment.gradients:
         parts["gradients by then"] = moment.gradients
     return parts | {"temporaries of a layer": moment.temporary}
+
+
+def kept_by_texts(run: Run) -> int:
+    """Bytes that the backward pass of text encoders needs where they are trained: for a token of a layer some 16 widths,
+    two inputs of norms and of products each, queries, keys, values and the attention's result, and four widths twice
+    around GELU; and the attention's weights. They are neither recomputed nor cut into tiles."""
+    if run.text_encoders == "none":
+        return 0
+    config, total = CONFIGS[run.config], 0
+    for clip in (config.clip_l, config.clip_g):
+        tokens = clip.context_length
+        total += clip.layers * (16 * tokens * clip.width + 2 * clip.heads * tokens**2)
+    return run.batch_size * run.chunks * memory.SIZES[run.weights_dtype] * total
 
 
 def changed_weights(run: Run, recompute: bool) -> int:

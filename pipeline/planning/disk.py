@@ -15,6 +15,7 @@ from pipeline.planning import duration
 from pipeline.planning.device import Parts
 from pipeline.planning.run import Run, component_shapes, trained_shapes
 from pipeline.training import memory
+from pipeline.weights.chosen import trained_parts
 from pipeline.weights.names import PREFIX
 
 _PROBE = 32 * 2**20  # bytes
@@ -52,7 +53,9 @@ def numbers(run: Run, *parts: str) -> int:
 
 def written(run: Run) -> int:
     """How many numbers a file of what is trained has: the UNet's, or the adapters'."""
-    return sum(map(prod, trained_shapes(run).values())) if run.adapts else numbers(run, "unet")
+    if run.adapts:
+        return sum(map(prod, trained_shapes(run).values()))
+    return numbers(run, "unet", *trained_parts(run.text_encoders))
 
 
 def between(run: Run) -> int:

@@ -16,6 +16,7 @@ from pipeline.training.groups import Groups
 from pipeline.training.targets import frozen_dtype, targets
 from pipeline.weights import layout
 from pipeline.weights.adapters import kinds
+from pipeline.weights.chosen import trained_parts
 from pipeline.weights.names import PREFIX, to_mindspore, to_stability
 
 BUFFER_MB = 200  # HCCL_BUFFSIZE of CANN, where it is not set
@@ -68,6 +69,7 @@ class Run:
     source: str = "cache"  # or "pictures"
     encoder_bytes: tuple[int, int] = (4, 4)  # of a number in the VAE and in the text encoders, with pictures
     encoded_at_once: int = 1  # pictures
+    text_encoders: str = "none"
 
     @property
     def encodes(self) -> bool:
@@ -192,6 +194,7 @@ def from_params(
         encoder_bytes=tuple(
             2 if section.precision == "bfloat16" else 4 for section in (latents, params.cache_text)
         ),
+        text_encoders=train.text_encoders,
         encoded_at_once=min(latents.batch_size, train.batch_size),
     )
 
@@ -229,7 +232,7 @@ def adapted_shapes(run: Run) -> memory.Shapes:
 
 
 def trained_shapes(run: Run) -> memory.Shapes:
-    """Those of the UNet that are not frozen, or of the adapters."""
+    """Those of the UNet that are not frozen and of the text encoders with it, or of the adapters."""
     prefix = PREFIX["unet"]
     if run.adapts:
         return {
@@ -237,8 +240,10 @@ def trained_shapes(run: Run) -> memory.Shapes:
             for name, shape in adapted_shapes(run).items()
             for part, own in kinds.shapes(run.adapter, shape, run.rank, run.lokr_factor).items()
         }
-    return {
+    unet = {
         name: shape
         for name, shape in unet_shapes(run.config).items()
         if groups.factor(run.groups, to_stability(name).removeprefix(prefix))
     }
+    texts = (component_shapes(run.config, part) for part in trained_parts(run.text_encoders))
+    return unet | {name: shape for shapes in texts for name, shape in shapes.items()}

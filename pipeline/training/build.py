@@ -18,10 +18,12 @@ from pipeline.cache.reading.reader import Reader
 from pipeline.diffusion import loss, schedule
 from pipeline.models import forms
 from pipeline.models.adapters import attach
+from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import CONFIGS, SDXLConfig
-from pipeline.models.encode import text_encoder, vae_encoder
-from pipeline.models.load import set_weights
+from pipeline.models.encode import text_encoder, text_function, vae_encoder
+from pipeline.models.load import load_weights, set_weights
 from pipeline.models.unet import UNet, recompute_blocks
+from pipeline.models.with_text import WithText, part_of, unused_parameters
 from pipeline.training import drive, groups, launch
 from pipeline.training.data import Paths
 from pipeline.training.key import code_digest
@@ -36,6 +38,7 @@ from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update, average_of
 from pipeline.training.targets import frozen_dtype, targets
 from pipeline.weights.adapters import kinds
+from pipeline.weights.chosen import trained_parts
 from pipeline.weights.names import PREFIX, canonical
 from pipeline.weights.source import open_unet
 
@@ -45,6 +48,7 @@ class Trained:
     """What a run trains, and all that a state of it holds."""
 
     unet: UNet
+    network: UNet | WithText  # what a step computes: the UNet, behind the text encoders where they are trained
     update: Update  # with the parameters, their averages and the optimizer
     settings: Settings
     slots: list[Slot]
@@ -70,21 +74,42 @@ def device(wanted: params.Device) -> Device:
 
 
 def trained(
-    config: SDXLConfig, device: Device, diffusion: params.Diffusion, train: params.Train, weights: Path
-) -> Trained:
-    """The UNet with these weights (train.init_from), and its optimizer as it is before the first step. Raises
-    StageError."""
-    cell = unet(config, device, train, weights)
-    chosen, rule = settings(device, diffusion, train), optimizer(cell, device, train)
+    config: SDXLConfig, device: Device, diffusion: params.Diffusion, train: params.Train, paths: Paths,
+    text_precision: str = "float32",
+) -> Trained:  # fmt: skip
+    """The UNet with the weights of train.init_from, the text encoders that are trained with it, and their optimizer as it
+    is before the first step. text_precision: of an encoder that is not trained. Raises StageError."""
+    cell = unet(config, device, train, paths.unet)
+    network = cell if train.text_encoders == "none" else with_text(cell, config, train, paths, text_precision)
+    chosen, rule = settings(device, diffusion, train), optimizer(network, device, train)
     update = Update(rule, average_of(rule.parameters) if train.ema else None, chosen)
-    return Trained(cell, update, chosen, slots(rule, update, device.rank, device.world_size))
+    return Trained(cell, network, update, chosen, slots(rule, update, device.rank, device.world_size))
 
 
-def start_encoders(reader: Reader, config: SDXLConfig, paths: Paths, device: Device) -> None:
-    """Give a reader of originals the encoders, as the cache stages have them. Raises StageError."""
-    if isinstance(reader, LiveReader):
-        reader.encode_pixels = vae_encoder(config, paths.vae, device, reader.precisions["latents"])
+def start_encoders(reader: Reader, trained: Trained, config: SDXLConfig, paths: Paths, device: Device) -> None:
+    """Give a reader of originals the encoders, as the cache stages have them, or those that are trained. Raises
+    StageError."""
+    if not isinstance(reader, LiveReader):
+        return
+    reader.encode_pixels = vae_encoder(config, paths.vae, device, reader.precisions["latents"])
+    if isinstance(trained.network, WithText):
+        reader.gives_ids = True
+        reader.encode_ids = text_function(trained.network.clip_l, trained.network.clip_g)
+    else:
         reader.encode_ids = text_encoder(config, paths.clip_l, paths.clip_g, device, reader.precisions["text"])
+
+
+def with_text(unet: UNet, config: SDXLConfig, train: params.Train, paths: Paths, text_precision: str) -> WithText:
+    """The UNet behind both text encoders, of which those of train.text_encoders are trained. Raises StageError."""
+    with no_init_parameters():
+        clip_l, clip_g = ClipL(config.clip_l), ClipG(config.clip_g)
+    for part, cell, path in (("clip_l", clip_l, paths.clip_l), ("clip_g", clip_g, paths.clip_g)):
+        is_trained = part in trained_parts(train.text_encoders)
+        load_weights(cell, path, PREFIX[part], DTYPES[train.weights_dtype if is_trained else text_precision])
+        unused = unused_parameters(part, config)
+        for parameter in cell.get_parameters():
+            parameter.requires_grad = is_trained and not parameter.name.startswith(unused)
+    return WithText(unet, clip_l, clip_g).set_train()
 
 
 def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path) -> UNet:
@@ -120,6 +145,8 @@ def _factor(train: params.Train, parameter: str) -> float:
 
 def _trained_factor(train: params.Train, parameter: str) -> float:
     """Of the learning rate of a parameter that is trained; that of an adapter's part is its weight's."""
+    if part_of(parameter) != "unet":
+        return train.text_encoder_learning_rate / train.learning_rate
     if train.adapter == "none":
         return _factor(train, parameter)
     return _factor(train, f"{kinds.apart(parameter)[0]}.weight")
@@ -197,6 +224,7 @@ _GRAPH_KEYS = {
     "batch_size",
     "gradient_accumulation_steps",
     "groups",
+    "text_encoders",
     "optimizer",
     "adam_beta1",
     "adam_beta2",
@@ -219,10 +247,15 @@ _GRAPH_KEYS = {
 }
 
 
-def graph_key(model: str, device: Device, train: params.Train, settings: Settings) -> dict:
+def graph_key(
+    model: str, device: Device, train: params.Train, settings: Settings, text_precision: str = "float32"
+) -> dict:
     """All that the run's graphs depend on, but the shapes of their inputs."""
+    texts = train.text_encoders != "none"
+    own = {"rate": train.text_encoder_learning_rate / train.learning_rate, "precision": text_precision}
     return {
-        "model": dataclasses.asdict(CONFIGS[model].unet),
+        "model": dataclasses.asdict(CONFIGS[model] if texts else CONFIGS[model].unet),
+        "text_encoders": own if texts else None,
         "device": [
             device.target,
             device.world_size,

@@ -18,6 +18,7 @@ from pipeline.diffusion import conditioning, draws, loss, noise, schedule, times
 from pipeline.stage import StageError
 
 
+DROPPED = -1  # in the place of the ids of a text that is left out
 _ADVICE = {  # whether the loop encodes ->
     False: "`python -m pipeline.cache verify` checks the caches",
     True: "the picture or the encoders' weights are broken, or their precision is too low",
@@ -30,8 +31,8 @@ class Inputs:
 
     x_t: np.ndarray  # (b, 4, h, w) float32
     timesteps: np.ndarray  # (b,) float32
-    context: np.ndarray  # (b, tokens, context_dim) float32
-    vector: np.ndarray  # (b, vector_dim) float32
+    context: np.ndarray  # (b, tokens, context_dim) float32; where text encoders are trained (b, 2, chunks, 77) int32 ids
+    vector: np.ndarray  # (b, vector_dim) float32, or then without the pooled text
     target: np.ndarray  # (b, 4, h, w) float32
     weight: np.ndarray  # (b,) float32, or where the cache has masks (b, 1, h, w); 0 for padding
 
@@ -86,6 +87,18 @@ def latents(batch: Batch, posterior: np.ndarray | None, scaling_factor: float, s
     return (values - np.float32(shift_factor)) * np.float32(scaling_factor)
 
 
+def conditions(batch: Batch, dropped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The context and the vector that the UNet is conditioned on, float32, with zeros for the text where `dropped` (b,)
+    bool; or what models/with_text.py wants in their place."""
+    dropped = np.zeros(len(batch.images), bool) if dropped is None else dropped
+    if batch.ids is not None:
+        ids = np.where(dropped[:, None, None, None], DROPPED, batch.ids).astype(np.int32)
+        return ids, conditioning.vector(np.zeros((len(ids), 0)), batch.time_ids)
+    context, pooled = np.array(batch.context, np.float32), np.array(batch.pooled, np.float32)
+    context[dropped], pooled[dropped] = 0, 0
+    return context, conditioning.vector(pooled, batch.time_ids)
+
+
 def micro_batch(
     reader: Reader,
     objective: Objective,
@@ -125,12 +138,10 @@ def _inputs(
     if o.multires_noise_iterations:
         added = noise.pyramid(added, o.multires_noise_iterations, o.multires_noise_discount, seed, step, samples)
     seen = noise.perturbed(added, o.input_perturbation, seed, step, samples) if o.input_perturbation else added
-    context, pooled = batch.context.astype(np.float32), batch.pooled.astype(np.float32)
-    if o.caption_dropout_with == "zeros":
-        context[dropped], pooled[dropped] = 0, 0
+    context, vector = conditions(batch, dropped if o.caption_dropout_with == "zeros" else None)
     for index, sample in enumerate(filled):
         if not (
-            np.isfinite(x_0[index]).all() and np.isfinite(context[index]).all() and np.isfinite(pooled[index]).all()
+            np.isfinite(x_0[index]).all() and np.isfinite(context[index]).all() and np.isfinite(vector[index]).all()
         ):
             raise StageError(
                 f"step {step}: the {'encoded' if reader.encodes else 'cached'} latents or text of sample "
@@ -144,7 +155,7 @@ def _inputs(
         schedule.add_noise(x_0, seen, *mixture),
         t.astype(np.float32),
         context,
-        conditioning.vector(pooled, batch.time_ids),
+        vector,
         schedule.target(o.prediction, x_0, added, *mixture),
         weights if batch.masks is None else loss.masked(weights, batch.masks, o.mask_floor),
     )

@@ -31,6 +31,8 @@ _SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}
 _STATE_KEYS = {"checkpointing_steps", "checkpoints_total_limit", "keep_state", "init_from", "tensorboard"}
 # Those of the adapters, where there are none.
 _ADAPTER_KEYS = {"rank", "alpha", "adapter_targets", "lokr_factor"}
+# And of the text encoders, where none is trained.
+_TEXT_KEYS = {"text_encoder_learning_rate"}
 # How long the run is.
 _LENGTH_KEYS = {"steps", "epochs"}
 
@@ -66,6 +68,7 @@ def training(
     shared = shared_steps(train.lr_scheduler, end, train.lr_decay_steps)
     left_out = _SPLIT_KEYS | _STATE_KEYS | (_LENGTH_KEYS if shared else set())
     left_out |= _ADAPTER_KEYS if train.adapter == "none" else set()
+    left_out |= _TEXT_KEYS if train.text_encoders == "none" else set()
     description = {
         "model": model,
         "diffusion": diffusion.model_dump(),

@@ -49,8 +49,7 @@ def held_out(reader: Reader, samples: np.ndarray) -> tuple[list[Picture], draw.T
     """As `previews`, of the captions of up to COUNT of the `samples`, all of the bucket of the first."""
     chosen = samples[(reader.buckets[samples] == reader.buckets[samples[0]]).all(1)][:COUNT]
     width, height = (int(side) for side in reader.buckets[chosen[0]])
-    batch = reader.still(chosen)
-    text = _in_float32((batch.context, batch.pooled))
+    text = _in_float32(reader.still_texts(chosen))
     found = [Picture("", None, width, height, STEPS, GUIDANCE, SEED, number) for number in range(len(chosen))]
     return found, text, tuple(map(np.zeros_like, text))
 
@@ -61,10 +60,11 @@ def _in_float32(text: tuple[np.ndarray, np.ndarray]) -> draw.Text:
 
 def painter(
     unet: nn.Cell, config: SDXLConfig, vae: Path, device: pipeline.device.Device, pictures: list[Picture],
-    text: draw.Text, negative: draw.Text, sampler: str, diffusion: params.Diffusion, scaling_factor: float,
+    text: draw.Text, negative: draw.Text, texts: Callable[[], tuple[draw.Text, draw.Text]] | None, sampler: str, diffusion: params.Diffusion, scaling_factor: float,
 ) -> Callable[[Path], None]:  # fmt: skip
     """-> function of a path that draws the pictures with the UNet's present weights, side by side, and writes them as a
-    PNG. The VAE's decoder is loaded at the first call."""
+    PNG. texts: gives both texts as the encoders' present weights have them, where those are trained. The VAE's decoder is
+    loaded at the first call."""
     decoders, run = [], compiled(unet, "UNet for pictures")
 
     def predict(*arrays: np.ndarray) -> np.ndarray:
@@ -74,11 +74,11 @@ def painter(
         if not decoders:
             decoders.append(vae_decoder(config, vae, device, "float32"))
         unet.set_train(False)
-        latents = {}
+        latents, (now, avoided) = {}, texts() if texts else (text, negative)
         for chosen, count in batches(pictures, COUNT):
             drawn = draw.latents(
-                predict, [pictures[index] for index in chosen], tuple(values[chosen] for values in text),
-                tuple(values[chosen] for values in negative), config, sampler, diffusion, 0.0,
+                predict, [pictures[index] for index in chosen], tuple(values[chosen] for values in now),
+                tuple(values[chosen] for values in avoided), config, sampler, diffusion, 0.0,
             )  # fmt: skip
             latents |= zip(chosen[:count], drawn / scaling_factor + diffusion.shift_factor, strict=False)
         unet.set_train()

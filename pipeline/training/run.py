@@ -82,18 +82,19 @@ def _fine_tune(
     facts_of = functools.partial(_facts, training, data)
 
     # Model and state
-    make = functools.partial(build.trained, config, device, diffusion, train, paths.unet)
+    precision = data.reader.precisions["text"] if data.reader.encodes else "float32"
+    make = functools.partial(build.trained, config, device, diffusion, train, paths, precision)
     trained, facts = _start(states, make, live, device)
     now = Course(**facts.get("course", {}))
     curves = None
     if device.rank == 0:
         curves = Log(live, end, now.step, facts.get("pending"), device.memory, train.tensorboard)
 
-    build.start_encoders(data.reader, config, paths, device)
+    build.start_encoders(data.reader, trained, config, paths, device)
 
     # What a step, a validation and a picture are; their graphs are compiled when they are first met
-    compiler = _compiler(model, data, device, train, trained.settings)
-    graphs = drive.Graphs(trained.unet, trained.update, trained.settings, compiler, device.sink_size > 0)
+    compiler = _compiler(model, data, device, train, trained.settings, precision)
+    graphs = drive.Graphs(trained.network, trained.update, trained.settings, compiler, device.sink_size > 0)
     steps = feed.Steps(
         data.reader, objective, data.subset, now.step, end, train.batch_size, train.gradient_accumulation_steps,
         device.rank, device.world_size,
@@ -105,12 +106,13 @@ def _fine_tune(
             objective.shift_factor, objective.mask_floor,
         )  # fmt: skip
         validate = validation.validator(
-            trained.unet, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
+            trained.network, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
         )
     if train.sample_interval and device.rank == 0:
         pictures = _previews(data, train)
+        texts = (lambda: _previews(data, train)[1:]) if train.text_encoders != "none" else None
         paint = preview.painter(
-            trained.unet, config, paths.vae, device, *pictures, train.preview_sampler, diffusion,
+            trained.unet, config, paths.vae, device, *pictures, texts, train.preview_sampler, diffusion,
             objective.scaling_factor,
         )  # fmt: skip
 
@@ -204,7 +206,9 @@ def _start(
     return trained, facts
 
 
-def _compiler(model: str, data: Data, device: Device, train: params.Train, settings: Settings) -> Compiler:
+def _compiler(
+    model: str, data: Data, device: Device, train: params.Train, settings: Settings, precision: str
+) -> Compiler:
     trained, validated = (
         len(np.unique(bucket_codes(data.reader.buckets[samples]))) for samples in (data.subset, data.held_out)
     )
@@ -214,7 +218,7 @@ def _compiler(model: str, data: Data, device: Device, train: params.Train, setti
             "resolutions of their own (sets.yaml and the like). Set device.sink_size to 0, or give all one resolution"
         )
     count = count_graphs(trained, validated, device.sink_size > 0, train.ema)
-    key = build.graph_key(model, device, train, settings) if device.compile_cache else None
+    key = build.graph_key(model, device, train, settings, precision) if device.compile_cache else None
     return Compiler(key, device, count)
 
 
@@ -340,7 +344,7 @@ def _named(trained: build.Trained, values, train: params.Train, dtype: str) -> w
     """What is trained, with these values, as it is written."""
     parameters = trained.update.parameters
     if train.adapter == "none":
-        return weights.named(trained.unet, values, parameters, dtype)
+        return weights.named(trained.network, values, parameters, dtype)
     return weights.parts(values, parameters, dtype)
 
 

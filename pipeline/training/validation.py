@@ -14,10 +14,10 @@ from mindspore import nn, ops
 
 from pipeline import progress
 from pipeline.cache.reading.reader import Reader
-from pipeline.diffusion import conditioning, draws, loss, schedule
+from pipeline.diffusion import draws, loss, schedule
 from pipeline.models import forms
 from pipeline.training.compiled import Compiler
-from pipeline.training.feed import latents, size
+from pipeline.training.feed import conditions, latents, size
 from pipeline.training.optimizers.rounding import assign
 from pipeline.training.step import SampleLoss, Settings, Update
 
@@ -156,8 +156,7 @@ def losses(
         filled = np.where(real, samples, samples[0])
         batch = reader.still(filled)
         x_0 = latents(batch, None, grid.scaling_factor, grid.shift_factor)
-        context = batch.context.astype(np.float32)
-        vector = conditioning.vector(batch.pooled, batch.time_ids)
+        context, vector = conditions(batch)
         weights = () if batch.masks is None else (loss.masked(np.ones(size), batch.masks, grid.mask_floor),)
         keys = np.ascontiguousarray(reader.names[filled][:, :8]).view(np.uint64)[:, 0]
         for place, timestep in enumerate(grid.timesteps):

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import nn
 
 from pipeline import params
+from pipeline.models.with_text import part_of
 from pipeline.stage import StageError
 from pipeline.weights import ckpt, provenance
 from pipeline.weights.adapters import file, kinds
@@ -17,13 +18,16 @@ from pipeline.weights.names import PREFIX
 Named = Iterable[tuple[str, np.ndarray]]  # as in the file
 
 
-def named(unet: nn.Cell, values, parameters, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """All of the UNet as `dtype` ("float32" or "float16") with the checkpoint's names, in the UNet's order: `values` for
+def named(network: nn.Cell, values, parameters, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """All of the UNet, and of the text encoders that are trained with it, as `dtype` ("float32" or "float16") with the checkpoint's names, in the network's order: `values` for
     the `parameters` that are trained, and the others, which are frozen, as they are. Raises StageError for a value that
     float16 cannot hold."""
     found = dict(zip((parameter.name for parameter in parameters), values, strict=True))
-    for parameter in unet.get_parameters():
-        name = PREFIX["unet"] + parameter.name
+    parts = {part_of(name) for name in found} | {"unet"}
+    for parameter in network.get_parameters():
+        if (part := part_of(parameter.name)) not in parts:
+            continue
+        name = PREFIX[part] + parameter.name
         yield name, _array(name, found.get(parameter.name, parameter), dtype)
 
 

@@ -21,6 +21,11 @@ def file_name(which: str | int, adapter: bool) -> str:
     return f"{'adapter' if adapter else 'unet'}{_NAMES[which]}.{end}"
 
 
+def trained_parts(text_encoders: str) -> list[str]:
+    """The components beside the UNet that its file holds, by train.text_encoders: they were trained with it."""
+    return [part for part in ("clip_l", "clip_g") if text_encoders in (part, "both")]
+
+
 def there(files: list[str], adapter: bool) -> list[str | int]:
     """What merge.weights may be, of these files."""
     end = "safetensors" if adapter else "ckpt"

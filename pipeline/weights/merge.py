@@ -30,7 +30,7 @@ def merge(
 ) -> None:
     """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
 
-    `components` are the checkpoints of unet, clip_l, clip_g and vae. Both files hold the same tensors in the layout's
+    `components` are the checkpoints of unet, clip_l, clip_g and vae, of which several may be one file. Both files hold the same tensors in the layout's
     order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
     already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
     MindSpore's form has no place for them, nor for `metadata`, to which comes the hash of the tensors where there is any.
@@ -82,7 +82,8 @@ def _open(part: str, path: Path, shapes: dict[str, layout.Shape]) -> dict[str, T
     """A component's tensors by Stability's name."""
     if not path.exists():
         raise StageError(f"{path} does not exist; wanted the checkpoint of {part}: run the stage that writes it")
-    found = ckpt.read(path)
+    # the text encoders that were trained with a UNet are in its file
+    found = {name: tensor for name, tensor in ckpt.read(path).items() if part_of(name) in (None, part)}
     own = {to_mindspore(name): name for name in shapes if part_of(name) == part}
     if faults := check.differences(found, {name: (shapes[stability],) for name, stability in own.items()}):
         raise StageError(

@@ -186,6 +186,7 @@ def _kohya(run: dict, origin: dict, resolution: int, steps: int) -> dict[str, st
         "new_sd_model_hash": base_sha256(origin),
         "learning_rate": rate,
         "unet_lr": rate,
+        "text_encoder_lr": train.get("text_encoder_learning_rate"),  # left out where none is trained
         "lr_scheduler": train["lr_scheduler"],
         "lr_warmup_steps": train["lr_warmup_steps"],
         "optimizer": train["optimizer"],

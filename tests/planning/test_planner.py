@@ -61,6 +61,10 @@ def test_encoders_in_the_loop():
     assert not device_memory.encoding(FULL) and "encoders in the loop" not in plan.report(FULL)
     more = host.host_bytes(live).keys() - host.host_bytes(FULL).keys()
     assert more == {"pictures, prepared ahead"}
+    taught = replace(live, text_encoders="clip_l", batch_size=1)
+    clip_l = 123_060_480
+    assert disk.state_bytes(taught) == 3 * 4 * (2_567_463_684 + clip_l) + 4 and disk.written(taught) == 2_567_463_684 + clip_l
+    assert device_memory.kept_by_texts(taught) > 0 == device_memory.kept_by_texts(live)
     planned = from_params(params(**{"train.source": "pictures", "train.batch_size": 2}), 9)
     assert planned.encodes and planned.encoded_at_once == 2
 

@@ -192,7 +192,7 @@ CHANGES = {
 }
 # test_distributed.py, below, test_init_from.py, test_tensorboard.py, test_train_adapters.py
 ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from", "tensorboard"}
-ELSEWHERE |= {"source"}  # test_live.py
+ELSEWHERE |= {"source", "text_encoders", "text_encoder_learning_rate"}  # test_live.py, test_train_text.py
 ELSEWHERE |= {"adapter", "rank", "alpha", "adapter_targets", "lokr_factor", "mask_floor"}
 
 

@@ -72,6 +72,8 @@ SETTINGS = {
     "train.lr_end": 1e-7,
     "train.lr_decay_steps": 2,
     "train.groups": [],
+    "train.text_encoders": "none",
+    "train.text_encoder_learning_rate": 1e-3,
     "train.adapter": "none",
     "train.rank": 4,
     "train.alpha": 2.0,

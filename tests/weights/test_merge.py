@@ -22,7 +22,7 @@ from pipeline.weights import safetensors as streamed
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
-from pipeline.weights.names import PREFIX, to_mindspore
+from pipeline.weights.names import PREFIX, part_of, to_mindspore
 from tests.weights import provenance_samples, synthetic
 
 pytestmark = pytest.mark.usefixtures("device")  # before any test in this process makes a MindSpore tensor
@@ -73,6 +73,25 @@ def test_a_trained_unet_is_rounded_and_the_rest_kept(tmp_path, dtype):
     for name, shape in SHAPES.items():
         seed = 3 if name.startswith(PREFIX["unet"]) else 0
         np.testing.assert_array_equal(merged[name].array(), synthetic.bits(name, shape, dtype, seed), err_msg=name)
+
+
+def test_text_encoders_that_were_trained_with_a_unet_are_taken_from_its_file(tmp_path):
+    components, shapes = converted(tmp_path), SHAPES
+    own = {"clip_l": 7, "unet": 3}  # seeds
+    with ckpt.Writer(tmp_path / "unet.ckpt") as writer:
+        for name, shape in shapes.items():
+            if part_of(name) in own:
+                writer.add(to_mindspore(name), synthetic.values(name, shape, own[part_of(name)]))
+    assert chosen.trained_parts("clip_l") == ["clip_l"] and chosen.trained_parts("both") == ["clip_l", "clip_g"]
+    assert chosen.trained_parts("none") == []
+    merge(components | dict.fromkeys(own, tmp_path / "unet.ckpt"), TINY, "float16", tmp_path / "merge")
+    merged = streamed.read(tmp_path / "merge/merged.safetensors")
+    assert list(merged) == list(shapes)
+    for name, tensor in merged.items():
+        wanted = synthetic.bits(name, shapes[name], "float16", own.get(part_of(name), 0))
+        assert b"".join(map(bytes, tensor.chunks())) == wanted.tobytes(), name
+    with pytest.raises(StageError, match="does not hold the clip_g of this model.config"):
+        merge(components | {"clip_g": tmp_path / "unet.ckpt"}, TINY, "float16", tmp_path / "merge")
 
 
 def test_both_files_hold_the_same_for_their_own_readers(tmp_path):

@@ -51,6 +51,7 @@ class LiveReader(Reader):
     models/encode.py makes them; they are called by `read`, and by what `begin` gives, in the caller's thread."""
 
     encodes = True
+    gives_ids = False  # where the text encoders are trained: batches have ids then
     encode_pixels: Callable[[np.ndarray], np.ndarray]  # (b, 3, H, W) -> moments (b, 8, h, w)
     encode_ids: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (b, 77) of each encoder
 
@@ -102,6 +103,11 @@ class LiveReader(Reader):
         ]
         return self._begun(samples, rows, texts, prepared)()
 
+    def still_texts(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        texts = self._choose(samples, 0, 0, None)[3]
+        pairs = [self._texts_of(text) for text in texts.tolist()]
+        return self._encode_texts(self._tokenizing.submit(self._ids, pairs).result())
+
     def read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._encode_texts(self._tokenizing.submit(self._ids, [(text, None) for text in texts]).result())
 
@@ -120,10 +126,11 @@ class LiveReader(Reader):
             form = self._originals.preparation.store
             names = [self._found.names[row].tobytes() for row in rows.tolist()]
             latents = [pictures.reduce_moments(one, form, name) for one, name in zip(moments, names)]
-            context, pooled = self._encode_texts(ids.result())
+            context, pooled = (None, None) if self.gives_ids else self._encode_texts(ids.result())
             time_ids = np.array([[one[name] for name in (*_PLACE, *_TARGET)] for one in numbers], np.int32)
             masks = self._masks(numbers, moments.shape[2:]) if self.masked else None
-            return Batch(np.stack(latents), context, pooled, time_ids, samples, masks)
+            own = ids.result() if self.gives_ids else None
+            return Batch(np.stack(latents), context, pooled, time_ids, samples, masks, own)
 
         return finish
 

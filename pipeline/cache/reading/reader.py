@@ -38,13 +38,14 @@ _TEXT_SHAPE = ("tokens", "width", "pooled_width")
 @dataclass(frozen=True)
 class Batch:
     latents: np.ndarray  # (b, 8 or 4, h, w) float16, unscaled: mean then logvar of the posterior, or one latent
-    context: np.ndarray  # (b, tokens, context_dim) float16
-    pooled: np.ndarray  # (b, pooled_dim) float32
+    context: np.ndarray | None  # (b, tokens, context_dim) float16
+    pooled: np.ndarray | None  # (b, pooled_dim) float32
     time_ids: np.ndarray  # (b, 6) int32: original height, width; crop top, left; target height, width
     images: np.ndarray  # (b,) int64 numbers of samples, -1 for padding
     masks: np.ndarray | None = (
         None  # (b, h, w) uint8: how much each latent pixel's loss counts; None: no row has a mask
     )
+    ids: np.ndarray | None = None  # (b, 2, chunks, 77) int32 where text encoders are trained, and no context and pooled
 
 
 class Reader:
@@ -267,6 +268,11 @@ class Reader:
     def still(self, samples: np.ndarray) -> Batch:
         """As `read`, the same each time: for validation and previews."""
         return self.read(samples, epoch=0, seed=0)
+
+    def still_texts(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Context and pooled of the captions that `still` has."""
+        batch = self.still(samples)
+        return batch.context, batch.pooled
 
     def _choose(
         self, samples: np.ndarray, epoch: int, seed: int, drop_caption: np.ndarray | None
