@@ -25,6 +25,7 @@ from pipeline.sampling.saved import saved
 from pipeline.stage import StageError
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
+from stages import sample as sample_stage
 from tests.golden import samplers_rule
 from tests.training import training_samples
 from tests.weights import synthetic
@@ -287,6 +288,19 @@ def test_prompts_with_weights_are_encoded_as_captions_with_weights(tmp_path):
         wanted = states * times * (states.mean() / (states * times).mean())
         np.testing.assert_allclose(context[1][:, channel : channel + 1], wanted, rtol=1e-6)
     assert np.array_equal(pooled[1], [1000, 0, 0]) and negative[1].any()
+
+
+def test_each_model_has_encoders_of_its_own_where_some_are_trained():
+    step, merged = Path("outs/train/weights/step-00000300.ckpt"), Path(sample_stage.MERGED)
+    models = [
+        sample_stage.Drawn("base", "base", sample_stage.BASE, "", None),
+        sample_stage.Drawn(step.stem, "step 300", step, "", None),
+        sample_stage.Drawn("tuned", "fine-tuned", sample_stage.MERGED, "", None),
+    ]
+    assert {sample_stage._encoders(model, "none") for model in models} == {(merged, merged)}
+    base = tuple(Path(f"outs/convert/{part}.ckpt") for part in ("clip_l", "clip_g"))
+    for trained, wanted in (("clip_l", (step, base[1])), ("clip_g", (base[0], step)), ("both", (step, step))):
+        assert [sample_stage._encoders(model, trained) for model in models] == [base, wanted, (merged, merged)]
 
 
 def test_saved_steps_are_found_by_their_number(tmp_path):
