@@ -1,4 +1,5 @@
-"""The trained UNet with the text encoders that were trained with it, or the base's with the trained adapter, and the base's other components -> one checkpoint for MindONE and one for ComfyUI and diffusers.
+"""The trained UNet with the text encoders that were trained with it, or the base's with the trained adapter, and the
+base's other components -> one checkpoint for MindONE and one for ComfyUI and diffusers.
 
 outs/merge/merged.ckpt, outs/merge/merged.safetensors with what it comes from in its metadata, outs/merge/README.md"""
 

@@ -2,8 +2,8 @@
 
 outs/convert/unet.ckpt and outs/merge/merged.ckpt → outs/sample: <number>_base.png, <number>_tuned.png, and grid.png,
 the base model above and the fine-tuned one below. With sample.saved_steps what was saved in between is drawn as well.
-Each PNG says how it was drawn (sampling/infotext.py). The VAE is that of the merged checkpoint, and so are the text encoders
-where none is trained; else each model has its own."""
+Each PNG says how it was drawn (sampling/infotext.py). The VAE is that of the merged checkpoint, and so are the text
+encoders where none is trained; else each model has its own."""
 
 import os
 from pathlib import Path

@@ -84,7 +84,8 @@ def _settings(params: Params) -> Params:
         "steps": STEPS, "epochs": None, "batch_size": min(train.batch_size, 2), "lr_warmup_steps": 0,
         "lr_decay_steps": 0, "groups": [], "adapter_targets": ["*"],  # names of parameters that it may not have
         "gradient_accumulation_steps": min(train.gradient_accumulation_steps, 2), "validation_share": 0.0,
-        "source": "cache", "text_encoders": "none", "sample_interval": 0, "log_interval": 1, "checkpointing_steps": STEPS, "init_from": BASE_UNET,
+        "source": "cache", "text_encoders": "none", "sample_interval": 0, "log_interval": 1,
+        "checkpointing_steps": STEPS, "init_from": BASE_UNET,
         "save_interval": 0, "keep_best": False, "keep_state": False, "patience": 0, "previews": [], "tensorboard": False,
     }  # fmt: skip
     tree["merge"] |= {"weights": "raw"}

@@ -32,8 +32,8 @@ class WithText(nn.Cell):
         self.unet, self.clip_l, self.clip_g = unet, clip_l, clip_g
 
     def construct(self, x, timesteps, ids, numbers):
-        """As the UNet's, but for ids (b, 2, chunks, 77) int32 of CLIP-L and of bigG, or -1 for a text that is left out, in the place of the
-        context, and numbers (b, 6 * 256) of sizes and crops in that of the vector."""
+        """As the UNet's, but for ids (b, 2, chunks, 77) int32 of CLIP-L and of bigG, or -1 for a text that is left out,
+        in the place of the context, and numbers (b, 6 * 256) of sizes and crops in that of the vector."""
         kept = (ids[:, 0, 0, :1] >= 0).astype(ms.float32)
         ids = ops.maximum(ids, 0)
         hidden, pooled = self.text(ids[:, :, 0])

@@ -49,7 +49,8 @@ def stays(run: Run) -> Parts:
         parts["float32 totals of micro-batches' gradients"] = memory.in_float32(shapes)
     if run.encodes:
         of_vae, of_text = run.encoder_bytes
-        encoder = {n: s for n, s in component_shapes(run.config, "vae").items() if ".encoder." in n or ".quant_conv." in n}
+        vae = component_shapes(run.config, "vae").items()
+        encoder = {name: shape for name, shape in vae if ".encoder." in name or ".quant_conv." in name}
         texts = component_shapes(run.config, "clip_l") | component_shapes(run.config, "clip_g")
         parts["the VAE's encoder"] = of_vae * sum(map(prod, encoder.values()))
         of_text = memory.SIZES[run.weights_dtype] if run.text_encoders != "none" else of_text

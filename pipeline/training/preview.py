@@ -60,7 +60,8 @@ def _in_float32(text: tuple[np.ndarray, np.ndarray]) -> draw.Text:
 
 def painter(
     unet: nn.Cell, config: SDXLConfig, vae: Path, device: pipeline.device.Device, pictures: list[Picture],
-    text: draw.Text, negative: draw.Text, texts: Callable[[], tuple[draw.Text, draw.Text]] | None, sampler: str, diffusion: params.Diffusion, scaling_factor: float,
+    text: draw.Text, negative: draw.Text, texts: Callable[[], tuple[draw.Text, draw.Text]] | None, sampler: str,
+    diffusion: params.Diffusion, scaling_factor: float,
 ) -> Callable[[Path], None]:  # fmt: skip
     """-> function of a path that draws the pictures with the UNet's present weights, side by side, and writes them as a
     PNG. texts: gives both texts as the encoders' present weights have them, where those are trained. The VAE's decoder is

@@ -19,9 +19,9 @@ Named = Iterable[tuple[str, np.ndarray]]  # as in the file
 
 
 def named(network: nn.Cell, values, parameters, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """All of the UNet, and of the text encoders that are trained with it, as `dtype` ("float32" or "float16") with the checkpoint's names, in the network's order: `values` for
-    the `parameters` that are trained, and the others, which are frozen, as they are. Raises StageError for a value that
-    float16 cannot hold."""
+    """All of the UNet, and of the text encoders that are trained with it, as `dtype` ("float32" or "float16") with the
+    checkpoint's names, in the network's order: `values` for the `parameters` that are trained, and the others, which are
+    frozen, as they are. Raises StageError for a value that float16 cannot hold."""
     found = dict(zip((parameter.name for parameter in parameters), values, strict=True))
     parts = {part_of(name) for name in found} | {"unet"}
     for parameter in network.get_parameters():

@@ -30,9 +30,9 @@ def merge(
 ) -> None:
     """Write the folder `out` with merged.ckpt (MindSpore's names) and merged.safetensors (Stability's), both or none.
 
-    `components` are the checkpoints of unet, clip_l, clip_g and vae, of which several may be one file. Both files hold the same tensors in the layout's
-    order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to even; a component of that dtype
-    already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
+    `components` are the checkpoints of unet, clip_l, clip_g and vae, of which several may be one file. Both files hold
+    the same tensors in the layout's order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to
+    even; a component of that dtype already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
     MindSpore's form has no place for them, nor for `metadata`, to which comes the hash of the tensors where there is any.
     `card` becomes the folder's README.md. An `adapter` is merged into the UNet, whose file may then be a whole model's as
     well (train.init_from). Raises StageError when a component is of another configuration, damaged,
