@@ -37,6 +37,8 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"train.source": "pictures", "cache_latents.crop": "random", "cache_latents.crops": 2},
          r"cache_latents\.crops: must be 1 with train\.source pictures"),
         ({"train.text_encoders": "both"}, r"train\.text_encoders: both needs source pictures"),
+        ({"train.source": "pictures", "train.text_encoders": "clip_l", "cache_text.emphasis": "a1111"},
+         r"cache_text\.emphasis: must be none with train\.text_encoders clip_l"),
         ({"train.source": "pictures", "train.text_encoders": "clip_l", "train.adapter": "lora"},
          r"train\.text_encoders: clip_l needs adapter none, found lora"),
         ({"train.source": "pictures", "train.text_encoders": "clip_g", "train.text_encoder_learning_rate": 1e3},

@@ -23,6 +23,12 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     if (found := params.train.text_encoders) != "none":
         if params.train.source != "pictures":
             yield "train.text_encoders", f"{found} needs source pictures: a cache has the base's encoders' text"
+        if params.cache_text.emphasis != "none":
+            yield (
+                "cache_text.emphasis",
+                f"must be none with train.text_encoders {found}: words have no weights where encoders are trained; found "
+                f"{params.cache_text.emphasis}",
+            )
         if params.train.adapter != "none":
             yield "train.text_encoders", f"{found} needs adapter none, found {params.train.adapter}: no adapter has them"
 

@@ -62,7 +62,9 @@ def test_the_unet_has_what_the_encoders_give(network, batch, losses):
     """By the way of frozen encoders; also for a text that is left out, and for further chunks."""
     dropped = np.array([False, False, True])
     found, _ = losses(*feed.conditions(batch, dropped))
-    hidden, pooled = captions.chunk_encoder(text_function(network.clip_l, network.clip_g))(batch.ids)
+    given = np.ones(batch.ids.shape, captions.TOKEN)
+    given["id"] = batch.ids
+    hidden, pooled = captions.chunk_encoder(text_function(network.clip_l, network.clip_g))(given)
     context = np.stack([tokens.join_chunks(one) for one in hidden])
     frozen = Batch(batch.latents, context, pooled, batch.time_ids, batch.images)
     loss = _ScaledLoss(SampleLoss(network.unet, Settings()))

@@ -129,7 +129,7 @@ class LiveReader(Reader):
             context, pooled = (None, None) if self.gives_ids else self._encode_texts(ids.result())
             time_ids = np.array([[one[name] for name in (*_PLACE, *_TARGET)] for one in numbers], np.int32)
             masks = self._masks(numbers, moments.shape[2:]) if self.masked else None
-            own = ids.result() if self.gives_ids else None
+            own = np.ascontiguousarray(ids.result()["id"]) if self.gives_ids else None
             return Batch(np.stack(latents), context, pooled, time_ids, samples, masks, own)
 
         return finish
@@ -150,7 +150,6 @@ class LiveReader(Reader):
         encode = captions.chunk_encoder(self.encode_ids, self._originals.width_l)
         hidden, pooled = _in_parts(encode, ids, self._most["text"])
         return np.stack([tokens.join_chunks(one) for one in hidden]), pooled
-
 
 
 _TARGET = ("target_height", "target_width")
