@@ -15,7 +15,7 @@ from pipeline.training.optimizers.prodigy import FIRST
 from pipeline.weights import card, chosen, ckpt, provenance, safetensors
 from tests.cache.cache_samples import latent
 from tests.models.stub_unet import StubUNet
-from tests.training.training_samples import CONFIG, params, share_graphs, write_stub, write_workspace
+from tests.training.training_samples import CONFIG, open_stub, params, share_graphs, write_stub, write_workspace
 
 TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
 BASE = {"train.steps": 4, "train.batch_size": 3, "train.validation_interval": 2, "train.validation_share": 0.0}
@@ -68,6 +68,7 @@ def stubbed(workspace, graphs, tmp_path, monkeypatch):
     share_graphs(tmp_path / "store", graphs)
     monkeypatch.setitem(config.CONFIGS, "tiny", CONFIG)
     monkeypatch.setattr(build, "UNet", StubUNet)
+    monkeypatch.setattr(build, "open_unet", open_stub)
     return lambda device, changes: outcome(workspace, tmp_path / "out", device, monkeypatch, changes)
 
 
