@@ -15,7 +15,7 @@ from pipeline.training import build, data, key, run
 from stages import train as stage
 from tests.models.stub_unet import StubUNet
 from tests.training.live_samples import encode_ids, encode_pixels, run_stages, stub_encoders, write_originals
-from tests.training.training_samples import CONFIG, params
+from tests.training.training_samples import CONFIG, open_stub, params
 
 LIVE = {"train.source": "pictures"}
 SETS = [
@@ -163,6 +163,7 @@ def fine_tune(root: Path, device, out: Path, **changes):
 def test_the_losses_are_those_of_the_cached_run(tmp_path, device, monkeypatch):
     """With all that may be drawn, micro-batches and averages."""
     monkeypatch.setattr(build, "UNet", StubUNet)
+    monkeypatch.setattr(build, "open_unet", open_stub)
     write_originals(tmp_path)
     settings = {"train.ema": True, "train.gradient_accumulation_steps": 2, "train.batch_size": 2,
                 "train.caption_dropout": 0.3, "train.caption_dropout_with": "empty"}  # fmt: skip

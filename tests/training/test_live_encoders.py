@@ -12,7 +12,7 @@ from stages import cache_latents, cache_text, convert, index
 from tests.models.stub_unet import StubUNet
 from tests.training.live_samples import write_originals
 from tests.training.test_live import fine_tune
-from tests.training.training_samples import ROOT, params, write_stub
+from tests.training.training_samples import ROOT, open_stub, params, write_stub
 
 
 def test_with_the_encoders_themselves(tmp_path, device, monkeypatch):
@@ -20,6 +20,7 @@ def test_with_the_encoders_themselves(tmp_path, device, monkeypatch):
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(pipeline.device, "setup", lambda *_: device)
     monkeypatch.setattr(build, "UNet", StubUNet)
+    monkeypatch.setattr(build, "open_unet", open_stub)
     write_originals(tmp_path, count=6, sizes=((64, 64),))
     (tmp_path / "data/base").symlink_to(ROOT / "data/base")
     settings = {"train.steps": 2, "train.batch_size": 2, "train.validation_share": 0.3, "train.caption_dropout": 0.3}
