@@ -15,7 +15,7 @@ from stages import cache_latents, cache_text, convert, index
 from tests.models.stub_unet import StubUNet
 from tests.training.live_samples import encode_pixels, write_originals
 from tests.training.test_live import fine_tune
-from tests.training.training_samples import ROOT, params, share_graphs, write_stub
+from tests.training.training_samples import ROOT, open_stub, params, share_graphs, write_stub
 
 SETTINGS = {"train.source": "pictures", "train.text_encoders": "clip_l", "train.text_encoder_learning_rate": 1e-4,
             "train.steps": 4, "train.batch_size": 2, "train.validation_share": 0.3, "train.caption_dropout": 0.3,
@@ -32,6 +32,7 @@ def runs(device, graphs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_STORE", str(share_graphs(root / "store", graphs)))
         patch.setattr(build, "UNet", StubUNet)
+        patch.setattr(build, "open_unet", open_stub)
         patch.setattr(build, "vae_encoder", lambda *_: encode_pixels)
         patch.setattr(preview, "painter", lambda *given: lambda path: drawn.append((given[5], given[7]())))
         with contextlib.chdir(root):
