@@ -101,6 +101,7 @@ def steps(source: str, device, network) -> Iterator[float]:
 def main() -> None:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")  # as the train stage has it
     import pipeline.device
+
     from pipeline.models import config as models
     from pipeline.training import build, drive
     from pipeline.training.compiled import Compiler

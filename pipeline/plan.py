@@ -159,7 +159,9 @@ def _rows(run: Run) -> str:
     of = f"at {' and '.join(map(str, run.resolutions))}"
     of += f", with {run.neighbors} neighbouring bucket(s) at each" if run.neighbors else ""
     counted = "counted in the index" if run.counted else "at most"
-    return f"{run.rows:,} rows of latents to encode ({of}; {counted}), {run.pixels / 1e6:,.1f} megapixels through the VAE"
+    return (
+        f"{run.rows:,} rows of latents to encode ({of}; {counted}), {run.pixels / 1e6:,.1f} megapixels through the VAE"
+    )
 
 
 def _time(run: Run, place: disk.Place | None) -> list[str]:
@@ -170,7 +172,8 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
             f"  Hours on Ascend 910B, by published step times: {spread[0]:.1f} to {spread[1]:.1f}",
             "    MindONE's, 0.53 s a step at best (8 cards, batch 1): MindSpore 2.3.1 with jit level O2, which 2.10",
             "    no longer has. They are not of this program.",
-            *["    The lower ones are of cached latents and text, and here both are encoded in every step."] * run.encodes,
+            *["    The lower ones are of cached latents and text, and here both are encoded in every step."]
+            * run.encodes,
         ]
     else:
         lines.append("  Hours: no step times were published for this configuration")

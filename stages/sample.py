@@ -76,9 +76,7 @@ def main(params: Params) -> None:
         files = _encoders(model, params.train.text_encoders)
         if files not in texts:
             encoder = text_encoder(config, *files, device, "float32")
-            texts[files] = encode(
-                prompts, negative_prompts, tokenizer, encoder, chunks, emphasis, config.clip_l.width
-            )
+            texts[files] = encode(prompts, negative_prompts, tokenizer, encoder, chunks, emphasis, config.clip_l.width)
             del encoder  # its memory is the UNet's
 
     scaling_factor = diffusion.scaling_factor or config.vae.scaling_factor
@@ -126,7 +124,14 @@ def main(params: Params) -> None:
                 picture = draw.to_picture(decode(latents[model.name][number][None])[0])
                 rows[model.label].append(picture)
                 text = infotext(
-                    one, p.sampler, p.guidance_rescale, diffusion.zero_terminal_snr, model.title, model.sha256, shift, emphasis
+                    one,
+                    p.sampler,
+                    p.guidance_rescale,
+                    diffusion.zero_terminal_snr,
+                    model.title,
+                    model.sha256,
+                    shift,
+                    emphasis,
                 )
                 Image.fromarray(picture).save(folder / f"{number:02d}_{model.name}.png", pnginfo=png_info(text))
         grid(rows, prompts).save(folder / "grid.png")

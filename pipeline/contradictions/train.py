@@ -30,7 +30,10 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
                 f"{params.cache_text.emphasis}",
             )
         if params.train.adapter != "none":
-            yield "train.text_encoders", f"{found} needs adapter none, found {params.train.adapter}: no adapter has them"
+            yield (
+                "train.text_encoders",
+                f"{found} needs adapter none, found {params.train.adapter}: no adapter has them",
+            )
 
 
 def _pictures(params: "Params") -> Iterator[tuple[str, str]]:

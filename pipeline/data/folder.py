@@ -204,9 +204,7 @@ class Folder:
 def _joined(before: Said, own: Said, where: str) -> Said:
     """What two rows of one picture say. Raises SourceError where they differ."""
     if None not in (before.times, own.times) and before.times != own.times:
-        raise SourceError(
-            f"{where} {own.times:g} times an epoch, {before.times:g} in a row before; wanted one number"
-        )
+        raise SourceError(f"{where} {own.times:g} times an epoch, {before.times:g} in a row before; wanted one number")
     if None not in (before.focus, own.focus) and before.focus != own.focus:
         raise SourceError(f"{where} has its focus at {own.focus}, and at {before.focus} in a row before; wanted one")
     return Said(*(other if one is None else one for one, other in zip(before, own)))

@@ -183,7 +183,11 @@ def from_params(
         keep_best=train.keep_best,
         merge_bytes=4 if params.merge.dtype == "float32" else 2,
         hccl_buffer=_buffer_megabytes() * 2**20,
-        buckets=counted.buckets if counted else buckets if params.index.buckets else 1 + len(params.index.further_resolutions),
+        buckets=counted.buckets
+        if counted
+        else buckets
+        if params.index.buckets
+        else 1 + len(params.index.further_resolutions),
         sinks=device.sink_size > 0,
         groups=groups.groups(train.groups),
         adapter=train.adapter,
@@ -191,9 +195,7 @@ def from_params(
         adapter_targets=tuple(train.adapter_targets),
         lokr_factor=train.lokr_factor,
         source=train.source,
-        encoder_bytes=tuple(
-            2 if section.precision == "bfloat16" else 4 for section in (latents, params.cache_text)
-        ),
+        encoder_bytes=tuple(2 if section.precision == "bfloat16" else 4 for section in (latents, params.cache_text)),
         text_encoders=train.text_encoders,
         encoded_at_once=min(latents.batch_size, train.batch_size),
     )

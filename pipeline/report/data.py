@@ -98,7 +98,9 @@ def read(open_file: Open, measure: Lengths) -> Data:
     for batch in _batches(open_file, "images.parquet", _COLUMNS):
         batch = batch.filter(pc.is_valid(batch["bucket_width"]))
         width, height, *bucket = (batch[name].to_numpy().astype(np.int64) for name in _COLUMNS[1:5])
-        masked, focused = (have + len(batch) - batch[name].null_count for have, name in ((masked, "mask"), (focused, "focus")))
+        masked, focused = (
+            have + len(batch) - batch[name].null_count for have, name in ((masked, "mask"), (focused, "focus"))
+        )
         images = batch["image"].to_pylist()
         used += len(images)
         distinct += sum(one != other for one, other in zip(images, [before, *images]))  # they are sorted

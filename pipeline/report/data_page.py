@@ -37,7 +37,9 @@ def write(
 
     found = data.read(open_file, measure)
     charts = data_charts.of_data(found, "")
-    used, marked, rejected, rare = _chosen(index / "images.parquet", {(b.width, b.height) for b in found.buckets if b.rare})
+    used, marked, rejected, rare = _chosen(
+        index / "images.parquet", {(b.width, b.height) for b in found.buckets if b.rare}
+    )
     captions = data.captions(open_file, [row["image"] for row in used])
 
     def show(row: dict, text: str) -> Shown:

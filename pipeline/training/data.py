@@ -123,9 +123,7 @@ def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
     starts = epochs(data.reader, data.subset, train.seed, global_batch)
     per_epoch, end = starts.start(1), train.steps or starts.start(train.epochs)
-    made_of = (
-        f"train.epochs {train.epochs} of {per_epoch} steps, {data.reader.pictures(data.subset)} pictures in batches of {global_batch}"
-    )
+    made_of = f"train.epochs {train.epochs} of {per_epoch} steps, {data.reader.pictures(data.subset)} pictures in batches of {global_batch}"
     if end > _MOST_STEPS:
         raise StageError(f"{made_of}, are {end} steps; wanted at most {_MOST_STEPS}")
     if fault := warm_up_fault(train, end):

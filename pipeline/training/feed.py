@@ -17,7 +17,6 @@ from pipeline.cache.reading.reader import Batch, Reader
 from pipeline.diffusion import conditioning, draws, loss, noise, schedule, timesteps
 from pipeline.stage import StageError
 
-
 DROPPED = -1  # in the place of the ids of a text that is left out
 _ADVICE = {  # whether the loop encodes ->
     False: "`python -m pipeline.cache verify` checks the caches",
@@ -31,7 +30,9 @@ class Inputs:
 
     x_t: np.ndarray  # (b, 4, h, w) float32
     timesteps: np.ndarray  # (b,) float32
-    context: np.ndarray  # (b, tokens, context_dim) float32; where text encoders are trained (b, 2, chunks, 77) int32 ids
+    context: (
+        np.ndarray
+    )  # (b, tokens, context_dim) float32; where text encoders are trained (b, 2, chunks, 77) int32 ids
     vector: np.ndarray  # (b, vector_dim) float32, or then without the pooled text
     target: np.ndarray  # (b, 4, h, w) float32
     weight: np.ndarray  # (b,) float32, or where the cache has masks (b, 1, h, w); 0 for padding

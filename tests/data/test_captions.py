@@ -121,7 +121,10 @@ def test_bad_files(parse):
 
 
 def test_webdataset_json():
-    assert captions.record(b'{"text": ["a", "b"], "text_2": "x", "width": 3}', "f") == ([("a", "x"), ("b", "x")], (None, None))
+    assert captions.record(b'{"text": ["a", "b"], "text_2": "x", "width": 3}', "f") == (
+        [("a", "x"), ("b", "x")],
+        (None, None),
+    )
     assert captions.record(b'{"caption": "a", "sha": "0"}', "f") == ([("a", None)], (None, None))
     assert captions.record(b"{}", "f") == ([], (None, None))
     with pytest.raises(CaptionError, match="f: found JSON of type list"):

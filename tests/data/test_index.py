@@ -92,7 +92,15 @@ def test_images(tmp_path):
         "copy.png": used(A, (40, 40), (64, 64)),
         "d/b.png": used(B, (100, 40), (128, 32)),
         "c.png": used(C, (40, 90), (32, 128)),
-        "broken.png": {"image": name(BROKEN), **empty, "rejected": reason, "phash": None, "mask": None, "focus": None, "views": None},
+        "broken.png": {
+            "image": name(BROKEN),
+            **empty,
+            "rejected": reason,
+            "phash": None,
+            "mask": None,
+            "focus": None,
+            "views": None,
+        },
     }
     assert reason.startswith("broken: PNG")
     with open(out / "rejected.csv", newline="") as file:

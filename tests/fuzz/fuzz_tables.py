@@ -110,7 +110,19 @@ def jsonl(draw: random.Random) -> bytes:
 
 
 def csv(draw: random.Random) -> bytes:
-    lines = [draw.choice(("file_name,text", "file_name,text,text_2", "file_name,text,focus", "file_name,text,bbox", "text", "file_name,file_name,text", ""))]
+    lines = [
+        draw.choice(
+            (
+                "file_name,text",
+                "file_name,text,text_2",
+                "file_name,text,focus",
+                "file_name,text,bbox",
+                "text",
+                "file_name,file_name,text",
+                "",
+            )
+        )
+    ]
     for _ in range(draw.randrange(4)):
         cells = ["a.png", text(draw), text(draw)][: draw.randrange(1, 4)]
         lines.append(",".join(draw.choice((cell, '"' + cell.replace('"', '""') + '"')) for cell in cells))

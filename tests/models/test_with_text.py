@@ -102,5 +102,7 @@ def test_gradients_are_those_of_finite_differences(network, batch, losses, part)
 def test_what_sdxl_does_not_use_has_no_gradient(network, batch, losses):
     _, gradients = losses(*feed.conditions(batch))
     for part in ("clip_l", "clip_g"):
-        unused = [name for name in gradients if part_of(name) == part and name.startswith(unused_parameters(part, TINY))]
+        unused = [
+            name for name in gradients if part_of(name) == part and name.startswith(unused_parameters(part, TINY))
+        ]
         assert unused and not any(gradients[name].any() for name in unused)

@@ -48,6 +48,8 @@ def test_without_an_index_each_resolution_and_neighbor_counts():
     assert several.rows == 6 * one.rows and several.pixels == 100 * 3 * (64**2 + 96**2)
     assert (one.side, several.side) == (8, 12)  # memory is that of the largest
     assert duration.steps(one) == duration.steps(several)  # a picture is seen no more often
-    assert "64 x 64 and 96 x 96" in plan.report(several) and "with 2 neighbouring bucket(s) at each; at most" in plan.report(several)
+    assert "64 x 64 and 96 x 96" in plan.report(
+        several
+    ) and "with 2 neighbouring bucket(s) at each; at most" in plan.report(several)
     squares = from_params(params(**{"index.further_resolutions": [96], "index.buckets": False}), 100)
     assert squares.buckets == 2

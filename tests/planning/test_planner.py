@@ -63,7 +63,10 @@ def test_encoders_in_the_loop():
     assert more == {"pictures, prepared ahead"}
     taught = replace(live, text_encoders="clip_l", batch_size=1)
     clip_l = 123_060_480
-    assert disk.state_bytes(taught) == 3 * 4 * (2_567_463_684 + clip_l) + 4 and disk.written(taught) == 2_567_463_684 + clip_l
+    assert (
+        disk.state_bytes(taught) == 3 * 4 * (2_567_463_684 + clip_l) + 4
+        and disk.written(taught) == 2_567_463_684 + clip_l
+    )
     assert device_memory.kept_by_texts(taught) > 0 == device_memory.kept_by_texts(live)
     planned = from_params(params(**{"train.source": "pictures", "train.batch_size": 2}), 9)
     assert planned.encodes and planned.encoded_at_once == 2
@@ -205,7 +208,8 @@ def write_index(project, pictures: int, captions: int) -> None:
     kinds = (pa.binary(16), pa.string(), pa.int32(), pa.int32(), pa.string())
     pq.write_table(
         pa.table(
-            [pa.array(column, kind) for column, kind in zip(zip(*rows), kinds)] + [pa.nulls(len(rows), pa.list_(pa.int32()))],
+            [pa.array(column, kind) for column, kind in zip(zip(*rows), kinds)]
+            + [pa.nulls(len(rows), pa.list_(pa.int32()))],
             ["image", "path", "bucket_width", "bucket_height", "rejected", "views"],
         ),
         project / "outs/index/images.parquet",

@@ -85,10 +85,20 @@ def test_masks_and_centres_are_drawn_over_their_pictures(tmp_path):
     half = io.BytesIO()
     Image.fromarray(np.repeat(np.uint8([[0, 255]]), 48, axis=1).repeat(96, axis=0)).save(half, "PNG")
     files = {f"{name}.png": white.getvalue() for name in ("plain", "masked", "point", "box")}
-    files |= {"masked.mask.png": half.getvalue(), "point.json": '{"focus": [0.5, 0.5]}', "box.json": '{"bbox": [24, 24, 48, 48]}'}
+    files |= {
+        "masked.mask.png": half.getvalue(),
+        "point.json": '{"focus": [0.5, 0.5]}',
+        "box.json": '{"bbox": [24, 24, 48, 48]}',
+    }
     out = write(write_folder(tmp_path / "data", files), tmp_path / "out")
     found = Page(out.read_text(encoding="utf-8"))
-    for text in ("1 have a mask.", "2 have a centre of interest.", "Masks and centres of interest 3 of those", "64×64, masked", ", with a focus"):
+    for text in (
+        "1 have a mask.",
+        "2 have a centre of interest.",
+        "Masks and centres of interest 3 of those",
+        "64×64, masked",
+        ", with a focus",
+    ):
         assert text in found.text, text
     shown = {
         row["path"]: np.array(Image.open(io.BytesIO(thumbnails._make(open_source(str(tmp_path / "data")), row, 10**6))), int)

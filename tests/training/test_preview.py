@@ -48,7 +48,9 @@ def test_a_preview_with_weights_has_the_row_with_weights(tmp_path):
     named = {"texts": ["picture 1", "(picture:1.3)"], "emphasis": "a1111"}
     with pytest.raises(CacheError, match="lacks 1 texts of train.previews, the first is '\\(picture:1.3\\)'"):
         Reader(outs / "latents", outs / "text", outs / "index/samples.parquet", **named)
-    opened = Reader(outs / "latents", outs / "text", outs / "index/samples.parquet", texts=named["texts"][:1], emphasis="a1111")
+    opened = Reader(
+        outs / "latents", outs / "text", outs / "index/samples.parquet", texts=named["texts"][:1], emphasis="a1111"
+    )
     np.testing.assert_array_equal(opened.read_texts(["picture 1"])[0][0], row("picture 1")[0])
 
 

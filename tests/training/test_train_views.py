@@ -58,7 +58,9 @@ def workspace(tmp_path_factory):
     write_cache(root / "outs/text", shards.TEXT, texts, TEXT_FINGERPRINT | MADE_WITH["text"])
     (root / "outs/convert").mkdir()
     write_stub(root / "outs/convert/unet.ckpt")
-    with Reader(root / "outs/latents", root / "outs/text", root / "outs/index/samples.parquet", preparation=usual) as found:
+    with Reader(
+        root / "outs/latents", root / "outs/text", root / "outs/index/samples.parquet", preparation=usual
+    ) as found:
         assert found.masked and found.samples is not None and found.n > 2 * COUNT
         assert found.pictures(np.arange(found.n)) == COUNT
         subset, held_out = split(found.names, 0.2)

@@ -22,7 +22,9 @@ def distinct(
     """The names of all captions and of `further` texts, sorted, and a function from their index to their texts, which raises
     StageError when the index was made with another emphasis (params.cache_text.emphasis)."""
     table = pq.read_table(path, columns=["caption", "text", "text_2"])
-    names = np.concatenate([lookup.as_names(table["caption"]), lookup.as_names([text_row(text, emphasis) for text in further])])
+    names = np.concatenate(
+        [lookup.as_names(table["caption"]), lookup.as_names([text_row(text, emphasis) for text in further])]
+    )
     order = lookup.sort_order(names)
     ordered = names[order]
     first = order[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))]

@@ -47,7 +47,18 @@ def open_pictures(images: str | Path, source: Source, fingerprint: dict, prepara
     """Of all accepted pictures of images.parquet. preparation: that of params.yaml."""
     table = pq.read_table(
         images,
-        columns=["image", "path", "width", "height", "bucket_width", "bucket_height", "rejected", "mask", "focus", "views"],
+        columns=[
+            "image",
+            "path",
+            "width",
+            "height",
+            "bucket_width",
+            "bucket_height",
+            "rejected",
+            "mask",
+            "focus",
+            "views",
+        ],
     )
     preparations = [preparation.of(how) for how in loads((table.schema.metadata or {}).get(b"how"))]
     table = table.filter(pc.is_null(table["rejected"]))

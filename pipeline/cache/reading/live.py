@@ -75,7 +75,10 @@ class LiveReader(Reader):
         self._join(Path(samples), usual, with_views)
         self._originals = o
         self.precisions = {"latents": o.latents["precision"], "text": o.text["precision"]}
-        self._most = {"latents": min(o.latents["batch_size"], batch_size), "text": min(o.text["batch_size"], batch_size)}
+        self._most = {
+            "latents": min(o.latents["batch_size"], batch_size),
+            "text": min(o.text["batch_size"], batch_size),
+        }
         self._workers = ThreadPoolExecutor(o.workers, "prepare")
         # Tokenizing takes microseconds; one thread keeps the tokenizer, which is not made for several, to itself.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")

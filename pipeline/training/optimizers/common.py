@@ -91,6 +91,5 @@ def decays(cell: nn.Cell) -> tuple[bool, ...]:
     names = [paths[id(parameter)] for parameter in cell.trainable_params()]
     gains = [parameter.name.endswith(MAGNITUDE) for parameter in cell.trainable_params()]
     return tuple(
-        name not in norms and not name.endswith("bias") and not gain
-        for name, gain in zip(names, gains, strict=True)
+        name not in norms and not name.endswith("bias") and not gain for name, gain in zip(names, gains, strict=True)
     )
