@@ -37,6 +37,7 @@ from pipeline.data.part import (
 from pipeline.data.said import FOCUS, Box, Said
 
 _Captions = list[tuple[str, str | None]]  # (text, text_2) each
+_MOST_JSON = 1 << 20  # bytes of a JSON beside a picture that may be about its centre of interest
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,10 @@ class Folder:
         return described, also, lost
 
     def _focus(self, path: str) -> Box | None:
-        """What a JSON beside a picture says of its centre of interest; None for one that is about other things. Raises
-        CaptionError."""
+        """What a JSON beside a picture says of its centre of interest; None for one that is about other things, or too
+        large to be about that alone. Raises CaptionError."""
+        if os.path.getsize(self.file(path)) > _MOST_JSON:
+            return None
         try:
             value = json.loads(self.read(path))
         except (ValueError, RecursionError):

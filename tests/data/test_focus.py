@@ -102,6 +102,9 @@ def test_every_form_of_metadata(tmp_path):
     beside = {"0.json": '{"focus": [0.75, 0.5]}', "2.json": '{"bbox": [150, 0, 50, 64]}', "1.json": '{"label": "dog"}'}
     summary = run(write_folder(tmp_path / "sidecar", three | beside), tmp_path / "out")
     assert found(tmp_path / "out") == wanted and summary.others == ["1.json"]
+    too_large = beside | {"1.json": json.dumps({"focus": [0.1, 0.1], "workflow": "x" * (1 << 20)})}
+    summary = run(write_folder(tmp_path / "large", three | too_large), tmp_path / "out")
+    assert found(tmp_path / "out") == wanted and summary.others == ["1.json"]
     members = {name: text for line in lines for name, text in (
         (line["file_name"], files[line["file_name"]]), (f"{line['file_name'][0]}.json", json.dumps(line)))}  # fmt: skip
     run(write_tar(tmp_path / "tars/0.tar", members), tmp_path / "out")
