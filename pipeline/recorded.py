@@ -44,7 +44,11 @@ def take(stage: str, params: Params) -> Recorded:
     listed = _stages().get(stage, {})
     places = [place for place in deps(stage, params) if not place.startswith(_OWN)]
     values = {name: value for key in listed.get("params", []) for name, value in leaves(key, _value(params, key))}
-    return Recorded(_code(), values, {place: _files(place) for place in places})
+    # Pictures alone may be far away. An address as base or tokenizer is a path that is not there; its stage says so.
+    far = params.data.images if "://" in params.data.images else None
+    return Recorded(
+        _code(), values, {place: _far_files(place) if place == far else _files(place) for place in places}
+    )
 
 
 def deps(stage: str, params: Params) -> list[str]:
@@ -147,8 +151,6 @@ def _code() -> dict[Path, bytes]:
 def _files(place: str) -> Files:
     """The files at or below `place`, with their stamps. Links are followed and hidden files left out. It takes some 50
     bytes a file, as there may be millions."""
-    if "://" in place:
-        return _far_files(place)
     if not os.path.isdir(place):
         folder, name = os.path.split(place)
         return {folder: _with_stamps(folder, [name] if os.path.lexists(place) else [])}

@@ -40,6 +40,9 @@ class Steps(list):
         super().__init__(Step(number, np.array([number, -1]), [None]) for number in range(first, end))
         self.first, self.end = first, end
 
+    def begin(self, index):
+        return lambda: self[index]
+
     def samples(self, number):
         return self[number - self.first].samples
 
