@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
-from pipeline.data.emphasis import is_weighted
+from pipeline.data.emphasis import is_weighted, pieces
 from pipeline.data.said import Said
 from pipeline.data.said import said as said_of
 from pipeline.stage import StageError
@@ -31,9 +31,12 @@ class TableError(CaptionError):
 
 def name(text: str, text_2: str | None, emphasis: str = "none") -> bytes:
     """16 bytes that name a caption: blake2b of the JSON list [text, text_2]; with a third item, the `emphasis`
-    (params.cache_text.emphasis), where weights of words make another caption of it."""
+    (params.cache_text.emphasis), where weights of words make another caption of it. Raises StageError where these are
+    too large."""
     second = "null" if text_2 is None else encode_basestring_ascii(text_2)
     weighted = emphasis != "none" and (is_weighted(text) or is_weighted(text_2))
+    if weighted:
+        pieces(text), pieces(text_2 or "")
     third = f", {encode_basestring_ascii(emphasis)}" if weighted else ""
     return hashlib.blake2b(f"[{encode_basestring_ascii(text)}, {second}{third}]".encode(), digest_size=16).digest()
 

@@ -7,6 +7,9 @@ as [a:b:0.5], is text here, and so is BREAK."""
 
 import re
 
+from pipeline.stage import StageError
+
+LARGEST = 1e6  # (word:999999) is below; of float32 hidden states overflow far above, as NaN
 ROUND, SQUARE = 1.1, 1 / 1.1
 _TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
@@ -20,6 +23,18 @@ _SPECIAL = re.compile(r"[()\[\]\\]")
 def is_weighted(text: str | None) -> bool:
     """Whether a text reads otherwise with weights than without."""
     return bool(text) and _SPECIAL.search(text) is not None and parse(text) != [(text, 1.0)]
+
+
+def pieces(text: str) -> list[tuple[str, float]]:
+    """As `parse`. Raises StageError where brackets in brackets weigh more than can be computed with."""
+    found = parse(text)
+    heaviest = max(abs(weight) for _, weight in found)
+    if heaviest > LARGEST:
+        raise StageError(
+            f"cache_text.emphasis a1111: {text[:80]!r}: brackets in brackets weigh a word {heaviest:.3g} times, wanted at "
+            f"most {LARGEST:,.0f}; take some away, or write them as \\( and \\)"
+        )
+    return found
 
 
 def parse(text: str) -> list[tuple[str, float]]:

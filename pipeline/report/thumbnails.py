@@ -54,7 +54,7 @@ def _make(source: Source, row: dict, max_pixels: int) -> bytes:
     path, mask_path = row["path"], row["mask"]
     data = source.read(path)
     mask = source.read(mask_path) if mask_path else None if mask_path is None else b""
-    of_mask = masks.OF_ALPHA if mask == b"" else mask and blake2b(mask, digest_size=16).digest()
+    of_mask = masks.OF_ALPHA if mask_path == "" else mask_path and blake2b(mask, digest_size=16).digest()
     own = blake2b(data, digest_size=16).digest()
     if masks.content(own, of_mask, focus.key(row["focus"])) != row["image"]:
         files = " or ".join(replaced(source.file(name)) for name in (path, mask_path) if name)
@@ -63,7 +63,7 @@ def _make(source: Source, row: dict, max_pixels: int) -> bytes:
     small = Image.fromarray(picture.pixels)
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     try:
-        covered = geometry.mask_of(picture, mask)
+        covered = None if mask_path and not mask else geometry.mask_of(picture, mask)  # an empty file is no alpha mask
     except images.Rejected:  # for that the picture is rejected, and said to be
         covered = None
     if covered is not None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.cache.building import tokens
 from pipeline.data import captions
-from pipeline.data.emphasis import is_weighted, parse
+from pipeline.data.emphasis import is_weighted, parse, pieces
+from pipeline.stage import StageError
 from tests.golden import emphasis_rule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +82,19 @@ def test_long_rows_of_brackets_take_no_long_time():
     assert parse("(" * 50_000 + ")" * 50_000) == [("", 1.0)]
     assert parse("(" * 50_000 + ":" * 50_000)[0][1] == 1
     assert len(parse("(a" * 300 + ")" * 300)) == 300
+
+
+@pytest.mark.parametrize("text", ["(" * 10_000 + "fox" + ")" * 10_000, "((fox:999999):2)", "a ((fox:-9999):9999)"])
+def test_weights_too_large_to_compute_with_are_refused(text):
+    """Before: NaN, after all captions before it were encoded, and the weights of the text encoders were blamed."""
+    with pytest.raises(StageError, match="brackets in brackets weigh a word"):
+        captions.name(text, None, "a1111")
+    with pytest.raises(StageError, match="brackets in brackets weigh a word"):
+        captions.name("fox", text, "a1111")
+    with pytest.raises(StageError, match="wanted at most 1,000,000"):
+        tokens.weighted(lambda piece: [1], text, "a1111")
+    assert captions.name(text, None) and tokens.weighted(lambda piece: [1], text, "none")
+    assert pieces("(fox:999999)") == [("fox", 999999)]
 
 
 @given(st.text(), st.none() | st.text())

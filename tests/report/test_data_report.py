@@ -112,6 +112,19 @@ def test_masks_and_centres_are_drawn_over_their_pictures(tmp_path):
     assert not yellow["plain.png"].any()
 
 
+@pytest.mark.parametrize("alpha", [255, 0])
+def test_an_empty_mask_file_is_a_reason_and_no_alpha_mask(tmp_path, alpha):
+    """Before: the picture was taken for one that had been replaced, and the stage failed."""
+    file = io.BytesIO()
+    Image.new("RGBA", (96, 96), (255, 255, 255, alpha)).save(file, "PNG")
+    files = {"a.png": file.getvalue(), "a.mask.png": b"", "b.png": picture(1), "c.png": picture(2)}
+    write(write_folder(tmp_path / "data", files), tmp_path / "out")
+    (row,) = [row for row in rows(tmp_path / "out/images.parquet") if row["path"] == "a.png"]
+    assert "empty" in row["rejected"]
+    made = thumbnails._make(open_source(str(tmp_path / "data")), row, 10**6)
+    assert np.array(Image.open(io.BytesIO(made))).min() > 250
+
+
 def test_text_from_outside_is_text_and_nothing_is_loaded(tmp_path):
     found = Page(write(pictures(tmp_path / "data"), tmp_path / "out").read_text(encoding="utf-8"))
     assert len(found.scripts) == 3  # the figures, Plotly and our own

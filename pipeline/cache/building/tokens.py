@@ -67,7 +67,7 @@ def length(ids: list[int]) -> int:
 def weighted(tokenizer: Callable[[str], list[int]], text: str, emphasis: str) -> tuple[list[int], list[float]]:
     """Ids of a caption, neither cut nor padded, without begin and end, and the weight of each. emphasis: none | a1111, of
     which each stretch of one weight is tokenized by itself, as there."""
-    pieces = weights_of_words.parse(text) if emphasis == "a1111" else [(text, 1.0)]
+    pieces = weights_of_words.pieces(text) if emphasis == "a1111" else [(text, 1.0)]
     found = [(tokenizer(piece), weight) for piece, weight in pieces]
     return [one for ids, _ in found for one in ids], [weight for ids, weight in found for _ in ids]
 
