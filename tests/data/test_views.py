@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.data.sets import SetsError
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.data.views import sizes_of, with_usual
+from pipeline.stage import StageError
 from tests.cache.cache_samples import TEXT_FINGERPRINT, caption, write_cache
 from tests.data.data_sets import name, picture, rows, write_folder
 
@@ -266,3 +268,21 @@ def test_without_views_plans_are_as_they_were():
     for repeats in (np.ones(50), np.linspace(0, 3, 50)):
         digest.update(epoch_plan(sizes, repeats, np.arange(3, 50), 7, 2, 4).tobytes())
     assert digest.hexdigest() == "70275850aadc657a"
+
+
+@pytest.mark.parametrize(
+    "usual, how, whose",
+    [("center", How(crops=4), "that of cache_latents"), ("random", How(crop="center", crops=4), "its own")],
+)
+def test_several_crops_of_one_center_are_refused(usual, how, whose):
+    """Before: one row was made and four were asked for."""
+    with pytest.raises(StageError, match=f"crops: 4, and its crop is center .{whose}"):
+        replace(USUAL, crop=usual).of(how)
+
+
+def test_one_crop_or_random_ones_are_not():
+    assert len(replace(USUAL, crop="random").of(How(crops=4)).variants) == 4
+    assert len(USUAL.of(How(crop="random", crops=4)).variants) == 4
+    assert len(USUAL.of(How(crops=1)).variants) == len(USUAL.of(How(flip=False)).variants) == 1
+    # A set may have the one crop of the center where cache_latents has several.
+    assert len(replace(USUAL, crop="random", crops=3).of(How(crop="center")).variants) == 1

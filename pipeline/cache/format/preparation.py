@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.cache.format.names import latent_row
 from pipeline.data.how import How
+from pipeline.stage import StageError
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,14 @@ class Preparation:
         return [(flip, crop) for flip in ((False, True) if self.flip else (False,)) for crop in range(crops)]
 
     def of(self, how: How) -> "Preparation":
-        """That of a set."""
+        """That of a set. Raises StageError where it wants several crops and has no other than the one in the center."""
         said = {name: value for name, value in vars(how).items() if value is not None}
+        if said.get("crops", 1) > 1 and said.get("crop", self.crop) != "random":
+            whose = "its own" if "crop" in said else "that of cache_latents"
+            raise StageError(
+                f"a set of data.images has crops: {said['crops']}, and its crop is center ({whose}): a picture has one "
+                "center; give the set crop: random, or remove its crops"
+            )
         return replace(self, **said)
 
     def row(self, image: bytes, flip: bool, crop: int, fingerprint: dict) -> bytes:
