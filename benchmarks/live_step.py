@@ -85,7 +85,7 @@ def steps(source: str, device, network) -> Iterator[float]:
     cache_latents.main(p)
     cache_text.main(p)
     originals = stage._originals(p) if source == "pictures" else None
-    data = open_data(stage.PATHS, stage.made_with(p), p.train, stage.preparation(p), originals)
+    data = open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), originals)
     trained, graphs = network
     build.start_encoders(data.reader, trained, config, stage.PATHS, device)
     wanted = objective(p.diffusion, p.train, config.vae.scaling_factor)

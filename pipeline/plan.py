@@ -12,7 +12,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline import cli, recorded, store
-from pipeline.cache.format.preparation import Preparation
+from pipeline.cache.format.preparation import usual
 from pipeline.contradictions.data import side_multiple
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params, load
@@ -250,12 +250,12 @@ def _run(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     params = load()
     counts_index = "images" not in given
     images, captions, counted = _counted(refuse, params) if counts_index else (given.pop("images"), None, None)
+    if given.get("resolution", params.index.resolution) != params.index.resolution:  # the buckets are other ones then
+        counted = None
     place = disk.look(store.root(), Path("outs"))
     if "steps" in given:
         given["epochs"] = None
     run = replace(from_params(params, images, captions, counted=counted), **given)
-    if run.resolution != params.index.resolution:  # the buckets are other ones then
-        run = replace(run, counted=None)
     multiple = side_multiple(CONFIGS[run.config])
     if run.resolution % multiple:
         refuse(f"--resolution must be a multiple of {multiple}, found {run.resolution}")
@@ -283,9 +283,7 @@ def _counted(refuse: Callable[[str], None], params: Params) -> tuple[int, int, v
     images, captions = count_index(INDEX)
     if not images:
         refuse(f"{INDEX} lists no picture that is used: say how many with --images")
-    p = params.cache_latents
-    how = Preparation(p.store, p.crop, p.crops, p.flip, p.interpolation, tuple(p.background))
-    return images, captions, views.count(INDEX, how)
+    return images, captions, views.count(INDEX, usual(params.cache_latents))
 
 
 if __name__ == "__main__":

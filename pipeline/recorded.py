@@ -46,9 +46,7 @@ def take(stage: str, params: Params) -> Recorded:
     values = {name: value for key in listed.get("params", []) for name, value in leaves(key, _value(params, key))}
     # Pictures alone may be far away. An address as base or tokenizer is a path that is not there; its stage says so.
     far = params.data.images if "://" in params.data.images else None
-    return Recorded(
-        _code(), values, {place: _far_files(place) if place == far else _files(place) for place in places}
-    )
+    return Recorded(_code(), values, {place: _far_files(place) if place == far else _files(place) for place in places})
 
 
 def deps(stage: str, params: Params) -> list[str]:

@@ -7,7 +7,7 @@ from pipeline import hardware
 from pipeline.cache.building import engine, pictures, ranks
 from pipeline.cache.building.latents import make_job
 from pipeline.cache.format import fingerprint, stand_in
-from pipeline.cache.format.preparation import Preparation
+from pipeline.cache.format.preparation import usual
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
@@ -20,7 +20,7 @@ OUT = "outs/latents"
 
 def main(params: Params) -> None:
     p, config = params.cache_latents, params.model.config
-    preparation = Preparation(p.store, p.crop, p.crops, p.flip, p.interpolation, tuple(p.background))
+    preparation = usual(p)
 
     def describe() -> dict:
         return fingerprint.latents(

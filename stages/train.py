@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import hardware
 from pipeline.cache.building.tokens import check_vocabulary
 from pipeline.cache.format import fingerprint
-from pipeline.cache.format.preparation import Preparation
+from pipeline.cache.format.preparation import usual
 from pipeline.cache.reading.live import Originals
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
@@ -45,7 +45,7 @@ def main(params: Params) -> None:
     hardware.check(params, "device", "train", *(("cache_latents", "cache_text") if live else ()))
     paths = replace(PATHS, unet=_start(params))
     originals = _originals(params) if live else None
-    how = preparation(params), originals, params.cache_text.emphasis
+    how = usual(params.cache_latents), originals, params.cache_text.emphasis
     data = open_data(paths, made_with(params), params.train, *how)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
@@ -105,16 +105,17 @@ def _originals(params: Params) -> Originals:
     """The pictures and captions, with the fingerprints of what stands for them in outs/latents and outs/text."""
     tokenizer, config = params.model.tokenizer, params.model.config
     check_vocabulary(tokenizer, CONFIGS[config].clip_l.vocab_size, config)
-    latents, text, usual = params.cache_latents, params.cache_text, preparation(params)
+    latents, text = params.cache_latents, params.cache_text
+    how = usual(latents)
     return Originals(
         IMAGES,
         CAPTIONS,
         open_source(params.data.images, image_column=params.data.image_column),
         Path(tokenizer),
-        usual,
+        how,
         fingerprint.latents(
             PATHS.vae, config=config, precision=latents.precision, batch_size=latents.batch_size,
-            preparation=usual.fingerprint,
+            preparation=how.fingerprint,
         ),
         fingerprint.text(
             PATHS.clip_l, PATHS.clip_g, tokenizer, config=config, precision=text.precision, batch_size=text.batch_size,
@@ -126,23 +127,11 @@ def _originals(params: Params) -> Originals:
     )  # fmt: skip
 
 
-def preparation(params: Params) -> Preparation:
-    """How pictures were prepared whose sets say nothing of their own."""
-    return Preparation(
-        params.cache_latents.store,
-        params.cache_latents.crop,
-        params.cache_latents.crops,
-        params.cache_latents.flip,
-        params.cache_latents.interpolation,
-        tuple(params.cache_latents.background),
-    )
-
-
 def made_with(params: Params) -> dict[str, dict]:
     """What the caches' rows must say that they were made with, beside the encoders themselves. DVC sees to that; a
     train stage that is started by hand might find those of other settings."""
     latents = {"config": params.model.config, "precision": params.cache_latents.precision}
-    latents |= preparation(params).fingerprint
+    latents |= usual(params.cache_latents).fingerprint
     text = {
         "config": params.model.config,
         "precision": params.cache_text.precision,

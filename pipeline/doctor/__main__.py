@@ -11,10 +11,12 @@ from dataclasses import asdict, replace
 import pyarrow as pa
 
 from pipeline import cli, npu, params, plan
+from pipeline.cache.format.preparation import usual
 from pipeline.doctor import disks, inputs, machine
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, SKIPPED, Finding, look
 from pipeline.doctor.rehearsal import STEPS, rehearse
 from pipeline.doubts import doubts
+from pipeline.planning import views
 from pipeline.planning.run import Run, count_index, from_params
 
 _IMAGES = 1000  # taken where nothing is indexed yet
@@ -79,10 +81,11 @@ def _settings() -> list[Finding]:
 def _planned(found: params.Params) -> Run:
     """By the pictures that are indexed, or by some, on the device that the stages would find."""
     try:
-        counted = count_index(plan.INDEX)
+        images, captions = count_index(plan.INDEX)
+        rows = views.count(plan.INDEX, usual(found.cache_latents)) if images else None
     except (OSError, pa.ArrowException):
-        counted = (_IMAGES, None)
-    run = from_params(found, max(counted[0], 1), counted[1])
+        images, captions, rows = _IMAGES, None, None
+    run = from_params(found, max(images, 1), captions, rows)
     on_cpu = found.device.target == "CPU" or (found.device.target == "auto" and not npu.files())
     return replace(run, target="CPU") if on_cpu else run
 

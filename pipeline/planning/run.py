@@ -137,13 +137,7 @@ class Run:
         return self.batch_size * self.accumulation * self.devices
 
 
-def from_params(
-    params: Params,
-    images: int,
-    captions: int | None = None,
-    buckets: int | None = None,
-    counted: Counted | None = None,
-) -> Run:
+def from_params(params: Params, images: int, captions: int | None = None, counted: Counted | None = None) -> Run:
     train, device, latents = params.train, params.device, params.cache_latents
     target = "CPU" if device.target == "CPU" else "Ascend"
     shards = target == "Ascend" and train.optimizer == "adamw"
@@ -183,11 +177,7 @@ def from_params(
         keep_best=train.keep_best,
         merge_bytes=4 if params.merge.dtype == "float32" else 2,
         hccl_buffer=_buffer_megabytes() * 2**20,
-        buckets=counted.buckets
-        if counted
-        else buckets
-        if params.index.buckets
-        else 1 + len(params.index.further_resolutions),
+        buckets=counted.buckets if counted else _buckets(params),
         sinks=device.sink_size > 0,
         groups=groups.groups(train.groups),
         adapter=train.adapter,
@@ -205,6 +195,10 @@ def _buffer_megabytes() -> int:
     """As CANN reads it from the environment, which the ranks inherit."""
     said = os.environ.get("HCCL_BUFFSIZE", "")
     return int(said) if said.isascii() and said.isdigit() else BUFFER_MB
+
+
+def _buckets(params: Params) -> int | None:
+    return None if params.index.buckets else 1 + len(params.index.further_resolutions)
 
 
 def count_index(folder: Path) -> tuple[int, int]:

@@ -65,8 +65,8 @@ def open_data(
     if not len(subset):
         reader.close()
         raise StageError(
-            f"{paths.latents} has {reader.pictures(np.arange(reader.n))} pictures and train.validation_share {train.validation_share} leaves none "
-            "to train on"
+            f"{paths.latents} has {reader.pictures(np.arange(reader.n))} pictures and train.validation_share "
+            f"{train.validation_share} leaves none to train on"
         )
     subset = subset[reader.repeats[subset] > 0]
     once = subset
@@ -123,7 +123,8 @@ def count_steps(data: Data, train: params.Train, ranks: int) -> tuple[int, int]:
     global_batch = train.batch_size * train.gradient_accumulation_steps * ranks
     starts = epochs(data.reader, data.subset, train.seed, global_batch)
     per_epoch, end = starts.start(1), train.steps or starts.start(train.epochs)
-    made_of = f"train.epochs {train.epochs} of {per_epoch} steps, {data.reader.pictures(data.subset)} pictures in batches of {global_batch}"
+    pictures = data.reader.pictures(data.subset)
+    made_of = f"train.epochs {train.epochs} of {per_epoch} steps, {pictures} pictures in batches of {global_batch}"
     if end > _MOST_STEPS:
         raise StageError(f"{made_of}, are {end} steps; wanted at most {_MOST_STEPS}")
     if fault := warm_up_fault(train, end):

@@ -30,9 +30,8 @@ class Inputs:
 
     x_t: np.ndarray  # (b, 4, h, w) float32
     timesteps: np.ndarray  # (b,) float32
-    context: (
-        np.ndarray
-    )  # (b, tokens, context_dim) float32; where text encoders are trained (b, 2, chunks, 77) int32 ids
+    # (b, tokens, context_dim) float32; where text encoders are trained (b, 2, chunks, 77) int32 ids
+    context: np.ndarray
     vector: np.ndarray  # (b, vector_dim) float32, or then without the pooled text
     target: np.ndarray  # (b, 4, h, w) float32
     weight: np.ndarray  # (b,) float32, or where the cache has masks (b, 1, h, w); 0 for padding

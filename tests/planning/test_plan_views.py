@@ -1,5 +1,7 @@
 """A plan counts what several resolutions, neighbouring buckets and sets make of the pictures."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import plan
@@ -10,6 +12,7 @@ from pipeline.data.index import index
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.data.views import sizes_of, with_usual
+from pipeline.doctor import __main__ as doctor
 from pipeline.planning import disk, duration, views
 from pipeline.planning.run import from_params
 from tests.data.data_sets import picture, write_folder
@@ -53,3 +56,15 @@ def test_without_an_index_each_resolution_and_neighbor_counts():
     ) and "with 2 neighbouring bucket(s) at each; at most" in plan.report(several)
     squares = from_params(params(**{"index.further_resolutions": [96], "index.buckets": False}), 100)
     assert squares.buckets == 2
+
+
+def test_the_doctor_counts_the_rows_too(tmp_path, monkeypatch):
+    """Of resolutions that sets have of their own params.yaml says nothing."""
+    monkeypatch.setattr(plan, "INDEX", tmp_path)
+    images, side = pa.array([b"a" * 16, b"b" * 16], pa.binary(16)), pa.array([64, 64], pa.int32())
+    seen = pa.array([None, [0, 64, 64, 0, 128, 128]], pa.list_(pa.int32()))
+    columns = {"image": images, "path": ["a", "b"], "bucket_width": side, "bucket_height": side, "views": seen}
+    pq.write_table(pa.table(columns | {"rejected": pa.nulls(2, pa.string())}), tmp_path / "images.parquet")
+    pq.write_table(pa.table({"image": images, "caption": images}), tmp_path / "captions.parquet")
+    run = doctor._planned(params())
+    assert (run.images, run.rows, run.pixels, run.largest) == (2, 3, 2 * 64**2 + 128**2, 128)

@@ -229,6 +229,7 @@ def test_the_command_counts_the_index(capsys, project):
     counted = from_params(params(), *count_index(project / "outs/index"))
     assert disk.cache_bytes(counted) == 40 * latent + 8 * caption
     assert "Caches of 77 pictures:" in said(capsys, "--images", "77")[1]
+    assert "Graphs to compile: an index says how many" in said(capsys, "--resolution", "128")[1]
 
 
 def test_an_index_of_other_settings_is_named(capsys, project):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.cache.format.preparation import usual
 from pipeline.cache.reading.live import LiveReader
 from pipeline.cache.reading.plan import epoch_plan
 from pipeline.models import config
@@ -53,7 +54,7 @@ def open_reader(root: Path, **changes):
     p = params(**changes)
     with contextlib.chdir(root):
         originals = stage._originals(p) if p.train.source == "pictures" else None
-        opened = data.open_data(stage.PATHS, stage.made_with(p), p.train, stage.preparation(p), originals)
+        opened = data.open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), originals)
     opened.reader.encode_pixels, opened.reader.encode_ids = encode_pixels, encode_ids
     return opened
 
@@ -153,7 +154,7 @@ def fine_tune(root: Path, device, out: Path, **changes):
     with contextlib.chdir(root):
         originals = stage._originals(p) if p.train.source == "pictures" else None
         paths = data.Paths(**vars(stage.PATHS) | {"out": out})
-        opened = data.open_data(paths, stage.made_with(p), p.train, stage.preparation(p), originals)
+        opened = data.open_data(paths, stage.made_with(p), p.train, usual(p.cache_latents), originals)
         end, _ = data.count_steps(opened, p.train, 1)
         training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1, end)
         run.fine_tune(training, opened, paths, "tiny", device, p.diffusion, p.train)

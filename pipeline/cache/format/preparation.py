@@ -2,10 +2,14 @@
 
 import json
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pipeline.cache.format.names import latent_row
 from pipeline.data.how import How
 from pipeline.stage import StageError
+
+if TYPE_CHECKING:
+    from pipeline.params import CacheLatents
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,9 @@ class Preparation:
         """The name of a row in a cache of this `fingerprint`: what differs from it is in the name."""
         own = {name: value for name, value in self.fingerprint.items() if fingerprint.get(name, value) != value}
         return latent_row(image, flip, crop, json.dumps(own, sort_keys=True).encode() if own else b"")
+
+
+def usual(latents: "CacheLatents") -> Preparation:
+    """That of params.yaml, for pictures whose sets say nothing of their own."""
+    background = tuple(latents.background)
+    return Preparation(latents.store, latents.crop, latents.crops, latents.flip, latents.interpolation, background)

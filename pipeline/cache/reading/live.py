@@ -16,8 +16,10 @@ from pipeline.cache.building import captions, pictures, tokens
 from pipeline.cache.format import lookup, stand_in
 from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.reading import draws, views
-from pipeline.cache.reading.reader import _PLACE, Batch, Reader
+from pipeline.cache.reading.reader import PLACE, Batch, Reader
 from pipeline.data.sources import Source
+
+_TIME_IDS = (*PLACE, "target_height", "target_width")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class LiveReader(Reader):
             names = [self._found.names[row].tobytes() for row in rows.tolist()]
             latents = [pictures.reduce_moments(one, form, name) for one, name in zip(moments, names)]
             context, pooled = (None, None) if self.gives_ids else self._encode_texts(ids.result())
-            time_ids = np.array([[one[name] for name in (*_PLACE, *_TARGET)] for one in numbers], np.int32)
+            time_ids = np.array([[one[name] for name in _TIME_IDS] for one in numbers], np.int32)
             masks = self._masks(numbers, moments.shape[2:]) if self.masked else None
             own = np.ascontiguousarray(ids.result()["id"]) if self.gives_ids else None
             return Batch(np.stack(latents), context, pooled, time_ids, samples, masks, own)
@@ -153,9 +155,6 @@ class LiveReader(Reader):
         encode = captions.chunk_encoder(self.encode_ids, self._originals.width_l)
         hidden, pooled = _in_parts(encode, ids, self._most["text"])
         return np.stack([tokens.join_chunks(one) for one in hidden]), pooled
-
-
-_TARGET = ("target_height", "target_width")
 
 
 def _halves(names: np.ndarray) -> dict[str, np.ndarray]:

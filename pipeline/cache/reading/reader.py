@@ -24,7 +24,7 @@ from pipeline.cache.reading.rows import CacheError, Origin, Rows, damaged
 from pipeline.stage import shown
 
 _OPEN_FILES = 256
-_PLACE = ("original_height", "original_width", "crop_top", "crop_left")
+PLACE = ("original_height", "original_width", "crop_top", "crop_left")
 _SHAPE = ("target_width", "target_height", "channels", "latent_height", "latent_width")
 _SAMPLE = {  # columns of samples.parquet -> their type, and the value of a plain data set; -1 stands for null
     "repeats": (np.float64, 1),
@@ -42,9 +42,8 @@ class Batch:
     pooled: np.ndarray | None  # (b, pooled_dim) float32
     time_ids: np.ndarray  # (b, 6) int32: original height, width; crop top, left; target height, width
     images: np.ndarray  # (b,) int64 numbers of samples, -1 for padding
-    masks: np.ndarray | None = (
-        None  # (b, h, w) uint8: how much each latent pixel's loss counts; None: no row has a mask
-    )
+    # (b, h, w) uint8: how much each latent pixel's loss counts; None: no row has a mask
+    masks: np.ndarray | None = None
     ids: np.ndarray | None = None  # (b, 2, chunks, 77) int32 where text encoders are trained, and no context and pooled
 
 
@@ -105,7 +104,7 @@ class Reader:
             self.names[:, place] = half.astype(">u8").view(np.uint8).reshape(-1, 8)
 
     def _open_latents(self, folder: Path, origin: Origin, with_views: bool) -> None:
-        columns = ("target_width", "target_height", *_PLACE)
+        columns = ("target_width", "target_height", *PLACE)
         self._latents = Rows(shards.LATENTS, folder, origin, "row" if with_views else "image", columns, _SHAPE)
         self.masked = self._latents.masks is not None
         self._shapes = {}  # bucket (width, height) -> shape of a latent
@@ -258,7 +257,7 @@ class Reader:
         try:
             (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
             fill_text()
-            places = [self._latents.columns[name][rows] for name in _PLACE]
+            places = [self._latents.columns[name][rows] for name in PLACE]
             targets = (np.full(len(rows), side, np.int32) for side in (height, width))
             time_ids = np.stack([*places, *targets], axis=1)
         finally:
