@@ -74,6 +74,7 @@ def params(source: str):
 
 def steps(source: str, device, network) -> Iterator[float]:
     """Seconds of each step, from asking for it to its loss."""
+    from pipeline.cache.format.preparation import usual
     from pipeline.models.config import CONFIGS
     from pipeline.training import build, feed
     from pipeline.training.data import open_data
