@@ -36,8 +36,10 @@ def latents_bytes(run: Run) -> int:
 
 def cache_bytes(run: Run) -> int:
     """Both caches; without an index all pictures in square buckets."""
-    latents, text = cache_parts(run)
-    return bool(latents) * latents_bytes(run) + (run.images if run.captions is None else run.captions) * text
+    if run.encodes:
+        return 0
+    _, text = cache_parts(run)
+    return latents_bytes(run) + (run.images if run.captions is None else run.captions) * text
 
 
 def state_bytes(run: Run) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.cache.building.pictures import views_of
 from pipeline.cache.format.preparation import Preparation
 from pipeline.data.how import loads
 
@@ -25,21 +26,14 @@ class Counted:
 
 def count(folder: Path, preparation: Preparation) -> Counted:
     """Of outs/index. preparation: that of params.yaml. Views that are prepared alike share a row, as in the cache. Raises
-    OSError, pa.ArrowException."""
+    OSError, pa.ArrowException, StageError."""
     table = pq.read_table(
         folder / "images.parquet", columns=["image", "bucket_width", "bucket_height", "rejected", "views"]
     )
     hows = [preparation.of(how) for how in loads((table.schema.metadata or {}).get(b"how"))]
     table = table.filter(pc.is_null(table["rejected"]))
     picture = pc.dictionary_encode(table["image"].combine_chunks()).indices.to_numpy()
-    lists = table["views"].combine_chunks()
-    plain = lists.is_null().to_numpy(zero_copy_only=False)
-    sides = [table[name].to_numpy()[plain] for name in ("bucket_width", "bucket_height")]
-    views = [np.column_stack([picture[plain], np.zeros_like(picture[plain]), *sides])]
-    if not plain.all():
-        counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy() // 3
-        views.append(np.column_stack([np.repeat(picture, counts), pc.list_flatten(lists).to_numpy().reshape(-1, 3)]))
-    views = np.concatenate(views).astype(np.int64)
+    views = views_of(table, picture).astype(np.int64)
     kinds: dict[tuple, int] = {}  # how a row is prepared -> its number
     rows = []
     for number, how in enumerate(hows):

@@ -63,7 +63,7 @@ def open_pictures(images: str | Path, source: Source, fingerprint: dict, prepara
     preparations = [preparation.of(how) for how in loads((table.schema.metadata or {}).get(b"how"))]
     table = table.filter(pc.is_null(table["rejected"]))
     contents, first, picture = _distinct(lookup.as_names(table["image"]))
-    rows = _rows(contents, _views(table, picture), preparations, fingerprint)
+    rows = _rows(contents, views_of(table, picture), preparations, fingerprint)
     table = table.take(first)
     size = np.stack([table[name].to_numpy() for name in ("height", "width")], axis=1)
     columns = table["path"], table["mask"], table["focus"]
@@ -165,7 +165,7 @@ def _distinct(names: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return names[first], first, number
 
 
-def _views(table: pa.Table, picture: np.ndarray) -> np.ndarray:
+def views_of(table: pa.Table, picture: np.ndarray) -> np.ndarray:
     """(v, 4) int32, distinct and sorted: picture, how, and height and width of the bucket. table: images.parquet's rows,
     `picture` (n,) of each."""
     lists = table["views"].combine_chunks()
