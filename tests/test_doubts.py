@@ -228,3 +228,13 @@ def test_loras_of_a_unet_that_is_not_trained_are_doubted():
 
 def test_the_demo_is_not_doubted():
     assert list(doubts(params.check(TINY, "params.yaml"))) == []
+
+
+@pytest.mark.parametrize("rate, said", [(1e-4, True), (2e-5, True), (1e-5, False), (2e-6, False)])
+def test_a_rate_of_sdxls_text_encoders(rate, said):
+    """The preset's own is none of the tiny model's."""
+    tree = changed(SDXL, {"train.source": "pictures", "train.text_encoders": "clip_l"})
+    found = changed(tree, {"train.text_encoder_learning_rate": rate})
+    key = "train.text_encoder_learning_rate"
+    assert (key in dict(doubts(params.check(found, "params.yaml")))) == said
+    assert key not in dict(doubts(params.check(tree, "params.yaml")))
