@@ -8,17 +8,18 @@ from pipeline.data.said import Box
 
 def shares(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     """(n, 4) float32 shares of the sides of pictures of (n,) widths and heights, from `boxes` (n, 4) float64 as said.Box
-    has them, rows of NaN for none; and why pictures are not used whose box lies outside, by row."""
+    has them, rows of NaN for none; and why pictures are not used whose box lies outside, by row. What lies outside by no
+    more than a pixel, as sums of rounded numbers do, is cut to the edge."""
     sides = np.stack([widths, heights, widths, heights], axis=1).astype(np.float64)
     in_pixels = (boxes > 1).any(axis=1)
     found = np.where(in_pixels[:, None], boxes / sides, boxes)
-    outside = np.flatnonzero((found > 1).any(axis=1))
+    outside = np.flatnonzero(in_pixels & (boxes > sides + 1).any(axis=1))
     reasons = {
         int(row): f"focus outside: {', '.join(f'{edge:g}' for edge in boxes[row])} (left, top, right, bottom), and the "
         f"upright picture is {widths[row]}×{heights[row]}; mend its focus or bbox"
         for row in outside
     }
-    return found.astype(np.float32), reasons
+    return np.minimum(found, 1).astype(np.float32), reasons
 
 
 def column(found: np.ndarray) -> pa.Array:

@@ -10,6 +10,7 @@ TIMES = ("repeats", "weight")  # columns that say how often an epoch has a pictu
 MOST_TIMES = 100_000
 FOCUS = ("focus", "bbox")  # columns that say where its centre of interest is; where both do, the first
 _MOST_BOXES = 1000
+_ROUNDED = 1e-3  # by so much shares may lie outside: sums of rounded numbers do
 _FORMS = {
     "focus": "[x, y] or [left, top, right, bottom]",
     "bbox": "[x, y, width, height], as COCO has it, or a list of such boxes",
@@ -74,9 +75,9 @@ def _boxes(name: str, value: Any) -> list[Box] | None:
         return None
     are_shares = all(number <= 1 for one in several for number in one)
     found = [_box(name, *one) for one in several]
-    if not all(found) or are_shares and any(max(one) > 1 for one in found):
+    if not all(found) or are_shares and any(max(one) > 1 + _ROUNDED for one in found):
         return None
-    return found
+    return [tuple(min(edge, 1.0) for edge in one) for one in found] if are_shares else found
 
 
 def _box(name: str, *numbers: float) -> Box | None:

@@ -297,3 +297,16 @@ def test_a_changed_focus_is_not_passed_over(tmp_path):
     job = latents.make_job(tmp_path / "index/images.parquet", open_source(str(data)), HOW.fingerprint, HOW, vae, 3, 2)
     with pytest.raises(StageError, match="is not the one that the index read"):
         engine.build(job, tmp_path / "latents")
+
+
+def test_a_box_of_rounded_numbers_is_cut_to_the_edge(tmp_path):
+    """COCO's annotations have many whose sums lie a little outside."""
+    boxes = {"a": [172.5, 3.2, 27.8, 61.3], "b": [0.4, 0.2, 0.6001, 0.8], "c": [172.5, 3.2, 29.6, 60]}
+    rows = [{"file_name": f"{name}.png", "text": name, "bbox": box} for name, box in boxes.items()]
+    pictures = {f"{name}.png": WIDE[number] for number, name in enumerate(boxes)}
+    run(write_folder(tmp_path / "data", pictures | {"metadata.jsonl": jsonl(*rows)}), tmp_path / "out")
+    got = found(tmp_path / "out")
+    assert got["a.png"] == pytest.approx([172.5 / 200, 3.2 / 64, 1, 1]) and got["b.png"] == pytest.approx(
+        [0.4, 0.2, 1, 1]
+    )
+    assert "c.png" not in got and "focus outside: 172.5" in (tmp_path / "out/rejected.csv").read_text()
