@@ -35,9 +35,9 @@ def test_a_run_starts_from_other_weights(workspace, graphs, tmp_path, trained):
     other = tmp_path / "copy.ckpt"
     shutil.copy(path, other)
     run = start(workspace, tmp_path, *SETTINGS, f"train.init_from={other}")
-    assert "the same training is done" in run.communicate()[1]
+    assert "the same training is done" in run.wait()
     run = start(workspace, tmp_path, *SETTINGS)
-    assert "is done" not in run.communicate()[1]
+    assert "is done" not in run.wait()
 
 
 def test_weights_that_do_not_fit_are_refused(workspace, tmp_path, trained):

@@ -66,7 +66,7 @@ def start_again(workspace, store, *arguments) -> str:
     from tests.training.test_resume import start
 
     run = start(workspace, store, *SETTINGS, *arguments)
-    said = run.communicate()[1]
+    said = run.wait()
     assert run.returncode == 0, said[-2000:]
     return said
 

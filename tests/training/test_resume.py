@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.training import forked
 from tests.training.training_samples import ROOT, share_graphs, write_stub, write_workspace
 
 TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
@@ -44,16 +43,14 @@ def train(workspace, store, *arguments, code=0):
     finds no finished training."""
     shutil.rmtree(Path(store) / "trained", ignore_errors=True)
     run = start(workspace, store, *arguments)
-    said = run.communicate()[1]
+    said = run.wait()
     assert run.returncode == code, said[-2000:]
     return said
 
 
-def start(workspace, store, *arguments) -> subprocess.Popen:
+def start(workspace, store, *arguments) -> forked.Run:
     shutil.rmtree(workspace / "outs/train", ignore_errors=True)
-    command = [sys.executable, "-m", "tests.training.training_samples", "stub", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=workspace, env=environment(store), stdout=pipe, stderr=pipe, text=True)
+    return forked.Run(workspace, environment(store), arguments)
 
 
 def environment(store):
@@ -179,10 +176,10 @@ def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace,
         assert first.poll() is None
         time.sleep(0.02)
     waiting = start(second, store, *SETTINGS)
-    said = waiting.communicate()[1]
+    said = waiting.wait()
     assert f"waits for PID {first.pid}" in said and "which trains the same in" in said, said
     assert f"goes on: PID {first.pid}" in said
-    first.communicate()
+    first.wait()
     assert (first.returncode, waiting.returncode) == (-9 if dies else 0, 0)
     if dies:
         assert "goes on after step 3" in said
@@ -197,4 +194,4 @@ def test_a_second_run_of_the_same_waits_and_takes_what_the_first_made(workspace,
 def test_another_split_of_the_batch_takes_no_finished_outs(workspace, store):
     train(workspace, store, *SETTINGS)
     run = start(workspace, store, *SETTINGS, "train.batch_size=2", "train.gradient_accumulation_steps=2")
-    assert "is done" not in run.communicate()[1] and run.returncode == 0
+    assert "is done" not in run.wait() and run.returncode == 0
