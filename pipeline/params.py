@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
 
+from pipeline import unknown_keys
 from pipeline.contradictions import contradictions
 
 _SHOWN, _WIDTH = 20, 100  # faults of one file that an error lists, and letters of a value
@@ -390,6 +391,8 @@ def _lines(error: dict) -> list[str]:
         return error["msg"].split("\n")
     place = [part for before, part in zip((None, *error["loc"]), error["loc"]) if not _is_form(before, part)]
     key, message, found = ".".join(map(str, place)), error["msg"], error["input"]
+    if error["type"] == "extra_forbidden":
+        message = unknown_keys.words(Params, place)
     if not key:
         message = f"wanted a mapping of the sections {', '.join(Params.model_fields)}"
     if error["type"] == "missing":

@@ -7,6 +7,7 @@ does not fit a device or the disk."""
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from math import sqrt
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 from pipeline import cli, recorded, store
 from pipeline.cache.format.preparation import usual
 from pipeline.contradictions.data import side_multiple
+from pipeline.data.buckets import LEAST_SHARE
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params, load
 from pipeline.planning import device, disk, duration, host, timesteps, views
@@ -28,7 +30,7 @@ def report(run: Run, place: disk.Place | None = None, differs: list[str] = ()) -
     """`place`: the disk that the run will write to, None where that is not known. `differs`: of `index_differs`."""
     title = f"{run.config}, {run.devices} device(s) ({run.target}), batch {run.batch_size} on each"
     title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
-    title += f", {' and '.join(f'{one} x {one}' for one in run.resolutions)}, {run.precision}"
+    title += f", {_sizes(run, '{0} x {0}')}, {run.precision}"
     title += f", {run.adapter} of rank {run.rank}" if run.adapts else ""
     title += ", encoders in the loop" if run.encodes else ""
     head = [title, *_verdict(run, place), *_of_index(differs)]
@@ -156,12 +158,21 @@ def _disk(run: Run, place: disk.Place | None) -> list[str]:
 
 
 def _rows(run: Run) -> str:
-    of = f"at {' and '.join(map(str, run.resolutions))}"
+    of = f"at {_sizes(run, '{0}')}"
     of += f", with {run.neighbors} neighbouring bucket(s) at each" if run.neighbors else ""
     counted = "counted in the index" if run.counted else "at most"
     return (
         f"{run.rows:,} rows of latents to encode ({of}; {counted}), {run.pixels / 1e6:,.1f} megapixels through the VAE"
     )
+
+
+def _sizes(run: Run, form: str) -> str:
+    """The resolutions; where sets have others of their own, between which sizes the index's buckets are."""
+    low, high = min(run.resolutions), max(run.resolutions)
+    if run.counted and not (LEAST_SHARE * low**2 <= run.counted.smallest and run.counted.largest <= high**2):
+        low, high = (round(sqrt(pixels)) for pixels in (run.counted.smallest, run.counted.largest))
+        return f"{low}² to {high}² pixels (sets have resolutions of their own)"
+    return " and ".join(map(form.format, run.resolutions))
 
 
 def _time(run: Run, place: disk.Place | None) -> list[str]:

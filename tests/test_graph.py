@@ -27,6 +27,7 @@ PLUMBING = {
         "stage",
         "store",
         "times",
+        "unknown_keys",
     )  # fmt: skip
 } | {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline/contradictions").glob("*.py")}
 # Code -> what it reads beside itself.

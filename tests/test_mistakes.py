@@ -152,7 +152,7 @@ MISTAKES = {
     "another trainer's word for a device": Mistake(
         "index", r"device\.target: .*'CPU' or 'Ascend' \(found 'cuda'\)", {"device.target": "cuda"}
     ),
-    "another trainer's key": Mistake("index", r"train\.max_train_steps: Extra inputs", {"train.max_train_steps": 5}),
+    "another trainer's key": Mistake("index", r"train\.max_train_steps: there is no such key", {"train.max_train_steps": 5}),
     "yes for true": Mistake("index", r"train\.ema: .*valid boolean \(found 'yes'\)", {"train.ema": "yes"}),
     "width,height as resolution": Mistake(
         "index", r"index\.resolution: .*integer \(found \[1024, 1024\]\)", {"index.resolution": [1024, 1024]}

@@ -86,7 +86,7 @@ def bomb(first: str, item: str) -> str:
         (lambda text: text + "5: 1\n", "5: Keys should be strings"),
         (lambda text: text + "? {a: b}\n: 1\n", "unhashable key"),
         (lambda text: text + "z: " + "[" * 2000, "is not YAML"),
-        (lambda text: text + bomb("a0: &a0 [x]\n", "[*a{0}, *a{0}]"), "a39: Extra inputs|and 20 more"),
+        (lambda text: text + bomb("a0: &a0 [x]\n", "[*a{0}, *a{0}]"), "a39: there is no such key|and 20 more"),
         (lambda text: text + bomb("a0: &a0 {x: 1}\n", "{{<<: [*a{0}, *a{0}]}}"), "merge keys"),
         (lambda text: text.replace("  width: 64", "  width: " + "9" * 5000), "is not YAML.*digits"),
         (lambda text: text.replace("width: 64", "width: 0x" + "f" * 5000), "width: .*found a very large number"),
@@ -132,7 +132,7 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train.learning_rat": 1e-4}, r"train\.learning_rat: Extra inputs"),
+        ({"train.learning_rat": 1e-4}, r"train\.learning_rat: there is no such key"),
         ({"train.learning_rate": "fast"}, r"train\.learning_rate: .*number.*found 'fast'"),
         ({"train.learning_rate": 0.0}, r"train\.learning_rate: .*greater than 0"),
         ({"train.steps": 10.5}, r"train\.steps: .*integer"),

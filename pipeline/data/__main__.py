@@ -19,6 +19,7 @@ from pipeline.data.fit import reject
 from pipeline.data.sets import is_whole, members
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.summary import counted
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,14 +44,16 @@ def _run(given: argparse.Namespace) -> int:
     if given.json:
         cli.print_json(found)
     else:
-        print(f"{found['path']}: {found['form']}, {found['pictures']:,} pictures, {found['captioned']:,} with captions")
+        print(
+            f"{found['path']}: {found['form']}, {counted(found['pictures'], 'picture')}, {found['captioned']:,} with captions"
+        )
         if found["focused"]:
-            print(f"  {found['focused']:,} of them have a centre of interest (focus or bbox)")
+            print(f"  {counted(found['focused'], 'of them has', 'of them have')} a centre of interest (focus or bbox)")
         if found["masked"]:
-            print(f"  {found['masked']:,} of them have a mask file")
+            print(f"  {counted(found['masked'], 'of them has', 'of them have')} a mask file")
         print(f"  decoded {found['decoded']:,}, of which {found['used']:,} would be used")
         for name, count in found["sets"].items():
-            print(f"  set {name}: {count:,} pictures")
+            print(f"  set {name}: {counted(count, 'picture')}")
         for note in found["notes"]:
             print(f"  {note}")
         for kind, count in found["rejected"].items():

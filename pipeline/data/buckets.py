@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 
 SIDE_MULTIPLE = 32  # the VAE shrinks a side by 8, the UNet by 4 more, and its skip connections have to meet again
-_LEAST_SHARE = 0.9  # of the square's pixels: what SDXL's list keeps to
+LEAST_SHARE = 0.9  # of the square's pixels: what SDXL's list keeps to
 _NOT_IN_SDXL = (704, 1344)  # SDXL's list has 1344×704, but not this one, though every other size has its counterpart
 
 
@@ -27,9 +27,7 @@ def buckets(resolution: int, step: int) -> list[tuple[int, int]]:
     least = -(-resolution // (2 * step)) * step
     sides = range(least, 2 * resolution + 1, step)
     square = resolution**2
-    sizes = [
-        (width, height) for width in sides for height in sides if _LEAST_SHARE * square <= width * height <= square
-    ]
+    sizes = [(width, height) for width in sides for height in sides if LEAST_SHARE * square <= width * height <= square]
     sizes = [size for size in sizes if (resolution, step, size) != (1024, 64, _NOT_IN_SDXL)]
     largest = {Fraction(*size): size for size in sorted(sizes)}
     return [largest[ratio] for ratio in sorted(largest)]
@@ -45,11 +43,21 @@ def choose(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]]
     ratio.
 
     Near is the least |log(ratio) - log(bucket's ratio)|, so that 2:1 is as far from the square as 1:2 is. `sizes` go
-    from the tallest to the widest, as `buckets` gives them. A picture half-way between two goes to the taller one. Only
-    products and quotients are taken, no logarithms, so that every machine chooses alike."""
-    ratios = [width / height for width, height in sizes]
-    half_way = np.array([left * right for left, right in zip(ratios, ratios[1:])])  # square of the geometric mean
-    return np.searchsorted(half_way, np.square(np.asarray(widths, np.float64) / heights), side="left")
+    from the tallest to the widest, as `buckets` gives them. A picture half-way between two, such as a square one between
+    64×128 and 128×64, goes to the taller one. Squares of ratios are compared, each one division of whole numbers and no
+    logarithm: equal ones are equal on every machine."""
+    sides = np.array(sizes, np.float64).reshape(-1, 2)
+    return np.searchsorted(_half_way(sides[:-1], sides[1:]), _squared(widths, heights), side="left")
+
+
+def _squared(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Of ratios, exact but for the division."""
+    return np.square(np.asarray(widths, np.float64)) / np.square(np.asarray(heights, np.float64))
+
+
+def _half_way(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The square of the ratio half-way between two sizes (..., 2): of their geometric mean."""
+    return left[..., 0] * right[..., 0] / (left[..., 1] * right[..., 1])
 
 
 def nearest(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]], count: int) -> np.ndarray:
@@ -57,12 +65,11 @@ def nearest(widths: np.ndarray, heights: np.ndarray, sizes: list[tuple[int, int]
     beside it, each time the nearer one of both sides; k is `count`, or of fewer sizes all."""
     low = high = choose(widths, heights, sizes)
     found = [low]
-    squared = np.square(np.asarray(widths, np.float64) / heights)
-    ratios = np.array([width / height for width, height in sizes])
+    squared, sides = _squared(widths, heights), np.array(sizes, np.float64)
     for _ in range(min(count, len(sizes)) - 1):
         below, above = low - 1, high + 1
-        near, far = ratios[np.maximum(below, 0)], ratios[np.minimum(above, len(sizes) - 1)]
-        takes_below = (below >= 0) & ((above >= len(sizes)) | (squared <= near * far))  # as in `choose`
+        between = _half_way(sides[np.maximum(below, 0)], sides[np.minimum(above, len(sizes) - 1)])
+        takes_below = (below >= 0) & ((above >= len(sizes)) | (squared <= between))  # as in `choose`
         low, high = np.where(takes_below, below, low), np.where(takes_below, high, above)
         found.append(np.where(takes_below, below, above))
     return np.stack(found, axis=1)

@@ -3,23 +3,26 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.said import Box
+from pipeline.data.said import Box, Focus
+
+_ROUNDED = 1, 1e-3  # pixels, or shares, by which a focus may lie outside: sums of rounded numbers do
 
 
 def shares(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """(n, 4) float32 shares of the sides of pictures of (n,) widths and heights, from `boxes` (n, 4) float64 as said.Box
-    has them, rows of NaN for none; and why pictures are not used whose box lies outside, by row. What lies outside by no
-    more than a pixel, as sums of rounded numbers do, is cut to the edge."""
+    """(n, 4) float32 shares of the sides of pictures of (n,) widths and heights, from `boxes` (n, 5) float64 as
+    said.Focus has them, rows of NaN for none; and why pictures are not used whose focus lies outside, by row. What lies
+    outside by no more than a pixel or a thousandth of a side is cut to the edge."""
     sides = np.stack([widths, heights, widths, heights], axis=1).astype(np.float64)
-    in_pixels = (boxes > 1).any(axis=1)
-    found = np.where(in_pixels[:, None], boxes / sides, boxes)
-    outside = np.flatnonzero(in_pixels & (boxes > sides + 1).any(axis=1))
+    in_pixels = boxes[:, 4:] == 1
+    edges, ends = boxes[:, :4], np.where(in_pixels, sides, 1)
+    spare = np.where(in_pixels, *_ROUNDED)
+    outside = np.flatnonzero(((edges < -spare) | (edges > ends + spare)).any(axis=1))
     reasons = {
-        int(row): f"focus outside: {', '.join(f'{edge:g}' for edge in boxes[row])} (left, top, right, bottom), and the "
-        f"upright picture is {widths[row]}×{heights[row]}; mend its focus or bbox"
+        int(row): f"focus outside: {Focus(*boxes[row].tolist())}, and the upright picture is "
+        f"{widths[row]}×{heights[row]}; mend its focus or bbox"
         for row in outside
     }
-    return np.minimum(found, 1).astype(np.float32), reasons
+    return np.clip(edges / ends, 0, 1).astype(np.float32), reasons
 
 
 def column(found: np.ndarray) -> pa.Array:

@@ -34,7 +34,7 @@ from pipeline.data.part import (
     stamp,
     unread_caption,
 )
-from pipeline.data.said import FOCUS, Box, Said
+from pipeline.data.said import FOCUS, Focus, Said
 
 _Captions = list[tuple[str, str | None]]  # (text, text_2) each
 _MOST_JSON = 1 << 20  # bytes of a JSON beside a picture that may be about its centre of interest
@@ -119,6 +119,8 @@ class Folder:
             try:
                 own = self._focus(beside[stem])
             except captions.CaptionError as error:
+                others.remove(beside[stem])
+                unmatched.append(Unmatched(beside[stem], "file", f"not read: {error}"))
                 spoilt |= dict.fromkeys(rows_of_stem[there], f"focus not read: {error}")
                 continue
             if own is not None:
@@ -184,15 +186,15 @@ class Folder:
                     also[picture] = said[name]
         return described, also, lost
 
-    def _focus(self, path: str) -> Box | None:
+    def _focus(self, path: str) -> Focus | None:
         """What a JSON beside a picture says of its centre of interest; None for one that is about other things, or too
-        large to be about that alone. Raises CaptionError."""
+        large to be about that alone. Raises CaptionError, also for what is no JSON: it may have said one."""
         if os.path.getsize(self.file(path)) > _MOST_JSON:
             return None
         try:
             value = json.loads(self.read(path))
-        except (ValueError, RecursionError):
-            return None
+        except (ValueError, RecursionError) as error:
+            raise captions.CaptionError(f"{path}: not JSON: {error}; mend or remove it") from None
         if not isinstance(value, dict):
             return None
         return captions.said({name: value.get(name) for name in FOCUS}, path).focus
@@ -209,7 +211,7 @@ def _joined(before: Said, own: Said, where: str) -> Said:
     if None not in (before.times, own.times) and before.times != own.times:
         raise SourceError(f"{where} {own.times:g} times an epoch, {before.times:g} in a row before; wanted one number")
     if None not in (before.focus, own.focus) and before.focus != own.focus:
-        raise SourceError(f"{where} has its focus at {own.focus}, and at {before.focus} in a row before; wanted one")
+        raise SourceError(f"{where} has {own.focus} for its focus, and {before.focus} in a row before; wanted one")
     return Said(*(other if one is None else one for one, other in zip(before, own)))
 
 

@@ -34,6 +34,8 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: how the stored picture has to be turned
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What Pillow's readers say of bytes that end too early
+_CUT_OFF = re.compile("truncated|unpack_from requires a buffer|no more images in GIF", re.IGNORECASE)
 _MODE_OF_PROFILE = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 
 
@@ -66,6 +68,14 @@ def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None =
 
     Raises Rejected: empty, not an image, too many pixels, broken, unsupported pixels. MemoryError: it may be the
     picture's fault or not."""
+    try:
+        return _read(data, background, max_pixels)
+    except Image.DecompressionBombError:  # while it decodes Pillow asks for its bound again, now another thread's
+        with _guard:
+            return _read(data, background, max_pixels)
+
+
+def _read(data: bytes, background: tuple[int, int, int], max_pixels: int | None) -> Picture:
     if not data:
         raise Rejected("empty")
     form = next((name for name, (begins, _) in _READERS.items() if begins(data)), None)
@@ -84,14 +94,27 @@ def read(data: bytes, background: tuple[int, int, int], max_pixels: int | None =
             rgb = canvas
         upright = [layer and np.array(layer if turn is None else layer.transpose(turn)) for layer in (rgb, alpha)]
         return Picture(upright[0], profile_ignored, upright[1])
-    except (Rejected, MemoryError):
+    except (Rejected, MemoryError, Image.DecompressionBombError):
         raise
     except NotImplementedError as error:
         raise Rejected(f"unsupported pixels: {form} {_plain(error)}") from None
     except Exception as error:  # Pillow's readers raise nearly anything on broken data
         text = _plain(error)
         kind = "unsupported pixels" if re.match("Unsupported BMP|cannot handle", text) else "broken"
+        if _CUT_OFF.search(text) or _lacks(data, form):
+            text = "is cut off: its end is missing; get the file again"
         raise Rejected(f"{kind}: {form} {text}") from None
+
+
+def _lacks(data: bytes, form: str) -> bool:
+    """Whether a file is shorter than it says itself."""
+    if form == "WEBP":  # RIFF
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    at = 0
+    while form == "AVIF" and at < len(data):  # ISO 14496-12, 4.2: boxes, of which size 0 goes to the end
+        size = int.from_bytes(data[at : at + 4]) or len(data) - at
+        at += max(int.from_bytes(data[at + 8 : at + 16]) if size == 1 else size, 8)
+    return at > len(data)
 
 
 def _begins_avif(data: bytes) -> bool:
@@ -132,7 +155,7 @@ _READERS = {
     "AVIF": (_begins_avif, _open_avif),
 }
 FORMATS = tuple(_READERS)
-_guard = threading.Lock()
+_guard = threading.RLock()
 
 
 def _open(data: bytes, form: str, max_pixels: int | None) -> Image.Image:

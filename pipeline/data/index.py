@@ -21,7 +21,7 @@ from pipeline.data.how import How, dumps
 from pipeline.data.part import Part, SourceError, Unmatched, choose_pictures, some
 from pipeline.data.sets import WHOLE, Members, Set, check, is_whole, members, multipliers
 from pipeline.data.sources import Source
-from pipeline.data.summary import Summary, kind_of
+from pipeline.data.summary import Summary, counted, kind_of
 from pipeline.data.views import (
     USUAL,
     Choice,
@@ -34,6 +34,8 @@ from pipeline.data.views import (
     see,
 )  # fmt: skip
 from pipeline.stage import StageError
+
+_IN_NO_SET = "in no set"
 
 
 def index(
@@ -156,7 +158,7 @@ def _parts(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterat
             inside = np.zeros(len(part.paths), bool)
             inside[members(part, sets).picture] = True
             alone = part.paths.filter(pa.array(~inside)).to_pylist()
-            unmatched = [*part.unmatched, *(Unmatched(path, "picture", "in no set") for path in alone)]
+            unmatched = [*part.unmatched, *(Unmatched(path, "picture", _IN_NO_SET) for path in alone)]
             part = replace(choose_pictures(part, inside), unmatched=unmatched)
         if highest is not None:
             part = choose_pictures(part, _numbers(part) <= highest)
@@ -190,7 +192,7 @@ def _settings(summary: Summary, sets: tuple[Set, ...]) -> list[dict]:
     often = multipliers(sets, [summary.times[number] for number in range(len(sets))])
     if not is_whole(sets):
         summary.sets = [
-            f"set {one.name}: {summary.members[number]:,} pictures, {summary.times[number] * often[number]:,.10g} "
+            f"set {one.name}: {counted(summary.members[number], 'picture')}, {summary.times[number] * often[number]:,.10g} "
             f"samples an epoch{' (class pictures)' if one.class_images else ''}"
             for number, one in enumerate(sets)
         ]
@@ -344,6 +346,8 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
 
 def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: float | None) -> None:
     if not summary.files:
+        if any(one.reason == _IN_NO_SET for one in summary.unmatched):
+            raise StageError(f"no picture of data.images is in a set: {some(summary.places)}")
         raise StageError(f"data.images holds no pictures: {some(summary.places)}")
     if max_rejected is None:
         return
@@ -354,11 +358,14 @@ def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: floa
     small = "too small" in summary.reasons
     bounds = "; index.min_side and index.max_enlargement, with index.resolution, say what is too small" if small else ""
     if not summary.used:
-        raise StageError(f"all {summary.files:,} pictures are rejected ({reasons}){bounds}:\n{few}")
+        whole = "the one picture is" if summary.files == 1 else f"all {summary.files:,} pictures are"
+        raise StageError(f"{whole} rejected ({reasons}){bounds}:\n{few}")
     count = summary.reasons.total()
     if count > max_rejected * summary.files:
+        one, more = f"1 of {counted(summary.files, 'picture')} is rejected (", " pictures are rejected ("
+        rejection = one if count == 1 else f"{count:,} of {summary.files:,}{more}"
         raise StageError(
-            f"{count:,} of {summary.files:,} pictures are rejected ({reasons}), more than the share "
+            f"{rejection}{reasons}), more than the share "
             f"index.max_rejected = {max_rejected}; mend or remove them, or raise the share{bounds} (`python -m pipeline "
             f"data report` shows them):\n{few}"
         )

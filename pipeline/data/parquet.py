@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.data import captions, places
 from pipeline.data.far import Stamp
 from pipeline.data.part import Part, SourceError, Unmatched, beside, is_far, make_part, place_in, replaced
-from pipeline.data.said import FOCUS, TIMES, Box
+from pipeline.data.said import FOCUS, TIMES, Focus
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _pictures(place: str, status: Stamp, group: int, image_column: str) -> pa.Ch
 
 def _captions(
     place: str, status: Stamp, rows: int, caption_column: str
-) -> tuple[list[tuple[int, str, str | None, str]], dict[int, float], dict[int, Box]]:
+) -> tuple[list[tuple[int, str, str | None, str]], dict[int, float], dict[int, Focus]]:
     """Captions as make_part takes them, and of the pictures of which a column says it, how often an epoch has them and
     their centres of interest."""
     found, times, focus, row = [], {}, {}, 0

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.said import Box
+from pipeline.data.said import Focus
 from pipeline.stage import StageError
 
 STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
@@ -43,8 +43,8 @@ class Part:
 
     paths (n,) string: distinct names for Source.read. stamps (n, 4) int64: what `stamp` says of the file that holds the
     picture; as long as it stays, so does the picture. caption_rows (m,) int64: the picture that a caption belongs to,
-    as an index into paths; texts, texts_2 (m,) string, the latter with nulls. focus (n, 4) float64: the centre of interest as
-    said.Box has it, NaN for none. masks (n,) string: further names for
+    as an index into paths; texts, texts_2 (m,) string, the latter with nulls. focus (n, 5) float64: the centre of interest as
+    said.Focus has it, NaN for none. masks (n,) string: further names for
     Source.read, null where there is none; mask_stamps (n, 4) int64 of their files, of which those without a mask mean
     nothing."""
 
@@ -75,7 +75,7 @@ def make_part(
     spoilt: dict[int, str] | None = None,
     times: dict[int, float] | None = None,
     masks: dict[int, tuple[str, tuple[int, ...]]] | None = None,
-    focus: dict[int, Box] | None = None,
+    focus: dict[int, Focus] | None = None,
 ) -> Part:
     """A Part of plain lists; `captions` holds (index into paths, text, text_2, origin), `times` those that are not 1 by
     index into paths, `focus` those that have one and `masks` the (path, stamp) of each mask alike. Pictures that are `spoilt` (index into paths ->
@@ -104,9 +104,9 @@ def make_part(
     often = np.ones(len(paths))
     for row, value in (times or {}).items():
         often[row] = value
-    centres = np.full((len(paths), 4), np.nan)
-    for row, box in (focus or {}).items():
-        centres[row] = box
+    centres = np.full((len(paths), len(Focus._fields)), np.nan)
+    for row, one in (focus or {}).items():
+        centres[row] = one
     mask_stamps = np.zeros((len(paths), len(STAMP)), np.int64)
     for row, (_, of_file) in masks.items():
         mask_stamps[row] = of_file

@@ -10,7 +10,7 @@ TIMES = ("repeats", "weight")  # columns that say how often an epoch has a pictu
 MOST_TIMES = 100_000
 FOCUS = ("focus", "bbox")  # columns that say where its centre of interest is; where both do, the first
 _MOST_BOXES = 1000
-_ROUNDED = 1e-3  # by so much shares may lie outside: sums of rounded numbers do
+_HUGE = 1e300  # sums of such numbers are numbers too
 _FORMS = {
     "focus": "[x, y] or [left, top, right, bottom]",
     "bbox": "[x, y, width, height], as COCO has it, or a list of such boxes",
@@ -19,9 +19,25 @@ _FORMS = {
 Box = tuple[float, float, float, float]  # left, top, right, bottom; of a point twice the same
 
 
+class Focus(NamedTuple):
+    """A centre of interest as it is said. It may lie outside of the picture, whose size is not known here."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    in_pixels: bool  # of the upright picture; else in shares of its sides
+
+    def __str__(self) -> str:
+        numbers = self[:2] if self[:2] == self[2:4] else self[:4]
+        kind = "the point" if len(numbers) == 2 else "the box (left, top, right, bottom)"
+        unit = "pixels" if self.in_pixels else "shares of width and height"
+        return f"{kind} {', '.join(f'{edge:.10g}' for edge in numbers)} in {unit}"
+
+
 class Said(NamedTuple):
     times: float | None  # how often an epoch has the picture; None: once
-    focus: Box | None  # as shares of the upright picture's sides where all are 0 to 1, else in its pixels
+    focus: Focus | None
 
 
 def said(row: dict) -> Said:
@@ -47,43 +63,40 @@ def times(row: dict) -> float | None:
     return math.prod(found) if found else None
 
 
-def focus(row: dict) -> Box | None:
-    """By the columns `focus` and `bbox`; of several boxes the one around all. Raises ValueError."""
+def focus(row: dict) -> Focus | None:
+    """By the columns `focus` and `bbox`; of several boxes the one around all. Numbers are shares where none is beyond 1,
+    or below -1, else pixels. Raises ValueError."""
     for name in FOCUS:
         value = row.get(name)
         if value is None or isinstance(value, (str, list)) and not value:
             continue
-        boxes = _boxes(name, value)
-        if not boxes:
+        numbers = _numbers(name, value)
+        boxes = [_box(name, *one) for one in numbers]
+        if not boxes or not all(boxes):
             raise ValueError(
                 f"found {name} {str(value)[:100]!r}, wanted {_FORMS[name]}: the picture's centre of interest, in shares "
                 "of its width and height (all from 0 to 1) or in pixels; rename the column if it means something else"
             )
         left, top, right, bottom = zip(*boxes)
-        return min(left), min(top), max(right), max(bottom)
+        in_pixels = any(abs(number) > 1 for one in numbers for number in one)
+        return Focus(*map(float, (min(left), min(top), max(right), max(bottom))), in_pixels)
     return None
 
 
-def _boxes(name: str, value: Any) -> list[Box] | None:
-    """None for what is none."""
+def _numbers(name: str, value: Any) -> list[list[float]]:
+    """Of each point or box; none for what is none."""
     if isinstance(value, str):
         value = _of_text(value)
     if not isinstance(value, list):
-        return None
+        return []
     several = value if name == "bbox" and all(isinstance(one, list) for one in value) else [value]
-    if len(several) > _MOST_BOXES or not all(map(_is_numbers, several)):
-        return None
-    are_shares = all(number <= 1 for one in several for number in one)
-    found = [_box(name, *one) for one in several]
-    if not all(found) or are_shares and any(max(one) > 1 + _ROUNDED for one in found):
-        return None
-    return [tuple(min(edge, 1.0) for edge in one) for one in found] if are_shares else found
+    return several if len(several) <= _MOST_BOXES and all(map(_is_numbers, several)) else []
 
 
 def _box(name: str, *numbers: float) -> Box | None:
     if len(numbers) == 4 and name == "bbox":
         x, y, width, height = numbers
-        return x, y, x + width, y + height
+        return (x, y, x + width, y + height) if min(width, height) >= 0 else None
     if len(numbers) == 2 and name == "focus":
         return (*numbers, *numbers)
     return numbers if len(numbers) == 4 and numbers[0] <= numbers[2] and numbers[1] <= numbers[3] else None
@@ -103,4 +116,4 @@ def _is_numbers(one: Any) -> bool:
     if not isinstance(one, list) or not one:
         return False
     plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in one)
-    return plain and all(0 <= number < 2**31 for number in one)  # not a number is none of these
+    return plain and all(abs(number) < _HUGE for number in one)  # not a number is none of these

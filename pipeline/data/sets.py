@@ -53,6 +53,7 @@ class Set:
     masks: str | None = None  # folder of the data set whose pictures are the masks of those of the same name
     alpha_mask: bool | None = None  # whether a picture's alpha channel is its mask; None: index.alpha_mask
     left_out: tuple[str, ...] = ()  # pictures whose names, without the extension, end so
+    without: tuple[str, ...] = ()  # folders of the data set that are not of the set
 
     @property
     def rewrites(self) -> bool:
@@ -124,6 +125,8 @@ def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.
 def holds(one: Set, path: str) -> bool:
     """Whether a picture's path is in the set's folder, tar or Parquet file."""
     if one.left_out and posixpath.splitext(path)[0].endswith(one.left_out):
+        return False
+    if any(path.startswith(f"{folder}/") for folder in one.without):
         return False
     if not one.folder:
         return one.below or "/" not in path

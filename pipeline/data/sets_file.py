@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import params
+from pipeline import params, unknown_keys
 from pipeline.data import kohya, onetrainer
 from pipeline.data.folder import Folder
 from pipeline.data.kinds import SETS
+from pipeline.data.part import some
 from pipeline.data.said import MOST_TIMES
 from pipeline.data.sets import WHOLE, Set, SetsError
 from pipeline.data.sources import Source
@@ -21,7 +22,7 @@ from pipeline.data.variants import Rules
 
 _LONGEST = 1 << 20  # bytes of such a file
 _MOST = 1000  # sets
-_REPEATED = re.compile(r"([1-9][0-9]{0,2})_(.*)", re.S)  # a year, or 05_ of an order, is no number of repeats
+_REPEATED = re.compile(r"(0|[1-9][0-9]{0,2})_(.*)", re.S)  # a year, or 05_ of an order, is no number of repeats
 _RULES = ("shuffle_tags", "keep_tags", "drop_tags", "separator", "wildcards", "variants")
 _ORIGINS = {"txt": ".txt", "caption": ".caption", "table": ""}
 _Times = Annotated[float, Field(ge=0, le=MOST_TIMES)]
@@ -174,20 +175,33 @@ def _rules(one: _Set) -> Rules | None:
 
 
 def _line(error: dict[str, Any]) -> str:
-    key = ".".join(map(str, error["loc"])) or "the whole file"
-    return f"  {params.clip(key)}: {error['msg']} (found {params.short(error['input'])})"
+    *place, last = error["loc"] or ("the whole file",)
+    message = error["msg"]
+    if last == "[key]":  # of a mapping
+        last, message = place.pop(), f"there is no such key; {message.replace('Input should be', 'there are')}"
+    elif error["type"] == "extra_forbidden":
+        message = unknown_keys.words(File, [*place, last])
+    key = ".".join(map(str, [*place, last]))
+    return f"  {params.clip(key)}: {message} (found {params.short(error['input'])})"
 
 
 def _repeated(root: str) -> tuple[tuple[Set, ...], list[str]]:
-    """kohya's folders: 10_name repeats its pictures ten times, and those without a caption get the name."""
+    """kohya's folders: 10_name repeats its pictures ten times, and those without a caption get the name; 0_name is left
+    out (sd-scripts, library/config_util.py: num_repeats < 1)."""
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     matches = [match for name in names if (match := _REPEATED.fullmatch(name))]
     if not matches:
         return WHOLE, []
-    sets = [Set(match[0], folder=match[0], repeats=float(match[1]), caption=match[2].strip()) for match in matches]
-    note = "repeats are those of the folders' names, kohya's 10_name; a sets.yaml in the data set says otherwise"
-    return (*sets, Set("others", rest=True)), [note]
+    sets = [
+        Set(match[0], folder=match[0], repeats=float(match[1]), caption=match[2].strip())
+        for match in matches
+        if match[1] != "0"
+    ]
+    none = tuple(match[0] for match in matches if match[1] == "0")
+    notes = ["repeats are those of the folders' names, kohya's 10_name; a sets.yaml in the data set says otherwise"]
+    notes += [f"left out, as kohya does with 0 repeats: {some(list(none))}; rename what is to be used"] if none else []
+    return (*sets, Set("others", rest=True, without=none)), notes
 
 
 _READERS = {"sets.yaml": _own, "dataset.toml": kohya.read, "concepts.json": onetrainer.read}

@@ -11,6 +11,7 @@ from pipeline.data import captions, masks
 from pipeline.data.sets import members
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
+from pipeline.data.summary import counted
 from pipeline.models.config import CONFIGS
 
 
@@ -32,7 +33,7 @@ def _run(given: argparse.Namespace) -> None:
         for caption in one["captions"] or [{"share": 1, "text": "", "text_2": None}]:
             second = f"  | {caption['text_2']}" if caption["text_2"] else ""
             print(f"  {caption['share']:5.1%}  {caption['text'] or '(no caption)'}{second}")
-    print(f"{found['pictures']:,} pictures, {found['given']:,} distinct captions as given")
+    print(f"{counted(found['pictures'], 'picture')}, {counted(found['given'], 'distinct caption')} as given")
     each = found["bytes"] // max(found["rows"], 1)
     print(f"cache_text will have {found['rows']:,} rows of {each:,} bytes: {found['bytes'] / 1e9:.3f} GB")
 

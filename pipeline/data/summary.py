@@ -35,40 +35,48 @@ class Summary:
     sets: list[str] = field(default_factory=list)  # what each is
 
     def __str__(self) -> str:
-        lines = [f"index: {self.used:,} of {self.files:,} pictures are used"]
+        lines = [f"index: {self.used:,} of {counted(self.files, 'picture')} {'is' if self.used == 1 else 'are'} used"]
         known = max(self.files - self.read, 0)
-        lines += [f"index: {self.read:,} pictures were read" + (f", {known:,} have not changed" if known else "")]
+        unchanged = f", {counted(known, 'has', 'have')} not changed" if known else ""
+        lines += [f"index: {counted(self.read, 'picture was', 'pictures were')} read{unchanged}"]
         lines += [f"index:   rejected, {kind}: {count:,}" for kind, count in sorted(self.reasons.items())]
         lines += [
             f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())
         ]
         lines += [
-            f"index: {self.captions:,} captions; {self.without_caption:,} pictures have none and get the empty one"
+            f"index: {counted(self.captions, 'caption')}; "
+            f"{counted(self.without_caption, 'picture has none and gets', 'pictures have none and get')} the empty one"
         ]
         lines += [f"index: {line}" for line in self.sets]
         if self.copied:
             lines.append(
-                f"index: {self.copied:,} files are copies (copies.csv): each counts, and their pictures are encoded "
-                f"once: {some(self.copies)}"
+                f"index: {counted(self.copied, 'file is a copy', 'files are copies')} (copies.csv): each counts, and "
+                f"their pictures are encoded once: {some(self.copies)}"
             )
         if self.near:
             pairs = [f"{first} ~ {path}" for path, first, _ in self.near]
             lines.append(
-                f"index: {len(self.near):,} pictures look like another one (near.csv) and are used all the same: {some(pairs)}"
+                f"index: {counted(len(self.near), 'picture looks', 'pictures look')} like another one (near.csv) and "
+                f"{'is' if len(self.near) == 1 else 'are'} used all the same: {some(pairs)}"
             )
         if self.sets or self.often != self.samples:
-            lines.append(f"index: {self.samples:,} samples, {self.often:,.10g} an epoch")
+            lines.append(f"index: {counted(self.samples, 'sample')}, {self.often:,.10g} an epoch")
         if self.masked:
-            lines.append(f"index: {self.masked:,} of the used pictures have a mask")
+            lines.append(
+                f"index: {counted(self.masked, 'of the used pictures has', 'of the used pictures have')} a mask"
+            )
         if self.focused:
-            lines.append(f"index: {self.focused:,} of the used pictures have a centre of interest (focus or bbox)")
+            have = counted(self.focused, "of the used pictures has", "of the used pictures have")
+            lines.append(f"index: {have} a centre of interest (focus or bbox)")
         if self.enlarged:
             lines.append(
-                f"index: {self.enlarged:,} of the used pictures are enlarged, {shown_times(self.most_enlarged)} times at most"
+                f"index: {counted(self.enlarged, 'of the used pictures is', 'of the used pictures are')} enlarged, "
+                f"{shown_times(self.most_enlarged)} times at most"
             )
         if self.profiles_ignored:
             lines.append(
-                f"index: {self.profiles_ignored:,} pictures have a broken colour profile and are taken as sRGB"
+                f"index: {counted(self.profiles_ignored, 'picture has', 'pictures have')} a broken colour profile, taken "
+                "as sRGB"
             )
         damages = [f"{lost.path}: {lost.reason}" for lost in self.lost if kind_of(lost.reason) == "damaged"]
         lines += [f"index: {damage}" for damage in damages]
@@ -80,8 +88,15 @@ class Summary:
             for (what, reason), paths in sorted(groups.items())
         ]
         if self.others:
-            lines.append(f"index: {len(self.others):,} other files are left alone: {some(self.others)}")
+            lines.append(
+                f"index: {counted(len(self.others), 'other file is', 'other files are')} left alone: {some(self.others)}"
+            )
         return "\n".join(lines)
+
+
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """`1 picture`, `2,000 pictures`; more: where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def kind_of(reason: str) -> str:

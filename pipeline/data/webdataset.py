@@ -31,7 +31,7 @@ from pipeline.data.part import (
     shown,
     unread_caption,
 )
-from pipeline.data.said import Box
+from pipeline.data.said import Focus
 
 _MARK = re.compile(r"(?<=\.tar)!", re.IGNORECASE)
 _RECORDS = frozenset({".json"})
@@ -162,7 +162,7 @@ def _part(name: str, place: str, status: Stamp, largest: int, caption_column: st
         if mask in odd
     }
     times: dict[int, float] = {}
-    focus: dict[int, Box] = {}
+    focus: dict[int, Focus] = {}
     empty: dict[str, list[int]] = {}  # JSON without a caption -> the pictures of its sample
     for key, rows in samples.texts.items():
         for row in rows:

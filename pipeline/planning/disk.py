@@ -31,7 +31,9 @@ def cache_parts(run: Run) -> tuple[int, int]:
 
 
 def latents_bytes(run: Run) -> int:
-    return run.latent_channels * 2 * run.pixels // CONFIGS[run.config].vae.factor ** 2
+    """Of masks a byte for each latent pixel; what has one an index says."""
+    masked = run.counted.masked if run.counted else 0
+    return (run.latent_channels * 2 * run.pixels + masked) // CONFIGS[run.config].vae.factor ** 2
 
 
 def cache_bytes(run: Run) -> int:

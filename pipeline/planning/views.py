@@ -22,13 +22,15 @@ class Counted:
     pixels: int  # of all rows together
     buckets: int  # that are filled
     largest: int  # pixels of the largest bucket
+    smallest: int  # and of the smallest
+    masked: int  # pixels of the rows that have a mask
 
 
 def count(folder: Path, preparation: Preparation) -> Counted:
     """Of outs/index. preparation: that of params.yaml. Views that are prepared alike share a row, as in the cache. Raises
     OSError, pa.ArrowException, StageError."""
     table = pq.read_table(
-        folder / "images.parquet", columns=["image", "bucket_width", "bucket_height", "rejected", "views"]
+        folder / "images.parquet", columns=["image", "bucket_width", "bucket_height", "rejected", "mask", "views"]
     )
     hows = [preparation.of(how) for how in loads((table.schema.metadata or {}).get(b"how"))]
     table = table.filter(pc.is_null(table["rejected"]))
@@ -44,4 +46,6 @@ def count(folder: Path, preparation: Preparation) -> Counted:
     found = np.unique(np.concatenate(rows), axis=0)
     areas = found[:, 1] * found[:, 2]
     buckets = len(np.unique(found[:, 1:3], axis=0))
-    return Counted(len(found), int(areas.sum()), buckets, int(areas.max(initial=0)))
+    masked = areas[np.isin(found[:, 0], picture[table["mask"].is_valid().to_numpy()])]
+    ends = int(areas.max(initial=0)), int(areas.min(initial=areas.max(initial=0)))
+    return Counted(len(found), int(areas.sum()), buckets, *ends, int(masked.sum()))

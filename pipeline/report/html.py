@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from pipeline.data.summary import counted
 from pipeline.report.chart import Chart
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -25,7 +26,7 @@ def render(template: str, charts: list[Chart], /, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "duration": duration, "number": number, "value": value}
+    environment.filters |= {"size": size, "duration": duration, "number": number, "value": value, "counted": counted}
     scripts = [get_plotlyjs(), (_TEMPLATES / "script.js").read_text(encoding="utf-8")]
     html = environment.get_template(template).render(
         figures={chart.name: chart.figure for chart in charts},

@@ -90,6 +90,24 @@ def test_extremes_and_ties():
     ]
 
 
+@pytest.mark.parametrize("resolution, step", [(64, 32), (512, 64), (768, 64), (1024, 32), (1024, 64)])
+def test_pictures_half_way_go_to_the_taller_bucket(resolution, step):
+    """In whole numbers: of two buckets alone, each picture at the geometric mean of their ratios."""
+    sizes = buckets(resolution, step)
+    for place, tall in enumerate(sizes):
+        for wide in sizes[place + 1 :]:
+            (width, height), mirrored = (tall[0] * wide[0], tall[1] * wide[1]), tall == wide[::-1]
+            root = math.isqrt(width * height)
+            if root**2 != width * height:
+                continue  # no picture in whole numbers has this ratio
+            sides = (np.array([700]), np.array([700])) if mirrored else (np.array([width]), np.array([root]))
+            assert choose(*sides, [tall, wide]).tolist() == [0], (tall, wide)
+            assert nearest(*sides, [tall, wide], 2).tolist() == [[0, 1]]
+            if (resolution, resolution) in sizes[place + 1 :] and mirrored:
+                three = [tall, (resolution, resolution), wide]
+                assert nearest(*sides, three, 3).tolist() == [[1, 0, 2]]
+
+
 def test_one_bucket_takes_all():
     assert choose(np.array([5, 1]), np.array([1, 5]), [(64, 64)]).tolist() == [0, 0]
 

@@ -396,7 +396,7 @@ def test_dvc_runs_index_again_when_the_data_far_away_change(server, tmp_path, mo
     write_tar(tmp_path / "more/set/1.tar", {"x.png": picture(500, 70, 60)})
     put(server, tmp_path / "more/set", "watched")
     said = dvc("repro", "index")
-    assert "9 of 9 pictures are used" in said and "1 pictures were read" in said
+    assert "9 of 9 pictures are used" in said and "1 picture was read" in said
     lock = (root / "dvc.lock").read_text()
     assert "s3://watched/set" in lock and KEY not in lock and SECRET not in lock
 

@@ -61,6 +61,9 @@ def found(out: Path) -> dict[str, list[float] | None]:
         ({"focus": [100, 20]}, (100, 20, 100, 20)),
         ({"focus": "0.5, 0.25"}, (0.5, 0.25, 0.5, 0.25)),
         ({"focus": "[10, 20, 30, 40]"}, (10, 20, 30, 40)),
+        ({"focus": [-0.1, 0.5]}, (-0.1, 0.5, -0.1, 0.5)),
+        ({"focus": [2**40, 1]}, (2**40, 1, 2**40, 1)),
+        ({"bbox": [0.5, 0.5, 0.6, 0.25]}, (0.5, 0.5, 1.1, 0.75)),
         ({"focus": "10;20"}, (10, 20, 10, 20)),
         ({"bbox": [10, 20, 30, 40]}, (10, 20, 40, 60)),
         ({"bbox": [0.5, 0.5, 0.5, 0.25]}, (0.5, 0.5, 1, 0.75)),
@@ -70,14 +73,16 @@ def found(out: Path) -> dict[str, list[float] | None]:
     ],
 )
 def test_forms(row, wanted):
-    assert said(row).focus == wanted
+    found = said(row).focus
+    assert found == wanted if wanted is None else found[:4] == pytest.approx(wanted)
+    assert wanted is None or found.in_pixels == (max(wanted) > 2)
 
 
 @pytest.mark.parametrize(
     "row",
-    [{"focus": value} for value in ([1], [1, 2, 3], [1, "2"], [True, 2], [-0.1, 0.5], [float("nan"), 1], [float("inf"), 1],
-     [0.5, 0.5, 0.4, 0.6], [0.5, 0.6, 0.6, 0.5], "x", "1", "[1, 2", {"x": 1}, 7, [[1, 2]], [2**40, 1], "[" * 10_000)]
-    + [{"bbox": value} for value in ([1, 2], [0.5, 0.5, 0.6, 0.1], [[1, 2, 3, 4], [1, 2]], [[]], [[1, 2, 3, 4], 5],
+    [{"focus": value} for value in ([1], [1, 2, 3], [1, "2"], [True, 2], [float("nan"), 1], [float("inf"), 1],
+     [0.5, 0.5, 0.4, 0.6], [0.5, 0.6, 0.6, 0.5], "x", "1", "[1, 2", {"x": 1}, 7, [[1, 2]], [10**400, 1], "[" * 10_000)]
+    + [{"bbox": value} for value in ([1, 2], [1, 2, -3, 4], [[1, 2, 3, 4], [1, 2]], [[]], [[1, 2, 3, 4], 5],
                                      [[1, 2, 3, 4]] * 1001)],
 )  # fmt: skip
 def test_what_is_none_is_said(row):
@@ -130,15 +135,21 @@ def test_errors_name_the_row(tmp_path):
     run(write_tar(tmp_path / "tars/0.tar", members), tmp_path / "out")
     assert "caption not read: 0.tar!a.json: found focus" in (tmp_path / "out/rejected.csv").read_text()
     files = {"a.png": WIDE[0], "a.json": '{"focus": [3]}', "b.png": WIDE[1], "b.json": '{"focus": [250, 3]}'}
-    files |= {"c.png": WIDE[2], "c.json": "[not JSON", "d.png": WIDE[3]}
-    run(write_folder(tmp_path / "sidecar", files), tmp_path / "out")
+    files |= {"c.png": WIDE[2], "c.json": "[not JSON", "d.png": WIDE[3], "d.json": "[1]"}
+    summary = run(write_folder(tmp_path / "sidecar", files), tmp_path / "out")
     rejected = (tmp_path / "out/rejected.csv").read_text()
     assert "focus not read: a.json: found focus '[3]'" in rejected
-    assert "focus outside: 250, 3, 250, 3 (left, top, right, bottom), and the upright picture is 200×64" in rejected
-    assert set(found(tmp_path / "out")) == {"c.png", "d.png"}
+    assert "focus outside: the point 250, 3 in pixels, and the upright picture is 200×64" in rejected
+    assert "focus not read: c.json: not JSON: Expecting value" in rejected and summary.others == ["d.json"]
+    unmatched = (tmp_path / "out/unmatched.csv").read_text()
+    assert "a.json,file,not read: a.json: found focus" in unmatched.replace('"', "")
+    assert "c.json,file,not read: c.json: not JSON: " in unmatched.replace('"', "")
+    assert set(found(tmp_path / "out")) == {"d.png"}
     two = [{"file_name": "a.png", "text": text, "focus": [0.5, place]} for text, place in (("x", 0.5), ("y", 0.6))]
     data = write_folder(tmp_path / "two", {"a.png": WIDE[0], "metadata.jsonl": jsonl(*two)})
-    with pytest.raises(SourceError, match=r"metadata.jsonl:2: 'a.png' has its focus at \(0.5, 0.6, .* in a row before"):
+    with pytest.raises(
+        SourceError, match=r"metadata.jsonl:2: 'a.png' has the point 0.5, 0.6 in shares of .* in a row before"
+    ):
         run(data, tmp_path / "out")
     write_folder(data, {"metadata.jsonl": jsonl(two[0]), "a.json": '{"focus": [0.1, 0.1]}', "b.png": WIDE[1]})
     run(data, tmp_path / "out")
@@ -309,4 +320,50 @@ def test_a_box_of_rounded_numbers_is_cut_to_the_edge(tmp_path):
     assert got["a.png"] == pytest.approx([172.5 / 200, 3.2 / 64, 1, 1]) and got["b.png"] == pytest.approx(
         [0.4, 0.2, 1, 1]
     )
-    assert "c.png" not in got and "focus outside: 172.5" in (tmp_path / "out/rejected.csv").read_text()
+    assert (
+        "c.png" not in got
+        and "focus outside: the box (left, top, right, bottom) 172.5, 3.2, 202.1, 63.2 in pixels, and"
+        in (tmp_path / "out/rejected.csv").read_text()
+    )
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "tar", "parquet", "json"])
+@pytest.mark.parametrize(
+    "column, value, said",
+    [
+        ("focus", [-0.2, 0.5], "the point -0.2, 0.5 in shares of width and height, and the upright picture is 200×64"),
+        ("focus", [-20, 5], "the point -20, 5 in pixels, and the upright picture is 200×64"),
+        ("focus", [2**40, 5], "the point 1.099511628e+12, 5 in pixels"),
+        ("bbox", [0.8, 0.1, 0.5, 0.2], "the box (left, top, right, bottom) 0.8, 0.1, 1.3, 0.3 in shares"),
+        ("bbox", [180, -30, 10, 20], "the box (left, top, right, bottom) 180, -30, 190, -10 in pixels"),
+        ("bbox", [[10, 10, 5, 5], [190, 10, 20, 5]], "the box (left, top, right, bottom) 10, 10, 210, 15 in pixels"),
+    ],
+)
+def test_a_focus_outside_rejects_its_picture_alone(tmp_path, form, column, value, said):
+    """On whatever side and in whatever unit it is."""
+    value = [list(map(float, one)) if isinstance(one, list) else float(one) for one in value]
+    line, text = {"file_name": "a.png", "text": "x", column: value}, json.dumps(value)
+    data, two = tmp_path / "data", {"a.png": WIDE[0], "b.png": WIDE[1]}
+    if form == "jsonl":
+        write_folder(data, two | {"metadata.jsonl": jsonl(line, {"file_name": "b.png", "text": "y"})})
+    elif form == "csv":
+        write_folder(data, two | {"metadata.csv": f'file_name,text,{column}\na.png,x,"{text}"\nb.png,y,\n'})
+    elif form == "json":
+        write_folder(data, two | {"a.json": json.dumps({column: value})})
+    elif form == "tar":
+        write_tar(data / "0.tar", {"a.png": WIDE[0], "a.json": json.dumps(line), "b.png": WIDE[1], "b.txt": "y"})
+    else:
+        data = write_parquet(tmp_path / "x.parquet", {"image": WIDE[:2], "text": ["x", "y"], column: [value, None]})
+    summary = run(data, tmp_path / "out")
+    assert summary.reasons == {"focus outside": 1} and len(found(tmp_path / "out")) == 1
+    assert f"focus outside: {said}" in (tmp_path / "out/rejected.csv").read_text()
+    assert command.examine(str(data), params(), 4)["focused"] == 1
+
+
+def test_a_focus_a_little_outside_on_the_near_sides_is_cut_too(tmp_path):
+    boxes = {"a": [-0.6, -0.9, 100, 64], "b": [-0.0004, 0.2, 0.5, 0.5], "c": [-1.2, 0, 100, 64]}
+    lines = [{"file_name": f"{name}.png", "text": name, "bbox": box} for name, box in boxes.items()]
+    pictures = {f"{name}.png": WIDE[number] for number, name in enumerate(boxes)}
+    run(write_folder(tmp_path / "data", pictures | {"metadata.jsonl": jsonl(*lines)}), tmp_path / "out")
+    got = found(tmp_path / "out")
+    assert got.keys() == {"a.png", "b.png"} and got["a.png"][:2] == [0, 0] and got["b.png"][:2] == [0, 0.2]

@@ -366,7 +366,8 @@ def test_pictures_that_would_be_enlarged_too_much_are_rejected(tmp_path, bound, 
     assert summary.used == used == sum(row["rejected"] is None for row in found.values())
     assert summary.enlarged == used - 2
     assert summary.most_enlarged == {4: 1.6, 3: 64 / 52, 2: 1}[used]
-    assert f"{used - 2} of the used pictures are enlarged, {1.24 if used == 3 else 1.6} times at most" in str(
+    are = "is" if used == 3 else "are"
+    assert f"{used - 2} of the used pictures {are} enlarged, {1.24 if used == 3 else 1.6} times at most" in str(
         summary
     ) or (used == 2 and "enlarged" not in str(summary))
     if used < 4:
@@ -474,8 +475,8 @@ def test_stage(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "index: 2 of 2 pictures are used\nindex: 2 pictures were read" in done.stdout
     assert "index:   bucket 64×64: 1\nindex:   bucket 128×32: 1\n" in done.stdout
-    assert "1 pictures have none and get the empty one" in done.stdout
-    assert "1 other files are left alone: readme.md" in done.stdout
+    assert "1 picture has none and gets the empty one" in done.stdout
+    assert "1 other file is left alone: readme.md" in done.stdout
     write_folder(tmp_path / "data", {"b.txt": "x\ny"})
     assert stage(tmp_path / "run", "../data", caption_lines="one").returncode == 0
     assert sorted(text for _, text, _ in texts(tmp_path / "run/outs/index")) == ["", "x\ny"]
@@ -487,7 +488,7 @@ def test_stage(tmp_path):
 @pytest.mark.parametrize(
     "files, changes, message",
     [
-        ({"a.png": BROKEN, "b.png": A}, {}, "1 of 2 pictures are rejected (1 broken)"),
+        ({"a.png": BROKEN, "b.png": A}, {}, "1 of 2 pictures is rejected (1 broken)"),
         ({"a.png": A, "metadata.jsonl": "{"}, {}, "metadata.jsonl:1: not JSON"),
         ({"a.png": A}, {"bucket_step": 24}, "index.bucket_step: "),
         ({"readme.md": "x"}, {}, "holds no pictures"),

@@ -113,6 +113,7 @@ def test_a_picture_whose_mask_cannot_be_read_is_rejected_and_says_why(tmp_path):
     bad = {
         "broken": (b"\x89PNG\r\n\x1a\nno", "broken"),
         "empty": (b"", "empty"),
+        "short": (mask(0)[:60], "broken: PNG is cut off: its end is missing; get the file again"),
         "huge": (mask(0, 4000, 4000), "too many pixels"),
         "turned": (mask(0, 40, 80), "it is 40×80 and the picture 40×40"),
     }
@@ -131,7 +132,7 @@ def test_a_picture_whose_mask_cannot_be_read_is_rejected_and_says_why(tmp_path):
         assert reason in reasons[f"{word}.png"]
     assert "several masks: two-masklabel.png, two.mask.png; keep one" in reasons["two.png"]
     assert "mask not read: link.mask.png: broken link" in reasons["link.png"]
-    assert len(reasons) == 6
+    assert len(reasons) == 7
 
 
 def test_copies_with_other_masks_are_other_pictures_and_a_changed_mask_is_seen(tmp_path):

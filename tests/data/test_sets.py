@@ -13,6 +13,7 @@ from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.data.summary import Summary
 from pipeline.data.views import sizes_of
+from pipeline.stage import StageError
 from tests.data.data_sets import contents, jsonl, name, picture, rows, write_folder, write_parquet, write_tar
 
 P = [picture(number) for number in range(12)]
@@ -82,6 +83,27 @@ sets:
     assert "index: set cats: 2 pictures, 20 samples an epoch\nindex: set Dogs: 2 pictures, 2 samples" in said
     assert "set class: 2 pictures, 22 samples an epoch (class pictures)" in said
     assert "1 left alone (unmatched.csv), picture, in no set: g.png" in said and "other files" not in said
+
+
+def test_kohyas_folders_of_0_repeats_are_left_out_and_named(tmp_path):
+    files = {
+        "0_old/a.png": P[0],
+        "0_old/below/b.png": P[1],
+        "10_fox/c.png": P[2],
+        "d.png": P[3],
+        "00_cover/e.png": P[4],
+    }
+    data = write_folder(tmp_path / "data", files)
+    summary = run(data, tmp_path / "out")
+    assert {row["path"] for row in rows(tmp_path / "out/images.parquet")} == {"10_fox/c.png", "d.png", "00_cover/e.png"}
+    assert "2 left alone (unmatched.csv), picture, in no set: 0_old/a.png, 0_old/below/b.png" in str(summary)
+    notes = find(str(data), open_source(str(data)))[1]
+    assert "left out, as kohya does with 0 repeats: 0_old; rename what is to be used" in notes
+    with pytest.raises(StageError, match="no picture of data.images is in a set: "):
+        run(write_folder(tmp_path / "none", {"0_old/a.png": P[0]}), tmp_path / "out2")
+    sets = {"sets.yaml": "sets: [{folder: 0_old}]"}  # which says otherwise
+    run(write_folder(tmp_path / "data", sets), tmp_path / "out3")
+    assert {row["path"] for row in rows(tmp_path / "out3/images.parquet")} == {"0_old/a.png", "0_old/below/b.png"}
 
 
 def test_a_picture_of_two_sets(tmp_path):
@@ -223,7 +245,7 @@ def test_how_often_a_set_is_seen():
     [
         ("sets.yaml", "sets: [{folder: birds}]", r"sets.yaml: sets.0.folder: there is no 'birds' in "),
         ("sets.yaml", "sets: [{folder: ../other}]", r"'../other' is outside of .*, where DVC would see no change"),
-        ("sets.yaml", "sets: [{folder: cats, repeat: 2}]", r"sets.0.repeat: Extra inputs are not permitted"),
+        ("sets.yaml", "sets: [{folder: cats, repeat: 2}]", r"sets.0.repeat: there is no such key; did you mean repeats\?; there are alpha_mask, .*, wildcards \(found 2\)"),
         ("sets.yaml", "sets: [{folder: cats, repeats: -1}]", r"sets.0.repeats: Input should be greater than or equal"),
         ("sets.yaml", "sets: [{folder: cats, repeats: 2, weight: 1}]", r"sets.0: repeats and weight both say"),
         ("sets.yaml", "sets: [{folder: cats}, {folder: empty}]", r"the set 'empty' has no pictures that are used"),
@@ -243,7 +265,7 @@ def test_how_often_a_set_is_seen():
         ("concepts.json", '[{"path": "cats", "type": "PRIOR_PREDICTION"}]', r"0.type: found 'PRIOR_PREDICTION'"),
         ("concepts.json", '[{"path": "cats", "image": {"enable_random_hue": true}}]', r"enable_random_hue is not done"),
         ("concepts.json", '[{"name": "x"}]', r"0: no path"),
-        ("sets.yaml", "sets: [{folder: cats, chances: {png: 1}}]", r"sets.0.chances.png.*: Input should be 'txt'"),
+        ("sets.yaml", "sets: [{folder: cats, chances: {png: 1}}]", r"sets.0.chances.png: there is no such key; there are 'txt', 'caption' or 'table'"),
         ("sets.yaml", "sets: [{folder: cats, drop_tags: 2}]", r"sets.0.drop_tags: Input should be less than"),
         ("dataset.toml", TOML.replace("class_tokens", "secondary_separator"), r"secondary_separator is not done here"),
         ("dataset.toml", TOML.replace("num_repeats", "keep_tokens = -1\nnum_repeats"), r"keep_tokens: found -1"),

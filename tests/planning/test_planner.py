@@ -209,8 +209,8 @@ def write_index(project, pictures: int, captions: int) -> None:
     pq.write_table(
         pa.table(
             [pa.array(column, kind) for column, kind in zip(zip(*rows), kinds)]
-            + [pa.nulls(len(rows), pa.list_(pa.int32()))],
-            ["image", "path", "bucket_width", "bucket_height", "rejected", "views"],
+            + [pa.nulls(len(rows), pa.list_(pa.int32())), pa.nulls(len(rows), pa.string())],
+            ["image", "path", "bucket_width", "bucket_height", "rejected", "views", "mask"],
         ),
         project / "outs/index/images.parquet",
     )

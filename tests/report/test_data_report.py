@@ -93,7 +93,7 @@ def test_masks_and_centres_are_drawn_over_their_pictures(tmp_path):
     out = write(write_folder(tmp_path / "data", files), tmp_path / "out")
     found = Page(out.read_text(encoding="utf-8"))
     for text in (
-        "4 have none and get the empty one. 1 have a mask. 2 have a centre of interest.",
+        "4 have none and get the empty one. 1 has a mask. 2 have a centre of interest.",
         "Masks and centres of interest 3 of those",
         "64×64, masked",
         ", with a focus",

@@ -60,7 +60,7 @@ def test_the_first_group_that_matches_counts():
         ),
         ([{"pattern": "out.*", "learning_rate": 0.0}], r"groups\.0\.learning_rate: .*greater than"),
         ([{"pattern": "", "freeze": True}], r"groups\.0\.pattern: "),
-        ([{"patern": "out.*", "freeze": True}], r"groups\.0\.patern: Extra inputs"),
+        ([{"patern": "out.*", "freeze": True}], r"groups\.0\.patern: there is no such key"),
         ([{"pattern": "out.*", "learning_rate": 1e5}], r"weight_decay: must be below 1 / the learning rate \(100\)"),
     ],
 )
