@@ -534,3 +534,17 @@ def test_a_killed_stage_leaves_no_worker_no_out_and_no_rows(tmp_path):
     assert not (tmp_path / "store").exists() or not list((tmp_path / "store").rglob("*"))
     assert stage(tmp_path / "run", tmp_path / "data").returncode == 0
     assert contents(tmp_path / "run/outs/index") == contents(tmp_path / "clean/outs/index")
+
+
+def test_of_one_it_speaks_as_of_one(tmp_path):
+    data = write_folder(tmp_path / "data", {"a.png": A, "readme.md": ""})
+    said = str(run(data, tmp_path / "out", max_pixels=10**7))
+    for line in ("1 of 1 picture is used", "1 picture was read", "0 captions; 1 picture has none and gets the empty one",
+                 "1 other file is left alone: readme.md"):  # fmt: skip
+        assert f"index: {line}" in said
+    write_folder(data, {"a.txt": "a fox", "b.png": A, "b.txt": "b"})
+    said = str(run(data, tmp_path / "out", max_pixels=10**7))
+    assert "index: 1 file is a copy (copies.csv): each counts" in said and "index: 2 pictures were read" not in said
+    write_folder(tmp_path / "bad", {"a.png": BROKEN})
+    with pytest.raises(StageError, match=r"the one picture is rejected \(1 broken\)"):
+        run(tmp_path / "bad", tmp_path / "out", max_pixels=10**7, max_rejected=0.0)
