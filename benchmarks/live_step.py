@@ -85,8 +85,8 @@ def steps(source: str, device, network) -> Iterator[float]:
     p, config = params(source), CONFIGS["tiny"]
     cache_latents.main(p)
     cache_text.main(p)
-    originals = stage._originals(p) if source == "pictures" else None
-    data = open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), originals)
+    given = (stage._originals(p), stage._captions(p)) if source == "pictures" else ()
+    data = open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), *given)
     trained, graphs = network
     build.start_encoders(data.reader, trained, config, stage.PATHS, device)
     wanted = objective(p.diffusion, p.train, config.vae.scaling_factor)

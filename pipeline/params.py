@@ -287,6 +287,11 @@ class Train(Section):
     keep_best: bool
     patience: Interval
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether training reads captions themselves, and no cache of them."""
+        return self.source == "pictures" or self.text_encoders != "none"
+
 
 class Merge(Section):
     weights: Literal["raw", "ema", "best"] | Count

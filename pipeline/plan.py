@@ -32,7 +32,7 @@ def report(run: Run, place: disk.Place | None = None, differs: list[str] = ()) -
     title += f" x {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     title += f", {_sizes(run, '{0} x {0}')}, {run.precision}"
     title += f", {run.adapter} of rank {run.rank}" if run.adapts else ""
-    title += ", encoders in the loop" if run.encodes else ""
+    title += ", encoders in the loop" if run.encodes else ", text encoders in the loop" if run.reads_captions else ""
     head = [title, *_verdict(run, place), *_of_index(differs)]
     groups = [head, _memory(run), _host(run), _disk(run, place), _time(run, place)]
     return "\n\n".join("\n".join(lines) for lines in groups)

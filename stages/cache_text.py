@@ -1,6 +1,6 @@
 """Encode every caption once with both text encoders: outs/index/captions.parquet, clip_l.ckpt, clip_g.ckpt →
-outs/text. With train.source pictures nothing is encoded: the out says so, and by it DVC knows which captions training
-reads."""
+outs/text. With train.source pictures, and where text encoders are trained, nothing is encoded: the out says so, and by it
+DVC knows which captions training reads."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def main(params: Params) -> None:
         )
 
     made_with = describe()
-    if params.train.source == "pictures":
+    if params.train.reads_captions:
         names, _ = captions.distinct(Path(CAPTIONS), [""], p.emphasis)
         print(f"cache_text: {stand_in.write(OUT, 'text', made_with, (names,))}")
         return

@@ -1,5 +1,6 @@
 """Fine-tune the UNet on the caches, where the VAE and the text encoders are not even loaded; or with train.source pictures
-on the pictures and captions themselves, which both encode in every step.
+on the pictures and captions themselves, which both encode in every step; or with train.text_encoders on cached latents
+and captions, whose encoders are trained with it.
 
 outs/train/weights/unet.ckpt, unet_ema.ckpt with train.ema, those in between with train.save_interval and
 train.keep_best, and the curves in outs/train/live/. With train.adapter it is adapters that are trained, and the weights
@@ -17,6 +18,7 @@ from pipeline.cache.building.tokens import check_vocabulary
 from pipeline.cache.format import fingerprint
 from pipeline.cache.format.preparation import usual
 from pipeline.cache.reading.live import Originals
+from pipeline.cache.reading.texts import Captions
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params
@@ -36,16 +38,17 @@ PATHS = Paths(
     clip_g=Path("outs/convert/clip_g.ckpt"),
     out=Path("outs/train"),
 )
-IMAGES, CAPTIONS = Path("outs/index/images.parquet"), Path("outs/index/captions.parquet")  # of train.source pictures
+IMAGES, CAPTIONS = Path("outs/index/images.parquet"), Path("outs/index/captions.parquet")  # where no cache is read
 SOURCES = Path("outs/convert") / provenance.SOURCES  # which an adapter's file names
 
 
 def main(params: Params) -> None:
-    live = params.train.source == "pictures"
-    hardware.check(params, "device", "train", *(("cache_latents", "cache_text") if live else ()))
+    reads = {"cache_latents": params.train.source == "pictures", "cache_text": params.train.reads_captions}
+    hardware.check(params, "device", "train", *(section for section, read in reads.items() if read))
     paths = replace(PATHS, unet=_start(params))
-    originals = _originals(params) if live else None
-    how = usual(params.cache_latents), originals, params.cache_text.emphasis
+    originals = _originals(params) if reads["cache_latents"] else None
+    captions = _captions(params) if reads["cache_text"] else None
+    how = usual(params.cache_latents), originals, captions, params.cache_text.emphasis
     data = open_data(paths, made_with(params), params.train, *how)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
@@ -102,29 +105,35 @@ def _start(params: Params) -> Path:
 
 
 def _originals(params: Params) -> Originals:
-    """The pictures and captions, with the fingerprints of what stands for them in outs/latents and outs/text."""
-    tokenizer, config = params.model.tokenizer, params.model.config
-    check_vocabulary(tokenizer, CONFIGS[config].clip_l.vocab_size, config)
-    latents, text = params.cache_latents, params.cache_text
-    how = usual(latents)
+    """The pictures, with the fingerprint of what stands for them in outs/latents."""
+    latents, how = params.cache_latents, usual(params.cache_latents)
     return Originals(
         IMAGES,
-        CAPTIONS,
         open_source(params.data.images, image_column=params.data.image_column),
-        Path(tokenizer),
         how,
         fingerprint.latents(
-            PATHS.vae, config=config, precision=latents.precision, batch_size=latents.batch_size,
+            PATHS.vae,
+            config=params.model.config,
+            precision=latents.precision,
+            batch_size=latents.batch_size,
             preparation=how.fingerprint,
         ),
-        fingerprint.text(
-            PATHS.clip_l, PATHS.clip_g, tokenizer, config=config, precision=text.precision, batch_size=text.batch_size,
-            chunks=text.chunks,
-        ),
         latents.workers,
+    )
+
+
+def _captions(params: Params) -> Captions:
+    """The captions, with the fingerprint of what stands for them in outs/text."""
+    tokenizer, config, text = params.model.tokenizer, params.model.config, params.cache_text
+    check_vocabulary(tokenizer, CONFIGS[config].clip_l.vocab_size, config)
+    how = {"config": config, "precision": text.precision, "batch_size": text.batch_size, "chunks": text.chunks}
+    return Captions(
+        CAPTIONS,
+        Path(tokenizer),
+        fingerprint.text(PATHS.clip_l, PATHS.clip_g, tokenizer, **how),
         text.emphasis,
         CONFIGS[config].clip_l.width,
-    )  # fmt: skip
+    )
 
 
 def made_with(params: Params) -> dict[str, dict]:

@@ -36,7 +36,6 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"train.init_from": "outs/train/weights/unet.ckpt"}, r"train\.init_from: .*is an out of the stages"),
         ({"train.source": "pictures", "cache_latents.crop": "random", "cache_latents.crops": 2},
          r"cache_latents\.crops: must be 1 with train\.source pictures"),
-        ({"train.text_encoders": "both"}, r"train\.text_encoders: both needs source pictures"),
         ({"train.source": "pictures", "train.text_encoders": "clip_l", "cache_text.emphasis": "a1111"},
          r"cache_text\.emphasis: must be none with train\.text_encoders clip_l"),
         ({"train.source": "pictures", "train.text_encoders": "clip_l", "train.adapter": "lora"},

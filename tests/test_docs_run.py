@@ -234,7 +234,7 @@ NAMED = [  # in sentences and tables, and on other pages
     "dvc exp run -S model.lora_folder=/path/to/loras -S 'model.loras=[{path: style.safetensors, weight: 0.8}]'",
     "dvc exp run --queue -S 'train.rank=8,16,32,64' -S train.adapter=lora",
     "dvc exp run -S train.source=pictures -S cache_latents.crop=random -S cache_latents.flip=true",
-    "dvc exp run -S train.source=pictures -S train.text_encoders=clip_l -S train.text_encoder_learning_rate=1e-5",
+    "dvc exp run -S train.text_encoders=clip_l -S train.text_encoder_learning_rate=1e-5",
     *("make report", "make report AGAINST=presets/tiny.yaml", "export PIPELINE_STORE=/shared/store"),
     *("dvc add my-pictures", "dvc add data/base/sd_xl_base_1.0.safetensors"),
 ]

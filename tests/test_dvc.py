@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from pipeline.weights.adapters.file import write
+from pipeline.weights.chosen import trained_parts
 
 stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["train"]
 params = yaml.safe_load(Path("params.yaml").read_text())
@@ -42,7 +43,8 @@ for out in [o for kind in ("outs", "metrics", "plots") for o in stage.get(kind, 
     folder = out if not out.suffix else out.parent
     folder.mkdir(parents=True, exist_ok=True)
     (out if out.suffix else out / "stand_in.json").write_text(json.dumps({"digest": int(digest.hexdigest()[:6], 16)}))
-weights = bytearray(Path("outs/convert/unet.ckpt").read_bytes())
+parts = [*trained_parts(params["train"]["text_encoders"]), "unet"]
+weights = bytearray(b"".join(Path(f"outs/convert/{part}.ckpt").read_bytes() for part in parts))
 found = digest.digest()
 weights[-2:] = bytes([found[0], found[1] & 0x3F])  # the last tensor's last value, below 2
 if params["train"]["adapter"] == "none":
@@ -200,6 +202,27 @@ def test_pictures_in_place_of_a_cache(project):
     assert ran(project, *live) == ["index", "cache_latents", "cache_text", "train", "merge", "sample"]
     output = dvc(project, "exp", "run", "-S", "train.source=cache")
     assert "1 encoded" in output and stages_of(output) == ["cache_latents", "cache_text", "train", "merge", "sample"]
+
+
+def test_text_encoders_that_are_trained(project):
+    """The captions' cache is not made, and that of the latents stays. A changed caption trains again, another way to write
+    the pictures' places does not."""
+    taught = ["exp", "run", "-S", "train.text_encoders=clip_l"]
+    assert ran(project, *taught) == ["cache_text", "train", "merge", "sample"]
+    assert [path.name for path in (project / "outs/text").iterdir()] == ["not-cached.json"]
+    assert list((project / "outs/latents").glob("*.parquet"))
+    both = [*taught[:-1], "train.text_encoders=both"]  # the same captions, so that the out stays
+    assert ran(project, *both) == ["cache_text", "train", "merge", "sample"]
+    assert ran(project, *both, "-S", "train.text_encoder_learning_rate=2e-4") == ["train", "merge", "sample"]
+    edit(project / "data/images/metadata.jsonl", "picture 0", "a nullth picture")
+    assert ran(project, *both) == ["index", "cache_text", "train", "merge", "sample"]
+    (project / "data/images/0.png").rename(project / "data/images/moved.png")
+    edit(project / "data/images/metadata.jsonl", '"0.png"', '"moved.png"')
+    output = dvc(project, *both)
+    assert "train" not in stages_of(output)
+    output = dvc(project, "exp", "run", "-S", "train.text_encoders=none", "-S", "train.text_encoder_learning_rate=1e-4")
+    assert stages_of(output) == ["cache_text", "train", "merge", "sample"]
+    assert "captions in 1 shards: 1 encoded" in output  # the changed one
 
 
 def test_another_vae(project):

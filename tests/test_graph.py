@@ -38,7 +38,7 @@ HOW = {"index.workers", "cache_latents.workers"} | {
     f"device.{key}" for key in Params.model_fields["device"].annotation.model_fields if key not in ("workers", "nodes")
 }
 
-# What train reads with train.source pictures, and outs/latents and outs/text stand for: the contents of pictures,
+# What train reads where it encodes itself, and outs/latents and outs/text stand for: the contents of pictures,
 # captions and vocabulary, wherever they lie, and how they are encoded.
 IN_OUTS = {
     "data.images",
@@ -47,6 +47,8 @@ IN_OUTS = {
     "cache_latents.batch_size",
     "cache_text.batch_size",
 }
+# What of params is no key -> the keys that it follows from.
+FOLLOWS = {"train.reads_captions": {"train.source", "train.text_encoders"}}
 
 
 def module_file(name: str) -> Path | None:
@@ -130,7 +132,9 @@ def test_a_stage_is_given_the_params_that_it_reads(stage):
     text = (ROOT / f"stages/{stage}.py").read_text()
     read = set()
     for section, key in re.findall(r"\bparams\.(\w+)(?:\.(\w+))?", text):
-        if section in Params.model_fields:
+        if f"{section}.{key}" in FOLLOWS:
+            read |= FOLLOWS[f"{section}.{key}"]
+        elif section in Params.model_fields:
             read |= {f"{section}.{key}"} if f"{section}.{key}" in keys(section) else keys(section)
     listed = set()
     for key in STAGES[stage]["params"]:

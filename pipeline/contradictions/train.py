@@ -21,8 +21,6 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     if params.train.source == "pictures":
         yield from _pictures(params)
     if (found := params.train.text_encoders) != "none":
-        if params.train.source != "pictures":
-            yield "train.text_encoders", f"{found} needs source pictures: a cache has the base's encoders' text"
         if params.cache_text.emphasis != "none":
             yield (
                 "cache_text.emphasis",

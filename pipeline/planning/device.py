@@ -47,12 +47,13 @@ def stays(run: Run) -> Parts:
         parts["EMA"] = memory.in_float32(shapes)
     if run.accumulation > 1:
         parts["float32 totals of micro-batches' gradients"] = memory.in_float32(shapes)
+    of_vae, of_text = run.encoder_bytes
     if run.encodes:
-        of_vae, of_text = run.encoder_bytes
         vae = component_shapes(run.config, "vae").items()
         encoder = {name: shape for name, shape in vae if ".encoder." in name or ".quant_conv." in name}
-        texts = component_shapes(run.config, "clip_l") | component_shapes(run.config, "clip_g")
         parts["the VAE's encoder"] = of_vae * sum(map(prod, encoder.values()))
+    if run.reads_captions:
+        texts = component_shapes(run.config, "clip_l") | component_shapes(run.config, "clip_g")
         of_text = memory.SIZES[run.weights_dtype] if run.text_encoders != "none" else of_text
         parts["text encoders"] = of_text * sum(map(prod, texts.values()))
     if run.devices > 1 and run.target == "Ascend":

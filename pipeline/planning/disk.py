@@ -24,10 +24,8 @@ _PROBE = 32 * 2**20  # bytes
 def cache_parts(run: Run) -> tuple[int, int]:
     """(bytes of a picture's rows of latents, of a caption's text), in float16 but for the pooled text in float32; none
     where training encodes"""
-    config = CONFIGS[run.config]
-    if run.encodes:
-        return 0, 0
-    return latents_bytes(run) // run.images, config.text_bytes(run.chunks)
+    text = 0 if run.reads_captions else CONFIGS[run.config].text_bytes(run.chunks)
+    return 0 if run.encodes else latents_bytes(run) // run.images, text
 
 
 def latents_bytes(run: Run) -> int:
@@ -38,10 +36,8 @@ def latents_bytes(run: Run) -> int:
 
 def cache_bytes(run: Run) -> int:
     """Both caches; without an index all pictures in square buckets."""
-    if run.encodes:
-        return 0
     _, text = cache_parts(run)
-    return latents_bytes(run) + (run.images if run.captions is None else run.captions) * text
+    return (0 if run.encodes else latents_bytes(run)) + (run.images if run.captions is None else run.captions) * text
 
 
 def state_bytes(run: Run) -> int:

@@ -67,14 +67,19 @@ class Run:
     adapter_targets: tuple[str, ...] = ()
     lokr_factor: int = -1
     source: str = "cache"  # or "pictures"
-    encoder_bytes: tuple[int, int] = (4, 4)  # of a number in the VAE and in the text encoders, with pictures
+    encoder_bytes: tuple[int, int] = (4, 4)  # of a number in the VAE and in the text encoders, where training has them
     encoded_at_once: int = 1  # pictures
     text_encoders: str = "none"
 
     @property
     def encodes(self) -> bool:
-        """Whether the training has the encoders."""
+        """Whether the training has the VAE and both text encoders."""
         return self.source == "pictures"
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether it has the text encoders."""
+        return self.encodes or self.text_encoders != "none"
 
     @property
     def adapts(self) -> bool:

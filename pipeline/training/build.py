@@ -13,7 +13,6 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from pipeline import params
-from pipeline.cache.reading.live import LiveReader
 from pipeline.cache.reading.reader import Reader
 from pipeline.diffusion import loss, schedule
 from pipeline.models import forms
@@ -87,16 +86,14 @@ def trained(
 
 
 def start_encoders(reader: Reader, trained: Trained, config: SDXLConfig, paths: Paths, device: Device) -> None:
-    """Give a reader of originals the encoders, as the cache stages have them, or those that are trained. Raises
-    StageError."""
-    if not isinstance(reader, LiveReader):
-        return
-    reader.encode_pixels = vae_encoder(config, paths.vae, device, reader.precisions["latents"])
+    """Give a reader of pictures or captions the encoders, as the cache stages have them, or those that are trained.
+    Raises StageError."""
+    if reader.encodes:
+        reader.encode_pixels = vae_encoder(config, paths.vae, device, reader.precision)
     if isinstance(trained.network, WithText):
-        reader.gives_ids = True
-        reader.encode_ids = text_function(trained.network.clip_l, trained.network.clip_g)
-    else:
-        reader.encode_ids = text_encoder(config, paths.clip_l, paths.clip_g, device, reader.precisions["text"])
+        reader.texts.encode_ids = text_function(trained.network.clip_l, trained.network.clip_g)
+    elif reader.texts:
+        reader.texts.encode_ids = text_encoder(config, paths.clip_l, paths.clip_g, device, reader.texts.precision)
 
 
 def with_text(unet: UNet, config: SDXLConfig, train: params.Train, paths: Paths, text_precision: str) -> WithText:

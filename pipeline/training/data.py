@@ -11,6 +11,7 @@ from pipeline.cache.building import previews
 from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.reading.live import LiveReader, Originals
 from pipeline.cache.reading.reader import CacheError, Reader
+from pipeline.cache.reading.texts import CaptionReader, Captions
 from pipeline.contradictions.train import warm_up_fault
 from pipeline.stage import StageError
 from pipeline.training.feed import epochs
@@ -46,16 +47,25 @@ def open_data(
     train: params.Train,
     preparation: Preparation | None = None,
     originals: Originals | None = None,
+    captions: Captions | None = None,
     emphasis: str = "none",
 ) -> Data:
-    """Open the caches, or the `originals` with train.source pictures, and hold out a share of the pictures. made_with:
-    "latents" and "text" -> the settings that the rows must have been made with; preparation: that of params.yaml;
-    emphasis: cache_text.emphasis. Where the encoders' checkpoints are on this computer, the rows must be theirs.
+    """Open the caches, or the `originals` with train.source pictures, or `captions` with train.reads_captions, and hold
+    out a share of the pictures. made_with: "latents" and "text" -> the settings that the rows must have been made with;
+    preparation: that of params.yaml; emphasis: cache_text.emphasis. Where the encoders' checkpoints are on this
+    computer, the rows must be theirs.
 
     Raises StageError."""
+    outs = paths.latents, paths.text, paths.samples
     try:
         if train.source == "pictures":
-            reader = LiveReader(paths.latents, paths.text, paths.samples, originals, train.batch_size)
+            taught = train.text_encoders != "none"
+            reader = LiveReader(*outs, originals, captions, train.batch_size, taught)
+        elif train.reads_captions:
+            made = _present({"vae": paths.vae})
+            reader = CaptionReader(
+                *outs, captions, train.batch_size, **made, made_with=made_with, preparation=preparation
+            )
         else:
             reader = _open_caches(paths, made_with, train, preparation, emphasis)
     except CacheError as error:
@@ -84,11 +94,7 @@ def open_data(
 def _open_caches(
     paths: Paths, made_with: dict[str, dict], train: params.Train, preparation: Preparation | None, emphasis: str
 ) -> Reader:
-    encoders = {name: getattr(paths, name) for name in ("vae", "clip_l", "clip_g")}
-    absent = [str(path) for path in encoders.values() if not path.exists()]
-    if absent:
-        log.info("not compared with the caches, as they are not here: %s", ", ".join(absent))
-    present = {name: path for name, path in encoders.items() if path.exists()}
+    present = _present({name: getattr(paths, name) for name in ("vae", "clip_l", "clip_g")})
     texts = previews.texts(train.previews)
     return Reader(
         paths.latents,
@@ -100,6 +106,14 @@ def _open_caches(
         preparation=preparation,
         emphasis=emphasis,
     )
+
+
+def _present(encoders: dict[str, Path]) -> dict[str, Path]:
+    """Those that are on this computer; the others are named in the log."""
+    absent = [str(path) for path in encoders.values() if not path.exists()]
+    if absent:
+        log.info("not compared with the caches, as they are not here: %s", ", ".join(absent))
+    return {name: path for name, path in encoders.items() if path.exists()}
 
 
 def split(names: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

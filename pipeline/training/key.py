@@ -77,7 +77,7 @@ def training(
         **_prepared_with(train.source),
         "inputs": {
             "unet": file_hash(paths.unet),
-            **_encoded(paths, train.source),
+            **_encoded(paths, train),
             "samples": file_hash(paths.samples),
         },
     } | ({"origin": origin} if origin else {})
@@ -93,13 +93,12 @@ def _prepared_with(source: str) -> dict:
     }
 
 
-def _encoded(paths: Paths, source: str) -> dict:
+def _encoded(paths: Paths, train: params.Train) -> dict:
     """What stands for all latents and texts."""
-    if source == "pictures":
-        return {name: file_hash(getattr(paths, name) / stand_in.FILE) for name in ("latents", "text")}
+    live = {"latents": train.source == "pictures", "text": train.reads_captions}
     return {
-        "latents": cache_digest(paths.latents, shards.LATENTS),
-        "text": cache_digest(paths.text, shards.TEXT),
+        kind.name: file_hash(folder / stand_in.FILE) if live[kind.name] else cache_digest(folder, kind)
+        for folder, kind in ((paths.latents, shards.LATENTS), (paths.text, shards.TEXT))
     }
 
 

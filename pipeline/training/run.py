@@ -82,7 +82,7 @@ def _fine_tune(
     facts_of = functools.partial(_facts, training, data)
 
     # Model and state
-    precision = data.reader.precisions["text"] if data.reader.encodes else "float32"
+    precision = data.reader.texts.precision if data.reader.texts else "float32"
     make = functools.partial(build.trained, config, device, diffusion, train, paths, precision)
     trained, facts = _start(states, make, live, device)
     now = Course(**facts.get("course", {}))

@@ -68,6 +68,12 @@ def test_encoders_in_the_loop():
         and disk.written(taught) == 2_567_463_684 + clip_l
     )
     assert device_memory.kept_by_texts(taught) > 0 == device_memory.kept_by_texts(live)
+    middle = replace(taught, source="cache")
+    assert disk.cache_parts(middle) == (disk.cache_parts(FULL)[0], 0)
+    assert disk.cache_bytes(middle) == disk.latents_bytes(FULL) and "0 of text a caption" in plan.report(middle)
+    stays = device_memory.stays(middle)
+    assert "the VAE's encoder" not in stays and stays["text encoders"] == device_memory.stays(taught)["text encoders"]
+    assert not device_memory.encoding(middle) and "text encoders in the loop" in plan.report(middle)
     planned = from_params(params(**{"train.source": "pictures", "train.batch_size": 2}), 9)
     assert planned.encodes and planned.encoded_at_once == 2
 

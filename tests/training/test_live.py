@@ -11,12 +11,14 @@ import pytest
 from pipeline.cache.format.preparation import usual
 from pipeline.cache.reading.live import LiveReader
 from pipeline.cache.reading.plan import epoch_plan
+from pipeline.cache.reading.texts import CaptionReader
 from pipeline.models import config
+from pipeline.stage import StageError
 from pipeline.training import build, data, key, run
 from stages import train as stage
 from tests.models.stub_unet import StubUNet
 from tests.training.live_samples import encode_ids, encode_pixels, run_stages, stub_encoders, write_originals
-from tests.training.training_samples import CONFIG, open_stub, params
+from tests.training.training_samples import CONFIG, UNET, open_stub, params
 
 LIVE = {"train.source": "pictures"}
 SETS = [
@@ -49,13 +51,19 @@ def _stubbed(tmp_path):
         yield
 
 
+def given(p) -> tuple:
+    """The originals and captions that the stage reads itself."""
+    originals = stage._originals(p) if p.train.source == "pictures" else None
+    return originals, stage._captions(p) if p.train.reads_captions else None
+
+
 def open_reader(root: Path, **changes):
     """As the stage does it; with the encoders."""
     p = params(**changes)
     with contextlib.chdir(root):
-        originals = stage._originals(p) if p.train.source == "pictures" else None
-        opened = data.open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), originals)
-    opened.reader.encode_pixels, opened.reader.encode_ids = encode_pixels, encode_ids
+        opened = data.open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), *given(p))
+    if p.train.source == "pictures":
+        opened.reader.encode_pixels, opened.reader.texts.encode_ids = encode_pixels, encode_ids
     return opened
 
 
@@ -96,6 +104,56 @@ def test_batches_are_those_of_the_cache(tmp_path, name, monkeypatch):
             for wanted, found in zip(*(one.reader.read_texts(texts) for one in (cached, live)), strict=True):
                 np.testing.assert_allclose(found, wanted.astype(np.float32), rtol=1e-3, atol=1e-4)
     assert len(seen) > len(plan)  # flips, views or the order differ between epochs
+
+
+def test_cached_latents_with_captions_for_encoders_that_are_trained(tmp_path, monkeypatch):
+    """The latents and numbers are the cached run's bit for bit, and the ids those of the captions that it draws."""
+    write_originals(tmp_path, sets=SETS)
+    run_stages(tmp_path)
+    cached, taught = open_reader(tmp_path), {"train.text_encoders": "clip_l"}
+    text = tmp_path / "outs/text"
+    shutil.move(text, tmp_path / "outs/cached-text")
+    cached.reader._text.paths = [tmp_path / "outs/cached-text" / path.name for path in cached.reader._text.paths]
+    run_stages(tmp_path, **taught)
+    assert [path.name for path in text.iterdir()] == ["not-cached.json"]
+    assert list((tmp_path / "outs/latents").glob("*.parquet"))
+    monkeypatch.chdir(tmp_path)
+    found = open_reader(tmp_path, **taught)
+    assert type(found.reader) is CaptionReader and not found.reader.encodes
+    for part in ("names", "buckets", "repeats", "loss_weights", "caption_dropout", "class_images", "samples"):
+        np.testing.assert_array_equal(getattr(cached.reader, part), getattr(found.reader, part))
+    np.testing.assert_array_equal(cached.held_out, found.held_out)
+    reader = found.reader
+    reader.texts.encode_ids = encode_ids
+    for samples in epoch_plan(reader.buckets, reader.repeats, found.subset, 5, 1, 4, reader.samples):
+        for dropped in (None, samples % 3 == 0):
+            wanted, batch = (one.reader.read(samples, 1, 5, dropped) for one in (cached, found))
+            for name in ("latents", "time_ids", "images", "masks"):
+                np.testing.assert_array_equal(getattr(batch, name), getattr(wanted, name))
+            assert batch.context is None and batch.pooled is None and batch.ids.dtype == np.int32
+            context, pooled = encode_ids(batch.ids[:, 0, 0], batch.ids[:, 1, 0])
+            np.testing.assert_allclose(context, wanted.context.astype(np.float32), rtol=1e-3, atol=1e-4)
+            np.testing.assert_array_equal(pooled, wanted.pooled)
+    for wanted, texts in zip(*(one.reader.still_texts(found.held_out[:1]) for one in (cached, found)), strict=True):
+        np.testing.assert_allclose(texts, wanted.astype(np.float32), rtol=1e-3, atol=1e-4)
+    assert reader.read_texts(["a green star", "a heart"])[0].shape == (2, 77, UNET.context_dim)
+    reader.close()
+
+
+def test_captions_of_other_settings_are_refused(tmp_path):
+    """outs/text of a cache, of the base's captions as they were, and of another length."""
+    write_originals(tmp_path, count=6)
+    run_stages(tmp_path)
+    taught = {"train.text_encoders": "both"}
+    with pytest.raises(
+        StageError, match="outs/text was not made for a training that encodes captions itself; run `dvc repro"
+    ):
+        open_reader(tmp_path, **taught)
+    run_stages(tmp_path, **taught)
+    with pytest.raises(StageError, match=r"not-cached\.json is of chunks 1 -> 2; run `dvc repro cache_text`"):
+        open_reader(tmp_path, **taught | {"cache_text.chunks": 2})
+    with pytest.raises(StageError, match="outs/text holds no shards; run `dvc repro cache_text`"):
+        open_reader(tmp_path)
 
 
 def same(wanted, found):
@@ -152,9 +210,8 @@ def test_what_is_validated_on_is_the_middle_each_time(random_crops, monkeypatch)
 def fine_tune(root: Path, device, out: Path, **changes):
     p = params(**changes)
     with contextlib.chdir(root):
-        originals = stage._originals(p) if p.train.source == "pictures" else None
         paths = data.Paths(**vars(stage.PATHS) | {"out": out})
-        opened = data.open_data(paths, stage.made_with(p), p.train, usual(p.cache_latents), originals)
+        opened = data.open_data(paths, stage.made_with(p), p.train, usual(p.cache_latents), *given(p))
         end, _ = data.count_steps(opened, p.train, 1)
         training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1, end)
         run.fine_tune(training, opened, paths, "tiny", device, p.diffusion, p.train)

@@ -3,10 +3,12 @@
 import contextlib
 from dataclasses import replace
 
+import pipeline.device
+
 import numpy as np
 import pytest
 
-from pipeline.models import config
+from pipeline.models import config, encode
 from pipeline.models.with_text import unused_parameters
 from pipeline.training import build, key, preview
 from pipeline.weights import ckpt, provenance
@@ -23,9 +25,11 @@ SETTINGS = {"train.source": "pictures", "train.text_encoders": "clip_l", "train.
             "train.checkpointing_steps": 100}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def runs(device, graphs, tmp_path_factory):
-    """The outs of a run of four steps, and of one of two that went on; and its folder."""
+@pytest.fixture(scope="module", params=["pictures", "cache"])
+def runs(request, device, graphs, tmp_path_factory):
+    """The outs of a run of four steps, and of one of two that went on; and its folder. On pictures, or on cached latents
+    and captions."""
+    settings = SETTINGS | {"train.source": request.param}
     root = write_originals(tmp_path_factory.mktemp("text"), count=6, sizes=((64, 64),))
     (root / "data/base").symlink_to(ROOT / "data/base")
     drawn = []
@@ -33,18 +37,32 @@ def runs(device, graphs, tmp_path_factory):
         patch.setenv("PIPELINE_STORE", str(share_graphs(root / "store", graphs)))
         patch.setattr(build, "UNet", StubUNet)
         patch.setattr(build, "open_unet", open_stub)
-        patch.setattr(build, "vae_encoder", lambda *_: encode_pixels)
+        for module in (build, encode):
+            patch.setattr(module, "vae_encoder", lambda *_: encode_pixels)
+        patch.setattr(pipeline.device, "setup", lambda *_: device)
         patch.setattr(preview, "painter", lambda *given: lambda path: drawn.append((given[5], given[7]())))
         with contextlib.chdir(root):
             for stage in (index, convert, cache_latents, cache_text):
-                stage.main(params(**SETTINGS))
+                stage.main(params(**settings))
         write_stub(root / "outs/convert/unet.ckpt", config.TINY.unet)
         kept = replace(device, compile_cache=True)
-        rows = fine_tune(root, kept, root / "whole", **SETTINGS | {"train.sample_interval": 2})
+        rows = fine_tune(root, kept, root / "whole", **settings | {"train.sample_interval": 2})
         patch.setenv("PIPELINE_STORE", str(share_graphs(root / "other", graphs)))
-        fine_tune(root, kept, root / "parts", **SETTINGS | {"train.steps": 2})
-        fine_tune(root, kept, root / "parts", **SETTINGS)
+        fine_tune(root, kept, root / "parts", **settings | {"train.steps": 2})
+        fine_tune(root, kept, root / "parts", **settings)
+    LOSSES[request.param] = [value for row in rows for name, value in row.items() if "loss" in name]
+    assert (root / "outs/latents/not-cached.json").exists() == (request.param == "pictures")
     return root, rows, drawn
+
+
+LOSSES: dict[str, list[float]] = {}  # of the runs by now
+
+
+def test_the_losses_on_cached_latents_are_those_on_pictures(runs):
+    """To the rounding of the cache's float16."""
+    for losses in LOSSES.values():
+        assert len(losses) == 4 + 3 * 4
+        np.testing.assert_allclose(losses, LOSSES["pictures"], rtol=2e-3)
 
 
 def read(path):

@@ -1,5 +1,5 @@
-"""What outs/latents and outs/text hold where training encodes pictures and captions itself (train.source: pictures): one
-small file in place of the shards. It says why there are none, and names by a digest what training reads of the pictures
+"""What outs/latents and outs/text hold where training reads pictures and captions themselves (train.source: pictures) or
+captions alone (train.text_encoders): one small file in place of the shards. It says why there are none, and names by a digest what training reads of the pictures
 or the captions, but not where they lie: DVC trains again when those change, and only then."""
 
 import hashlib
@@ -13,14 +13,14 @@ from pipeline import store
 from pipeline.stage import StageError
 
 FILE = "not-cached.json"
-_WHY = "train.source is pictures: {what} are encoded while training, and none is cached"
 _WHAT = {"latents": "pictures", "text": "captions"}
+_WHEN = {"latents": "train.source is pictures", "text": "train.source is pictures or train.text_encoders are trained"}
 
 
 def write(folder: str | Path, kind: str, fingerprint: dict, rows: Sequence[np.ndarray]) -> str:
     """Make the out of `kind` (latents or text); `fingerprint` is what its rows would be made with, and `rows` are their
     names and whatever else tells them apart. Returns why it holds nothing."""
-    why = _WHY.format(what=_WHAT[kind])
+    why = f"{_WHEN[kind]}: {_WHAT[kind]} are encoded while training, and none is cached"
     with store.out(folder) as temporary:
         temporary.mkdir()
         text = json.dumps({"why": why, **_about(fingerprint, rows)}, indent=1, sort_keys=True)
@@ -49,7 +49,8 @@ def read(folder: str | Path, kind: str) -> dict:
         return {"made_with": dict(found["made_with"]), "rows": found["rows"]}
     except FileNotFoundError:
         raise StageError(
-            f"{path} is not there: {folder} was not made for train.source pictures; run `dvc repro cache_{kind}`"
+            f"{path} is not there: {folder} was not made for a training that encodes {_WHAT[kind]} itself; "
+            f"run `dvc repro cache_{kind}`"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise StageError(f"{path} cannot be read ({error!r}); run `dvc repro cache_{kind}`") from None

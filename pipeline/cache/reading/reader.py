@@ -58,6 +58,7 @@ class Reader:
     """
 
     encodes = False  # whether a batch is encoded when it is read, which is the loop's to do
+    texts = None  # cache/reading/texts.py's Texts where captions are read themselves
 
     def __init__(
         self,
@@ -255,14 +256,13 @@ class Reader:
         (latents,), fill_latents = self._reading(self._latents, rows, [(shape, np.float16)], masks)
         beside = self._thread.submit(fill_latents)
         try:
-            (context, pooled), fill_text = self._reading(self._text, captions, self._text_layout)
-            fill_text()
+            context, pooled, ids = self._read_captions(captions)
             places = [self._latents.columns[name][rows] for name in PLACE]
             targets = (np.full(len(rows), side, np.int32) for side in (height, width))
             time_ids = np.stack([*places, *targets], axis=1)
         finally:
             beside.result()
-        return Batch(latents, context, pooled, time_ids, samples, masks)
+        return Batch(latents, context, pooled, time_ids, samples, masks, ids)
 
     def still(self, samples: np.ndarray) -> Batch:
         """As `read`, the same each time: for validation and previews."""
@@ -310,10 +310,13 @@ class Reader:
         """Context (b, tokens, context_dim) float16 and pooled (b, pooled_dim) float32 of texts that were given when the
         reader was made. Raises CacheError for a damaged row."""
         self._close_oldest()
-        rows = np.array([self._texts[text] for text in texts])
+        return self._read_captions(np.array([self._texts[text] for text in texts]))[:2]
+
+    def _read_captions(self, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Context, pooled and ids of the captions of these rows, as a Batch has them."""
         (context, pooled), fill = self._reading(self._text, rows, self._text_layout)
         fill()
-        return context, pooled
+        return context, pooled, None
 
     def _by_chance(
         self, even: np.ndarray, first: np.ndarray, count: np.ndarray, epoch: int, seed: int, numbers: np.ndarray
