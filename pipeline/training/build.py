@@ -24,6 +24,7 @@ from pipeline.models.load import load_weights, set_weights
 from pipeline.models.unet import UNet, recompute_blocks
 from pipeline.models.with_text import WithText, part_of, unused_parameters
 from pipeline.training import drive, groups, launch
+from pipeline.training.compiled import GraphKeys
 from pipeline.training.data import Paths
 from pipeline.training.key import code_digest
 from pipeline.training.optimizers.adafactor import Adafactor
@@ -216,20 +217,13 @@ def slots(optimizer: Optimizer, update: Update, rank: int, ranks: int) -> list[S
     return whole + [Slot(p, rank, ranks) if cut else Slot(p) for p, cut in optimizer.state()]
 
 
-# What of the train section is a constant or a shape in the graphs.
+# What of the train section is a constant or a shape in all graphs, and what in those of the update alone.
 _GRAPH_KEYS = {
     "batch_size",
     "gradient_accumulation_steps",
     "groups",
     "text_encoders",
-    "optimizer",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "weight_decay",
-    "max_grad_norm",
     "shard_optimizer",
-    "ema",
     "loss_type",
     "huber_c",
     "huber_schedule",
@@ -242,17 +236,17 @@ _GRAPH_KEYS = {
     "adapter_targets",
     "lokr_factor",
 }
+_UPDATE_KEYS = {"optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "ema"}
 
 
-def graph_key(
+def graph_keys(
     model: str, device: Device, train: params.Train, settings: Settings, text_precision: str = "float32"
-) -> dict:
-    """All that the run's graphs depend on, but the shapes of their inputs."""
+) -> GraphKeys:
+    """With several ranks the gradients' graphs sum them as the optimizer wants them."""
     texts = train.text_encoders != "none"
-    own = {"rate": train.text_encoder_learning_rate / train.learning_rate, "precision": text_precision}
-    return {
+    network = {
         "model": dataclasses.asdict(CONFIGS[model] if texts else CONFIGS[model].unet),
-        "text_encoders": own if texts else None,
+        "text_encoders": text_precision if texts else None,
         "device": [
             device.target,
             device.world_size,
@@ -265,3 +259,6 @@ def graph_key(
         "versions": [ms.__version__, np.__version__],
         "code": code_digest(),
     }
+    own_rate = {"text_encoder_rate": train.text_encoder_learning_rate / train.learning_rate} if texts else {}
+    update = network | {"update": train.model_dump(include=_UPDATE_KEYS) | own_rate}
+    return GraphKeys(update if device.world_size > 1 else network, update)

@@ -1,5 +1,5 @@
 """Compiled graphs, one for each shape that a run meets, compiled when it first does, and each kept in the store:
-`compile/<key>/<graph>-rank-<r>/`.
+`compile/<key>/<graph>-rank-<r>/`. Another optimizer compiles the update anew, and takes the gradients.
 
 MindSpore's own cache numbers the graphs that a process compiles with the cache on, and gives back by number alone:
 another code, constant or shape under the same number is not noticed and computes nonsense. Its folder is read once, so
@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 from pipeline.device import Device
@@ -30,7 +31,7 @@ from pipeline import progress, store
 
 log = logging.getLogger(__name__)
 
-_KEPT_KEYS = 8  # the least recently used are dropped
+_KEPT_KEYS = 16  # two a run; the least recently used are dropped
 _next_number = itertools.count()
 
 
@@ -42,44 +43,47 @@ def _folder() -> tempfile.TemporaryDirectory:
     return folder
 
 
+class GraphKeys(NamedTuple):
+    """All that a run's graphs depend on, but the shapes of their inputs."""
+
+    network: dict  # of those that compute losses and gradients, and take most of the time
+    update: dict  # of those with the optimizer in them
+
+
 class Compiler:
     """Compiles a run's graphs, or takes them from the store, and says so in the log.
 
-    key: all that the graphs depend on but the shapes of their inputs; None: they are not kept. count: how many graphs
-    the run will need. `seconds`: what compilation took by now."""
+    keys: None: they are not kept. count: how many graphs the run will need. `seconds`: what compilation took by now."""
 
-    def __init__(self, key: dict | None, device: Device, count: int):
+    def __init__(self, keys: GraphKeys | None, device: Device, count: int):
         self.device, self.count, self.done, self.seconds = device, count, 0, 0.0
-        self.folder = None
-        if key is not None:
-            name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
-            self.folder = store.make(store.root() / "compile" / name)
-            with contextlib.suppress(FileNotFoundError):  # the store was deleted since
-                os.utime(self.folder)
-            store.keep_newest(self.folder.parent, _KEPT_KEYS)
+        self.folders = keys and GraphKeys(*map(_make_folder, keys))
 
     @progress.outside()
-    def __call__(self, cell: nn.Cell, name: str, *inputs: Tensor, together: bool = True) -> None:
+    def __call__(self, cell: nn.Cell, name: str, *inputs: Tensor, updates: bool = False, together: bool = True) -> None:
         """Compile `cell` for inputs of these shapes, and run nothing.
 
-        together: every rank comes here, and all take the graph from the store or none does. One that had to compile it
-        alone, because it was killed while it did, would let the others wait in its first collective."""
+        updates: whether the optimizer is in it. together: every rank comes here, and all take the graph from the store
+        or none does. One that had to compile it alone, because it was killed while it did, would let the others wait in
+        its first collective."""
         self.done += 1
         begin = time.perf_counter()
         what = f"graph {self.done} of {self.count}: {name}"
-        if self.folder is None:
+        if self.folders is None:
             log.info("%s, compiles", what)
             cell.compile(*inputs)
         else:
             shapes = [[list(tensor.shape), str(tensor.dtype)] for tensor in inputs]
             code = hashlib.blake2b(json.dumps(shapes).encode(), digest_size=8).hexdigest()
-            self._kept(cell, what, f"{name.replace(' ', '-')}-{code}-rank-{self.device.rank}", inputs, together)
+            folder = self.folders.update if updates else self.folders.network
+            kept = folder / f"{name.replace(' ', '-')}-{code}-rank-{self.device.rank}"
+            self._kept(cell, what, kept, inputs, together)
         seconds = time.perf_counter() - begin
         self.seconds += seconds
         log.info("%s, done in %.1f s", what, seconds)
 
-    def _kept(self, cell: nn.Cell, what: str, name: str, inputs: tuple[Tensor, ...], together: bool) -> None:
-        kept, begin = self.folder / name, time.perf_counter()
+    def _kept(self, cell: nn.Cell, what: str, kept: Path, inputs: tuple[Tensor, ...], together: bool) -> None:
+        begin = time.perf_counter()
         graphs = Path(_folder().name) / f"rank_{self.device.rank}" / "graph_cache"
         graphs.mkdir(parents=True, exist_ok=True)
         role = os.environ.get("MS_ROLE", "")  # of msrun's
@@ -88,7 +92,7 @@ class Compiler:
             reads = False
         if not reads:
             _clear(graphs)
-        log.info("%s, %s", what, f"reads {kept}" if reads else "compiles" + self._last(name))
+        log.info("%s, %s", what, f"reads {kept}" if reads else "compiles" + _last(kept))
         os.environ.setdefault("RANK_ID", str(self.device.rank))
         os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
         try:
@@ -103,15 +107,25 @@ class Compiler:
             store.keep(kept, lambda path: _write(path, found[0], seconds))
         _clear(graphs)
 
-    def _last(self, name: str) -> str:
-        """How long the same graph took under the newest key that has it."""
-        for folder in store.newest_first(self.folder.parent):
-            try:
-                seconds = json.loads((folder / name / "about.json").read_text())["seconds"]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            return f" ({seconds:.0f} s last time)"
-        return ""
+
+def _make_folder(key: dict) -> Path:
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+    folder = store.make(store.root() / "compile" / name)
+    with contextlib.suppress(FileNotFoundError):  # the store was deleted since
+        os.utime(folder)
+    store.keep_newest(folder.parent, _KEPT_KEYS)
+    return folder
+
+
+def _last(kept: Path) -> str:
+    """How long the same graph took under the newest key that has it."""
+    for folder in store.newest_first(kept.parent.parent):
+        try:
+            seconds = json.loads((folder / kept.name / "about.json").read_text())["seconds"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return f" ({seconds:.0f} s last time)"
+    return ""
 
 
 def _write(folder: Path, graph: Path, seconds: float) -> None:

@@ -73,12 +73,14 @@ class Graphs:
     def compile(self, example: feed.Inputs) -> None:
         """Compile a data sink's graphs, and run nothing."""
         scalar = ms.Tensor(0.0, ms.float32)
-        self.compiler(self.whole, f"step {feed.size(example.x_t)}", *map(ms.Tensor, example.arrays()), scalar)
+        self.compiler(
+            self.whole, f"step {feed.size(example.x_t)}", *map(ms.Tensor, example.arrays()), scalar, updates=True
+        )
         if self.average:
             self._compile_average(scalar)
 
     def _compile_average(self, scalar: ms.Tensor) -> None:
-        self.compiler(self.average, "average", ms.Tensor(np.zeros(self.outcome_size, np.float32)), scalar)
+        self.compiler(self.average, "average", ms.Tensor(np.zeros(self.outcome_size, np.float32)), scalar, updates=True)
 
     def take(self, micro_batches: list[feed.Inputs], rate: float, decay: float) -> ms.Tensor:
         """One step: launches it, and gives its Outcome, which an NPU has yet to compute."""
@@ -90,7 +92,7 @@ class Graphs:
             found = self.gradients(*inputs)
         inputs = (ms.Tensor(rate, ms.float32), *(() if self.accumulates else found))
         if "update" not in self.compiled:
-            self.compiler(self.update, "update", *inputs)
+            self.compiler(self.update, "update", *inputs, updates=True)
             if self.average:
                 self._compile_average(inputs[0])
             self.compiled.add("update")

@@ -218,8 +218,8 @@ def _compiler(
             "resolutions of their own (sets.yaml and the like). Set device.sink_size to 0, or give all one resolution"
         )
     count = count_graphs(trained, validated, device.sink_size > 0, train.ema)
-    key = build.graph_key(model, device, train, settings, precision) if device.compile_cache else None
-    return Compiler(key, device, count)
+    keys = build.graph_keys(model, device, train, settings, precision) if device.compile_cache else None
+    return Compiler(keys, device, count)
 
 
 def _results(

@@ -36,6 +36,7 @@ KINDS = {
     "gradients 64x64", "gradients 64x32", "update", "average", "validation 64x64", "validation 64x32",
     "average to weights", "weights back",
 }  # fmt: skip
+UPDATES = {"update", "average"}
 
 
 def compiled(said: str) -> set[str]:
@@ -84,9 +85,20 @@ def test_a_resumed_run_reads_too(workspace, first):
 
 
 def test_a_changed_constant_compiles_anew_and_says_what_it_took_last_time(workspace, store):
-    said = train(workspace, store, *SETTINGS, "train.weight_decay=0.5")
+    said = train(workspace, store, *SETTINGS, "train.huber_c=0.5")
     assert compiled(said) == KINDS and not read(said)
     assert re.search(r"gradients 64x64, compiles \(\d+ s last time\)", said)
+
+
+def test_another_optimizer_compiles_its_update_alone(workspace, store, tmp_path):
+    """The bits are those of graphs that are all its own."""
+    other = ["train.optimizer=lion", "train.adam_beta2=0.95", "train.weight_decay=0.5", "train.max_grad_norm=0.0"]
+    said = train(workspace, tmp_path, *SETTINGS, *other, "device.compile_cache=false")
+    assert compiled(said) == KINDS
+    wanted = ends(workspace)
+    said = train(workspace, store, *SETTINGS, *other)
+    assert compiled(said) == UPDATES and read(said) == KINDS - UPDATES
+    assert ends(workspace) == wanted
 
 
 def test_a_graph_is_compiled_when_its_bucket_is_first_met(workspace, tmp_path):
@@ -115,32 +127,35 @@ def test_the_key_of_the_graphs_knows_the_form_of_convolutions(monkeypatch):
     keys = []
     for products in (False, True):
         monkeypatch.setattr(forms, "convolves_by_products", lambda products=products: products)
-        keys.append(graph_key(p, Device("CPU")))
-    assert keys[0] != keys[1]
+        keys.append(graph_keys(p, Device("CPU")))
+    assert all(one != other for one, other in zip(*keys, strict=True))
 
 
 @pytest.mark.parametrize("change", [{"deterministic": False}, {"jit_level": "O1"}])
 def test_other_kernels_have_other_graphs(change):
     p = params()
-    assert graph_key(p, Device("Ascend")) != graph_key(p, Device("Ascend", **change))
+    found = graph_keys(p, Device("Ascend")), graph_keys(p, Device("Ascend", **change))
+    assert all(one != other for one, other in zip(*found, strict=True))
 
 
 def test_a_schedule_of_the_huber_loss_is_a_constant_of_its_graph():
     """Its thresholds are of the noise schedule, which is no setting of training."""
     v = {"diffusion.prediction": "v", "train.loss_type": "huber", "train.huber_schedule": "snr"}
     found = [
-        graph_key(params(**v, **{"diffusion.zero_terminal_snr": rescaled}), Device("CPU")) for rescaled in (False, True)
+        graph_keys(params(**v, **{"diffusion.zero_terminal_snr": rescaled}), Device("CPU"))
+        for rescaled in (False, True)
     ]
-    assert found[0] != found[1]
+    assert all(one != other for one, other in zip(*found, strict=True))
     v["train.huber_schedule"] = "constant"
     found = [
-        graph_key(params(**v, **{"diffusion.zero_terminal_snr": rescaled}), Device("CPU")) for rescaled in (False, True)
+        graph_keys(params(**v, **{"diffusion.zero_terminal_snr": rescaled}), Device("CPU"))
+        for rescaled in (False, True)
     ]
     assert found[0] == found[1]
 
 
-def graph_key(p, device):
-    return build.graph_key(p.model.config, device, p.train, build.settings(device, p.diffusion, p.train))
+def graph_keys(p, device):
+    return build.graph_keys(p.model.config, device, p.train, build.settings(device, p.diffusion, p.train))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +225,8 @@ def together(monkeypatch, tmp_path, caplog):
         def run(rank):
             # where MindSpore's cache of this rank is
             cell = SimpleNamespace(compile=lambda: found(rank))
-            compiled_graphs.Compiler({"ranks": ranks}, Rank("Ascend", rank, ranks), 1)(cell, "update", together=agrees)
+            keys = compiled_graphs.GraphKeys({"ranks": ranks}, {"ranks": ranks})
+            compiled_graphs.Compiler(keys, Rank("Ascend", rank, ranks), 1)(cell, "update", together=agrees)
 
         def found(rank):
             (tmp_path / f"ms/rank_{rank}/graph_cache/compile_cache_{rank}.mindir").write_bytes(b"graph %d" % rank)
@@ -259,3 +275,18 @@ def test_ranks_agree_only_where_all_do(monkeypatch):
     for others, opinion, agreed in (([1, 1, 1], True, True), ([1, 1, 1], False, False), ([1, 0, 1], True, False)):
         votes[:] = [np.array([vote], np.float32) for vote in others]
         assert device.all_agree(opinion) == agreed
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer", "lion"), ("adam_beta1", 0.8), ("adam_beta2", 0.9), ("adam_epsilon", 1e-6), ("weight_decay", 0.0),
+        ("max_grad_norm", 0.5), ("ema", True),
+    ],
+)  # fmt: skip
+def test_what_the_gradients_do_not_depend_on(key, value, ranks):
+    """With several ranks they are summed in parts that the optimizer wants."""
+    device = Device("CPU", world_size=ranks)
+    before, after = (graph_keys(params(**changes), device) for changes in ({}, {f"train.{key}": value}))
+    assert before.update != after.update and (before.network == after.network) == (ranks == 1)
