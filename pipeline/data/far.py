@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec.asyn import sync
 
+from pipeline.data.kinds import SETS
 from pipeline.data.part import SourceError, shown
 
 # Scheme -> the package that reads it. No other is taken: some of fsspec's lead to files of this computer.
@@ -90,7 +91,7 @@ def listing(path: str) -> dict[str, Far]:
     """Name, relative to a folder, -> the file, of all in the folder `path`; of a file or a pattern, all with their URLs
     as names. Raises SourceError."""
     wanted = urls(path)
-    if len(wanted) > 1 or wanted[0].endswith((".tar", ".parquet")):
+    if len(wanted) > 1 or wanted[0].endswith((".tar", ".parquet")) or wanted[0].rpartition("/")[2] in SETS:
         with ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
             return dict(zip(wanted, pool.map(_look, wanted)))
     (folder,) = (url.rstrip("/") for url in wanted)
@@ -129,6 +130,14 @@ def _far(url: str, info: dict[str, Any]) -> Far:
     digest = hashlib.blake2b(" ".join(version).encode("utf-8", "replace"), digest_size=16).digest()
     first, second = (int.from_bytes(half, "little", signed=True) for half in (digest[:8], digest[8:]))
     return Far(url, (size, first, 0 if version else _FOR_EVER, second))
+
+
+def whole(url: str, most: int) -> bytes:
+    """All bytes of a small file. Raises SourceError, also for one of more than `most` bytes."""
+    size = _look(url).stamp[0]
+    if size > most:
+        raise SourceError(f"{url}: {size} bytes is too long for such a file (above {most})")
+    return read(url, size, 0)
 
 
 def read(url: str, size: int, at: int) -> bytes:

@@ -53,9 +53,11 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 _OF_A_SUBSET = {"image_dir", "is_reg", "metadata_file", "conditioning_data_dir", "alpha_mask"}
 
 
-def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) -> tuple[tuple[Set, ...], list[str]]:
-    """The sets of a file, and which of its keys have no effect here. `inside`: a folder's path -> that in the data set,
-    `root`. Raises SetsError."""
+def read(
+    text: str, place: str, inside: Callable[[str, str], str], load: Callable[[str], bytes]
+) -> tuple[tuple[Set, ...], list[str]]:
+    """The sets of a file, and which of its keys have no effect here. `inside`: a folder's path and the key that names
+    it -> that path in the data set; `load`: a file there -> its bytes. Raises SetsError."""
     try:
         tree = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

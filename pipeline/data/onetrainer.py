@@ -1,12 +1,11 @@
 """OneTrainer's concepts (its concepts.json, or `concepts` of a whole configuration) as sets."""
 
 import json
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from pipeline.data.captions import CaptionError, lines
+from pipeline.data.part import SourceError
 from pipeline.data.sets import Set, SetsError
 from pipeline.data.variants import Rules
 
@@ -44,9 +43,11 @@ _TEXT = {
 }
 
 
-def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) -> tuple[tuple[Set, ...], list[str]]:
-    """The sets of a file, and which of its settings have no effect here. `inside`: a path that it names -> that in the
-    data set, `root`. Raises SetsError."""
+def read(
+    text: str, place: str, inside: Callable[[str, str], str], load: Callable[[str], bytes]
+) -> tuple[tuple[Set, ...], list[str]]:
+    """The sets of a file, and which of its settings have no effect here. `inside`: a path that it names and its key ->
+    that path in the data set; `load`: a file there -> its bytes. Raises SetsError."""
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -68,13 +69,15 @@ def read(text: str, place: str, root: str, inside: Callable[[str, str], str]) ->
             continue
         if kind != "STANDARD":
             raise SetsError(f"{where}.type: found {kind[:100]!r}, which is not done here; wanted STANDARD")
-        sets.append(_set(concept, where, number, root, inside))
+        sets.append(_set(concept, where, number, inside, load))
     if not sets:
         raise SetsError(f"{place}: no concept that is enabled")
     return tuple(sets), list(dict.fromkeys(notes))
 
 
-def _set(concept: dict, where: str, number: int, root: str, inside: Callable[[str, str], str]) -> Set:
+def _set(
+    concept: dict, where: str, number: int, inside: Callable[[str, str], str], load: Callable[[str], bytes]
+) -> Set:
     balancing = float(concept.get("balancing", concept.get("repeats", 1)))
     strategy, text = concept.get("balancing_strategy", "REPEATS"), concept.get("text", {})
     source = text.get("prompt_source", "sample")
@@ -91,7 +94,7 @@ def _set(concept: dict, where: str, number: int, root: str, inside: Callable[[st
         loss_weight=float(concept.get("loss_weight", 1)),
         extension=".txt",
         file_names=source == "filename",
-        captions=_prompts(text.get("prompt_path"), where, root, inside) if source == "concept" else (),
+        captions=_prompts(text.get("prompt_path"), where, inside, load) if source == "concept" else (),
         rules=_rules(text, where),
         **_pictures(concept.get("image", {}), where),
         left_out=BESIDE,
@@ -128,14 +131,16 @@ def _rules(text: dict, where: str) -> Rules | None:
     return Rules(0, 0, shuffle, keep, drop, separator, f"{separator} ")
 
 
-def _prompts(path: object, where: str, root: str, inside: Callable[[str, str], str]) -> tuple[str, ...]:
+def _prompts(
+    path: object, where: str, inside: Callable[[str, str], str], load: Callable[[str], bytes]
+) -> tuple[str, ...]:
     """The lines of the file that has the captions of all of a concept's pictures."""
     if not isinstance(path, str):
         raise SetsError(f"{where}.text: prompt_source is concept, and there is no prompt_path")
     try:
-        file = os.path.join(root, inside(path, "text.prompt_path"))
-        return tuple(text for text, _ in lines(Path(file).read_bytes(), file)) or ("",)
-    except (CaptionError, OSError) as error:
+        file = inside(path, "text.prompt_path")
+        return tuple(text for text, _ in lines(load(file), file)) or ("",)
+    except (CaptionError, SourceError, OSError) as error:
         raise SetsError(f"{where}.text.prompt_path: {error}") from None
 
 

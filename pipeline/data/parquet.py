@@ -31,6 +31,7 @@ class ParquetFiles:
     image_column: str = "image"
     caption_column: str = "text"
     stamps: tuple[Stamp, ...] = ()  # of files that are far away
+    sets: tuple[str, ...] = ()  # URLs of what lies beside them there and says what their sets are
 
     @property
     def part_count(self) -> int:

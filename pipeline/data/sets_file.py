@@ -1,7 +1,8 @@
 """Where a data set says what its sets are: sets.yaml (our own form), dataset.toml (kohya's) or concepts.json
-(OneTrainer's) in its folder, or folders named like kohya's `10_name`."""
+(OneTrainer's) in its folder, which may be far away, or folders named like kohya's `10_name`."""
 
 import os
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,14 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import params, unknown_keys
-from pipeline.data import kohya, onetrainer
+from pipeline.data import far, kohya, onetrainer
 from pipeline.data.folder import Folder
 from pipeline.data.kinds import SETS
-from pipeline.data.part import some
+from pipeline.data.parquet import ParquetFiles
+from pipeline.data.part import is_far, is_plain, some
 from pipeline.data.said import MOST_TIMES
 from pipeline.data.sets import WHOLE, Set, SetsError
 from pipeline.data.sources import Source
 from pipeline.data.variants import Rules
+from pipeline.data.webdataset import WebDataset
 
 _LONGEST = 1 << 20  # bytes of such a file
 _MOST = 1000  # sets
@@ -90,19 +93,25 @@ def _counted(rules: Rules, variants: int, seed: int) -> Rules:
 
 
 def _find(path: str, source: Source) -> tuple[tuple[Set, ...], list[str]]:
-    if not os.path.isdir(path):
-        return WHOLE, []
-    there = [name for name in SETS if os.path.lexists(os.path.join(path, name))]
-    if len(there) > 1:
-        raise SetsError(f"{path} holds {' and '.join(there)}, and each says what its sets are; keep one of them")
-    if there:
-        place = os.path.join(path, there[0])
-        return _READERS[there[0]](_text(place), place, path, _folders(path, place))
-    return _repeated(path) if isinstance(source, Folder) else (WHOLE, [])
+    if is_there := os.path.isdir(path):
+        places = [os.path.join(path, name) for name in SETS if os.path.lexists(os.path.join(path, name))]
+    else:
+        places = [] if isinstance(source, Folder) else list(source.sets)
+    if len(places) > 1:
+        names = map(os.path.basename, places) if is_there else places
+        raise SetsError(f"{path} holds {' and '.join(names)}, and each says what its sets are; keep one of them")
+    if not places:
+        return _repeated(path) if isinstance(source, Folder) else (WHOLE, [])
+    (place,) = places
+    if is_there:
+        inside, load = _folders(path, place), lambda file: Path(path, file).read_bytes()
+    else:
+        inside, load = _far_folders(source, place), lambda file: far.whole(_joined(source.root, file), _LONGEST)
+    data = Path(place).read_bytes() if is_there else far.whole(place, _LONGEST)
+    return _READERS[os.path.basename(place)](_text(data, place), place, inside, load)
 
 
-def _text(place: str) -> str:
-    data = Path(place).read_bytes()
+def _text(data: bytes, place: str) -> str:
     if len(data) > _LONGEST:
         raise SetsError(f"{place}: {len(data)} bytes is too long for a file of sets (above {_LONGEST})")
     try:
@@ -133,7 +142,33 @@ def _folders(root: str, place: str) -> Callable[[str, str], str]:
     return inside
 
 
-def _own(text: str, place: str, root: str, inside: Callable[[str, str], str]) -> tuple[tuple[Set, ...], list[str]]:
+def _far_folders(source: WebDataset | ParquetFiles, place: str) -> Callable[[str, str], str]:
+    """As `_folders`, of a file at the URL `place`: paths are relative to its folder, or URLs."""
+    root = place.rpartition("/")[0]
+    files = source.tars if isinstance(source, WebDataset) else source.files
+    there = [_joined(source.root, name) for name in (*files, *source.others)]
+
+    def inside(path: str, key: str) -> str:
+        if is_far(path):
+            full = path.rstrip("/")
+        elif is_plain(path):
+            full = _joined(root, posixpath.normpath(path)).removesuffix("/.")
+        else:
+            raise SetsError(f"{place}: {key}: {path!r} is outside of {root}; name what is there, relative to it")
+        if full != root and not any(url == full or url.startswith(f"{full}/") for url in there):
+            raise SetsError(f"{place}: {key}: there is no {path!r} in {root}")
+        return full.removeprefix(source.root).removeprefix("/") if source.root else full
+
+    return inside
+
+
+def _joined(root: str, path: str) -> str:
+    return f"{root}/{path}" if root else path
+
+
+def _own(
+    text: str, place: str, inside: Callable[[str, str], str], load: Callable[[str], bytes]
+) -> tuple[tuple[Set, ...], list[str]]:
     try:
         found = File.model_validate(params.parse(text, place)).sets
     except params.ParamsError as error:

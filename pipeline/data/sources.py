@@ -108,11 +108,15 @@ def open_source(
 
 def _open_far(path: str, image_column: str, caption_column: str) -> Source:
     found: dict[str, far.Far] = {}
+    sets = []
     for line in [path] if is_far(path) else _lines(path):
         for name, file in far.listing(line).items():
             if file.url in found:
                 raise SourceError(f"{path} names {file.url} twice")
-            found[name if is_far(path) else file.url] = file
+            if name in SETS or is_far(name) and name.rpartition("/")[2] in SETS:
+                sets.append(file.url)
+            else:
+                found[name if is_far(path) else file.url] = file
     root = "" if any(map(is_far, found)) or not is_far(path) else path.rstrip("/")
     others, unmatched = [], []
     kinds: dict[str, dict[str, far.Far]] = {".tar": {}, ".parquet": {}}
@@ -131,8 +135,6 @@ def _open_far(path: str, image_column: str, caption_column: str) -> Source:
         end = next((end for end in kinds if base.endswith(end)), None)
         if end is not None:
             kinds[end][name] = found[name]
-        elif name in SETS:
-            unmatched.append(Unmatched(name, "file", "sets of far data are not read"))
         else:
             others.append(name)
     tars, tables = kinds.values()
@@ -149,8 +151,8 @@ def _open_far(path: str, image_column: str, caption_column: str) -> Source:
     chosen = tars or tables
     stamps = tuple(file.stamp for file in chosen.values())
     if tars:
-        return WebDataset(root, tuple(chosen), *beside, caption_column, stamps)
-    return ParquetFiles(root, tuple(chosen), *beside, image_column, caption_column, stamps)
+        return WebDataset(root, tuple(chosen), *beside, caption_column, stamps, tuple(sets))
+    return ParquetFiles(root, tuple(chosen), *beside, image_column, caption_column, stamps, tuple(sets))
 
 
 def _lines(path: str) -> list[str]:
@@ -161,7 +163,9 @@ def _lines(path: str) -> list[str]:
         raise SourceError(f"data.images is {path!r}, which cannot be read as a list of URLs: {error}") from None
     found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found or not all(map(is_far, found)):
-        raise SourceError(f"{path}: wanted a URL of a .tar or .parquet, or a pattern of them, a line")
+        raise SourceError(
+            f"{path}: wanted a URL of a .tar or .parquet, or a pattern of them, or of their sets.yaml, a line"
+        )
     return found
 
 

@@ -47,6 +47,7 @@ class WebDataset:
     unmatched: tuple[Unmatched, ...] = ()
     caption_column: str = "text"  # of key.json
     stamps: tuple[Stamp, ...] = ()  # of tars that are far away
+    sets: tuple[str, ...] = ()  # URLs of what lies beside them there and says what their sets are
 
     @property
     def part_count(self) -> int:
