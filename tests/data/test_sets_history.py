@@ -43,7 +43,7 @@ SETTINGS = st.fixed_dictionaries(
         "resolution": st.sampled_from([64, 96, [64, 96]]),
         "background": st.just([0, 0, 0]),
     },
-)
+).map(lambda one: one if one.get("crop") == "random" else {key: one[key] for key in one if key != "crops"})
 CHANGE = st.one_of(
     st.tuples(st.just("picture"), st.sampled_from(FOLDERS), st.integers(0, 7)),
     st.tuples(st.just("copy"), st.sampled_from(FOLDERS), st.integers(0, 7)),
