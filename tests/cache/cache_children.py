@@ -6,6 +6,7 @@ threads."""
 import multiprocessing
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,10 @@ def rank(
 
 
 class Logging(Encoder):
-    """Appends the names of what it encodes to the file `log`; dies before its call number `dies_at`."""
+    """Appends what it encodes to the file `log`, as names with the heights and widths of latents (ROW); dies before its
+    call number `dies_at`."""
+
+    ROW = 24  # bytes
 
     def __init__(self, log: Path, dies_at: int | None, kill: bool):
         super().__init__()
@@ -91,13 +95,16 @@ class Logging(Encoder):
             raise RuntimeError("the encoder fails")
         result = super().__call__(inputs)
         with open(self._log, "ab") as file:
-            file.write(b"".join(item.tobytes()[:16] for item in inputs))
+            file.write(b"".join(item.tobytes()[:16] + struct.pack("<ii", *item.shape[1:]) for item in inputs))
         return result
 
 
-def killed(numbers: list[int], fingerprint: dict, out: Path, log: Path, dies_at: int, batch_size: int) -> None:
+def killed(
+    pictures: list[bytes], fingerprint: dict, out: Path, log: Path, dies_at: int, batch_size: int, views: int
+) -> None:
     """A run that is killed in its encoder, unless it needs fewer calls."""
-    engine.build(job(numbers, Logging(log, dies_at, kill=True), fingerprint, batch_size=batch_size), out)
+    work = job(pictures, Logging(log, dies_at, kill=True), fingerprint, batch_size=batch_size, views=views)
+    engine.build(work, out)
 
 
 def stopping(encoder: Encoder) -> Callable:

@@ -9,13 +9,19 @@ from pipeline.cache.building import engine
 from pipeline.cache.building.shelf import Wanted
 from pipeline.cache.format import lookup, shards
 from pipeline.cache.format.names import latent_row
+from pipeline.data import masks
 
-GROUPS = [(64, 64), (32, 96)]  # height, width
+GROUPS = [(64, 64), (32, 96), (64, 32)]  # height, width
 
 
 def content(number: int) -> bytes:
     """The hash of picture `number`."""
     return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
+
+
+def centred(number: int, focus: int) -> bytes:
+    """That of the picture with a centre of interest."""
+    return masks.content(content(number), None, b"focus%d" % focus)
 
 
 class Encoder:
@@ -35,17 +41,28 @@ class Encoder:
 
 
 def job(
-    numbers, encoder: Encoder, fingerprint: dict | None = None, batch_size: int = 4, workers: int = 2, **changes
+    pictures,
+    encoder: Encoder,
+    fingerprint: dict | None = None,
+    batch_size: int = 4,
+    workers: int = 2,
+    views: int = 1,
+    **changes,
 ) -> engine.Job:
-    """Latents of the pictures `numbers`, any order, repeats allowed. A quarter of them has a mask."""
-    images = {latent_row(content(n), False, 0): (content(n), GROUPS[content(n)[0] % 2]) for n in numbers}
-    rows = lookup.as_names(sorted(images))
-    known = [images[row.tobytes()] for row in rows]
-    groups = np.array([group for _, group in known], np.int32).reshape(-1, 2)
+    """Latents of pictures, numbers or contents in any order, repeats allowed. A quarter of them has a mask; each is
+    there in so many buckets (`views`), under one name."""
+    images = {content(one) if isinstance(one, int) else one for one in pictures}
+    known = sorted(
+        (latent_row(image, False, 0), GROUPS[(image[0] % 2 + view) % 3], image)
+        for image in images
+        for view in range(views)
+    )
+    rows = lookup.as_names([row for row, _, _ in known])
+    groups = np.array([group for _, group, _ in known], np.int32).reshape(-1, 2)
     wanted = Wanted(shards.LATENTS, fingerprint or {"vae": "0" * 32}, rows, groups)
 
     def prepare(index: int) -> tuple[np.ndarray, dict]:
-        image, (height, width) = known[index]
+        _, (height, width), image = known[index]
         input_ = np.resize(np.frombuffer(rows[index].tobytes(), np.uint8), (8, height // 8, width // 8))
         numbers = dict.fromkeys(("original_height", "original_width", "crop_top", "crop_left", "flip", "crop"), 0)
         if image[1] % 4 == 0:

@@ -1,15 +1,17 @@
 """SIGKILL at random moments: of a cache stage, of the dvc that runs it, of their whole process group.
 
-    python tests/cache/kill_cache.py --kills 100          # 100 kills of each cache stage
+    python tests/cache/kill_cache.py --kills 100          # 100 kills of each cache stage, or of --stages cache_latents
     python tests/cache/kill_cache.py --experiments        # kills in `dvc exp run`, `exp run --temp` and a queue task
     python tests/cache/kill_cache.py --damage             # a flipped byte: verify --remove, then dvc repro
 
-Works in a copy of the project, with encoders that take no MindSpore, a tenth of a second a batch, and small shards.
+Works in a copy of the project, with encoders that take no MindSpore, a tenth of a second a batch, and small shards. A
+third of the pictures have a mask, a quarter a centre of interest, and each is encoded at two resolutions.
 After each kill: every file of the store and the outs is whole, every row that the store held is still there, no process
 is left.
 In the end the outs are byte for byte those of a run that nobody killed."""
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -26,13 +28,15 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from pipeline.cache.building import shelf  # noqa: E402
 from pipeline.cache.format import shards  # noqa: E402
 from pipeline.cache.tools import verify  # noqa: E402
 from pipeline.models.config import TINY  # noqa: E402
 from tests.project import copy_project  # noqa: E402
 from tests.weights.synthetic import write_checkpoint  # noqa: E402
 
-PICTURES = 240
+PICTURES = 120
+ROWS = 2 * PICTURES  # of latents
 STAGES = ("cache_latents", "cache_text")
 
 ENCODERS = '''
@@ -88,10 +92,14 @@ def make_project(root: Path) -> None:
     (root / "data/images").mkdir()
     lines = []
     for number in range(PICTURES):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 256, (80, 100, 3), np.uint8)
         Image.fromarray(pixels).save(root / f"data/images/{number}.png")
-        lines.append(f'{{"file_name": "{number}.png", "text": "picture {number}"}}\n')
-    (root / "data/images/metadata.jsonl").write_text("".join(lines))
+        if number % 3 == 0:
+            Image.fromarray(pixels[:, :, 0]).save(root / f"data/images/{number}.mask.png")
+        line = {"file_name": f"{number}.png", "text": f"picture {number}"}
+        lines.append(line | ({"bbox": [number % 60, 10, 40, 30]} if number % 4 == 0 else {}))
+    (root / "data/images/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _replace(root / "params.yaml", "further_resolutions: []", "further_resolutions: [96]")
     (root / "data/base").mkdir()
     write_checkpoint(root / "data/base/tiny_sdxl.safetensors", TINY)
     subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=root, check=True)
@@ -168,23 +176,25 @@ def wait_until_alone(root: Path, seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def rows_of(folder: Path) -> set[tuple[str, bytes]]:
-    """(fingerprint, row) of all whole files. Fails when `verify` rejects one."""
+def rows_of(folder: Path) -> set[tuple[str, bytes, tuple[int, int]]]:
+    """(fingerprint, row, bucket) of all whole files. Fails when `verify` rejects one."""
     found = set()
     for paths in verify.distinct([folder]):
         reason = verify.damage(paths[0])
         assert reason is None, reason
         shard = shards.open_shard(paths[0], verify.kind_of(paths[0]))
-        found |= {(shards.canonical(shard.fingerprint), row.tobytes()) for row in shard.columns["row"]}
+        made_with = shards.canonical(shard.fingerprint)
+        groups = map(tuple, shelf.groups_of(shard).tolist())
+        found |= {(made_with, row.tobytes(), group) for row, group in zip(shard.columns["row"], groups)}
     return found
 
 
-def kill_often(root: Path, kills: int, seed: int = 0) -> None:
-    """Kill `kills` runs of each cache stage while it works, then let both finish and compare with an unkilled run."""
+def kill_often(root: Path, stages: list[str], kills: int, seed: int = 0) -> None:
+    """Kill `kills` runs of each of the stages while it works, then let it finish and compare with an unkilled run."""
     draw = random.Random(seed)
     store = root / ".store/cache"
     log = root.parent / "encoded.log"
-    for stage in STAGES:
+    for stage in stages:
         kind = stage.removeprefix("cache_")
         log.write_bytes(b"")
         done = attempts = finished = 0
@@ -210,7 +220,7 @@ def kill_often(root: Path, kills: int, seed: int = 0) -> None:
         dvc(root, "repro", "--single-item", stage)
         encoded = sum(int(line.split()[1]) for line in log.read_text().split("\n") if line.startswith(kind))
         component = {"latents": "vae", "text": "clip_l"}[kind]
-        needed = sum(component in fingerprint for fingerprint, _ in rows_of(store) - before)
+        needed = sum(component in fingerprint for fingerprint, *_ in rows_of(store) - before)
         print(
             f"{stage}: {done} kills in {attempts} runs, {finished} of them finished; {needed} rows, {encoded} encoded",
             flush=True,
@@ -218,6 +228,10 @@ def kill_often(root: Path, kills: int, seed: int = 0) -> None:
         lost = encoded - needed  # what was in flight: up to a part's 0.3 s, and the batches around the encoder
         assert 0 <= lost <= done * 64, f"{lost} rows were encoded again"
         outs = {path.name: path.read_bytes() for path in (root / "outs" / kind).iterdir()}
+        opened = [shards.open_shard(path, verify.kind_of(path)) for path in (root / "outs" / kind).iterdir()]
+        count = sum(map(len, opened))
+        masked = sum(int(shard.columns["masked"].sum()) for shard in opened if "masked" in shard.columns)
+        assert kind == "text" or (count, masked) == (ROWS, ROWS // 3)
         shutil.rmtree(root / ".store")
         shutil.rmtree(root / "outs" / kind)
         dvc(root, "repro", "--single-item", "--force", stage)
@@ -244,7 +258,7 @@ def kill_experiments(root: Path) -> None:
             else:
                 command = [*words, *setting]
             process = start(root, sys.executable, "-m", "dvc", *command)
-            wanted = 100 if kill_it else PICTURES
+            wanted = 100 if kill_it else ROWS
             deadline = time.monotonic() + 600
             while _encoded(log) < wanted and (process.poll() is None or words == ["queue"]):
                 assert time.monotonic() < deadline, (
@@ -260,15 +274,15 @@ def kill_experiments(root: Path) -> None:
 
         run(kill_it=True)
         first = _encoded(log)
-        assert 100 <= first < PICTURES
+        assert 100 <= first < ROWS
         subprocess.run(["git", "checkout", "--quiet", "--force", "main"], cwd=root, check=True)
         run(kill_it=False)
         total = _encoded(log)
         print(
-            f"dvc {' '.join(words)}: killed after {first} rows, {total - first} more for the {PICTURES} of the set",
+            f"dvc {' '.join(words)}: killed after {first} rows, {total - first} more for the {ROWS} of the set",
             flush=True,
         )
-        assert total - PICTURES <= 64, "the second run did not go on from the store"
+        assert total - ROWS <= 64, "the second run did not go on from the store"
         rows_of(root / ".store/cache")
         subprocess.run(["git", "checkout", "--quiet", "--force", "main"], cwd=root, check=True)
 
@@ -295,7 +309,7 @@ def mend_damage(root: Path) -> None:
         assert victim.read_bytes() == good
         encoded = sum(int(line.split()[1]) for line in log.read_text().split("\n") if line)
         print(f"{stage}: a file with {links} links was damaged; {encoded} rows were encoded again", flush=True)
-        assert (0 if links < 3 else 1) <= encoded < PICTURES / 2  # below 3 links the store has a copy of its own
+        assert (0 if links < 3 else 1) <= encoded < ROWS / 2  # below 3 links the store has a copy of its own
 
 
 def _encoded(log: Path) -> int:
@@ -305,6 +319,7 @@ def _encoded(log: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=0, help="of each cache stage")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="that --kills kills")
     parser.add_argument("--experiments", action="store_true")
     parser.add_argument("--damage", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -319,7 +334,7 @@ def main() -> None:
             if args.damage:
                 mend_damage(root)
             if args.kills:
-                kill_often(root, args.kills, args.seed)
+                kill_often(root, args.stages, args.kills, args.seed)
         except BaseException:
             print((root.parent / "output.log").read_text(errors="replace")[-3000:], file=sys.stderr)
             raise

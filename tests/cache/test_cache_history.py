@@ -1,15 +1,16 @@
 """Whatever happened before, the cache ends as one clean run leaves it, and nothing is encoded that the store holds."""
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.building import engine
+from pipeline.cache.building import engine, shelf
 from pipeline.cache.format import shards
 from pipeline.cache.format.names import latent_row
 from tests.cache import cache_children
 from tests.cache.cache_children import Logging, finish
-from tests.cache.cache_jobs import content, folder_bytes, job
+from tests.cache.cache_jobs import centred, content, folder_bytes, job
 
 FINGERPRINTS = [{"vae": "0" * 32}, {"vae": "1" * 32}]
 
@@ -20,6 +21,8 @@ CHANGE = st.one_of(
     st.tuples(st.just("rename"), st.integers(0, 10**6)),
     st.tuples(st.just("duplicate"), st.integers(0, 10**6)),
     st.tuples(st.just("edit"), st.integers(0, 10**6)),
+    st.tuples(st.just("focus"), st.integers(0, 10**6)),
+    st.tuples(st.just("views"), st.integers(1, 3)),
     st.tuples(st.just("another VAE"), st.integers(0, 1)),
     st.tuples(st.just("killed run"), st.integers(0, 12)),
     st.tuples(st.just("failing run"), st.integers(0, 12)),
@@ -28,11 +31,11 @@ CHANGE = st.one_of(
 
 
 class Data:
-    """A folder of pictures: path -> number of its content."""
+    """A folder of pictures: path -> its content. Each is in so many buckets (`views`)."""
 
     def __init__(self):
-        self.files: dict[str, int] = {"first": 0}
-        self.made = 0
+        self.files: dict[str, bytes] = {"first": content(0)}
+        self.made, self.views = 0, 1
 
     def new(self) -> int:
         self.made += 1
@@ -42,7 +45,7 @@ class Data:
         paths = sorted(self.files)
         chosen = paths[value % len(paths)]
         if kind == "add":
-            self.files |= {f"added {n}": n for n in (self.new() for _ in range(value))}
+            self.files |= {f"added {n}": content(n) for n in (self.new() for _ in range(value))}
         elif kind == "remove" and len(paths) > 1:
             del self.files[chosen]
         elif kind == "remove many":
@@ -52,23 +55,37 @@ class Data:
         elif kind == "duplicate":
             self.files[f"copy {self.new()}"] = self.files[chosen]
         elif kind == "edit":
-            self.files[chosen] = self.new()
+            self.files[chosen] = content(self.new())
+        elif kind == "focus":  # of one picture one of three
+            self.files[chosen] = centred(value % 5, value % 3)
+        elif kind == "views":
+            self.views = value
 
 
-def stored_rows(wanted) -> set[bytes]:
-    paths = wanted.folder.glob("[!.]*.parquet")
-    return {row.tobytes() for path in paths for row in shards.open_shard(path, shards.LATENTS).columns["row"]}
+def rows_of(paths) -> list[bytes]:
+    """As Logging writes them."""
+    found = []
+    for shard in (shards.open_shard(path, shards.LATENTS) for path in paths):
+        found += packed(shard.columns["row"], shelf.groups_of(shard))
+    return found
 
 
-def run(numbers, fingerprint, out, dies_at: int | None = None, kill: bool = False, batch_size: int = 4) -> None:
-    """One run. Checks that it encodes exactly the contents that the store lacks (a dying run: none that it has)."""
+def packed(rows: np.ndarray, groups: np.ndarray) -> list[bytes]:
+    return [row.tobytes() + (group // 8).astype("<i4").tobytes() for row, group in zip(rows, groups)]
+
+
+def run(
+    pictures, fingerprint, out, dies_at: int | None = None, kill: bool = False, batch_size: int = 4, views: int = 1
+) -> None:
+    """One run. Checks that it encodes exactly the rows that the store lacks (a dying run: none that it has)."""
     log = out.parent / "encoded"
     log.write_bytes(b"")
 
-    work = job(numbers, Logging(log, dies_at, kill=False), fingerprint, batch_size=batch_size)
-    lacking = {row.tobytes() for row in work.wanted.rows} - stored_rows(work.wanted)
+    work = job(pictures, Logging(log, dies_at, kill=False), fingerprint, batch_size=batch_size, views=views)
+    lacking = {*packed(work.wanted.rows, work.wanted.groups)} - {*rows_of(work.wanted.folder.glob("[!.]*.parquet"))}
     if kill:
-        finish([cache_children.start(cache_children.killed, list(numbers), fingerprint, out, log, dies_at, batch_size)])
+        how = list(pictures), fingerprint, out, log, dies_at, batch_size, views
+        finish([cache_children.start(cache_children.killed, *how)])
     elif dies_at is not None:
         try:
             engine.build(work, out)
@@ -78,7 +95,7 @@ def run(numbers, fingerprint, out, dies_at: int | None = None, kill: bool = Fals
         report = engine.build(work, out)
         assert report.encoded == len(lacking)
     data = log.read_bytes()
-    encoded = [data[i : i + 16] for i in range(0, len(data), 16)]
+    encoded = [data[i : i + Logging.ROW] for i in range(0, len(data), Logging.ROW)]
     assert set(encoded) <= lacking
     if dies_at is None:
         assert set(encoded) == lacking
@@ -99,17 +116,17 @@ def test_any_history_ends_as_a_clean_run(tmp_path_factory, history, part_seconds
             if kind == "another VAE":
                 fingerprint = FINGERPRINTS[value]
             elif kind == "killed run":
-                run(data.files.values(), fingerprint, root / "out", dies_at=value, kill=True)
+                run(data.files.values(), fingerprint, root / "out", dies_at=value, kill=True, views=data.views)
             elif kind == "failing run":
-                run(data.files.values(), fingerprint, root / "out", dies_at=value)
+                run(data.files.values(), fingerprint, root / "out", dies_at=value, views=data.views)
             elif kind == "run":
-                run(reversed(data.files.values()), fingerprint, root / "out", batch_size=value)
+                run(reversed(data.files.values()), fingerprint, root / "out", batch_size=value, views=data.views)
             else:
                 data.change(kind, value)
-        run(data.files.values(), fingerprint, root / "out")
+        run(data.files.values(), fingerprint, root / "out", views=data.views)
         patch.setenv("PIPELINE_STORE", str(root / "clean store"))
-        run(sorted(data.files.values()), fingerprint, root / "clean")
+        run(sorted(data.files.values()), fingerprint, root / "clean", views=data.views)
     assert folder_bytes(root / "out") == folder_bytes(root / "clean")
-    rows = {latent_row(content(n), False, 0) for n in data.files.values()}
-    found = [row for path in (root / "out").iterdir() for row in shards.open_shard(path, shards.LATENTS).columns["row"]]
-    assert sorted(row.tobytes() for row in found) == sorted(rows)
+    rows = {latent_row(image, False, 0) for image in data.files.values()}
+    found = rows_of((root / "out").iterdir())
+    assert sorted(row[:16] for row in found) == sorted([*rows] * data.views) and len({*found}) == len(found)

@@ -9,19 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.cache.building import engine
+from pipeline.cache.building import engine, shelf
 from pipeline.cache.format import shards
 from pipeline.cache.tools import verify
-from tests.cache.cache_jobs import Encoder, folder_bytes, job
+from tests.cache.cache_jobs import Encoder, centred, folder_bytes, job
 
-COUNT, DELAY, PART_SECONDS = 200, 0.01, 0.1
+COUNT, VIEWS, DELAY, PART_SECONDS = 100, 2, 0.01, 0.1  # pictures, buckets of each
 
 BUILD = f"""
 import sys
 from pathlib import Path
 from pipeline.cache.building import engine
 from pipeline.cache.format import shards
-from tests.cache.cache_jobs import Encoder, job
+from tests.cache.cache_jobs import Encoder, centred, job
 shards.ROWS_PER_SHARD = 32
 engine.PART_SECONDS = {PART_SECONDS}
 
@@ -33,17 +33,20 @@ class Noting(Encoder):
         return result
 
 print("start", flush=True)
-engine.build(job(range({COUNT}), Noting({DELAY})), Path("out"))
+pictures = [centred(n // 2, 1) if n % 4 == 1 else n for n in range({COUNT})]
+engine.build(job(pictures, Noting({DELAY}), views={VIEWS}), Path("out"))
 """
+PICTURES = [centred(n // 2, 1) if n % 4 == 1 else n for n in range(COUNT)]
 
 
-def stored() -> set[bytes]:
+def stored() -> set[tuple[bytes, tuple[int, int]]]:
     """The rows of every file that a build left, each of which must be whole."""
-    work = job(range(COUNT), Encoder())
+    work = job(PICTURES, Encoder(), views=VIEWS)
     found = set()
     for path in work.wanted.folder.glob("[!.]*.parquet"):
         assert verify.damage(path) is None
-        found |= {row.tobytes() for row in shards.open_shard(path, shards.LATENTS).columns["row"]}
+        shard = shards.open_shard(path, shards.LATENTS)
+        found |= {(row.tobytes(), tuple(group)) for row, group in zip(shard.columns["row"], shelf.groups_of(shard))}
     return found
 
 
@@ -74,7 +77,7 @@ def test_kills_lose_nothing_that_was_stored(tmp_path, monkeypatch):
     in_flight = (
         4 * (1 + engine._BATCHES_BEHIND) + 4 * PART_SECONDS / DELAY
     )  # the batches around the encoder, and a part
-    assert COUNT <= encoded <= COUNT + kills * in_flight
+    assert VIEWS * COUNT <= encoded <= VIEWS * COUNT + kills * in_flight
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "clean"))
-    engine.build(job(range(COUNT), Encoder()), tmp_path / "clean out")
+    engine.build(job(PICTURES, Encoder(), views=VIEWS), tmp_path / "clean out")
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "clean out")
