@@ -97,9 +97,14 @@ def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
         yield "train.learning_rate", f"{rate:g} is high for an adapter of SDXL: 5e-5 to 5e-4 is usual"
     if rate > 5e-5 and train.optimizer not in ("lion", "prodigy") and train.adapter == "none":
         yield "train.learning_rate", f"{rate:g} is high for all of SDXL's UNet: 4e-7 to 1e-5 is usual; {PRESET}"
-    texts = train.text_encoder_learning_rate
-    if train.text_encoders != "none" and texts > 1e-5 and train.optimizer not in ("lion", "prodigy"):
-        yield "train.text_encoder_learning_rate", f"{texts:g} is high for SDXL's text encoders: 1e-6 to 3e-6 is usual"
+    texts, adapts = train.text_encoder_learning_rate, train.adapter != "none"
+    if (
+        train.text_encoders != "none"
+        and texts > (1e-3 if adapts else 1e-5)
+        and train.optimizer not in ("lion", "prodigy")
+    ):
+        of = "adapters of SDXL's text encoders: 1e-5 to 1e-4" if adapts else "SDXL's text encoders: 1e-6 to 3e-6"
+        yield "train.text_encoder_learning_rate", f"{texts:g} is high for {of} is usual"
     if index.resolution < 768:
         yield "index.resolution", f"SDXL was trained at 1024 and draws worse at {index.resolution}; {PRESET}"
     if index.buckets and index.bucket_step < 64:

@@ -1,4 +1,4 @@
-"""The trained UNet with the text encoders that were trained with it, or the base's with the trained adapter, and the
+"""The trained UNet with the text encoders that were trained with it, or the base's with the trained adapters, and the
 base's other components -> one checkpoint for MindONE and one for ComfyUI and diffusers.
 
 outs/merge/merged.ckpt, outs/merge/merged.safetensors with what it comes from in its metadata, outs/merge/README.md"""
@@ -22,7 +22,8 @@ def main(params: Params) -> None:
     trained_file = chosen.find(TRAINED, params.merge.weights, adapts)
     unet = Path(params.train.init_from) if adapts else trained_file
     components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
-    components |= dict.fromkeys(trained_parts(params.train.text_encoders), trained_file)
+    if not adapts:
+        components |= dict.fromkeys(trained_parts(params.train.text_encoders), trained_file)
     trained_with = marks.written(params.diffusion.prediction, params.diffusion.zero_terminal_snr)
     trained, origin = provenance.read(TRAINED / provenance.RUN, "train"), provenance.read(SOURCES, "convert")
     written = params.index.resolution, params.merge.weights, params.merge.dtype

@@ -16,7 +16,7 @@ from pipeline.params import Params
 from pipeline.sampling.saved import saved
 from pipeline.stage import StageError, run
 from pipeline.weights import provenance
-from pipeline.weights.adapters.apply import adapted_unet
+from pipeline.weights.adapters.apply import adapted_texts, adapted_unet
 from pipeline.weights.chosen import trained_parts
 
 BASE = "outs/convert/unet.ckpt"
@@ -73,9 +73,11 @@ def main(params: Params) -> None:
     chunks, emphasis = params.cache_text.chunks, params.cache_text.emphasis
     texts = {}  # both texts by the files of the encoders
     for model in models:
-        files = _encoders(model, params.train.text_encoders)
+        files = _encoders(model, params.train.text_encoders, adapts)
         if files not in texts:
-            encoder = text_encoder(config, *files, device, "float32")
+            *checkpoints, adapter = files
+            tensors = adapted_texts(*checkpoints, adapter, config) if adapter else None
+            encoder = text_encoder(config, *checkpoints, device, "float32", tensors)
             texts[files] = encode(prompts, negative_prompts, tokenizer, encoder, chunks, emphasis, config.clip_l.width)
             del encoder  # its memory is the UNet's
 
@@ -88,7 +90,7 @@ def main(params: Params) -> None:
         between_with_adapter = adapts and isinstance(model.weights, Path)
         load(model.weights, adapted_unet(start, model.weights, config) if between_with_adapter else None)
         latents[model.name] = {}
-        text, negative = texts[_encoders(model, params.train.text_encoders)]
+        text, negative = texts[_encoders(model, params.train.text_encoders, adapts)]
         steps = sum(wanted[chosen[0]].steps for chosen, _ in together)
         with progress.Bar(steps, "step", f"draws with the {model.name} model") as bar:
             for chosen, count in together:
@@ -137,12 +139,14 @@ def main(params: Params) -> None:
         grid(rows, prompts).save(folder / "grid.png")
 
 
-def _encoders(model: Drawn, trained: str) -> tuple[Path, Path]:
-    """The files of a model's text encoders, CLIP-L's and bigG's. Where none is trained, all models have the same."""
+def _encoders(model: Drawn, trained: str, adapts: bool) -> tuple[Path, Path, Path | None]:
+    """The files of a model's text encoders, CLIP-L's and bigG's, and of an adapter that is to be merged into them. Where
+    none is trained, all models have the same."""
     if trained == "none" or model.name == "tuned":
-        return Path(MERGED), Path(MERGED)
-    own = trained_parts(trained) if model.name != "base" else ()
-    return tuple(Path(model.weights) if part in own else CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g"))
+        return Path(MERGED), Path(MERGED), None
+    own = {} if model.name == "base" or adapts else dict.fromkeys(trained_parts(trained), Path(model.weights))
+    clip_l, clip_g = (own.get(part, CONVERTED / f"{part}.ckpt") for part in ("clip_l", "clip_g"))
+    return clip_l, clip_g, Path(model.weights) if adapts and model.name != "base" else None
 
 
 if __name__ == "__main__":

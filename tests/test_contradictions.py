@@ -38,8 +38,6 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
          r"cache_latents\.crops: must be 1 with train\.source pictures"),
         ({"train.source": "pictures", "train.text_encoders": "clip_l", "cache_text.emphasis": "a1111"},
          r"cache_text\.emphasis: must be none with train\.text_encoders clip_l"),
-        ({"train.source": "pictures", "train.text_encoders": "clip_l", "train.adapter": "lora"},
-         r"train\.text_encoders: clip_l needs adapter none, found lora"),
         ({"train.source": "pictures", "train.text_encoders": "clip_g", "train.text_encoder_learning_rate": 1e3},
          r"train\.weight_decay: must be below 1 / the learning rate \(1000\)"),
         ({"train.source": "pictures", "device.sink_size": 10}, r"device\.sink_size: above 0 needs train\.source cache"),

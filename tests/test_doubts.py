@@ -238,3 +238,7 @@ def test_a_rate_of_sdxls_text_encoders(rate, said):
     key = "train.text_encoder_learning_rate"
     assert (key in dict(doubts(params.check(found, "params.yaml")))) == said
     assert key not in dict(doubts(params.check(tree, "params.yaml")))
+    adapters = changed(tree, {"train.adapter": "lora", "train.text_encoder_learning_rate": 5e-5})
+    assert key not in dict(doubts(params.check(adapters, "params.yaml")))
+    high = changed(adapters, {"train.text_encoder_learning_rate": 2e-3})
+    assert "for adapters of SDXL's" in dict(doubts(params.check(high, "params.yaml")))[key]

@@ -27,11 +27,6 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
                 f"must be none with train.text_encoders {found}: words have no weights where encoders are trained; found "
                 f"{params.cache_text.emphasis}",
             )
-        if params.train.adapter != "none":
-            yield (
-                "train.text_encoders",
-                f"{found} needs adapter none, found {params.train.adapter}: no adapter has them",
-            )
 
 
 def _pictures(params: "Params") -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Adapters in the layers of a network: what pipeline/weights/adapters/kinds.py says, as cells.
 
 LoRA in a linear layer is two narrow layers beside it, so that nothing of the weight's size is computed. All others, and
-LoRA in a convolution, compute the changed weight, and the layer with it. Parts are float32, the layer computes in the
+LoRA in a convolution and in bigG's joined projections, compute the changed weight, and the layer with it. Parts are float32, the layer computes in the
 dtype of its input as without an adapter."""
 
 from collections.abc import Iterator
@@ -10,8 +10,10 @@ from types import ModuleType
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from pipeline.models.clip import FusedAttention
 from pipeline.models.layers import Conv, Linear
 from pipeline.weights.adapters import kinds
 
@@ -110,30 +112,51 @@ class _Changed(nn.Cell):
         return self.base.compute(x, self.change(self.base.weight))
 
 
+class _Joined(nn.Cell):
+    """A weight of three layers, one below the other, each changed by itself."""
+
+    def __init__(self, first: nn.Cell, second: nn.Cell, third: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.first, self.second, self.third = first, second, third
+
+    def construct(self, weight):
+        first, second, third = ms.mint.chunk(weight, 3, 0)
+        return ops.concat((self.first(first), self.second(second), self.third(third)), 0)
+
+
 def attach(
     network: nn.Cell, layers: ModuleType, kind: str, targets: list[str], rank: int, alpha: float, factor: int, seed: int
 ) -> None:
     """Put an adapter of this kind (one of kinds.py's) into each layer of `network` whose weight's name is one of
     `targets`, with the first values of `kinds.start`; all other parameters are frozen. The network has its weights by
-    now, and keeps their names; a part's is its layer's and kinds.py's."""
+    now, and keeps their names; a part's is its layer's and kinds.py's. bigG's joined projections have all three of
+    …attn.q_proj.weight, k_proj and v_proj, or none."""
     for parameter in network.get_parameters():
         parameter.requires_grad = False
     places = {base.weight.name: (parent, leaf, base) for parent, leaf, base in list(_layers(network))}
-    for target in targets:
-        parent, leaf, base = places[target]
-        values = base.weight.astype(ms.float32).asnumpy()
+    joined = {name: attention for attention in _joined(network) for name in _projections(attention)}
+
+    def change(target: str, values: np.ndarray) -> tuple[Parts, float]:
         parts = {}
-        for part, shape in kinds.shapes(kind, base.weight.shape, rank, factor).items():
+        for part, shape in kinds.shapes(kind, values.shape, rank, factor).items():
             start = Tensor(kinds.start(target, part, shape, values, seed))
             parts[part] = Parameter(start, f"{target.removesuffix('.weight')}.{part}")
-        scale = kinds.scale(parts, rank, alpha)
+        return parts, kinds.scale(parts, rank, alpha)
+
+    for target in (target for target in targets if target not in joined):
+        parent, leaf, base = places[target]
+        found = change(target, base.weight.astype(ms.float32).asnumpy())
         if kind == "lora" and isinstance(base, Linear):
-            cell = _Beside(layers, base, parts, scale)
+            cell = _Beside(layers, base, *found)
         else:
-            cell = _Changed(base, _CHANGES[kind](parts, scale))
+            cell = _Changed(base, _CHANGES[kind](*found))
         parent._cells[leaf] = cell  # as an attribute it would rename its parameters
         if isinstance(parent, nn.SequentialCell):
             parent.cell_list = tuple(parent._cells.values())
+    for attention in {id(joined[target]): joined[target] for target in targets if target in joined}.values():
+        values = np.split(attention.in_proj_weight.astype(ms.float32).asnumpy(), 3)
+        changes = [_CHANGES[kind](*change(*one)) for one in zip(_projections(attention), values, strict=True)]
+        attention._cells["adapted"] = _Joined(*changes)
 
 
 def _layers(network: nn.Cell) -> Iterator[tuple[nn.Cell, str, nn.Cell]]:
@@ -142,3 +165,13 @@ def _layers(network: nn.Cell) -> Iterator[tuple[nn.Cell, str, nn.Cell]]:
         for leaf, child in parent.name_cells().items():
             if isinstance(child, (Linear, Conv)):
                 yield parent, leaf, child
+
+
+def _joined(network: nn.Cell) -> list[FusedAttention]:
+    return [cell for _, cell in network.cells_and_names() if isinstance(cell, FusedAttention)]
+
+
+def _projections(attention: FusedAttention) -> list[str]:
+    """What the three weights would be called, were they apart."""
+    module = attention.in_proj_weight.name.removesuffix("in_proj_weight")
+    return [f"{module}{one}_proj.weight" for one in "qkv"]

@@ -14,15 +14,20 @@ from mindspore.nn.utils import no_init_parameters
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import SDXLConfig
 from pipeline.models.graphs import compiled
-from pipeline.models.load import load_weights
+from pipeline.models.load import set_weights
 from pipeline.models.vae import VAEDecoder, VAEEncoder
 from pipeline.stage import StageError
+from pipeline.weights import ckpt
 from pipeline.weights.names import PREFIX
+from pipeline.weights.tensor import Tensor
 
 _DTYPE = {"float32": ms.float32, "bfloat16": ms.bfloat16}
 
 
-def _frozen(make: Callable[[], nn.Cell], path: Path, part: str, device: pipeline.device.Device, precision: str):
+def _frozen(
+    make: Callable[[], nn.Cell], path: Path, part: str, device: pipeline.device.Device, precision: str,
+    tensors: dict[str, Tensor] | None = None,
+):  # fmt: skip
     """(the cell with its weights as a function of tensors, its dtype)"""
     if precision not in _DTYPE:
         raise StageError(f"precision {precision!r} is not one of {', '.join(_DTYPE)}")
@@ -30,7 +35,7 @@ def _frozen(make: Callable[[], nn.Cell], path: Path, part: str, device: pipeline
         raise StageError("precision bfloat16 needs an Ascend NPU: the CPU has no such kernels; wanted float32")
     with no_init_parameters():
         cell = make()
-    load_weights(cell, path, PREFIX[part], _DTYPE[precision])
+    set_weights(cell, ckpt.read(path) if tensors is None else tensors, path, PREFIX[part], _DTYPE[precision])
     return compiled(cell.set_train(False), type(cell).__name__), _DTYPE[precision]
 
 
@@ -60,12 +65,15 @@ def vae_decoder(config: SDXLConfig, ckpt: Path, device: pipeline.device.Device, 
     return decode
 
 
-def text_encoder(config: SDXLConfig, clip_l: Path, clip_g: Path, device: pipeline.device.Device, precision: str):
+def text_encoder(
+    config: SDXLConfig, clip_l: Path, clip_g: Path, device: pipeline.device.Device, precision: str,
+    tensors: dict[str, Tensor] | None = None,
+):  # fmt: skip
     """-> function of (ids_l, ids_g), each (b, 77) int32 as its own encoder pads them, giving context
-    (b, 77, context_dim) float32, CLIP-L's channels first, and pooled (b, projection_dim) float32. Raises like
-    vae_encoder."""
-    cell_l, _ = _frozen(lambda: ClipL(config.clip_l), clip_l, "clip_l", device, precision)
-    cell_g, _ = _frozen(lambda: ClipG(config.clip_g), clip_g, "clip_g", device, precision)
+    (b, 77, context_dim) float32, CLIP-L's channels first, and pooled (b, projection_dim) float32. tensors: of both, in
+    the place of those in the files, by MindSpore's names. Raises like vae_encoder."""
+    cell_l, _ = _frozen(lambda: ClipL(config.clip_l), clip_l, "clip_l", device, precision, tensors)
+    cell_g, _ = _frozen(lambda: ClipG(config.clip_g), clip_g, "clip_g", device, precision, tensors)
     return _text(cell_l, cell_g)
 
 

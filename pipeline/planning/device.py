@@ -12,7 +12,7 @@ from math import prod
 
 from pipeline.models.config import CONFIGS
 from pipeline.planning import cpu, npu, step, unet
-from pipeline.planning.run import Run, adapted_shapes, component_shapes, trained_shapes, unet_shapes
+from pipeline.planning.run import Run, adapted_shapes, adapted_texts, component_shapes, trained_shapes, unet_shapes
 from pipeline.training import memory
 
 GB = 10**9
@@ -47,15 +47,13 @@ def stays(run: Run) -> Parts:
         parts["EMA"] = memory.in_float32(shapes)
     if run.accumulation > 1:
         parts["float32 totals of micro-batches' gradients"] = memory.in_float32(shapes)
-    of_vae, of_text = run.encoder_bytes
     if run.encodes:
         vae = component_shapes(run.config, "vae").items()
         encoder = {name: shape for name, shape in vae if ".encoder." in name or ".quant_conv." in name}
-        parts["the VAE's encoder"] = of_vae * sum(map(prod, encoder.values()))
+        parts["the VAE's encoder"] = run.encoder_bytes[0] * sum(map(prod, encoder.values()))
     if run.reads_captions:
         texts = component_shapes(run.config, "clip_l") | component_shapes(run.config, "clip_g")
-        of_text = memory.SIZES[run.weights_dtype] if run.text_encoders != "none" else of_text
-        parts["text encoders"] = of_text * sum(map(prod, texts.values()))
+        parts["text encoders"] = run.text_bytes * sum(map(prod, texts.values()))
     if run.devices > 1 and run.target == "Ascend":
         parts["HCCL's buffers, to send and to receive"] = 2 * run.hccl_buffer
     if run.target == "CPU":
@@ -113,18 +111,22 @@ def kept_by_texts(run: Run) -> int:
     for clip in (config.clip_l, config.clip_g):
         tokens = clip.context_length
         total += clip.layers * (16 * tokens * clip.width + 2 * clip.heads * tokens**2)
-    return run.batch_size * run.chunks * memory.SIZES[run.weights_dtype] * total
+    return run.batch_size * run.chunks * run.text_bytes * total
 
 
 def changed_weights(run: Run, recompute: bool) -> int:
     """Bytes of the weights that adapters change before the layer takes them, in float32 and the computation's dtype: all
-    but LoRA's in linear layers. Where blocks are recomputed, those of the largest block's."""
+    but LoRA's in linear layers. Where blocks are recomputed, those of the largest block's; the text encoders' are not,
+    and there LoRA changes bigG's joined projections."""
     sizes: Counter = Counter()
     for name, shape in adapted_shapes(run).items() if run.adapts else ():
         if run.adapter != "lora" or len(shape) > 2:
             block = re.match(r"(.*?transformer_blocks\.\d+|\w+\.\d+)", name)
             sizes[block[0]] += (memory.FLOAT32 + run.size) * prod(shape)
-    return max(sizes.values(), default=0) if recompute else sizes.total()
+    unet = max(sizes.values(), default=0) if recompute else sizes.total()
+    texts = adapted_texts(run).items()
+    changed = [prod(shape) for name, shape in texts if run.adapter != "lora" or re.search(r"\.attn\.[qkv]_proj", name)]
+    return unet + (memory.FLOAT32 + run.text_bytes) * sum(changed)
 
 
 def update(run: Run) -> Parts:

@@ -13,7 +13,7 @@ from pipeline.params import Params
 from pipeline.planning.views import Counted
 from pipeline.training import groups, memory
 from pipeline.training.groups import Groups
-from pipeline.training.targets import frozen_dtype, targets
+from pipeline.training.targets import frozen_dtype, targets, text_targets
 from pipeline.weights import layout
 from pipeline.weights.adapters import kinds
 from pipeline.weights.chosen import trained_parts
@@ -80,6 +80,12 @@ class Run:
     def reads_captions(self) -> bool:
         """Whether it has the text encoders."""
         return self.encodes or self.text_encoders != "none"
+
+    @property
+    def text_bytes(self) -> int:
+        """Of a number in the text encoders. All count as trained where one is."""
+        trained = self.text_encoders != "none" and not self.adapts
+        return memory.SIZES[self.weights_dtype] if trained else self.encoder_bytes[1]
 
     @property
     def adapts(self) -> bool:
@@ -227,9 +233,17 @@ def unet_shapes(config: str) -> memory.Shapes:
 
 
 def adapted_shapes(run: Run) -> memory.Shapes:
-    """The weights that have an adapter, by their names below the UNet's prefix."""
+    """The UNet's weights that have an adapter, by their names below its prefix."""
     shapes = {name.removeprefix(PREFIX["unet"]): shape for name, shape in unet_shapes(run.config).items()}
     return {name: shapes[name] for name in targets(shapes, run.adapter_targets, run.groups)}
+
+
+def adapted_texts(run: Run) -> memory.Shapes:
+    """The text encoders' weights that have an adapter, by their names below their prefixes."""
+    found: memory.Shapes = {}
+    for part in trained_parts(run.text_encoders) if run.adapts else ():
+        found |= text_targets(part, CONFIGS[run.config])
+    return found
 
 
 def trained_shapes(run: Run) -> memory.Shapes:
@@ -238,7 +252,7 @@ def trained_shapes(run: Run) -> memory.Shapes:
     if run.adapts:
         return {
             f"{name.removesuffix('.weight')}.{part}": own
-            for name, shape in adapted_shapes(run).items()
+            for name, shape in (adapted_shapes(run) | adapted_texts(run)).items()
             for part, own in kinds.shapes(run.adapter, shape, run.rank, run.lokr_factor).items()
         }
     unet = {

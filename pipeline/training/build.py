@@ -36,7 +36,7 @@ from pipeline.training.optimizers.prodigy import Prodigy
 from pipeline.training.rates import ema_decay, learning_rate
 from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update, average_of
-from pipeline.training.targets import frozen_dtype, targets
+from pipeline.training.targets import frozen_dtype, targets, text_targets
 from pipeline.weights.adapters import kinds
 from pipeline.weights.chosen import trained_parts
 from pipeline.weights.names import PREFIX, canonical
@@ -78,7 +78,7 @@ def trained(
     text_precision: str = "float32",
 ) -> Trained:  # fmt: skip
     """The UNet with the weights of train.init_from, the text encoders that are trained with it, and their optimizer as it
-    is before the first step. text_precision: of an encoder that is not trained. Raises StageError."""
+    is before the first step. text_precision: of an encoder whose weights are not trained. Raises StageError."""
     cell = unet(config, device, train, paths.unet)
     network = cell if train.text_encoders == "none" else with_text(cell, config, train, paths, text_precision)
     chosen, rule = settings(device, diffusion, train), optimizer(network, device, train)
@@ -98,16 +98,25 @@ def start_encoders(reader: Reader, trained: Trained, config: SDXLConfig, paths: 
 
 
 def with_text(unet: UNet, config: SDXLConfig, train: params.Train, paths: Paths, text_precision: str) -> WithText:
-    """The UNet behind both text encoders, of which those of train.text_encoders are trained. Raises StageError."""
+    """The UNet behind both text encoders, of which those of train.text_encoders are trained, or have adapters where the
+    UNet has. Raises StageError."""
+    adapted = train.adapter != "none"
     with no_init_parameters():
         clip_l, clip_g = ClipL(config.clip_l), ClipG(config.clip_g)
     for part, cell, path in (("clip_l", clip_l, paths.clip_l), ("clip_g", clip_g, paths.clip_g)):
         is_trained = part in trained_parts(train.text_encoders)
-        load_weights(cell, path, PREFIX[part], DTYPES[train.weights_dtype if is_trained else text_precision])
+        own = is_trained and not adapted
+        load_weights(cell, path, PREFIX[part], DTYPES[train.weights_dtype if own else text_precision])
         unused = unused_parameters(part, config)
         for parameter in cell.get_parameters():
-            parameter.requires_grad = is_trained and not parameter.name.startswith(unused)
+            parameter.requires_grad = own and not parameter.name.startswith(unused)
+        if adapted and is_trained:
+            _attach(cell, list(text_targets(part, config)), train)
     return WithText(unet, clip_l, clip_g).set_train()
+
+
+def _attach(cell: nn.Cell, chosen: list[str], train: params.Train) -> None:
+    attach(cell, forms.chosen(), train.adapter, chosen, train.rank, train.alpha, train.lokr_factor, train.seed)
 
 
 def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path) -> UNet:
@@ -128,8 +137,7 @@ def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path)
             parameter.requires_grad = _factor(train, parameter.name) > 0
         return cell.set_train()
     shapes = {parameter.name: parameter.shape for parameter in cell.get_parameters()}
-    chosen = targets(shapes, train.adapter_targets, groups.groups(train.groups))
-    attach(cell, forms.chosen(), train.adapter, chosen, train.rank, train.alpha, train.lokr_factor, train.seed)
+    _attach(cell, targets(shapes, train.adapter_targets, groups.groups(train.groups)), train)
     if train.gradient_checkpointing:
         recompute_blocks(cell)
     return cell.set_train()

@@ -1,4 +1,4 @@
-"""The trained weights as files: the UNet's as a checkpoint, adapters as kohya writes them."""
+"""The trained weights as files: the UNet's and the text encoders' as a checkpoint, adapters as kohya writes them."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -32,10 +32,11 @@ def named(network: nn.Cell, values, parameters, dtype: str) -> Iterator[tuple[st
 
 
 def parts(values, parameters, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Those of the adapters, whose `parameters` have these `values`, as `named` gives a UNet's."""
+    """Those of the adapters, of the UNet's and the text encoders', whose `parameters` have these `values`, as `named` gives
+    whole ones."""
     for parameter, value in zip(parameters, values, strict=True):
         module, part = kinds.apart(parameter.name)
-        yield f"{file.layer_name(module)}.{part}", _array(parameter.name, value, dtype)
+        yield f"{file.layer_name(module, part_of(parameter.name))}.{part}", _array(parameter.name, value, dtype)
 
 
 def write(path: Path, values: Named) -> None:

@@ -34,6 +34,14 @@ def recipe(part: str, name: str, shape: Shape, config: SDXLConfig) -> Recipe:
     return _clip_g(name, shape)
 
 
+def text_module(part: str, module: str) -> str:
+    """transformers' name of a layer of a text encoder; of bigG's joined projections each by itself, …attn.q_proj."""
+    if part == "clip_l":
+        return module.removeprefix("transformer.")
+    layer, rest = re.fullmatch(r"model\.transformer\.resblocks\.(\d+)\.(.+)", f"{module}.weight").groups()
+    return _clip_g_module(layer, rest).removesuffix(".weight")
+
+
 def vae_shapes(name: str, shape: Shape) -> tuple[Shape, ...]:
     """The shapes that files have for a tensor of the VAE, `shape` being the layout's.
 
@@ -133,7 +141,7 @@ _CLIP_G_LAYER = {
     "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "self_attn.out_proj",
+    "attn": "self_attn",
 }
 
 
@@ -151,4 +159,8 @@ def _clip_g(name: str, shape: Shape) -> Recipe:
     if joined := re.fullmatch(r"attn\.in_proj_(weight|bias)", rest):
         parts = tuple(f"{layer}.self_attn.{p}_proj.{joined[1]}" for p in "qkv")
         return Recipe(parts, ((shape[0] // 3, *shape[1:]),))
-    return Recipe((f"{layer}.{_replace(rest, _CLIP_G_LAYER)}",), (shape,))
+    return Recipe((_clip_g_module(match[1], rest),), (shape,))
+
+
+def _clip_g_module(layer: str, rest: str) -> str:
+    return f"text_model.encoder.layers.{layer}.{_replace(rest, _CLIP_G_LAYER)}"

@@ -28,12 +28,16 @@ def direction(layer: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def parts(kind: str, layer: str) -> dict[str, np.ndarray]:
+    return parts_of(kind, layer, weight(layer))
+
+
+def parts_of(kind: str, layer: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     """As after some training: no part is zero, and magnitudes are not the weight's."""
     found = {}
-    for part, shape in kinds.shapes(kind, LAYERS[layer], RANK, FACTOR).items():
+    for part, shape in kinds.shapes(kind, weight.shape, RANK, FACTOR).items():
         value = rule.normal(f"adapters.{kind}.{layer}.{part}", shape)
         if part == kinds.MAGNITUDE:
-            found[part] = kinds.norms(weight(layer)).reshape(shape) * (1 + np.float32(0.1) * value)
+            found[part] = kinds.norms(weight).reshape(shape) * (1 + np.float32(0.1) * value)
         else:
             found[part] = np.float32(0.3) * value
     return found

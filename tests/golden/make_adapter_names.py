@@ -1,5 +1,5 @@
-"""Make adapter_names.json.gz: names and shapes of SDXL's adapters as kohya's scripts and LyCORIS make them by their own
-code, the modelspec that the former write, and the `ss_` keys that they know.
+"""Make adapter_names.json.gz: names and shapes of SDXL's adapters, of its UNet and of both text encoders, as kohya's scripts
+and LyCORIS make them by their own code, the modelspec that the former write, and the `ss_` keys that they know.
 
 In an environment of its own: pip install torch==2.13.0 diffusers==0.39.0 transformers lycoris-lora==4.1.3 einops;
 then with a clone of github.com/kohya-ss/sd-scripts (commit 48d368f) `python -m tests.golden.make_adapter_names path/to/sd-scripts` in the project's folder."""
@@ -22,6 +22,7 @@ from library import sai_model_spec  # noqa: E402
 from library.sdxl_original_unet import SdxlUNet2DConditionModel  # noqa: E402
 from lycoris.kohya import create_network  # noqa: E402
 from networks.lora import LoRANetwork  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
 
 RANK, ALPHA = 8, 4
 torch.Tensor.cpu = lambda tensor: tensor  # LyCORIS takes DoRA's norms there, and these tensors have shapes alone
@@ -30,6 +31,16 @@ torch.Tensor.cpu = lambda tensor: tensor  # LyCORIS takes DoRA's norms there, an
 def sdxl() -> torch.nn.Module:
     with torch.device("meta"):
         return SdxlUNet2DConditionModel()
+
+
+def text_encoders() -> list[torch.nn.Module]:
+    """SDXL's, as kohya's library/sdxl_model_util.py makes them."""
+    with torch.device("meta"):
+        large = CLIPTextConfig(
+            hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
+        )
+        small = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        return [CLIPTextModel(small), CLIPTextModelWithProjection(large)]
 
 
 def shapes(network: torch.nn.Module) -> dict[str, list[int]]:
@@ -50,6 +61,14 @@ def main() -> None:
         network = create_network(1.0, RANK, ALPHA, None, [], unet, preset="full", **options)
         network.apply_to([], unet, False, True)
         found[kind] = shapes(network)
+    texts = text_encoders()
+    network = LoRANetwork(texts, sdxl(), lora_dim=RANK, alpha=ALPHA)
+    network.apply_to(texts, None, True, False)
+    found["texts"] = shapes(network)
+    texts = text_encoders()
+    network = create_network(1.0, RANK, ALPHA, None, texts, sdxl(), preset="full", algo="lokr", factor="-1")
+    network.apply_to(texts, None, True, False)
+    found["texts_lokr"] = shapes(network)
     spec = sai_model_spec.build_metadata(
         None, False, False, True, True, False, 0.0, title="t", reso=(1024, 1024)
     )  # fmt: skip

@@ -186,16 +186,22 @@ def clip_config(c, activation: str, padding: int) -> CLIPTextConfig:
     )
 
 
-def clip_l(config) -> dict[str, np.ndarray]:
-    c = config.clip_l
+def clip_l_model(c) -> CLIPTextModel:
+    """transformers' CLIP-L of CLIPConfig `c` with the rule's weights."""
     model = CLIPTextModel(clip_config(c, "quick_gelu", c.vocab_size - 1)).eval()
     invert(model, lambda name: name, "conditioner.embedders.0.transformer.")
+    return model
+
+
+def clip_l(config) -> dict[str, np.ndarray]:
+    c = config.clip_l
+    model = clip_l_model(c)
     out = model(torch.from_numpy(rule.ids(c.vocab_size, "end")), output_hidden_states=True)
     return {"clip_l": out.hidden_states[-2].detach().numpy()}
 
 
-def clip_g(config) -> dict[str, np.ndarray]:
-    c = config.clip_g
+def clip_g_model(c) -> CLIPTextModelWithProjection:
+    """transformers' bigG of CLIPConfig `c` with the rule's weights."""
     model = CLIPTextModelWithProjection(clip_config(c, "gelu", 0)).eval()
     prefix = "conditioner.embedders.1.model."
     with torch.no_grad():
@@ -212,6 +218,12 @@ def clip_g(config) -> dict[str, np.ndarray]:
             else:
                 value = rule.weight(prefix + clip_g_name(name), shape)
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+    return model
+
+
+def clip_g(config) -> dict[str, np.ndarray]:
+    c = config.clip_g
+    model = clip_g_model(c)
     out = model(torch.from_numpy(rule.ids(c.vocab_size, "zero")), output_hidden_states=True)
     return {"clip_g": out.hidden_states[-2].detach().numpy(), "pooled": out.text_embeds.detach().numpy()}
 

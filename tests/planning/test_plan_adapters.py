@@ -34,6 +34,22 @@ def test_sdxl_of_rank_32_and_batch_8_fits_a_card():
     assert sum(host.host_bytes(RUN).values()) < sum(host.host_bytes(replace(RUN, adapter="none")).values())
 
 
+def test_text_encoders_with_adapters():
+    """66 of CLIP-L's layers and 192 of bigG's, which stay as precise as they are cached."""
+    taught = replace(RUN, text_encoders="both", encoder_bytes=(4, 2))
+    assert len(trained_shapes(taught)) == 2 * (722 + 66 + 192)
+    more = sum(map(prod, trained_shapes(taught).values())) - sum(map(prod, trained_shapes(RUN).values()))
+    clip_l = 11 * 32 * (4 * 2 * 768 + 2 * 5 * 768)
+    assert more == clip_l + 32 * 32 * (4 * 2 * 1280 + 2 * 5 * 1280) == 28_459_008
+    stays = device.stays(taught)
+    assert stays["adapters"] - device.stays(RUN)["adapters"] == 4 * more
+    assert stays["text encoders"] == 2 * (123_060_480 + 694_659_841)
+    # LoRA changes the weights of bigG's queries, keys and values, and the other kinds all
+    assert device.changed_weights(taught, True) == 6 * 32 * 3 * 1280**2
+    loha, alone = (device.changed_weights(replace(run, adapter="loha"), True) for run in (taught, RUN))
+    assert loha - alone == 6 * (11 * 12 * 768**2 + 32 * 12 * 1280**2)
+
+
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_each_kind_has_a_plan(kind):
     run = replace(RUN, adapter=kind)

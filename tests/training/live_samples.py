@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stages import cache_latents, cache_text, index
-from tests.training.training_samples import ROOT, UNET, params, write_stub
+from tests.training.training_samples import ROOT, UNET, params, write_encoders, write_stub
 
 SIZES = ((70, 64), (64, 72), (110, 50), (66, 66))  # of three buckets
 
@@ -46,7 +46,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def write_originals(root: Path, count: int = 18, sizes=SIZES, sets: list[dict] | None = None) -> Path:
-    """data/images, the tokenizer, and checkpoints that stand for the encoders'; half of the pictures have two captions,
+    """data/images, the tokenizer, small text encoders, and a checkpoint that stands for the VAE's; half of the pictures have two captions,
     and every fifth a mask."""
     folder = root / "data/images"
     (root / "outs/convert").mkdir(parents=True)
@@ -62,8 +62,8 @@ def write_originals(root: Path, count: int = 18, sizes=SIZES, sets: list[dict] |
     if sets:
         (folder / "sets.yaml").write_text(json.dumps({"sets": sets}))
     (root / "data/tokenizer").symlink_to(ROOT / "data/tokenizer")
-    for part in ("vae", "clip_l", "clip_g"):
-        (root / f"outs/convert/{part}.ckpt").write_bytes(part.encode())
+    (root / "outs/convert/vae.ckpt").write_bytes(b"vae")
+    write_encoders(root / "outs/convert")
     write_stub(root / "outs/convert/unet.ckpt")
     return root
 

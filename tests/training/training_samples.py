@@ -38,7 +38,9 @@ UNET = config.UNetConfig(
     num_res_blocks=1,
     norm_groups=8,
 )
-CONFIG = config.SDXLConfig(UNET, config.TINY.vae, config.TINY.clip_l, config.TINY.clip_g)
+CLIP_L = config.CLIPConfig(width=4, layers=2, heads=2, vocab_size=1024)
+CLIP_G = config.CLIPConfig(width=8, layers=2, heads=2, vocab_size=1024, projection_dim=6)
+CONFIG = config.SDXLConfig(UNET, config.TINY.vae, CLIP_L, CLIP_G)
 SOURCE = {"name": "base.safetensors", "file": True, "sha256": "b" * 64}  # of the UNet, as convert says it
 # Of the caches, as params.yaml has it.
 MADE_WITH = {
@@ -169,6 +171,15 @@ def write_unet(path: Path, seed: int = 0) -> None:
         for name, shape in layout.shapes(CONFIG).items():
             if name.startswith(PREFIX["unet"]):
                 writer.add(to_mindspore(name), values(name, shape, seed))
+
+
+def write_encoders(folder: Path, seed: int = 0) -> None:
+    """Random checkpoints of both text encoders of CONFIG."""
+    for part in ("clip_l", "clip_g"):
+        with ckpt.Writer(folder / f"{part}.ckpt") as writer:
+            for name, shape in layout.shapes(CONFIG).items():
+                if name.startswith(PREFIX[part]):
+                    writer.add(to_mindspore(name), values(name, shape, seed))
 
 
 def images(count: int) -> list[bytes]:

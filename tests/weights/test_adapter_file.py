@@ -48,6 +48,21 @@ def test_the_others_have_those_of_lycoris(kind):
     assert found == GOLDEN["names"][kind]
 
 
+@pytest.mark.parametrize(("kind", "golden"), [("lora", "texts"), ("lokr", "texts_lokr")])
+def test_those_of_text_encoders_are_kohyas_and_lycoris(kind, golden):
+    """All but those in CLIP-L's last block, which SDXL does not use: there they never change from what does nothing."""
+    found = {}
+    for part in ("clip_l", "clip_g"):
+        for target, weight in targets.text_targets(part, SDXL_BASE).items():
+            layer = file.layer_name(target, part)
+            found[f"{layer}.{kinds.ALPHA}"] = []
+            for one, shape in kinds.shapes(kind, weight, RANK).items():
+                found[f"{layer}.{one}"] = list(shape)
+    unused = "lora_te1_text_model_encoder_layers_11_"
+    assert found == {name: shape for name, shape in GOLDEN["names"][golden].items() if not name.startswith(unused)}
+    assert sum(name.startswith(unused) for name in GOLDEN["names"][golden]) >= 6 * 3
+
+
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_metadata_are_kohyas(kind):
     run = provenance_samples.run(**{"train.adapter": kind, "train.rank": 8, "train.alpha": 4.0})

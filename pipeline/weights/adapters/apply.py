@@ -9,10 +9,10 @@ import numpy as np
 
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.weights import layout
+from pipeline.weights import ckpt, layout
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.adapters.file import Adapter
-from pipeline.weights.names import part_of, to_mindspore
+from pipeline.weights.names import part_of, to_mindspore, to_stability
 from pipeline.weights.numeric import cast
 from pipeline.weights.source import open_unet
 from pipeline.weights.tensor import CHUNK, Tensor, size
@@ -75,9 +75,19 @@ def base_unet(path: Path, config: SDXLConfig) -> dict[str, Tensor]:
 
 
 def adapted_unet(base: Path, adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
-    """By MindSpore's names the UNet of a file with an adapter merged into it. Raises StageError."""
-    tensors = apply(base_unet(base, config), [(adapter, 1.0)], config, "float32")
-    return {to_mindspore(name): tensor for name, tensor in tensors.items()}
+    """By MindSpore's names the UNet of a file with an adapter's part for it merged into it. Raises StageError."""
+    return _adapted(base_unet(base, config), adapter, config)
+
+
+def adapted_texts(clip_l: Path, clip_g: Path, adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
+    """By MindSpore's names the text encoders of two checkpoints with an adapter's parts for them. Raises StageError."""
+    found = ckpt.read(clip_l) | ckpt.read(clip_g)
+    return _adapted({to_stability(name): tensor for name, tensor in found.items()}, adapter, config)
+
+
+def _adapted(tensors: Mapping[str, Tensor], adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
+    changed = apply(tensors, [(adapter, 1.0)], config, "float32", others=True)
+    return {to_mindspore(name): tensor for name, tensor in changed.items()}
 
 
 def apply(
@@ -85,13 +95,16 @@ def apply(
     adapters: Sequence[tuple[Path, float]],
     config: SDXLConfig,
     dtype: str | None = None,
+    others: bool = False,
 ) -> dict[str, Tensor | Changed]:
     """`tensors` (Stability's name -> tensor) with the adapters in these files, each with its strength, one after the
     other. Changed tensors are of `dtype`; None: of their own. Raises StageError for a file that is no adapter of this
-    configuration, or changes a tensor that is not there."""
+    configuration, or changes a tensor that is not there, unless `others` says that it may."""
     changes: dict[str, tuple[tuple[Adapter, float], ...]] = {}
     for path, strength in adapters:
         for name, own in file.read(path, config).items():
+            if name not in tensors and others:
+                continue
             if name not in tensors:
                 raise StageError(f"{path} changes {name}, which is not among the weights that it is merged into")
             changes[name] = (*changes.get(name, ()), *((adapter, strength) for adapter in own))

@@ -2,8 +2,8 @@
 
 `lora_unet_input_blocks_4_1_proj_in.lora_down.weight` is a part of the adapter of model.diffusion_model.
 input_blocks.4.1.proj_in.weight, and `….alpha` the numerator of its scale. Written are the UNet's layers by Stability's
-names. Read are also the text encoders' (lora_te1_, lora_te2_), kohya's names with diffusers' modules, and diffusers' own
-(unet.….lora_A.weight, peft.py)."""
+names and the text encoders' (lora_te1_, lora_te2_) by transformers'. Read are also kohya's names with diffusers' modules,
+and diffusers' own (unet.….lora_A.weight, peft.py)."""
 
 import hashlib
 import re
@@ -56,10 +56,13 @@ def values(tensor: Tensor) -> np.ndarray:
     return to_float32(np.ascontiguousarray(tensor.array()), tensor.dtype).reshape(tensor.shape)
 
 
-def layer_name(weight: str) -> str:
-    """kohya's name of the layer of a UNet's weight, named as Stability does, with or without the prefix."""
-    module = weight.removeprefix(PREFIX["unet"]).removesuffix(".weight")
-    return _KOHYA["unet"] + module.replace(".", "_")
+def layer_name(weight: str, part: str = "unet") -> str:
+    """kohya's name of the layer of a weight of the UNet, or of the text encoder `part`, named as Stability does, with or
+    without the prefix. bigG's joined projections are three layers, as if they were …attn.q_proj.weight and so on."""
+    module = weight.removeprefix(PREFIX[part]).removesuffix(".weight")
+    if part != "unet":
+        module = diffusers.text_module(part, module)
+    return _KOHYA[part] + module.replace(".", "_")
 
 
 def write(

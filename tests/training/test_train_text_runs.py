@@ -1,0 +1,99 @@
+"""The train stage with text encoders that are trained on cached latents, whole or by adapters, with a stub of the UNet and
+small encoders: kills, ranks, micro-batches, and what it refuses."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from pipeline.weights import ckpt, safetensors
+from pipeline.weights.names import part_of
+from tests.training.live_samples import run_stages, write_originals
+from tests.training.test_distributed import assert_close, outcome, port
+from tests.training.test_live import patched
+from tests.training.test_resume import ends, train
+from tests.training.training_samples import share_graphs
+
+CHANGES = {"train.text_encoders": "both", "index.max_enlargement": 4.0}
+SETTINGS = ["train.text_encoders=both", "train.text_encoder_learning_rate=1e-3", "train.steps=5",
+            "index.max_enlargement=4.0", "train.ema=true", "train.validation_interval=2", "train.save_interval=2",
+            "train.keep_best=true", "train.caption_dropout=0.3", "train.batch_size=8", "train.weight_decay=0.1"]  # fmt: skip
+HOW = {"whole": [], "adapters": ["train.adapter=lora", "train.rank=2"]}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = write_originals(tmp_path_factory.mktemp("texts"), count=24, sizes=((64, 64),))
+    (root / "outs/convert/sources.json").write_text(json.dumps({name: SOURCE for name in ("base", "vae")}))
+    with patched(root / "store"):
+        run_stages(root, **CHANGES)
+    return root
+
+
+SOURCE = {"name": "base.safetensors", "file": True, "sha256": "b" * 64}
+
+
+@pytest.fixture(scope="module", params=HOW)
+def settings(request):
+    return [*SETTINGS, *HOW[request.param]]
+
+
+@pytest.fixture
+def store(graphs, tmp_path):
+    return share_graphs(tmp_path / "store", graphs)
+
+
+@pytest.fixture(scope="module")
+def unbroken(workspace, settings, graphs, tmp_path_factory):
+    train(workspace, share_graphs(tmp_path_factory.mktemp("unbroken"), graphs), *settings)
+    return ends(workspace), outcome(workspace)
+
+
+def test_all_that_is_trained_is_written_and_has_moved(workspace, settings, unbroken):
+    weights, _, validation, _ = unbroken[1]
+    if "train.adapter=lora" in settings:
+        names = {name for name in weights if name.startswith("adapter.safetensors ")}
+        layers = {name.split()[1].split(".")[0] for name in names}
+        assert {
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+            "lora_te2_text_model_encoder_layers_1_self_attn_v_proj",
+        } < layers
+        assert sum(layer.startswith("lora_te1_") for layer in layers) == 6  # the last block is not used
+        assert sum(layer.startswith("lora_te2_") for layer in layers) == 12
+        for name in names:
+            if "lora_up" in name:
+                assert weights[name].any(), name
+        keys = safetensors.metadata(workspace / "outs/train/weights/adapter.safetensors")
+        assert keys["ss_text_encoder_lr"] == "0.001" and keys["ss_unet_lr"] == "0.001"
+    else:
+        base = {
+            name: np.array(tensor.array())
+            for part in ("clip_l", "clip_g")
+            for name, tensor in ckpt.read(workspace / f"outs/convert/{part}.ckpt").items()
+        }
+        own = {
+            name.removeprefix("unet.ckpt "): value for name, value in weights.items() if name.startswith("unet.ckpt ")
+        }
+        assert {part_of(name) for name in own} == {"unet", "clip_l", "clip_g"}
+        still = [name for name, value in base.items() if np.array_equal(own[name], value)]
+        assert all(re.search(r"layers\.1\.|embedders\.0.*final_layer_norm|logit_scale", name) for name in still), still
+    assert len(validation) == 4
+
+
+def test_a_killed_run_ends_in_the_same_bits(workspace, settings, store, unbroken):
+    for kill in ("step:1", "step:3", "save:2", "outs"):
+        train(workspace, store, f"kill={kill}", *settings, code=-9)
+    train(workspace, store, *settings)
+    assert ends(workspace) == unbroken[0]
+
+
+def test_ranks_and_micro_batches_train_as_one_with_the_whole_batch(workspace, settings, store, unbroken):
+    ranks = ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2"]
+    train(workspace, store, *settings, *ranks, port())
+    assert_close(outcome(workspace), unbroken[1])
+
+
+def test_a_cache_of_captions_is_refused_where_they_are_not_trained(workspace, store):
+    said = train(workspace, store, *SETTINGS, "train.text_encoders=none", code=1)
+    assert "outs/text holds no shards; run `dvc repro cache_text`" in said and "Traceback" not in said, said[-2000:]
