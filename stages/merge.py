@@ -11,6 +11,7 @@ from pipeline.stage import run
 from pipeline.weights import card, chosen, marks, provenance
 from pipeline.weights.chosen import trained_parts
 from pipeline.weights.merge import merge
+from pipeline.weights.starts import starts
 
 TRAINED = Path("outs/train/weights")
 CONVERTED = Path("outs/convert")
@@ -20,10 +21,10 @@ SOURCES = CONVERTED / provenance.SOURCES
 def main(params: Params) -> None:
     adapts = params.train.adapter != "none"
     trained_file = chosen.find(TRAINED, params.merge.weights, adapts)
-    unet = Path(params.train.init_from) if adapts else trained_file
-    components = {"unet": unet, **{part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g", "vae")}}
+    components = starts(Path(params.train.init_from), CONVERTED, params.train.text_encoders)
+    components |= {"vae": CONVERTED / "vae.ckpt"}
     if not adapts:
-        components |= dict.fromkeys(trained_parts(params.train.text_encoders), trained_file)
+        components |= dict.fromkeys(["unet", *trained_parts(params.train.text_encoders)], trained_file)
     trained_with = marks.written(params.diffusion.prediction, params.diffusion.zero_terminal_snr)
     trained, origin = provenance.read(TRAINED / provenance.RUN, "train"), provenance.read(SOURCES, "convert")
     written = params.index.resolution, params.merge.weights, params.merge.dtype

@@ -18,6 +18,7 @@ from pipeline.stage import StageError, run
 from pipeline.weights import provenance
 from pipeline.weights.adapters.apply import adapted_texts, adapted_unet
 from pipeline.weights.chosen import trained_parts
+from pipeline.weights.starts import starts
 
 BASE = "outs/convert/unet.ckpt"
 MERGED = "outs/merge/merged.ckpt"
@@ -72,8 +73,9 @@ def main(params: Params) -> None:
     tokenizer = Tokenizer(params.model.tokenizer)
     chunks, emphasis = params.cache_text.chunks, params.cache_text.emphasis
     texts = {}  # both texts by the files of the encoders
+    begun = starts(start, CONVERTED, params.train.text_encoders)
     for model in models:
-        files = _encoders(model, params.train.text_encoders, adapts)
+        files = _encoders(model, params.train.text_encoders, begun if adapts else None)
         if files not in texts:
             *checkpoints, adapter = files
             tensors = adapted_texts(*checkpoints, adapter, config) if adapter else None
@@ -90,7 +92,7 @@ def main(params: Params) -> None:
         between_with_adapter = adapts and isinstance(model.weights, Path)
         load(model.weights, adapted_unet(start, model.weights, config) if between_with_adapter else None)
         latents[model.name] = {}
-        text, negative = texts[_encoders(model, params.train.text_encoders, adapts)]
+        text, negative = texts[_encoders(model, params.train.text_encoders, begun if adapts else None)]
         steps = sum(wanted[chosen[0]].steps for chosen, _ in together)
         with progress.Bar(steps, "step", f"draws with the {model.name} model") as bar:
             for chosen, count in together:
@@ -139,14 +141,17 @@ def main(params: Params) -> None:
         grid(rows, prompts).save(folder / "grid.png")
 
 
-def _encoders(model: Drawn, trained: str, adapts: bool) -> tuple[Path, Path, Path | None]:
+def _encoders(model: Drawn, trained: str, begun: dict[str, Path] | None) -> tuple[Path, Path, Path | None]:
     """The files of a model's text encoders, CLIP-L's and bigG's, and of an adapter that is to be merged into them. Where
-    none is trained, all models have the same."""
+    none is trained, all models have the same. begun: what adapters were trained on, where they were."""
     if trained == "none" or model.name == "tuned":
         return Path(MERGED), Path(MERGED), None
-    own = {} if model.name == "base" or adapts else dict.fromkeys(trained_parts(trained), Path(model.weights))
-    clip_l, clip_g = (own.get(part, CONVERTED / f"{part}.ckpt") for part in ("clip_l", "clip_g"))
-    return clip_l, clip_g, Path(model.weights) if adapts and model.name != "base" else None
+    base = {part: CONVERTED / f"{part}.ckpt" for part in ("clip_l", "clip_g")}
+    if model.name == "base":
+        return *base.values(), None
+    if begun is not None:
+        return begun["clip_l"], begun["clip_g"], Path(model.weights)
+    return *(base | dict.fromkeys(trained_parts(trained), Path(model.weights))).values(), None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch, tensorboard
 from pipeline.training.data import Paths, count_steps, open_data
 from pipeline.weights import provenance
-from pipeline.weights.source import check_start
+from pipeline.weights.source import check_start, open_part
+from pipeline.weights.starts import starts
 
 PATHS = Paths(
     unet=Path("outs/convert/unet.ckpt"),  # or train.init_from
@@ -45,7 +46,7 @@ SOURCES = Path("outs/convert") / provenance.SOURCES  # which an adapter's file n
 def main(params: Params) -> None:
     reads = {"cache_latents": params.train.source == "pictures", "cache_text": params.train.reads_captions}
     hardware.check(params, "device", "train", *(section for section, read in reads.items() if read))
-    paths = replace(PATHS, unet=_start(params))
+    paths = replace(PATHS, **_starts(params))
     originals = _originals(params) if reads["cache_latents"] else None
     captions = _captions(params) if reads["cache_text"] else None
     how = usual(params.cache_latents), originals, captions, params.cache_text.emphasis
@@ -95,13 +96,19 @@ def main(params: Params) -> None:
         fine_tune(training, data, paths, params.model.config, device, params.diffusion, params.train)
 
 
-def _start(params: Params) -> Path:
-    """The file of the weights to start from. Raises StageError as check_start does."""
-    start = Path(params.train.init_from)
-    if start != PATHS.unet:
-        config, diffusion = CONFIGS[params.model.config], params.diffusion
-        check_start(start, config, diffusion.prediction, diffusion.zero_terminal_snr)
-    return start
+def _starts(params: Params) -> dict[str, Path]:
+    """unet, clip_l, clip_g -> the file of the weights to start from, where it is not the base's UNet. Raises StageError as
+    check_start and starts do."""
+    start, config, diffusion = Path(params.train.init_from), CONFIGS[params.model.config], params.diffusion
+    if start == PATHS.unet:
+        return {}
+    check_start(start, config, diffusion.prediction, diffusion.zero_terminal_snr)
+    found = starts(start, PATHS.unet.parent, params.train.text_encoders)
+    taken = [part for part, path in found.items() if path == start]
+    for part in taken[1:]:
+        open_part(start, part, config)
+    print(f"train.init_from: of {start} it takes {', '.join(taken)}")
+    return found
 
 
 def _originals(params: Params) -> Originals:

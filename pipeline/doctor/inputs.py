@@ -26,6 +26,7 @@ from pipeline.stage import StageError
 from pipeline.weights import marks
 from pipeline.weights.adapters.apply import apply
 from pipeline.weights.source import check_start, open_weights
+from pipeline.weights.starts import starts
 
 LOOKED_AT = 16  # pictures
 
@@ -49,6 +50,7 @@ def weights(params: Params) -> Finding:
         if params.train.init_from != BASE_UNET:
             diffusion = params.diffusion
             check_start(Path(params.train.init_from), config, diffusion.prediction, diffusion.zero_terminal_snr)
+            starts(Path(params.train.init_from), Path("outs/convert"), params.train.text_encoders)
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     own = "" if base.resolve() == vae.resolve() else f", with the VAE of {vae}"
     count = sum(tensor.count for tensor in tensors.values())

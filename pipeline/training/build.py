@@ -20,7 +20,7 @@ from pipeline.models.adapters import attach
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.models.encode import text_encoder, text_function, vae_encoder
-from pipeline.models.load import load_weights, set_weights
+from pipeline.models.load import set_weights
 from pipeline.models.unet import UNet, recompute_blocks
 from pipeline.models.with_text import WithText, part_of, unused_parameters
 from pipeline.training import drive, groups, launch
@@ -40,7 +40,7 @@ from pipeline.training.targets import frozen_dtype, targets, text_targets
 from pipeline.weights.adapters import kinds
 from pipeline.weights.chosen import trained_parts
 from pipeline.weights.names import PREFIX, canonical
-from pipeline.weights.source import open_unet
+from pipeline.weights.source import open_part, open_unet
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def with_text(unet: UNet, config: SDXLConfig, train: params.Train, paths: Paths,
     for part, cell, path in (("clip_l", clip_l, paths.clip_l), ("clip_g", clip_g, paths.clip_g)):
         is_trained = part in trained_parts(train.text_encoders)
         own = is_trained and not adapted
-        load_weights(cell, path, PREFIX[part], DTYPES[train.weights_dtype if own else text_precision])
+        dtype = DTYPES[train.weights_dtype if own else text_precision]
+        set_weights(cell, open_part(path, part, config), path, PREFIX[part], dtype)
         unused = unused_parameters(part, config)
         for parameter in cell.get_parameters():
             parameter.requires_grad = own and not parameter.name.startswith(unused)

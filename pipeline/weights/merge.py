@@ -9,7 +9,7 @@ from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
 from pipeline.weights import check, ckpt, layout, provenance, safetensors
-from pipeline.weights.adapters.apply import apply, base_unet
+from pipeline.weights.adapters.apply import apply, base_part
 from pipeline.weights.ahead import ahead, mapped
 from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast, count_nonfinite, finite, largest
@@ -34,13 +34,14 @@ def merge(
     the same tensors in the layout's order, as `dtype` (float16, bfloat16 or float32), rounded to nearest and ties to
     even; a component of that dtype already keeps its bits. `marks` are the names of empty tensors that end merged.safetensors (see marks.py);
     MindSpore's form has no place for them, nor for `metadata`, to which comes the hash of the tensors where there is any.
-    `card` becomes the folder's README.md. An `adapter` is merged into the UNet, whose file may then be a whole model's as
-    well (train.init_from). Raises StageError when a component is of another configuration, damaged,
+    `card` becomes the folder's README.md. An `adapter` is merged into the UNet and the text encoders; the UNet's file, and
+    that of the components that are in it, may then be a whole model's as well (train.init_from). Raises StageError when a component is of another configuration, damaged,
     holds NaN or infinity, or has a value too large for `dtype`."""
     shapes = layout.shapes(config)
-    of_base = {} if adapter is None else base_unet(components["unet"], config)
-    others = {part: path for part, path in components.items() if adapter is None or part != "unet"}
-    tensors = of_base | {name: t for part, path in others.items() for name, t in _open(part, path, shapes).items()}
+    tensors: dict[str, Tensor] = {}
+    for part, path in components.items():
+        of_start = adapter is not None and path == components["unet"]
+        tensors |= base_part(path, part, config) if of_start else _open(part, path, shapes)
     if adapter is not None:
         tensors = apply(tensors, [(adapter, 1.0)], config, "float32")
     entries = {name: (dtype, shape) for name, shape in [*shapes.items(), *((mark, (0,)) for mark in marks)]}

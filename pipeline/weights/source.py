@@ -69,8 +69,12 @@ def check_start(path: Path, config: SDXLConfig, prediction: str, zero_terminal_s
 
 
 def open_unet(path: Path, config: SDXLConfig) -> Found:
-    """The UNet's tensors of a single file by MindSpore's name with the component's prefix. Raises StageError."""
-    return {to_mindspore(name): tensor for name, tensor in _open_base(path, config, ["unet"]).items()}
+    return open_part(path, "unet", config)
+
+
+def open_part(path: Path, part: str, config: SDXLConfig) -> Found:
+    """A component's tensors of a single file by MindSpore's name with the component's prefix. Raises StageError."""
+    return {to_mindspore(name): tensor for name, tensor in _open_base(path, config, [part]).items()}
 
 
 def open_vae(path: Path, config: SDXLConfig) -> Found:

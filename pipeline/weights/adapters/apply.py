@@ -9,12 +9,12 @@ import numpy as np
 
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.weights import ckpt, layout
+from pipeline.weights import layout
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.adapters.file import Adapter
-from pipeline.weights.names import part_of, to_mindspore, to_stability
+from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast
-from pipeline.weights.source import open_unet
+from pipeline.weights.source import open_part
 from pipeline.weights.tensor import CHUNK, Tensor, size
 
 
@@ -69,9 +69,13 @@ def why_no_numbers(name: str, changed: Changed) -> str:
 
 
 def base_unet(path: Path, config: SDXLConfig) -> dict[str, Tensor]:
-    """By Stability's names the UNet of a file that train.init_from may be. Raises StageError where it lacks any."""
-    found = open_unet(path, config)
-    return {name: found[to_mindspore(name)] for name in layout.shapes(config) if part_of(name) == "unet"}
+    return base_part(path, "unet", config)
+
+
+def base_part(path: Path, part: str, config: SDXLConfig) -> dict[str, Tensor]:
+    """By Stability's names a component of a file that train.init_from may be. Raises StageError where it lacks any."""
+    found = open_part(path, part, config)
+    return {name: found[to_mindspore(name)] for name in layout.shapes(config) if part_of(name) == part}
 
 
 def adapted_unet(base: Path, adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
@@ -80,9 +84,8 @@ def adapted_unet(base: Path, adapter: Path, config: SDXLConfig) -> dict[str, Ten
 
 
 def adapted_texts(clip_l: Path, clip_g: Path, adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
-    """By MindSpore's names the text encoders of two checkpoints with an adapter's parts for them. Raises StageError."""
-    found = ckpt.read(clip_l) | ckpt.read(clip_g)
-    return _adapted({to_stability(name): tensor for name, tensor in found.items()}, adapter, config)
+    """By MindSpore's names the text encoders of two files with an adapter's parts for them. Raises StageError."""
+    return _adapted(base_part(clip_l, "clip_l", config) | base_part(clip_g, "clip_g", config), adapter, config)
 
 
 def _adapted(tensors: Mapping[str, Tensor], adapter: Path, config: SDXLConfig) -> dict[str, Tensor | Changed]:
