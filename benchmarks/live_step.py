@@ -1,8 +1,9 @@
-"""A training step on cached rows and on pictures, in one run on a CPU: python -m benchmarks.live_step
+"""A training step on cached rows, on pictures, and on cached latents with CLIP-L trained, in one run on a CPU:
+python -m benchmarks.live_step
 
 The UNet of benchmarks.train_step, with 33 million parameters, batch 4, pictures of 256x256, a VAE and text encoders whose
 parts are as large beside it as SDXL's are beside SDXL's UNet, or nearly. The stages before train make a cache and what
-stands for one, of the same random pictures; then both kinds take one step in turns, in the train stage's environment.
+stands for one, of the same random pictures; then each kind takes one step in turns, in the train stage's environment.
 A step's time is from when it is asked for to its loss: with the encoders, and with the wait for pictures."""
 
 import contextlib
@@ -23,6 +24,15 @@ SETTINGS = {
     "cache_latents": {"batch_size": BATCH},
     "cache_text": {"batch_size": BATCH},
     "train": {"batch_size": BATCH, "validation_share": 0.0, "steps": STEPS + WARM_UP, "lr_warmup_steps": 0},
+}
+
+
+# In this order, for each kind's stages replace the outs of the one before: a reader of pictures needs none any more, and the
+# cache's single shard of captions is open by then.
+KINDS = {
+    "pictures": {"source": "pictures", "text_encoders": "none"},
+    "cache": {"source": "cache", "text_encoders": "none"},
+    "captions": {"source": "cache", "text_encoders": "clip_l"},
 }
 
 
@@ -61,33 +71,41 @@ def write_originals(folder: Path, config) -> None:
                     writer.add(to_mindspore(name), values.astype(np.float32))
 
 
-def params(source: str):
+def params(kind: str):
     from pipeline.params import check, parse
     from pipeline.stage import PROJECT
 
     tree = parse((PROJECT / "presets/tiny.yaml").read_text(), "presets/tiny.yaml")
     for section, keys in SETTINGS.items():
         tree[section] |= keys
-    tree["train"]["source"] = source
+    tree["train"] |= KINDS[kind]
     return check(tree, "the benchmark's settings")
 
 
-def steps(source: str, device, network) -> Iterator[float]:
-    """Seconds of each step, from asking for it to its loss."""
+def steps(kind: str, device, graphs: dict) -> Iterator[float]:
+    """Seconds of each step, from asking for it to its loss. graphs: those of trainings by now, by train.text_encoders."""
     from pipeline.cache.format.preparation import usual
     from pipeline.models.config import CONFIGS
-    from pipeline.training import build, feed
+    from pipeline.training import build, drive, feed
+    from pipeline.training.compiled import Compiler
     from pipeline.training.data import open_data
     from pipeline.training.objective import objective
     from stages import cache_latents, cache_text
     from stages import train as stage
 
-    p, config = params(source), CONFIGS["tiny"]
+    p, config = params(kind), CONFIGS["tiny"]
     cache_latents.main(p)
     cache_text.main(p)
-    given = (stage._originals(p), stage._captions(p)) if source == "pictures" else ()
-    data = open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), *given)
-    trained, graphs = network
+    originals = stage._originals(p) if p.train.source == "pictures" else None
+    captions = stage._captions(p) if p.train.reads_captions else None
+    data = open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), originals, captions)
+    if p.train.text_encoders not in graphs:
+        trained = build.trained(config, device, p.diffusion, p.train, stage.PATHS)
+        compiler = Compiler(None, dataclasses.replace(device, compile_cache=False), 2)
+        graphs[p.train.text_encoders] = (
+            trained, drive.Graphs(trained.network, trained.update, trained.settings, compiler, False),
+        )  # fmt: skip
+    trained, graph = graphs[p.train.text_encoders]
     build.start_encoders(data.reader, trained, config, stage.PATHS, device)
     wanted = objective(p.diffusion, p.train, config.vae.scaling_factor)
     source = feed.Steps(data.reader, wanted, data.subset, 0, p.train.steps, BATCH, 1, 0, 1)
@@ -95,7 +113,7 @@ def steps(source: str, device, network) -> Iterator[float]:
     for _ in range(len(source)):
         begin = time.perf_counter()
         step = next(begun)()
-        graphs.take(step.micro_batches, 1e-4, 0.0).asnumpy()
+        graph.take(step.micro_batches, 1e-4, 0.0).asnumpy()
         yield time.perf_counter() - begin
 
 
@@ -104,10 +122,7 @@ def main() -> None:
     import pipeline.device
 
     from pipeline.models import config as models
-    from pipeline.training import build, drive
-    from pipeline.training.compiled import Compiler
     from stages import index
-    from stages import train as stage
 
     models.CONFIGS["tiny"] = configuration()
     device = pipeline.device.setup("CPU")
@@ -115,18 +130,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ["PIPELINE_STORE"] = f"{folder}/store"
         write_originals(Path(folder), models.CONFIGS["tiny"])
-        p = params("cache")
-        index.main(p)
-        trained = build.trained(models.CONFIGS["tiny"], device, p.diffusion, p.train, stage.PATHS)
-        compiler = Compiler(None, dataclasses.replace(device, compile_cache=False), 2)
-        graphs = drive.Graphs(trained.network, trained.update, trained.settings, compiler, False)
-        kinds = {source: steps(source, device, (trained, graphs)) for source in ("cache", "pictures")}
+        index.main(params("cache"))
+        graphs: dict = {}
+        kinds = {kind: steps(kind, device, graphs) for kind in KINDS}
         seconds = np.array([[next(kind) for kind in kinds.values()] for _ in range(STEPS + WARM_UP)])[WARM_UP:]
-    for source, column in zip(kinds, seconds.T, strict=True):
+    columns = dict(zip(kinds, seconds.T, strict=True))
+    for kind, column in columns.items():
         low, median, high = 1000 * np.quantile(column, (0.1, 0.5, 0.9))
-        print(f"{source:9} step {median:4.0f} ms (a tenth below {low:.0f}, a tenth above {high:.0f})")
-    low, median, high = np.quantile(seconds[:, 1] / seconds[:, 0], (0.1, 0.5, 0.9))
-    print(f"pictures / cache: {median:.2f} (a tenth of the pairs below {low:.2f}, a tenth above {high:.2f})")
+        print(f"{kind:9} step {median:4.0f} ms (a tenth below {low:.0f}, a tenth above {high:.0f})")
+    for kind in ("pictures", "captions"):
+        low, median, high = np.quantile(columns[kind] / columns["cache"], (0.1, 0.5, 0.9))
+        print(f"{kind} / cache: {median:.2f} (a tenth of the pairs below {low:.2f}, a tenth above {high:.2f})")
 
 
 if __name__ == "__main__":
