@@ -297,10 +297,17 @@ def test_each_model_has_encoders_of_its_own_where_some_are_trained():
         sample_stage.Drawn(step.stem, "step 300", step, "", None),
         sample_stage.Drawn("tuned", "fine-tuned", sample_stage.MERGED, "", None),
     ]
-    assert {sample_stage._encoders(model, "none") for model in models} == {(merged, merged)}
+    def files(trained, begun=None):
+        return [sample_stage._encoders(model, trained, begun) for model in models]
+
+    of_merged = merged, merged, None
+    assert set(files("none")) == {of_merged}
     base = tuple(Path(f"outs/convert/{part}.ckpt") for part in ("clip_l", "clip_g"))
     for trained, wanted in (("clip_l", (step, base[1])), ("clip_g", (base[0], step)), ("both", (step, step))):
-        assert [sample_stage._encoders(model, trained) for model in models] == [base, wanted, (merged, merged)]
+        assert files(trained) == [(*base, None), (*wanted, None), of_merged]
+    # adapters, on encoders of which one was another file's
+    begun = {"unet": Path("start.ckpt"), "clip_l": Path("start.ckpt"), "clip_g": base[1]}
+    assert files("clip_l", begun) == [(*base, None), (Path("start.ckpt"), base[1], step), of_merged]
 
 
 def test_saved_steps_are_found_by_their_number(tmp_path):
