@@ -1,8 +1,7 @@
 """One process at a time at one piece of work: locks in the store that wait, and say for whom.
 
-A lock is an flock, which the kernel frees when its process ends, however it ends. Its file says who holds it, and its
-time when the holder last got on. When the store is deleted the file goes and the lock with it: a thread of the holder
-puts both back within a second."""
+A lock is an flock, which the kernel frees when its process ends, however it ends. Its file says who holds it. When the
+store is deleted the file goes and the lock with it: a thread of the holder puts both back within a second."""
 
 import contextlib
 import fcntl
@@ -12,8 +11,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import store
@@ -34,8 +33,6 @@ class Holder:
     since: float  # seconds since 1970
     place: str  # its working folder
     job: str  # names the processes that work together under this lock
-    done: int = 0  # of its work, in units of its own
-    total: int = 0
 
     def __str__(self) -> str:
         return f"PID {self.pid} on {self.host}"
@@ -53,15 +50,14 @@ class Holder:
 
 
 @contextlib.contextmanager
-def lock(name: str, what: str, job: str = "") -> Iterator[Callable[[int, int], None]]:
-    """Hold the lock `name`; wait while another process has it and say so. Gives a function to call when the work got
-    on, with how much of how much is done, which `progress` and `holder` show. `what` says in a message what the holder
+def lock(name: str, what: str, job: str = "") -> Iterator[None]:
+    """Hold the lock `name`; wait while another process has it and say so. `what` says in a message what the holder
     does: "trains the same"."""
     for _ in _polls(name, what):
         if (handle := _take(name)) is not None:
             break
-    with _Kept(name, handle, job) as kept:
-        yield kept.progressed
+    with _Kept(name, handle, job):
+        yield
 
 
 @contextlib.contextmanager
@@ -105,14 +101,6 @@ def holder(name: str) -> Holder | None:
         return None
 
 
-def progress(name: str) -> float | None:
-    """When the holder of the lock `name` took it or got on last, in seconds since 1970."""
-    try:
-        return _path(name).stat().st_mtime
-    except FileNotFoundError:
-        return None
-
-
 def drop_unused() -> None:
     """Remove the files of locks that nobody holds."""
     for path in store.found(store.root() / "locks", "*"):
@@ -126,9 +114,8 @@ class _Kept:
     def __init__(self, name: str, handle: int, job: str):
         self._name, self._handle = name, handle
         self._holder = Holder(os.getpid(), socket.gethostname(), time.time(), os.getcwd(), job)
-        self._mutex, self._ended = threading.Lock(), threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"lock {name}", daemon=True)
-        self._last = time.monotonic()
 
     def __enter__(self) -> "_Kept":
         self._sign()
@@ -140,14 +127,6 @@ class _Kept:
         self._thread.join()
         os.close(self._handle)
 
-    def progressed(self, done: int = 0, total: int = 0) -> None:
-        if time.monotonic() - self._last > _POLL_SECONDS:
-            self._last = time.monotonic()
-            with self._mutex:
-                self._holder = replace(self._holder, done=done, total=total)
-                self._sign()
-                os.utime(self._handle)
-
     def _sign(self) -> None:
         text = json.dumps(asdict(self._holder)).encode()
         os.ftruncate(self._handle, os.pwrite(self._handle, text, 0))
@@ -157,10 +136,9 @@ class _Kept:
             with contextlib.suppress(OSError):  # tried again at the next turn
                 if store.same(self._handle, _path(self._name)) or (handle := _take(self._name)) is None:
                     continue  # None: another process was quicker; both do the same work, which costs time only
-                with self._mutex:
-                    os.close(self._handle)
-                    self._handle = handle
-                    self._sign()
+                os.close(self._handle)
+                self._handle = handle
+                self._sign()
 
 
 def _polls(name: str, what: str) -> Iterator[None]:

@@ -40,6 +40,7 @@ OWN = (
     "index.alpha_mask",
     "cache_text.emphasis",
     "diffusion",  # what the base model was trained with
+    "device.cluster",
     "device.node_rank",
     "device.master",
     "train.previews",

@@ -12,6 +12,7 @@ from pipeline.params import Params
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Plumbing that shapes no out. Were it a dependency, every edit of the schema would re-run all stages.
+_FOLDERS = ("pipeline/contradictions", "pipeline/workers")
 PLUMBING = {
     f"pipeline/{name}.py"
     for name in (
@@ -29,7 +30,7 @@ PLUMBING = {
         "times",
         "unknown_keys",
     )  # fmt: skip
-} | {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline/contradictions").glob("*.py")}
+} | {path.relative_to(ROOT).as_posix() for folder in _FOLDERS for path in (ROOT / folder).glob("*.py")}
 # Code -> what it reads beside itself.
 READS = {"pipeline/report/html.py": "pipeline/report/templates"}
 # Keys that only say how, where or how fast a stage works. Of the device's, the number of processes counts: with the
@@ -139,7 +140,8 @@ def test_a_stage_is_given_the_params_that_it_reads(stage):
     listed = set()
     for key in STAGES[stage]["params"]:
         listed |= {key} if "." in key else keys(key)
-    ranks = {"device.workers"} if stage.startswith("cache_") else set()  # any number of them gives the same bytes
+    # any number of them gives the same bytes
+    ranks = {"device.workers", "device.nodes"} if stage.startswith("cache_") else set()
     in_outs = IN_OUTS if stage == "train" else set()
     assert listed - HOW == read - HOW - ranks - in_outs
 

@@ -183,7 +183,7 @@ def rows_of(path):
 def test_a_second_run_on_one_key_waits_and_finds_the_work_done(tmp_path):
     work, encoder = job(range(10), Encoder()), Encoder()
     with ThreadPoolExecutor(1) as second:
-        with locks.lock(f"cache-{work.wanted.key}-rank0", "fills the same cache"):
+        with locks.lock(f"cache-{work.wanted.key}", "fills the same cache"):
             waiting = second.submit(engine.build, job(range(10), encoder), tmp_path / "out")
             time.sleep(1)
             assert not waiting.done() and encoder.calls == 0

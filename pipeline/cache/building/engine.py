@@ -4,11 +4,15 @@ Three things go on at once: worker threads prepare the inputs of the next batche
 and one writer thread turns results into rows and rows into shards. Batches have one fixed shape per group and are
 padded, so a row does not depend on which rows it is encoded with; the last batch of a shard is filled up from the
 shards that follow. A shard enters the store when its last row is encoded; rows of unfinished shards enter it as parts
-meanwhile."""
+meanwhile.
 
+Several workers each do so with some of the shards at a time (`worker`); whoever makes the out plans what they do, and
+puts together the shards of which they had to encode some rows only."""
+
+import functools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,17 +20,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import progress, store
-from pipeline.cache.building import ranks, shelf
+from pipeline import locks, progress, store
+from pipeline.cache.building import shelf
 from pipeline.cache.building.shelf import Wanted
 from pipeline.cache.format import lookup, shards
+from pipeline.data.sources import Source
 from pipeline.stage import StageError
+from pipeline.workers.crew import Files
+from pipeline.workers.share import Away, Crew, Done, Gone, Work, share
 
 log = logging.getLogger(__name__)
 
 PART_SECONDS = 30.0  # how much encoding a kill may cost where shards take longer
 _BATCHES_AHEAD = 2
 _BATCHES_BEHIND = 4
+_RESULTS_BEHIND = 4  # of workers
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,14 @@ class Report:
     encoded: int = 0
     shards: int = 0
     shards_written: int = 0
-    seconds_encoding: float = 0.0  # spent inside the encoder
-    assembled: bool = False  # whether this rank made the out
+    seconds_encoding: float = 0.0  # spent inside the encoder of this process
 
 
 @dataclass
 class _Shard:
     """A shard that the store lacks: wanted.rows[first:last]."""
 
+    number: int
     path: Path
     first: int
     last: int
@@ -79,57 +87,131 @@ class _Shard:
         return len(self.rows) == int((self.file < 0).sum())
 
 
-def build(job: Job, out: str | Path, others: ranks.Others = ranks.UNKNOWN) -> Report:
-    """Fill the store with every shard of `job.wanted` that is this rank's; rank 0 then makes the folder `out`.
-    `others`: as ranks.beside gives them. Waits while another process is at the same work. What goes with the store when
+@dataclass(frozen=True)
+class Piece:
+    """What a worker has to encode of a shard."""
+
+    number: int
+    lacking: np.ndarray  # indices of wanted.rows
+
+
+def build(job: Job, out: str | Path, crew: Crew | None = None) -> Report:
+    """Fill the store with every shard of `job.wanted`, then make the folder `out`. crew: workers (of `worker`) that
+    encode in the place of this process. Waits while another process is at the same work. What goes with the store when
     it is deleted meanwhile is encoded again.
 
     Raises StageError, also when a row cannot be encoded; what was encoded before stays in the store."""
     wanted = job.wanted
     if not len(wanted.rows):
         raise StageError(f"there are no rows to encode for {out}; wanted at least one accepted picture")
-    rank, world = ranks.from_environment()
     report = Report(rows=len(wanted.rows), shards=wanted.count)
-    name = wanted.kind.name + (f", rank {rank}" if rank else "")
-    with (
-        ranks.claim(wanted.key, rank) as progressed,
-        store.watched(wanted.folder) as there,
-        progress.Bar(0, job.unit, name) as bar,
-    ):
-        counter = ranks.Counter(bar, wanted.key, rank, world, progressed)
+    with locks.lock(f"cache-{wanted.key}", "fills the same cache"), progress.Bar(0, job.unit, wanted.kind.name) as bar:
         store.sweep(wanted.folder)
         damaged: set[tuple[Path, int]] = set()
         encode = None
-        mine = {rank}  # of rank 0 also the ranks that have ended and whose shards were deleted with the store
-        while not report.assembled:
+        while True:
             shelf.record_state(wanted)
-            while missing := _missing(wanted, mine, world, damaged):
-                if encode is None and any(not shard.complete for shard in missing):
+            while missing := _missing(wanted, damaged):
+                lacking = [shard for shard in missing if not shard.complete]
+                bar.total += sum(len(shard.lacking) for shard in lacking)
+                if lacking and crew:
+                    _fill_by(crew, wanted, lacking, report, bar)
+                    continue  # this process then completes those of which the store had some rows
+                if lacking and encode is None:
                     with progress.outside():  # MindSpore's import and the weights, once
                         encode = job.make_encoder()
-                _fill(job, encode, missing, damaged, report, counter)
+                for count in _fill(job, encode, missing, _Writer(job, missing, damaged, report)):
+                    bar.update(count)
             shelf.drop_finished_parts(wanted)
-            if rank != 0:
-                break
-            if lost := ranks.wait_for(wanted.paths, wanted.key, world, mine, lambda: not there(), others, counter.look):
-                mine |= lost
-            else:
-                counter.finish()
-                report.assembled = _assemble(wanted, Path(out))
-    return report
+            if _assemble(wanted, Path(out)):
+                return report
 
 
-def _missing(wanted: Wanted, mine: set[int], world: int, damaged: set[tuple[Path, int]]) -> list[_Shard]:
-    """The shards of the ranks `mine` that the store lacks, and where their rows may lie already."""
+def worker(
+    make_job: Callable[[Files, Source | None], Job], key: str, files: Files, source: Source | None, away: bool
+) -> Work:
+    """What a worker does with units of Pieces, whose rows it puts into its store: whole shards, or parts of them. The
+    result is the files. key: of the wanted rows. files, source, away: as crew gives them."""
+    job = make_job(files, source)
+    if job.wanted.key != key:
+        raise StageError(
+            "pyarrow or the rules of the cache here differ from those of the process that began this stage; install "
+            "requirements.txt on all nodes"
+        )
+    encode = functools.cache(job.make_encoder)
+
+    def work(unit: list[Piece]) -> Iterator[int | Done]:
+        missing = []
+        for piece in unit:
+            first, last = map(int, job.wanted.bounds[piece.number : piece.number + 2])
+            there = np.zeros(last - first, np.int32)
+            there[piece.lacking - first] = -1
+            path = job.wanted.paths[piece.number]
+            missing.append(_Shard(piece.number, path, first, last, [], there, np.zeros_like(there)))
+        writer = _Writer(job, missing, set(), Report(), parts=not away)
+        yield from _fill(job, encode(), missing, writer)
+        yield Done(writer.written)
+
+    return work
+
+
+def _units(lacking: list["_Shard"]) -> list[list[Piece]]:
+    """Of each shard what it lacks; of several together where that is little, so that batches are full."""
+    units, count = [], shards.ROWS_PER_SHARD
+    for shard in lacking:
+        if count + len(shard.lacking) > shards.ROWS_PER_SHARD:
+            units.append([])
+            count = 0
+        units[-1].append(Piece(shard.number, shard.lacking))
+        count += len(shard.lacking)
+    return units
+
+
+def _fill_by(crew: Crew, wanted: Wanted, lacking: list["_Shard"], report: Report, bar: progress.Bar) -> None:
+    """Let the crew encode what these shards lack, and take what it made into the store."""
+    nodes: Counter[str] = Counter()
+    since: dict[str, float] = {}
+
+    def counted(node: str, number: int) -> None:
+        bar.update(number)
+        report.encoded += number
+        nodes[node] += number if node in since else 0  # the first batch has the compilation in it
+        since.setdefault(node, time.monotonic())
+        if node:
+            rates = sorted((nodes[name] / max(time.monotonic() - began, 1e-3), name) for name, began in since.items())
+            shown = [f"{name} {rate:.3g}/s" for rate, name in (rates if len(rates) < 5 else [*rates[:2], *rates[-2:]])]
+            bar.set_postfix_str(f"{len(rates)} nodes: {', '.join(shown)}", refresh=False)
+
+    def take(file: Path | Away) -> None:
+        try:
+            if isinstance(file, Away):
+                shelf.take(wanted, file.name, file.read())
+        except Gone as error:  # the next round encodes it again
+            log.warning("encoded again: %s", error)
+        report.shards_written += not shelf.is_part(Path(file.name))
+
+    with ThreadPoolExecutor(1, "take") as behind:
+        results: deque[Future] = deque()
+        for made in share(crew, _units(lacking), counted):
+            results += [behind.submit(take, file) for file in made]
+            while len(results) > _RESULTS_BEHIND:
+                results.popleft().result()
+        for result in results:
+            result.result()
+
+
+def _missing(wanted: Wanted, damaged: set[tuple[Path, int]]) -> list[_Shard]:
+    """The shards that the store lacks, and where their rows may lie already."""
     bounds = wanted.bounds
     found = []
     opened: dict[Path, shards.Shard] = {}
     present = shelf.Stored(wanted)
     for number, path in enumerate(wanted.paths):
-        if number % world not in mine or path.exists():
+        if path.exists():
             continue
         first, last = int(bounds[number]), int(bounds[number + 1])
-        shard = _Shard(path, first, last, [], np.full(last - first, -1, np.int32), np.zeros(last - first, np.int32))
+        files, positions = np.full(last - first, -1, np.int32), np.zeros(last - first, np.int32)
+        shard = _Shard(number, path, first, last, [], files, positions)
         candidates = present.of(number)
         for old in [old for old in opened if old not in candidates]:
             del opened[old]
@@ -139,7 +221,7 @@ def _missing(wanted: Wanted, mine: set[int], world: int, damaged: set[tuple[Path
             if candidate not in opened:
                 try:
                     opened[candidate] = shards.open_shard(candidate, wanted.kind)
-                except FileNotFoundError:  # a part that another rank has finished with
+                except FileNotFoundError:  # the store is being deleted
                     continue
                 except shards.ShardError as error:
                     log.warning("not used: %s", error)
@@ -174,18 +256,8 @@ def _batches(wanted: Wanted, missing: list[_Shard], batch_size: int) -> Iterator
                 begin[number] += batch_size
 
 
-def _fill(
-    job: Job,
-    encode: Callable | None,
-    missing: list[_Shard],
-    damaged: set[tuple[Path, int]],
-    report: Report,
-    counter: ranks.Counter,
-) -> None:
-    """Encode and write `missing`. Rows of the store that turn out damaged are added to `damaged`, their shards left
-    out. `counter` is told after each batch."""
-    counter.expect(sum(len(shard.lacking) for shard in missing))
-    writer = _Writer(job, missing, damaged, report)
+def _fill(job: Job, encode: Callable | None, missing: list[_Shard], writer: "_Writer") -> Iterator[int]:
+    """Encode and write `missing`. Gives the number of rows of each batch."""
     with (
         ThreadPoolExecutor(job.workers, "prepare") as workers,
         ThreadPoolExecutor(1, "stack") as stacker,
@@ -196,9 +268,9 @@ def _fill(
             for indices, inputs, numbers in _prepared(job, missing, workers, stacker):
                 started = time.perf_counter()
                 outputs = encode(inputs)
-                report.seconds_encoding += time.perf_counter() - started
-                counter.add(len(indices))
+                writer.report.seconds_encoding += time.perf_counter() - started
                 results.append(behind.submit(writer.take, indices, numbers, outputs))
+                yield len(indices)
                 while len(results) > _BATCHES_BEHIND or results and results[0].done():
                     results.popleft().result()
             while results:
@@ -236,10 +308,15 @@ def _prepared(
 
 
 class _Writer:
-    """Collects encoded rows, and writes each shard when it is complete. Used by one thread."""
+    """Collects encoded rows, and writes each shard when it is complete. Used by one thread. Rows of the store that turn
+    out damaged are added to `damaged`, their shards left out. parts: whether to keep rows of unfinished shards."""
 
-    def __init__(self, job: Job, missing: list[_Shard], damaged: set[tuple[Path, int]], report: Report):
-        self._job, self._open, self._damaged, self._report = job, list(missing), damaged, report
+    def __init__(
+        self, job: Job, missing: list[_Shard], damaged: set[tuple[Path, int]], report: Report, parts: bool = True
+    ):
+        self.report = report
+        self.written: list[Path] = []
+        self._job, self._open, self._damaged, self._parts = job, list(missing), damaged, parts
         self._first = np.array([shard.first for shard in missing])
         self._missing = missing
         self._since_part: list[dict] = []
@@ -253,7 +330,7 @@ class _Writer:
             shard = self._missing[int(np.searchsorted(self._first, index, side="right")) - 1]
             shard.rows[index] = row
             self._since_part.append(row)
-            self._report.encoded += 1
+            self.report.encoded += 1
         self.write_complete()
         if time.monotonic() - self._part_time > PART_SECONDS:
             self.keep_unfinished()
@@ -266,6 +343,8 @@ class _Writer:
 
     def keep_unfinished(self) -> None:
         """Put the rows that are in no file yet into the store as a part."""
+        if not self._parts:
+            return
         unfinished = {id(row) for shard in self._open for row in shard.rows.values()}
         rows = [row for row in self._since_part if id(row) in unfinished]
         if rows:
@@ -282,11 +361,12 @@ class _Writer:
             rows += found
             self._damaged.update((path, position) for position in broken)
             whole = whole and not broken
-        if whole:
+        if whole and len(rows) == shard.last - shard.first:
             shelf.put(shard.path, wanted.kind, rows, wanted.fingerprint)
-            self._report.shards_written += 1
+            self.written.append(shard.path)
+            self.report.shards_written += 1
         elif shard.rows:
-            shelf.put_part(wanted, list(shard.rows.values()))
+            self.written.append(shelf.put_part(wanted, list(shard.rows.values())))
 
 
 def _read(path: Path, kind: shards.Kind, positions: list[int]) -> tuple[list[dict], list[int]]:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from pipeline import store
 from pipeline.cache.format import lookup, shards
+from pipeline.stage import StageError, shown
 
 _PART = "part-"
 
@@ -134,6 +136,19 @@ def put_part(wanted: Wanted, rows: list[dict]) -> Path:
     return path
 
 
+def take(wanted: Wanted, name: str, data: np.ndarray) -> None:
+    """Put a file that a worker made elsewhere into the store: a shard of `wanted`, or a part."""
+    path = wanted.folder / name
+    if path not in wanted.paths and re.fullmatch(rf"{_PART}[0-9a-f]+\.parquet", name) is None:
+        raise StageError(f"a worker sent the file {shown(name)}, which is no shard that was asked for")
+
+    def write(temporary: Path) -> None:
+        data.tofile(temporary)
+        os.chmod(temporary, 0o444)
+
+    store.keep(path, write)
+
+
 def drop_finished_parts(wanted: Wanted) -> None:
     """Remove the parts whose rows all stand in finished shards of `wanted`."""
     bounds, finished = wanted.bounds, np.array([path.exists() for path in wanted.paths])
@@ -143,7 +158,7 @@ def drop_finished_parts(wanted: Wanted) -> None:
             position = lookup.locate_in_group(
                 lookup.halves(wanted.rows), wanted.groups, part.columns["row"], groups_of(part)
             )
-        except FileNotFoundError:  # another rank was quicker
+        except FileNotFoundError:  # the store is being deleted
             continue
         shard = np.searchsorted(bounds, position, side="right") - 1
         if (position >= 0).all() and finished[shard].all():

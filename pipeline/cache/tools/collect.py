@@ -35,7 +35,7 @@ def collect(outs: dict[str, Path], keep: int, dry: bool = False) -> Freed:
         folder = cache / state["kind"] / state["folder"]
         files = {folder / name for name in state["shards"]}
         newest[state["kind"]] = newest.get(state["kind"], 0) + 1
-        if newest[state["kind"]] <= keep or _in_use(path.stem):
+        if newest[state["kind"]] <= keep or locks.held(f"cache-{path.stem}"):
             needed |= files
             if not all(file.exists() for file in files):
                 unfinished.add(folder)
@@ -79,6 +79,3 @@ def _of_out(kind: shards.Kind, out: Path) -> set[Path]:
         found.add(shelf.folder(kind, shard.fingerprint) / name)
     return found
 
-
-def _in_use(key: str) -> bool:
-    return any(locks.held(lock.name) for lock in store.found(store.root() / "locks", f"cache-{key}-rank*"))

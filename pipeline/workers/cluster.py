@@ -1,0 +1,161 @@
+"""Workers that are actors on the nodes of a Ray cluster: one for each NPU, or device.workers for each node without.
+
+Ray brings the code, as it is in the project on the node where the stage began, and all that passes between them. It pickles what it passes: who
+can reach its ports can run programs (docs/cluster.md)."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.params import Device
+from pipeline.stage import PROJECT, StageError
+from pipeline.workers.share import Away, Began, Done, Gone, Message, Place, Ready, Work, told
+
+try:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise StageError(
+        f"device.cluster is set, and Ray is not installed here ({error}): `make repro RAY=1`, or `pip install -r "
+        "requirements-ray.txt`, on each node; or set device.cluster to null"
+    ) from None
+
+log = logging.getLogger(__name__)
+
+# What of the project the nodes get. As in a .gitignore.
+_LEFT_OUT = ["/*", "!/pipeline", "!/stages", "__pycache__"]
+
+
+@contextlib.contextmanager
+def connected(cluster: str) -> Iterator[None]:
+    """This process as a driver of the cluster at `cluster` (params.device.cluster). Raises StageError."""
+    runtime = {"working_dir": str(PROJECT), "excludes": _LEFT_OUT}
+    try:
+        ray.init(cluster, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise StageError(
+            f"device.cluster is {cluster}, and no Ray cluster answers there ({error}); start one on this computer, `ray "
+            "start --head --node-ip-address=10.0.0.1` with an address of it that the nodes reach, or set device.cluster "
+            "to null (docs/cluster.md)"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Actors:
+    """A crew of actors, which each call `make` once."""
+
+    def __init__(self, device: Device, make: Callable[[], Work]):
+        self._device, self._make = device, ray.put(make)
+
+    def places(self) -> list[Place]:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        npus = {node["NodeID"]: int(node["Resources"].get("NPU", 0)) for node in nodes}
+        if self._device.target == "CPU" or self._device.target == "auto" and not any(npus.values()):
+            npus = dict.fromkeys(npus, self._device.workers)
+        elif not any(npus.values()):
+            raise StageError(
+                "device.target is Ascend, and no node of the cluster has the resource NPU: start their Ray with "
+                "`--resources='{\"NPU\": 8}'` where it does not find them itself, or set device.target to auto or CPU"
+            )
+        return [
+            Place(node["NodeManagerHostname"], number, node["NodeID"])
+            for node in nodes
+            for number in range(npus[node["NodeID"]])
+        ]
+
+    def start(self, place: Place) -> "Actor":
+        node = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == place.key), {})
+        if self._device.target != "CPU" and node.get("NPU"):
+            share = {"num_cpus": 0, "resources": {"NPU": 1}}
+        else:
+            share = {"num_cpus": max(1, int(node.get("CPU", 1)) // self._device.workers)}
+        return Actor(place, share, self._make)
+
+    def wait(self, workers: list["Actor"], seconds: float) -> list["Actor"]:
+        streams = {worker.stream: worker for worker in workers if worker.stream is not None}
+        if not streams:
+            return []
+        ready, rest = ray.wait(list(streams), num_returns=1, timeout=seconds)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [streams[stream] for stream in ready]
+
+
+class Actor:
+    """One of them, as the process that began the stage sees it."""
+
+    def __init__(self, place: Place, share: dict, make: ray.ObjectRef):
+        self.place = place
+        where = NodeAffinitySchedulingStrategy(place.key, soft=False)
+        self._actor = _Actor.options(scheduling_strategy=where, **share).remote()
+        self.stream = self._actor.begin.options(num_returns="streaming").remote(make)
+
+    def give(self, unit) -> None:
+        self.stream = self._actor.work.options(num_returns="streaming").remote(unit)
+
+    def hear(self) -> Message:
+        try:
+            message = ray.get(next(self.stream))
+            if isinstance(message, Done):  # the files follow, and stay there until they are read
+                message = Done([Away(name, _reader(next(self.stream))) for name in message.result])
+        except (ray.exceptions.RayError, StopIteration) as error:
+            raise Gone(str(error).strip() or type(error).__name__) from None
+        if isinstance(message, (Done, Ready)):
+            self.stream = None
+        return message
+
+    def end(self) -> None:
+        ray.kill(self._actor)
+
+
+def _reader(reference: ray.ObjectRef) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raise Gone(str(error)) from None
+
+    return read
+
+
+@ray.remote
+class _Actor:
+    """In a process of a node."""
+
+    def begin(self, make: Callable[[], Work]) -> Iterator[Message]:
+        def messages():
+            yield Began()
+            for name in ("DEVICE_ID", "RANK_ID"):  # an exported one would send all to one NPU; Ray shows each its own
+                os.environ.pop(name, None)
+            os.environ.setdefault("PIPELINE_STORE", str(own_store()))
+            self._work = make()
+            yield Ready()
+
+        yield from told(messages())
+
+    def work(self, unit) -> Iterator[Message | np.ndarray]:
+        for message in told(self._work(unit)):
+            if not isinstance(message, Done):
+                yield message
+                continue
+            yield Done([path.name for path in message.result])
+            for path in message.result:
+                yield np.fromfile(path, np.uint8)
+                path.unlink(missing_ok=True)
+
+
+def own_store() -> Path:
+    """The store of a node whose Ray was started without PIPELINE_STORE: a folder that nobody else can write to."""
+    folder = Path(tempfile.gettempdir()) / f"pipeline-store-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise StageError(f"{folder} belongs to somebody else; start this node's Ray with PIPELINE_STORE set to a folder of your own")
+    return folder
