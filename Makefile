@@ -12,9 +12,12 @@ NPU ?= $(wildcard /dev/davinci[0-9]*)
 # What s3:// takes is installed where params.yaml names it, and with `make repro S3=1`.
 S3 ?= $(shell grep -E '^ *images: *["'"'"']?s3://' params.yaml 2>/dev/null)
 
+# Ray is installed where params.yaml names a cluster, and with `make repro RAY=1`.
+RAY ?= $(shell grep -E '^ *cluster: *["'"'"']?(auto|[^ :]+:[0-9]+)' params.yaml 2>/dev/null)
+
 .PHONY: repro test preset doctor report exps docs requirements
 
-repro: .venv/.run $(if $(NPU),.venv/.npu) $(if $(S3),.venv/.s3)
+repro: .venv/.run $(if $(NPU),.venv/.npu) $(if $(S3),.venv/.s3) $(if $(RAY),.venv/.ray)
 	dvc repro
 
 # One HTML page of the workspace, or of experiments side by side: make report EXP="a b" AGAINST=presets/tiny.yaml
@@ -33,7 +36,7 @@ test: .venv/.test
 preset: .venv/.run
 	@python -m pipeline preset $(NAME)
 
-doctor: .venv/.run $(if $(NPU),.venv/.npu) $(if $(S3),.venv/.s3)
+doctor: .venv/.run $(if $(NPU),.venv/.npu) $(if $(S3),.venv/.s3) $(if $(RAY),.venv/.ray)
 	@python -m pipeline doctor
 
 # site/ from docs/, in an environment of its own: it needs nothing of the pipeline.
@@ -54,7 +57,11 @@ docs: .venv-docs/.docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-s3.txt
 	touch $@
 
-.venv/.test: requirements-test.txt tests/report/chromium.py .venv/.run .venv/.s3
+.venv/.ray: requirements-ray.txt .venv/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+	touch $@
+
+.venv/.test: requirements-test.txt tests/report/chromium.py .venv/.run .venv/.s3 .venv/.ray
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	$(BIN)/python -m tests.report.chromium
 	touch $@
@@ -73,8 +80,11 @@ requirements:
 	$(BIN)/python -m pip uninstall --yes -r requirements-npu.txt
 	$(BIN)/python -m pip install -r requirements-s3.in
 	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt > requirements-s3.txt
+	$(BIN)/python -m pip install -r requirements-ray.in
+	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt | grep -vxFf requirements-s3.txt > requirements-ray.txt
 	$(BIN)/python -m pip install -r requirements-test.in
-	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt | grep -vxFf requirements-s3.txt > requirements-test.txt
+	$(BIN)/python -m pip freeze | grep -vxFf requirements.txt | grep -vxFf requirements-s3.txt \
+		| grep -vxFf requirements-ray.txt > requirements-test.txt
 	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install -r requirements-docs.in
 	.venv-docs/bin/python -m pip freeze > requirements-docs.txt

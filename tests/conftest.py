@@ -49,6 +49,24 @@ def graphs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory):
+    """A Ray cluster of two nodes of 2 CPUs and an NPU that no process uses, on loopback addresses."""
+    pytest.importorskip("ray", reason="Ray is not installed here: pip install -r requirements-ray.txt")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_STORE", str(tmp_path_factory.mktemp("nodes")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        node = {"num_cpus": 2, "resources": {"NPU": 1}, "object_store_memory": 100 << 20}
+        # For 127.0.0.1 Ray's driver would take another address of this computer.
+        first = {**node, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=first)
+        cluster.add_node(**node, node_ip_address="127.0.0.3")
+    yield cluster
+    cluster.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def _pillows_guard(monkeypatch):
     """pipeline/data/images.py sets Pillow's guard for the whole process, which here is that of other tests too."""

@@ -9,14 +9,16 @@ import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline import npu
-from pipeline.cache.building import ranks
 from pipeline.training import launch
+from pipeline.workers.crew import crew
+from pipeline.workers.share import Done, share
 from tests.training.training_samples import params
 
 HCCL = ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT")
@@ -136,17 +138,28 @@ def main() -> None:
     show(pytest.MonkeyPatch(), Path("dev"), int(os.environ["NPUS"]))
     workers = int(os.environ["WORKERS"])
     if os.environ["STAGE"] == "cache":
-        with ranks.beside(workers):
-            _report()
+        with crew(SimpleNamespace(workers=workers, cluster=None), _cache_worker, {}) as found:
+            list(share(found, list(range(4 * workers)), lambda *_: None)) if found else _report("0")
     elif not launch.inside():
         changes = {"device.target": "auto", "device.workers": workers, "device.master": os.environ["MASTER"]}
         launch.start(params(**changes).device, [__file__], Path("logs"))
     elif os.environ["MS_ROLE"] == "MS_WORKER":
-        _report()
+        _report(os.environ["RANK_ID"])
 
 
-def _report() -> None:
-    Path(f"rank-{os.environ['RANK_ID']}.json").write_text(json.dumps({"npu": npu.own()}))
+def _cache_worker(*_):
+    show(pytest.MonkeyPatch(), Path("dev"), int(os.environ["NPUS"]))
+    _report(os.environ["DEVICE_ID"])
+
+    def work(unit):
+        time.sleep(0.5)
+        yield Done([])
+
+    return work
+
+
+def _report(name: str) -> None:
+    Path(f"rank-{name}.json").write_text(json.dumps({"npu": npu.own()}))
 
 
 if __name__ == "__main__":

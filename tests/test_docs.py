@@ -20,7 +20,7 @@ from tests.project import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.S | re.M)
-PROGRAMS = {"git", "dvc", "source", "export", "hf", "make", "python"}
+PROGRAMS = {"git", "dvc", "source", "export", "hf", "make", "python", "ray"}
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -112,6 +112,9 @@ def test_a_command_is_understood(page, line, monkeypatch):
         understood_by_dvc(words[1:])
     elif words[0] == "hf":
         understood_by_hf(words[1:])
+    elif words[0] == "ray":
+        scripts = pytest.importorskip("ray.scripts.scripts", reason="Ray is not installed here")
+        scripts.cli.commands[words[1]].make_context("ray", words[2:])
 
 
 def understood_by_hf(words: list[str]) -> None:

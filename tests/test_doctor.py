@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -458,3 +459,19 @@ def test_a_doctor_that_falls_ill_says_where():
         raise KeyError("x")
 
     assert str(look("weights", check)[0]) == "BAD   weights    could not be looked at: KeyError: 'x'"
+
+
+# The cluster
+
+
+def test_the_doctor_looks_at_each_node(nodes, monkeypatch):
+    """Which has this process's packages; where it seems to have others, they are named."""
+    from pipeline.doctor import cluster
+
+    settings = params(**{"device.cluster": nodes.address})
+    found = only(cluster.cluster(settings))
+    assert found.state == GOOD and found.found.startswith("2 nodes, 2 workers")
+    monkeypatch.setattr(cluster, "pins", lambda file: [("mindspore", "2.10.0"), ("pillow", "1")])
+    monkeypatch.setattr(cluster, "_here", lambda names: {"mindspore": "2.10.0", "pillow": "1.0"})
+    for finding in cluster.cluster(settings):
+        assert finding.state == BAD and re.match(r"127\.0\.0\.\d: pillow \d[\d.]* \(1\.0\)$", finding.found)

@@ -16,11 +16,9 @@ from pipeline import locks, store
 HOLD = """
 import sys, time
 from pipeline import locks
-with locks.lock("k", "works on the same", job="j") as progressed:
+with locks.lock("k", "works on the same", job="j"):
     print("held", flush=True)
-    for line in sys.stdin:
-        progressed(3, 10) if line == "progressed\\n" else sys.exit()
-        print("did", flush=True)
+    sys.stdin.readline()
 """
 WAIT = """
 from pipeline import locks
@@ -148,18 +146,6 @@ def test_two_may_work_when_the_store_went_and_both_end(other):
     os.close(handle)
     assert other.poll() is None
     assert other.communicate("\n")[1] == ""
-
-
-def test_progress_shows(other):
-    first = locks.progress("k")
-    time.sleep(0.6)
-    other.stdin.write("progressed\n")
-    other.stdin.flush()
-    other.stdout.readline()
-    assert locks.progress("k") > first
-    found = locks.holder("k")
-    assert (found.done, found.total, found.pid) == (3, 10, other.pid)
-    assert locks.progress("another") is None
 
 
 def test_a_job_waits_for_others_and_not_for_itself(other):

@@ -142,7 +142,7 @@ def test_one_process_keeps_the_npu_that_was_exported(tmp_path):
 
 def test_a_cache_process_without_an_npu_of_its_own_is_quoted(tmp_path):
     done = start(tmp_path, "cache", 2, 3)
-    assert done.returncode and "rank 2 of 3 failed" in done.stderr and "DEVICE_ID is 2" in done.stderr
+    assert done.returncode and "DEVICE_ID is 2" in done.stderr
 
 
 @pytest.mark.parametrize(("npus", "binds"), [(0, False), (2, True)])

@@ -53,6 +53,8 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     host, _, port = device.master.rpartition(":")
     if not 0 < int(port) < 2**16:
         yield "device.master", f"wanted a port of 1 to 65535, found {device.master}"
+    if device.cluster not in (None, "auto") and not 0 < int(device.cluster.rpartition(":")[2]) < 2**16:
+        yield "device.cluster", f"wanted a port of 1 to 65535, found {device.cluster}"
     address = _ipv4(host)
     if address is None and re.fullmatch(r"[0-9.]+", host):
         yield "device.master", f"wanted four numbers of 0 to 255, or a name, before the port; found {device.master}"

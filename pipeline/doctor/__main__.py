@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline import cli, npu, params, plan
 from pipeline.cache.format.preparation import usual
-from pipeline.doctor import disks, inputs, machine
+from pipeline.doctor import cluster, disks, inputs, machine
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, SKIPPED, Finding, look
 from pipeline.doctor.rehearsal import STEPS, rehearse
 from pipeline.doubts import doubts
@@ -57,6 +57,8 @@ def _examine(no_training: bool) -> Iterator[Finding]:
     run = _planned(found)
     device = look("device", machine.device, found)
     yield from device
+    if found.device.cluster is not None:
+        yield from look("cluster", cluster.cluster, found)
     yield from look("memory", machine.memory, found, run)
     links = look("links", disks.links)
     yield from look("disk", disks.disk, run, all(finding.state == GOOD for finding in links))

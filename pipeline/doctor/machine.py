@@ -36,17 +36,18 @@ def python() -> Finding:
 def packages() -> Finding:
     """Those of requirements.txt, and where there are NPUs those that CANN wants."""
     files = ["requirements.txt"] + ["requirements-npu.txt"] * bool(npu.files())
-    pins = [pin for file in files for pin in _pins(PROJECT / file)]
-    odd = [f"{name} {found or 'missing'} (wanted {wanted})" for name, wanted in pins
+    pinned = [pin for file in files for pin in pins(PROJECT / file)]
+    odd = [f"{name} {found or 'missing'} (wanted {wanted})" for name, wanted in pinned
            if (found := _version(name)) != wanted]  # fmt: skip
     if not odd:
-        return Finding("packages", GOOD, f"{len(pins)} as {' and '.join(files)} pin them")
+        return Finding("packages", GOOD, f"{len(pinned)} as {' and '.join(files)} pin them")
     shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
     command = " ".join(f"-r {file}" for file in files)
     return Finding("packages", BAD, shown, "what the files pin", f"`.venv/bin/python -m pip install {command}`")
 
 
-def _pins(file: Path) -> list[tuple[str, str]]:
+def pins(file: Path) -> list[tuple[str, str]]:
+    """The packages of a requirements file, and their versions."""
     matches = re.finditer(r"(?m)^([A-Za-z0-9_.-]+)==([^\s;#]+)", file.read_text())
     return [(match[1], match[2]) for match in matches]
 

@@ -27,14 +27,11 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 
-# What of the project the nodes get. As in a .gitignore.
-_LEFT_OUT = ["/*", "!/pipeline", "!/stages", "__pycache__"]
-
 
 @contextlib.contextmanager
 def connected(cluster: str) -> Iterator[None]:
     """This process as a driver of the cluster at `cluster` (params.device.cluster). Raises StageError."""
-    runtime = {"working_dir": str(PROJECT), "excludes": _LEFT_OUT}
+    runtime = {"py_modules": [str(PROJECT / "pipeline"), str(PROJECT / "stages")], "excludes": ["__pycache__"]}
     try:
         ray.init(cluster, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -54,10 +51,11 @@ class Actors:
 
     def __init__(self, device: Device, make: Callable[[], Work]):
         self._device, self._make = device, ray.put(make)
+        self._nodes: dict[str, dict] = {}
 
     def places(self) -> list[Place]:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        npus = {node["NodeID"]: int(node["Resources"].get("NPU", 0)) for node in nodes}
+        self._nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        npus = {name: int(node["Resources"].get("NPU", 0)) for name, node in self._nodes.items()}
         if self._device.target == "CPU" or self._device.target == "auto" and not any(npus.values()):
             npus = dict.fromkeys(npus, self._device.workers)
         elif not any(npus.values()):
@@ -66,13 +64,13 @@ class Actors:
                 "`--resources='{\"NPU\": 8}'` where it does not find them itself, or set device.target to auto or CPU"
             )
         return [
-            Place(node["NodeManagerHostname"], number, node["NodeID"])
-            for node in nodes
-            for number in range(npus[node["NodeID"]])
+            Place(node["NodeName"], number, name)  # its address, or what `ray start --node-name` says
+            for name, node in self._nodes.items()
+            for number in range(npus[name])
         ]
 
     def start(self, place: Place) -> "Actor":
-        node = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == place.key), {})
+        node = self._nodes[place.key]["Resources"]
         if self._device.target != "CPU" and node.get("NPU"):
             share = {"num_cpus": 0, "resources": {"NPU": 1}}
         else:
@@ -157,5 +155,7 @@ def own_store() -> Path:
     folder = Path(tempfile.gettempdir()) / f"pipeline-store-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise StageError(f"{folder} belongs to somebody else; start this node's Ray with PIPELINE_STORE set to a folder of your own")
+        raise StageError(
+            f"{folder} belongs to somebody else; start this node's Ray with PIPELINE_STORE set to a folder of your own"
+        )
     return folder

@@ -23,7 +23,8 @@ def crew(
     data set, as that worker can read them; away: whether it has a store of its own. Raises StageError when there is no
     such cluster."""
     if device.cluster is not None:
-        from pipeline.workers import cluster, parcel as parcels  # Ray
+        from pipeline.workers import cluster  # Ray
+        from pipeline.workers import parcel as parcels
 
         with cluster.connected(device.cluster), parcels.sent(files, source) as parcel:
             yield cluster.Actors(device, functools.partial(_unpacked, make, parcel))

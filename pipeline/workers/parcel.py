@@ -52,6 +52,9 @@ class Parcel:
         here = {name: self._fetched(file) for name, file in inner.items()}
         if "." in inner:
             return here["."]
+        if all(str(here[name]) == file.place for name, file in inner.items()):
+            name, file = next(iter(inner.items()))
+            return Path(file.place.removesuffix(f"/{name}"))
         listing = repr(sorted((name, file.digest) for name, file in inner.items()))
         folder = _folder() / f"{_LINKS}{hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()}"
         if not folder.exists():

@@ -15,7 +15,9 @@ from pipeline.stage import StageError, explained
 
 log = logging.getLogger(__name__)
 
-STUCK_SECONDS = 1800.0  # how long a worker may say nothing; a batch takes a second, the first one with compilation minutes
+STUCK_SECONDS = (
+    1800.0  # how long a worker may say nothing; a batch takes a second, the first one with compilation minutes
+)
 _LOOK_SECONDS = 2.0  # between two looks for places where workers may start
 _WAIT_SECONDS = 0.5
 _TELL_SECONDS = 60.0
@@ -131,7 +133,9 @@ def share(crew: Crew, units: list, counted: Callable[[str, int], None]) -> Itera
         waiting.appendleft(state.unit)
         tries[state.unit] += 1
         if tries[state.unit] >= _TRIES:
-            raise StageError(f"{_TRIES} workers ended at the same piece of work, the last on {worker.place.node}: {reason}")
+            raise StageError(
+                f"{_TRIES} workers ended at the same piece of work, the last on {worker.place.node}: {reason}"
+            )
 
     try:
         while waiting or any(state.unit is not None for state in at.values()):
@@ -143,7 +147,9 @@ def share(crew: Crew, units: list, counted: Callable[[str, int], None]) -> Itera
                     if place not in taken and ends[place] < _ENDS and len(at) < len(waiting) + len(taken):
                         at[crew.start(place)] = _At(now)
                 if not at:
-                    raise StageError(f"no worker is left{ended and ', the last ended so: '}{ended}. What is done is kept: run again")
+                    raise StageError(
+                        f"no worker is left{ended and ', the last ended so: '}{ended}. What is done is kept: run again"
+                    )
             results = []
             for worker in crew.wait(list(at), _WAIT_SECONDS):
                 state = at[worker]

@@ -3,20 +3,24 @@ undisturbed run. tests/training/test_train_deleted.py does it to training."""
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import locks, store
-from pipeline.cache.building import engine, ranks
+from pipeline.cache.building import engine
 from pipeline.cache.format import fingerprint, shards
 from pipeline.cache.tools.collect import collect
 from pipeline.data import memo
 from pipeline.data.index import index
 from pipeline.data.sources import open_source
+from pipeline.workers import share
+from pipeline.workers.crew import crew
 from tests import deletions
-from tests.cache import cache_children
+from tests.cache import cache_workers
 from tests.cache.cache_jobs import Encoder, folder_bytes, job
 
 COUNT = 40
@@ -27,7 +31,6 @@ def _small(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(shards, "ROWS_PER_SHARD", 16)
     monkeypatch.setattr(engine, "PART_SECONDS", 0.0)
-    monkeypatch.setattr(ranks, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(memo, "_SETTLED_NS", -(10**15))
 
 
@@ -111,22 +114,18 @@ def test_a_cache_stage_beside_which_garbage_is_collected(tmp_path, monkeypatch):
     assert folder_bytes(tmp_path / "out") == wanted and len(calls) > 4
 
 
-@pytest.mark.parametrize("first", [0.2, 0.6, 1.2])
-def test_ranks_that_fill_a_cache(tmp_path, monkeypatch, first):
-    """Rank 1 is quicker, so the store goes before, while, and after it works. Where it has ended before rank 0 looks
-    for it, and its files and lock are gone, rank 0 waits as for one that has not started yet."""
-    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(ranks, "START_SECONDS", 5.0)
-    monkeypatch.setattr(ranks, "GONE_SECONDS", 1.0)
+def test_workers_that_fill_a_cache(tmp_path, monkeypatch):
+    """The store goes while they work, and once more when one of them has ended."""
+    monkeypatch.setattr(share, "_LOOK_SECONDS", 0.1)
     with monkeypatch.context() as patch:
         patch.setenv("PIPELINE_STORE", str(tmp_path / "alone store"))
-        engine.build(job(range(COUNT), Encoder()), tmp_path / "alone")
-    children = [
-        cache_children.start(cache_children.rank, tmp_path, rank, 2, COUNT, False, 0.0, False, pause)
-        for rank, pause in enumerate((0.3, 0.05))
-    ]
-    for pause in (first, 0.3, 0.3):
-        time.sleep(pause)
-        shutil.rmtree(tmp_path / "store", ignore_errors=True)
-    assert cache_children.finish(children) == [0, 0]
+        engine.build(job(range(cache_workers.COUNT), Encoder()), tmp_path / "alone")
+    fill = cache_workers.maker(tmp_path, pause=0.1)
+    with crew(SimpleNamespace(workers=2, cluster=None), fill, {}) as found, ThreadPoolExecutor(1) as behind:
+        built = behind.submit(engine.build, job(range(cache_workers.COUNT), Encoder()), tmp_path / "out", found)
+        for least in (20, 60):
+            while sum(map(len, cache_workers.encoded(tmp_path).values())) < least:
+                time.sleep(0.05)
+            shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        assert built.result(60).encoded > cache_workers.COUNT
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "alone")

@@ -24,9 +24,8 @@ from pipeline import locks, progress, store
 from pipeline.cache.building import shelf
 from pipeline.cache.building.shelf import Wanted
 from pipeline.cache.format import lookup, shards
-from pipeline.data.sources import Source
 from pipeline.stage import StageError
-from pipeline.workers.crew import Files
+from pipeline.workers.crew import Files, Source
 from pipeline.workers.share import Away, Crew, Done, Gone, Work, share
 
 log = logging.getLogger(__name__)

@@ -56,6 +56,11 @@ class Wanted:
         ]
 
     @functools.cached_property
+    def files(self) -> frozenset[str]:
+        """Names of `paths`."""
+        return frozenset(path.name for path in self.paths)
+
+    @functools.cached_property
     def key(self) -> str:
         """Names the out: what its bytes follow from."""
         return _key(self.kind, self.fingerprint, self.rows, self.groups)
@@ -138,15 +143,14 @@ def put_part(wanted: Wanted, rows: list[dict]) -> Path:
 
 def take(wanted: Wanted, name: str, data: np.ndarray) -> None:
     """Put a file that a worker made elsewhere into the store: a shard of `wanted`, or a part."""
-    path = wanted.folder / name
-    if path not in wanted.paths and re.fullmatch(rf"{_PART}[0-9a-f]+\.parquet", name) is None:
+    if name not in wanted.files and re.fullmatch(rf"{_PART}[0-9a-f]+\.parquet", name) is None:
         raise StageError(f"a worker sent the file {shown(name)}, which is no shard that was asked for")
 
     def write(temporary: Path) -> None:
         data.tofile(temporary)
         os.chmod(temporary, 0o444)
 
-    store.keep(path, write)
+    store.keep(wanted.folder / name, write)
 
 
 def drop_finished_parts(wanted: Wanted) -> None:

@@ -78,4 +78,3 @@ def _of_out(kind: shards.Kind, out: Path) -> set[Path]:
         )
         found.add(shelf.folder(kind, shard.fingerprint) / name)
     return found
-

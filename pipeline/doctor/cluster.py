@@ -1,0 +1,71 @@
+"""The cluster of device.cluster: who is in it, and whether its nodes have what the stages need."""
+
+from collections.abc import Callable
+
+from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
+from pipeline.doctor.machine import pins
+from pipeline.params import Params
+from pipeline.recorded import PROJECT
+
+_WAIT = 60  # seconds, for a process on a node
+
+
+def cluster(params: Params) -> list[Finding]:
+    """Raises StageError when no cluster answers, or none of its nodes has the device that is asked for."""
+    from pipeline.workers import cluster  # Ray
+
+    ray = cluster.ray
+
+    with cluster.connected(params.device.cluster):
+        actors = cluster.Actors(params.device, None)
+        workers = [place.node for place in actors.places()]
+        nodes = {node["NodeName"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        names = [name for name, _ in pins(PROJECT / "requirements.txt")]
+        asked = {
+            name: ray.remote(_versions())
+            .options(num_cpus=0, scheduling_strategy=cluster.NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote(names)
+            for name, node in nodes.items()
+        }
+        here, findings = _here(names), []
+        for name, answer in asked.items():
+            try:
+                there = ray.get(answer, timeout=_WAIT)
+            except ray.exceptions.GetTimeoutError:
+                said = f"{name} started no process within {_WAIT} s"
+                findings.append(Finding("cluster", DOUBTFUL, said, "a node that is free", "`ray status`, `ray logs`"))
+                continue
+            odd = [
+                f"{pin} {there[pin] or 'missing'} ({here[pin] or 'missing'})"
+                for pin in names
+                if there[pin] != here[pin]
+            ]
+            if odd:
+                shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
+                wanted = "the packages that this node has (in brackets)"
+                do = "`pip install -r requirements.txt` in the Python of its Ray"
+                findings.append(Finding("cluster", BAD, f"{name}: {shown}", wanted, do))
+    idle = ", ".join(name for name in nodes if name not in workers)
+    said = f"{len(nodes)} nodes, {len(workers)} workers for the cache stages" + (f"; none on {idle}" if idle else "")
+    return findings or [Finding("cluster", GOOD, said)]
+
+
+def _here(names: list[str]) -> dict[str, str | None]:
+    return _versions()(names)
+
+
+def _versions() -> Callable[[list[str]], dict[str, str | None]]:
+    """A function that says which versions of packages are installed. Ray sends it as it stands, so it needs none."""
+
+    def versions(names: list[str]) -> dict[str, str | None]:
+        from importlib import metadata
+
+        found = {}
+        for name in names:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                found[name] = None
+        return found
+
+    return versions

@@ -1,0 +1,167 @@
+"""The caches on a Ray cluster of two nodes, which are raylets of this computer."""
+
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import progress, store
+from pipeline.cache.building import engine
+from pipeline.cache.format import shards
+from pipeline.stage import StageError
+from pipeline.workers import share
+from pipeline.workers.crew import crew
+from pipeline.workers.share import Done
+from tests.cache import cache_jobs, cache_workers
+from tests.cache.cache_jobs import Encoder, folder_bytes, job
+from tests.cache.cache_workers import COUNT, ROWS_PER_SHARD, encoded, maker
+
+ray = pytest.importorskip("ray", reason="Ray is not installed here: pip install -r requirements-ray.txt")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _sent():
+    """The nodes get no tests."""
+    for module in (cache_jobs, cache_workers, sys.modules[__name__]):
+        ray.cloudpickle.register_pickle_by_value(module)
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", ROWS_PER_SHARD)
+    monkeypatch.setattr(share, "_LOOK_SECONDS", 0.2)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_STORE", str(folder / "store"))
+        patch.setattr(shards, "ROWS_PER_SHARD", ROWS_PER_SHARD)
+        engine.build(job(range(COUNT), Encoder()), folder / "out")
+    return folder_bytes(folder / "out")
+
+
+def device(cluster, target: str = "auto", workers: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(workers=workers, cluster=cluster.address, target=target)
+
+
+def build(tmp_path, cluster, behave: str = "", pause: float = 0.002) -> engine.Report:
+    def no_encoder():
+        pytest.fail("this process encodes")
+
+    with crew(device(cluster), maker(tmp_path, behave, pause), {}) as found:
+        return engine.build(job(range(COUNT), Encoder(), make_encoder=no_encoder), tmp_path / "out", found)
+
+
+def test_the_nodes_give_the_bytes_of_one_process(tmp_path, nodes, alone, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    report = build(tmp_path, nodes, pause=0.2)
+    assert (report.encoded, report.shards_written, report.shards) == (COUNT, 8, 8)
+    assert folder_bytes(tmp_path / "out") == alone
+    found = encoded(tmp_path)
+    assert os.getpid() not in found
+    assert sum(len(set(names)) for names in found.values()) == COUNT == len(set().union(*found.values()))
+    last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latents: ")][-1]
+    assert f"latents: 100%, {COUNT} of {COUNT}, " in last and "nodes: 127.0.0." in last and "/s" in last
+    assert build(tmp_path, nodes).encoded == 0
+
+
+def test_deaths_cost_shards_in_flight_and_a_node_that_joins_gets_work(tmp_path, nodes, alone, caplog):
+    """A worker is killed, then its whole node, while a third one joins."""
+
+    with crew(device(nodes), maker(tmp_path, "dies first", pause=0.4), {}) as found, ThreadPoolExecutor(1) as behind:
+        built = behind.submit(engine.build, job(range(COUNT), Encoder()), tmp_path / "out", found)
+        while not (tmp_path / "went wrong").exists() and not built.done():
+            time.sleep(0.1)
+        # In this thread, as Ray wants it.
+        nodes.add_node(num_cpus=2, object_store_memory=100 << 20, node_ip_address="127.0.0.4", resources={"NPU": 1})
+        nodes.remove_node(nodes.list_all_nodes()[1], allow_graceful=False)
+        assert not built.done()
+        report = built.result(120)
+    assert report.encoded == COUNT and folder_bytes(tmp_path / "out") == alone
+    assert "a worker has ended: The actor died" in caplog.text
+
+
+def test_what_a_node_finds_wrong_ends_the_stage_and_names_it(tmp_path, nodes):
+    with pytest.raises(StageError, match=r"^127\.0\.0\.[24]: a bad picture was found$"):
+        build(tmp_path, nodes, "fails always")
+    assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A folder of pictures that no node sees under its name."""
+
+    place: str
+    root: str = "/not/on/this/node"
+
+    def read(self, path: str) -> bytes:
+        return (Path(self.place) / path).read_bytes()
+
+
+def make(files, source, away):
+    def work(unit: str):
+        made = store.root() / "made"
+        made.write_bytes(source.read(unit) + files["weights"].read_bytes())
+        yield 1
+        yield Done([made])
+
+    return work
+
+
+def test_pictures_come_by_way_of_the_first_node(tmp_path, nodes):
+    for name in ("a", "b", "weights"):
+        (tmp_path / name).write_text(name)
+    with crew(device(nodes), make, {"weights": tmp_path / "weights"}, Elsewhere(str(tmp_path))) as found:
+        made = [file.read().tobytes() for (file,) in share.share(found, ["a", "b"], lambda *_: None)]
+        assert sorted(made) == [b"aweights", b"bweights"]
+        with pytest.raises(StageError, match="No such file.*/c'"):
+            list(share.share(found, ["c"], lambda *_: None))
+
+
+def test_a_cluster_that_does_not_answer_is_said(monkeypatch):
+    from pipeline.workers import cluster
+
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "1")
+    monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("nobody listens")))
+    with pytest.raises(
+        StageError, match="device.cluster is auto, and no Ray cluster answers there .nobody listens.*ray"
+    ):
+        with cluster.connected("auto"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("target", "npus", "places"),
+    [("auto", (2, 0), ["a0", "a1"]), ("auto", (0, 0), ["a0", "a1", "a2", "b0", "b1", "b2"]), ("CPU", (2, 0), 6),
+     ("Ascend", (1, 1), ["a0", "b0"]), ("Ascend", (0, 0), None)],
+)  # fmt: skip
+def test_where_workers_can_be(monkeypatch, target, npus, places):
+    from pipeline.workers import cluster
+
+    listed = [
+        {
+            "Alive": alive,
+            "NodeID": name,
+            "NodeName": name,
+            "Resources": {"CPU": 4.0} | ({"NPU": float(count)} if count else {}),
+        }
+        for name, count, alive in (("a", npus[0], True), ("b", npus[1], True), ("dead", 8, False))
+    ]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
+    monkeypatch.setattr(cluster.ray, "put", lambda value: value)
+    found = cluster.Actors(SimpleNamespace(target=target, workers=3), make)
+    if places is None:
+        with pytest.raises(StageError, match="no node of the cluster has the resource NPU"):
+            found.places()
+    else:
+        names = [f"{place.node}{place.number}" for place in found.places()]
+        assert names == places or len(names) == places
