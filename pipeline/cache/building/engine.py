@@ -172,6 +172,8 @@ def _fill_by(crew: Crew, wanted: Wanted, lacking: list["_Shard"], report: Report
     since: dict[str, float] = {}
 
     def counted(node: str, number: int) -> None:
+        if not since:
+            bar.start_t = bar.last_print_t = time.time()  # MindSpore's import and the compilation, once
         bar.update(number)
         report.encoded += number
         nodes[node] += number if node in since else 0  # the first batch has the compilation in it
@@ -179,7 +181,7 @@ def _fill_by(crew: Crew, wanted: Wanted, lacking: list["_Shard"], report: Report
         if node:
             rates = sorted((nodes[name] / max(time.monotonic() - began, 1e-3), name) for name, began in since.items())
             shown = [f"{name} {rate:.3g}/s" for rate, name in (rates if len(rates) < 5 else [*rates[:2], *rates[-2:]])]
-            bar.set_postfix_str(f"{len(rates)} nodes: {', '.join(shown)}", refresh=False)
+            bar.set_postfix_str(f"{len(rates)} node{'s' * (len(rates) > 1)}: {', '.join(shown)}", refresh=False)
 
     def take(file: Path | Away) -> None:
         try:
