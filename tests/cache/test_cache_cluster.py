@@ -84,7 +84,8 @@ def test_deaths_cost_shards_in_flight_and_a_node_that_joins_gets_work(tmp_path, 
             time.sleep(0.1)
         # In this thread, as Ray wants it.
         nodes.add_node(num_cpus=2, object_store_memory=100 << 20, node_ip_address="127.0.0.4", resources={"NPU": 1})
-        nodes.remove_node(nodes.list_all_nodes()[1], allow_graceful=False)
+        second = next(node for node in nodes.list_all_nodes() if node.node_ip_address == "127.0.0.3")
+        nodes.remove_node(second, allow_graceful=False)
         assert not built.done()
         report = built.result(120)
     assert report.encoded == COUNT and folder_bytes(tmp_path / "out") == alone
