@@ -58,6 +58,7 @@ def nodes(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_STORE", str(tmp_path_factory.mktemp("nodes")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it would end workers for what others take of the memory
         node = {"num_cpus": 2, "resources": {"NPU": 1}, "object_store_memory": 100 << 20}
         # For 127.0.0.1 Ray's driver would take another address of this computer.
         first = {**node, "node_ip_address": "127.0.0.2", "include_dashboard": False}
