@@ -141,7 +141,7 @@ def test_a_stage_is_given_the_params_that_it_reads(stage):
     for key in STAGES[stage]["params"]:
         listed |= {key} if "." in key else keys(key)
     # any number of them gives the same bytes
-    ranks = {"device.workers", "device.nodes"} if stage.startswith("cache_") else set()
+    ranks = {"device.workers", "device.nodes"} if stage == "index" or stage.startswith("cache_") else set()
     in_outs = IN_OUTS if stage == "train" else set()
     assert listed - HOW == read - HOW - ranks - in_outs
 

@@ -1,4 +1,5 @@
-"""Look at every picture of a part once: hash its bytes and decode it, in worker processes, unless the memo knows it."""
+"""Look at every picture of a part once: hash its bytes and decode it, in worker processes or on the nodes of a cluster,
+unless the memo knows it."""
 
 import contextlib
 import hashlib
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,9 @@ from pipeline import progress, store
 from pipeline.data import images, memo, near
 from pipeline.data.part import Part, SourceError, shown
 from pipeline.data.sources import Source
+
+if TYPE_CHECKING:
+    from pipeline.workers.tasks import Answer, Tasks
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +42,13 @@ _SAVE_EVERY = 30  # seconds: so much work a kill may cost
 
 class Examiner:
     """Examines parts of one source, of which there are `part_count`. Workers start with the first part that needs
-    them."""
+    them. tasks: calls of `look` on the nodes of a cluster, in their place."""
 
-    def __init__(self, source: Source, max_pixels: int, workers: int, part_count: int = 1):
-        self.source, self.max_pixels, self.workers = source, max_pixels, workers
+    def __init__(
+        self, source: Source, max_pixels: int, workers: int, part_count: int = 1, tasks: "Tasks | None" = None
+    ):
+        self.source, self.max_pixels, self.tasks = source, max_pixels, tasks
+        self.workers = tasks.workers if tasks else workers
         self.rules = memo.rules(max_pixels)
         self._pool = self._progress = None
         self._part_count, self._seen, self._new = part_count, 0, 0  # parts and new pictures by now
@@ -115,7 +123,7 @@ class Examiner:
             finally:
                 mark.unlink(missing_ok=True)
             return
-        waiting: deque[tuple[list[str], np.ndarray, Future]] = deque()
+        waiting: deque[tuple[list[str], np.ndarray, Future | Answer]] = deque()
         for names, chunk in chunks:
             waiting.append((names, chunk, self._submit(names)))
             if len(waiting) > _WINDOW * self.workers:
@@ -130,7 +138,9 @@ class Examiner:
             mark.write_text(shown(name), encoding="utf-8")
         return look(self.source, [name], self.max_pixels)
 
-    def _submit(self, names: list[str]) -> Future:
+    def _submit(self, names: list[str]) -> "Future | Answer":
+        if self.tasks is not None:
+            return self.tasks.submit(names, self.max_pixels)
         if self._pool is None:
             self._pool = self._workers(self.workers)
             with progress.outside():  # they start for seconds, once
@@ -140,7 +150,7 @@ class Examiner:
         self._pool = self._workers(self.workers)
         return self._pool.submit(_work, names)
 
-    def _result(self, names: list[str], chunk: np.ndarray, future: Future) -> tuple[np.ndarray, pa.Table]:
+    def _result(self, names: list[str], chunk: np.ndarray, future: "Future | Answer") -> tuple[np.ndarray, pa.Table]:
         try:
             return chunk, future.result()
         except (BrokenProcessPool, MemoryError):  # one of these pictures, or of those that other workers had

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,9 @@ from pipeline.data.views import (
 )  # fmt: skip
 from pipeline.stage import StageError
 
+if TYPE_CHECKING:
+    from pipeline.workers.tasks import Tasks
+
 _IN_NO_SET = "in no set"
 
 
@@ -54,6 +58,7 @@ def index(
     others: dict[int, list[tuple[int, int]]] | None = None,
     neighbors: int = 0,
     emphasis: str = "none",
+    tasks: "Tasks | None" = None,
 ) -> Summary:
     """Write the seven files into `out`. `sizes` are buckets from the tallest to the widest, as buckets.buckets gives
     them. A picture that has to be enlarged more than `max_enlargement` times to cover its bucket is rejected; None is no
@@ -61,12 +66,12 @@ def index(
     rejection. Of more than `max_samples` pictures so many are taken, chosen by their names alone. `alpha_mask`: where
     its set says nothing else, a transparent picture's alpha channel is its mask. `others`: the buckets of the further
     resolutions that sets name; `neighbors`: how many buckets each picture has at each beside the nearest; `emphasis`: as
-    captions.name takes it.
+    captions.name takes it; `tasks`: as Examiner takes them.
 
     Raises StageError, before it writes, when more than the share `max_rejected` of the pictures is rejected or none is
     left (None: any share may be, and all); SourceError, CaptionError, OSError."""
     try:
-        with Examiner(source, max_pixels, workers, source.part_count) as examiner:
+        with Examiner(source, max_pixels, workers, source.part_count, tasks) as examiner:
             every, read = {USUAL: sizes, **(others or {})}, 0
             kept = every
             highest = _highest(source, sets, max_samples) if max_samples else None

@@ -4,11 +4,15 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.data.sources import Source
 from pipeline.params import Device
 from pipeline.workers.processes import Processes
 from pipeline.workers.share import Crew, Work
+
+if TYPE_CHECKING:
+    from pipeline.workers.tasks import Tasks
 
 Files = dict[str, Path]  # name of a file or folder where the stage began -> where it is here
 
@@ -32,6 +36,19 @@ def crew(
         yield Processes(device.workers, functools.partial(make, files, source, False))
     else:
         yield None
+
+
+@contextlib.contextmanager
+def tasks(device: Device, function: Callable, source: Source) -> Iterator["Tasks | None"]:
+    """Calls of function(source, ...) on the nodes of device.cluster; None without one. Raises StageError."""
+    if device.cluster is None:
+        yield None
+        return
+    from pipeline.workers import cluster, parcel  # Ray
+    from pipeline.workers.tasks import Tasks
+
+    with cluster.connected(device.cluster), parcel.sent({}, source) as sent:
+        yield Tasks(function, sent)
 
 
 def _unpacked(make: Callable, parcel) -> Work:

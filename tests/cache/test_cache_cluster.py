@@ -83,11 +83,11 @@ def test_deaths_cost_shards_in_flight_and_a_node_that_joins_gets_work(tmp_path, 
         while not (tmp_path / "went wrong").exists() and not built.done():
             time.sleep(0.1)
         # In this thread, as Ray wants it.
-        nodes.add_node(num_cpus=2, object_store_memory=100 << 20, node_ip_address="127.0.0.4", resources={"NPU": 1})
+        nodes.add_node(num_cpus=1, object_store_memory=100 << 20, node_ip_address="127.0.0.4", resources={"NPU": 1})
         second = next(node for node in nodes.list_all_nodes() if node.node_ip_address == "127.0.0.3")
         nodes.remove_node(second, allow_graceful=False)
         assert not built.done()
-        report = built.result(120)
+        report = built.result(300)
     assert report.encoded == COUNT and folder_bytes(tmp_path / "out") == alone
     assert "a worker has ended: The actor died" in caplog.text
 
