@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +47,20 @@ def count(least: int, most: int = 10**9 - 1) -> Callable[[str], int]:
         if not least <= number <= most:
             raise argparse.ArgumentTypeError(f"wanted a whole number of {least} to {most:,}, found {text!r}")
         return number
+
+    return read
+
+
+def new_file(*ends: str) -> Callable[[str], Path]:
+    """The type of an argument: a file to write, whose name ends in one of `ends` and whose folder is there."""
+
+    def read(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() not in ends:
+            raise argparse.ArgumentTypeError(f"wanted a name that ends in {' or '.join(ends)}, found {text!r}")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}; make it, or name another")
+        return path
 
     return read
 

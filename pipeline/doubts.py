@@ -4,6 +4,7 @@ refused by pipeline/contradictions."""
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipeline import without_effect
 from pipeline.contradictions.model import PRESET
 from pipeline.contradictions.paths import BASE_UNET
 from pipeline.contradictions.pictures import own_sides
@@ -23,6 +24,7 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _optimizer(params)
     yield from _bias(params.train)
     yield from _too_short(params.train)
+    yield from without_effect.doubts(params)
     if params.model.loras and params.train.init_from != BASE_UNET:
         yield (
             "model.loras",

@@ -349,7 +349,7 @@ def check(tree: Any, path: str | Path) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        lines = [line for e in error.errors(include_url=False) for line in _lines(e)]
+        lines = _lines(error.errors(include_url=False))
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     text = "\n".join(f"  {line}" for line in lines[:_SHOWN] + more)
     raise ParamsError(f"{path} cannot be used as it stands:\n{text}") from None
@@ -392,9 +392,22 @@ def parse(text: str, path: str | Path) -> Any:
         raise ParamsError(f"{path} is not YAML 1.2: {type(error).__name__}: {error}") from None
 
 
-def _lines(error: dict) -> list[str]:
-    if error["type"] == "contradictions":
-        return error["msg"].split("\n")
+def _lines(errors: list[dict]) -> list[str]:
+    """A line for each key, whatever forms its value may have; of lists what is wrong with an item, where one is named."""
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        if error["type"] == "contradictions":
+            return error["msg"].split("\n")
+        key, message, tail = _parts(error)
+        before = found.setdefault(key, [message, tail])
+        if message != before[0]:
+            before[0] += f", or {message.removeprefix('Input should be ')}"
+    inner = {key.rpartition(".")[0] for key in found if key.rpartition(".")[2].isdigit()}
+    return [f"{clip(key) or 'the whole file'}: {''.join(said)}" for key, said in found.items() if key not in inner]
+
+
+def _parts(error: dict) -> tuple[str, str, str]:
+    """The key, what is wrong, and what was found."""
     place = [part for before, part in zip((None, *error["loc"]), error["loc"]) if not _is_form(before, part)]
     key, message, found = ".".join(map(str, place)), error["msg"], error["input"]
     if error["type"] == "extra_forbidden":
@@ -402,15 +415,11 @@ def _lines(error: dict) -> list[str]:
     if not key:
         message = f"wanted a mapping of the sections {', '.join(Params.model_fields)}"
     if error["type"] == "missing":
-        hint = (
-            "; a prompt that is a text with a colon stands in quotes"
-            if key.startswith(("sample.prompts.", "train.previews."))
-            else ""
-        )
-        return [f"{key}: {message}{hint}"]
+        is_prompt = key.startswith(("sample.prompts.", "train.previews."))
+        return key, message, "; a prompt that is a text with a colon stands in quotes" * is_prompt
     unquoted = error["type"] == "string_type" and isinstance(found, (bool, int, float, datetime.date))
     hint = "; put it in quotes, if it is meant as text" if unquoted else ""
-    return [f"{clip(key) or 'the whole file'}: {message} (found {short(found)}){hint}"]
+    return key, message, f" (found {short(found)}){hint}"
 
 
 def _is_form(before: Any, part: Any) -> bool:

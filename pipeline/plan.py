@@ -250,7 +250,12 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--resolution", type=positive, help="index.resolution")
     made.add_argument("--steps", type=positive, help="train.steps, in place of train.epochs")
     made.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="train.precision")
-    made.add_argument("--plot", type=Path, metavar="FILE", help="also write the timesteps as a page, such as plan.html")
+    made.add_argument(
+        "--plot",
+        type=cli.new_file(".html"),
+        metavar="FILE",
+        help="also write the timesteps as a page, such as plan.html",
+    )
     cli.add_json(made)
     cli.run(made, lambda given: _run(given, made.error), arguments)
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline import params, preset
+from pipeline import params, preset, without_effect
 from pipeline.doubts import doubts
 from pipeline.params import ParamsError
 from tests.training.training_samples import ROOT
@@ -158,7 +158,7 @@ EARLIER, RANGE = (
         ),
         (RANGE | {f"{BIAS}begin": 200, f"{BIAS}end": 600, "train.timestep_min": 100}, None),
         (EARLIER, None),
-        ({f"{BIAS}portion": 0.1, "train.timestep_min": 500}, None),
+        ({"train.timestep_min": 500}, None),
     ],
 )
 def test_a_bias_on_timesteps_that_are_not_drawn_is_doubted(changes, said):
@@ -242,3 +242,43 @@ def test_a_rate_of_sdxls_text_encoders(rate, said):
     assert key not in dict(doubts(params.check(adapters, "params.yaml")))
     high = changed(adapters, {"train.text_encoder_learning_rate": 2e-3})
     assert "for adapters of SDXL's" in dict(doubts(params.check(high, "params.yaml")))[key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"train.huber_c": 0.2}, "train.huber_c", "0.2 has no effect without train.loss_type huber, and that is l2"),
+        ({"train.huber_schedule": "snr"}, "train.huber_schedule", "snr has no effect without train.loss_type huber"),
+        ({"train.p2_k": 2.0}, "train.p2_k", "2.0 has no effect without train.p2_gamma, and that is null"),
+        ({"train.rank": 4}, "train.rank", "4 has no effect without train.adapter lora or dora or loha or lokr, and that is none"),
+        ({"train.adapter": "lora", "train.lokr_factor": 4}, "train.lokr_factor", "without train.adapter lokr"),
+        ({"train.adam_beta2": 0.99, "train.optimizer": "adafactor"}, "train.adam_beta2", "and that is adafactor"),
+        ({"train.ema_decay": 0.9}, "train.ema_decay", "without train.ema, and that is false"),
+        ({"train.save_limit": 2}, "train.save_limit", "without train.save_interval, and that is 0"),
+        ({"index.bucket_step": 96, "index.buckets": False}, "index.bucket_step", "without index.buckets"),
+        ({"train.validation_share": 0.0, "train.validation_timesteps": [5]}, "train.validation_timesteps", "[5] has no"),
+    ],
+)  # fmt: skip
+def test_a_key_without_effect_is_doubted(changes, key, said):
+    found = list(doubts(params.check(changed(TINY, changes), "params.yaml")))
+    assert [name for name, _ in found] == [key] and said in found[0][1]
+
+
+def test_a_key_with_its_effect_is_not():
+    changes = {"train.loss_type": "huber", "train.huber_c": 0.2, "train.p2_gamma": 1.0, "train.p2_k": 2.0,
+               "train.adapter": "lokr", "train.rank": 4, "train.lokr_factor": 4, "train.save_interval": 10,
+               "train.save_limit": 2, "train.ema": True, "train.ema_decay": 0.9}  # fmt: skip
+    assert list(without_effect.doubts(params.check(changed(TINY, changes), "params.yaml"))) == []
+
+
+def test_what_is_without_effect_is_a_key_with_the_presets_values():
+    presets = [
+        params.check(params.parse(preset.write(file.stem, None).text, file.name), file.name)
+        for file in sorted((ROOT / "presets").glob("*.yaml"))
+        if file.stem != "sdxl"
+    ]
+    assert len(presets) > 3
+    assert [list(without_effect.doubts(found)) for found in presets] == [[]] * len(presets)
+    for idle in without_effect.IDLE:
+        assert all(TINY[idle.section][key] == usual[0] for key, usual in idle.keys.items())
+        assert idle.needs in TINY[idle.section]

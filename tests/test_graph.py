@@ -29,6 +29,7 @@ PLUMBING = {
         "store",
         "times",
         "unknown_keys",
+        "without_effect",
     )  # fmt: skip
 } | {path.relative_to(ROOT).as_posix() for folder in _FOLDERS for path in (ROOT / folder).glob("*.py")}
 # Code -> what it reads beside itself.

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.set_defaults(run=lambda args: check(args.folders, args.remove))
     command = cli.subcommand(commands, "show", "decode some latents beside their pictures")
     command.add_argument("--count", type=cli.count(least=1), default=16, help="how many pairs (default 16)")
-    command.add_argument("--out", type=Path, default=Path("dvc_plots/cache.png"))
+    command.add_argument("--out", type=cli.new_file(".png"), default=Path("dvc_plots/cache.png"))
     cli.add_json(command)
     command.set_defaults(run=lambda args: show(args.count, args.out, args.json))
     command = cli.subcommand(commands, "gc", "remove what neither the workspace nor the newest states need")

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     decoded = cli.count(least=0, most=200)
     made.add_argument("--latents", type=decoded, default=8, metavar="N", help="how many to decode; 0: none (default 8)")
-    made.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
+    made.add_argument("--out", type=cli.new_file(".html"), default=OUT, help=f"default: {OUT}")
     cli.run(made, _run, arguments)
 
 

@@ -28,7 +28,7 @@ _COUNTED = 20_000  # captions whose tokens are counted
 def main(arguments: list[str] | None = None) -> None:
     made = cli.parser("data report", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
-    made.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
+    made.add_argument("--out", type=cli.new_file(".html"), default=OUT, help=f"default: {OUT}")
     cli.run(made, _run, arguments)
 
 

@@ -49,3 +49,16 @@ def test_the_plan_says_it_and_writes_it_as_a_page(tmp_path, monkeypatch, capsys)
     assert found[-1]["share"] > 5 * found[0]["share"] and {part["weight"] for part in found} == {1.0}
     text = page.read_text()
     assert "weight of the loss" in text and "Plotly.newPlot" in text and 'src="http' not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("plan.png", r"wanted a name that ends in \.html, found"),
+        ("no/such/plan.html", "there is no folder '.*no/such'; make it"),
+    ],
+)
+def test_a_page_is_written_under_its_own_name_alone(tmp_path, capsys, name, said):
+    with pytest.raises(SystemExit) as code:
+        plan.main(["--images", "100", "--plot", str(tmp_path / name)])
+    assert code.value.code == 2 and re.search(said, capsys.readouterr().err) and not list(tmp_path.iterdir())
