@@ -25,7 +25,7 @@ IDLE = [
     Idle("train", {"lr_num_cycles": (1,)}, "lr_scheduler", ("cosine_with_restarts",)),
     Idle("train", {"lr_power": (1.0,), "lr_end": (1e-7,)}, "lr_scheduler", ("polynomial",)),
     Idle("train", {"lr_decay_steps": (100,)}, "lr_scheduler", ("wsd",)),
-    Idle("train", {"text_encoder_learning_rate": (1e-4, 2e-6)}, "text_encoders", ("clip_l", "clip_g", "both")),
+    Idle("train", {"text_encoder_learning_rate": (1e-4, 2e-6, 5e-5)}, "text_encoders", ("clip_l", "clip_g", "both")),
     Idle("train", {"rank": (16,), "alpha": (16.0,), "adapter_targets": (_TARGETS,)}, "adapter", _LORAS),
     Idle("train", {"lokr_factor": (-1,)}, "adapter", ("lokr",)),
     Idle("train", _BETAS, "optimizer", ("adamw", "adamw8bit", "lion", "prodigy")),
