@@ -213,6 +213,17 @@ def test_blocks_of_settings_fit_the_schema():
     assert found > 10
 
 
+def test_the_clusters_manifest_is_of_this_ray():
+    tree = yaml.safe_load((ROOT / "docs/raycluster.yaml").read_text())
+    assert (tree["apiVersion"], tree["kind"]) == ("ray.io/v1", "RayCluster")
+    assert f"ray=={tree['spec']['rayVersion']}\n" in (ROOT / "requirements-ray.txt").read_text()
+    (workers,) = tree["spec"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    npus = container["resources"]["limits"]["huawei.com/Ascend910"]
+    # one for each that the device plug-in gives; as `ray start --resources` takes it, in a shell's quotes
+    assert yaml.safe_load(yaml.safe_load(workers["rayStartParams"]["resources"])) == {"NPU": int(npus)}
+
+
 def test_keys_that_are_named_exist():
     keys = {f"{section}.{key}" for section, field in params.Params.model_fields.items()
             for key in field.annotation.model_fields}  # fmt: skip
