@@ -3,6 +3,7 @@ small encoders: kills, ranks, micro-batches, and what it refuses."""
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,33 @@ def test_ranks_and_micro_batches_train_as_one_with_the_whole_batch(workspace, se
     ranks = ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2"]
     train(workspace, store, *settings, *ranks, port())
     assert_close(outcome(workspace), unbroken[1])
+
+
+@pytest.fixture(scope="module")
+def taught(workspace, graphs, tmp_path_factory):
+    """(the weights of a run that trained whole encoders, its last validation loss)"""
+    root = tmp_path_factory.mktemp("taught")
+    train(workspace, share_graphs(root / "store", graphs), *SETTINGS, "train.steps=2")
+    shutil.copy(workspace / "outs/train/weights/unet.ckpt", root / "start.ckpt")
+    return root / "start.ckpt", outcome(workspace)[2][-1]
+
+
+def test_a_run_starts_from_encoders_that_were_trained(workspace, settings, store, taught):
+    """Its first validation loss is the last one of the run that made them; with adapters, which change nothing yet, too."""
+    path, loss = taught
+    said = train(workspace, store, *settings, f"train.init_from={path}")
+    assert outcome(workspace)[2][0] == pytest.approx(loss, rel=1e-6)
+    assert "goes on" not in said
+
+
+def test_encoders_that_would_be_lost_are_refused_before_mindspore(workspace, store, taught):
+    for trained in ("none", "clip_l"):
+        said = train(
+            workspace, store, *SETTINGS, f"train.text_encoders={trained}", f"train.init_from={taught[0]}", code=1
+        )
+        assert "wanted train.text_encoders both" in said and "Traceback" not in said and "device:" not in said, said[
+            -2000:
+        ]
 
 
 def test_a_cache_of_captions_is_refused_where_they_are_not_trained(workspace, store):
