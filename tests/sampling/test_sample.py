@@ -297,6 +297,7 @@ def test_each_model_has_encoders_of_its_own_where_some_are_trained():
         sample_stage.Drawn(step.stem, "step 300", step, "", None),
         sample_stage.Drawn("tuned", "fine-tuned", sample_stage.MERGED, "", None),
     ]
+
     def files(trained, begun=None):
         return [sample_stage._encoders(model, trained, begun) for model in models]
 

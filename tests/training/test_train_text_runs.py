@@ -17,7 +17,7 @@ from tests.training.test_resume import ends, train
 from tests.training.training_samples import share_graphs
 
 CHANGES = {"train.text_encoders": "both", "index.max_enlargement": 4.0}
-SETTINGS = ["train.text_encoders=both", "train.text_encoder_learning_rate=1e-3", "train.steps=5",
+SETTINGS = ["train.text_encoders=both", "train.text_encoder_learning_rate=0.001", "train.steps=5",
             "index.max_enlargement=4.0", "train.ema=true", "train.validation_interval=2", "train.save_interval=2",
             "train.keep_best=true", "train.caption_dropout=0.3", "train.batch_size=8", "train.weight_decay=0.1"]  # fmt: skip
 HOW = {"whole": [], "adapters": ["train.adapter=lora", "train.rank=2"]}
@@ -92,7 +92,18 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, settings, store, unbroken
 def test_ranks_and_micro_batches_train_as_one_with_the_whole_batch(workspace, settings, store, unbroken):
     ranks = ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2"]
     train(workspace, store, *settings, *ranks, port())
-    assert_close(outcome(workspace), unbroken[1])
+    assert_close(without_key_biases(outcome(workspace)), without_key_biases(unbroken[1]))
+
+
+def without_key_biases(found):
+    """Attention does not depend on them: their gradients are rounding alone, of which AdamW makes whole steps."""
+    weights = {}
+    for name, value in found[0].items():
+        if name.endswith("in_proj_bias"):
+            value = np.delete(value.reshape(3, -1), 1, axis=0)
+        if not name.endswith("k_proj.bias"):
+            weights[name] = value
+    return weights, *found[1:]
 
 
 @pytest.fixture(scope="module")
