@@ -58,6 +58,8 @@ def new_file(*ends: str) -> Callable[[str], Path]:
         path = Path(text)
         if path.suffix.lower() not in ends:
             raise argparse.ArgumentTypeError(f"wanted a name that ends in {' or '.join(ends)}, found {text!r}")
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is a folder; wanted the name of a file")
         if not path.parent.is_dir():
             raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}; make it, or name another")
         return path

@@ -412,6 +412,9 @@ def _parts(error: dict) -> tuple[str, str, str]:
     key, message, found = ".".join(map(str, place)), error["msg"], error["input"]
     if error["type"] == "extra_forbidden":
         message = unknown_keys.words(Params, place)
+    if error["type"] == "model_type":  # pydantic's own words name a class
+        (wanted,) = (section for section in Section.__subclasses__() if section.__name__ == error["ctx"]["class_name"])
+        message = f"Input should be a mapping of keys such as {', '.join(list(wanted.model_fields)[:3])}"
     if not key:
         message = f"wanted a mapping of the sections {', '.join(Params.model_fields)}"
     if error["type"] == "missing":

@@ -84,6 +84,10 @@ def run(main: Callable[[Params], None]) -> None:
         if (reason := explained(error, name)) is None:
             raise
         sys.exit(f"{name}.py: {reason}")
+    except KeyboardInterrupt:
+        progress.close()
+        print(f"{name}.py: interrupted; nothing half-written is left", file=sys.stderr)
+        sys.exit(130)
     try:
         edited = recorded.differences(before, recorded.take(name, load()))
     except (StageError, ParamsError, OSError) as error:

@@ -43,6 +43,12 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"train.source": "pictures", "device.sink_size": 10}, r"device\.sink_size: above 0 needs train\.source cache"),
         ({"model.loras": [{"path": "a"}, {"path": "../b"}]}, r"model\.loras\.1\.path: \.\./b lies outside of model\.lora_folder"),
         ({"model.loras": [{"path": "/a"}]}, r"model\.loras\.0\.path: /a lies outside of .*, which DVC watches"),
+        ({"model.loras": [{"path": "b/../a"}]}, r"model\.loras\.0\.path: b/\.\./a is in model\.lora_folder; name it from there: a"),
+        (
+            {"model.lora_folder": "/l", "model.loras": [{"path": "/l/b/a"}]},
+            r"model\.loras\.0\.path: /l/b/a is in model\.lora_folder; name it from there: b/a",
+        ),
+        ({"model.loras": ["a"]}, r"model\.loras\.0: Input should be a mapping of keys such as path, weight \(found 'a'\)"),
         ({"model.loras": [{"weight": 1.0}]}, r"model\.loras\.0\.path: Field required"),
         ({"model.loras": [["a", 1.0]]}, r"model\.loras\.0: "),
         ({"model.loras": [{"path": "a", "weight": 11.0}]}, r"model\.loras\.0\.weight: .*less than or equal to 10"),

@@ -89,6 +89,13 @@ def test_the_report_finds_the_time_of_a_stage_that_dvc_ran(project, tmp_path, mo
     assert found["it"].state == "done" and len(found["it"].times) == 1
 
 
+def test_ctrl_c_is_one_line(project):
+    folder, write = project
+    write("os.kill(os.getpid(), 2); time.sleep(9)")
+    done = start(folder)
+    assert done.returncode == 130 and "it.py: interrupted" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_bug_shows_its_traceback(project):
     folder, write = project
     write("raise KeyError('x')")

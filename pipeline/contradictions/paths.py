@@ -19,7 +19,10 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     if params.train.init_from != BASE_UNET:
         given["train.init_from"] = params.train.init_from
     for number, lora in enumerate(params.model.loras):
-        if Path(lora.path).is_absolute() or ".." in Path(lora.path).parts:
+        inside = os.path.relpath(os.path.join(params.model.lora_folder, lora.path), params.model.lora_folder)
+        if inside != lora.path and not inside.startswith(".."):
+            yield f"model.loras.{number}.path", f"{lora.path} is in model.lora_folder; name it from there: {inside}"
+        elif Path(lora.path).is_absolute() or ".." in Path(lora.path).parts:
             yield (
                 f"model.loras.{number}.path",
                 f"{lora.path} lies outside of model.lora_folder ({params.model.lora_folder}), which DVC watches; put the "

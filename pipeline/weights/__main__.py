@@ -43,10 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     command.set_defaults(work=_show)
     makes = "write the LoRA nearest to the difference of a fine-tune and its base, and say how near each rank comes"
     command = cli.subcommand(commands, "extract", makes)
-    command.add_argument("--rank", type=cli.count(1), required=True, help="of the LoRA: 16 to 128 are usual")
+    command.add_argument("--rank", type=cli.count(1, 1024), required=True, help="of the LoRA: 16 to 128 are usual")
     command.add_argument("--base", type=Path, default=CONVERTED / "unet.ckpt", help="default: %(default)s")
     command.add_argument("--tuned", type=Path, default=TRAINED / "unet.ckpt", help="default: %(default)s")
-    command.add_argument("--out", type=Path, help="default: lora-rank-<RANK>.safetensors")
+    command.add_argument("--out", type=cli.new_file(".safetensors"), help="default: lora-rank-<RANK>.safetensors")
     command.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
     command.add_argument(
         "--targets", nargs="+", default=extract.TARGETS, metavar="PATTERN",
@@ -60,8 +60,11 @@ def _extract(given: argparse.Namespace) -> None:
     for path in (given.base, given.tuned):
         if not path.is_file():
             raise StageError(f"{path} does not exist; wanted a UNet's .ckpt, or SDXL in one file")
-    config = _config_of(given.base)
     out = given.out or Path(f"lora-rank-{given.rank}.safetensors")
+    for path in (given.base, given.tuned):
+        if out.exists() and out.samefile(path):
+            raise StageError(f"--out {out} is {path}, which would be lost; wanted another name")
+    config = _config_of(given.base)
     metadata = provenance.extracted_metadata(config, given.rank, given.base, given.tuned)
     arguments = given.rank, given.targets, given.dtype, out, metadata
     found = extract.extract(given.base, given.tuned, CONFIGS[config], *arguments)

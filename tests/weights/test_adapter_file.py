@@ -145,11 +145,22 @@ FAULTS = {
     "no layer": ({"lora_unet_out_7.lora_up.weight": ONES}, "no layer of this model.config"),
     "half": ({f"{LAYER}.lora_up.weight": ONES}, r"has the parts lora_up\.weight, wanted"),
     "mixed": ({f"{LAYER}.lora_up.weight": ONES, f"{LAYER}.hada_w1_a": ONES}, "has the parts"),
-    "shape": ({f"{LAYER}.lora_up.weight": ONES, f"{LAYER}.lora_down.weight": ONES}, "does not fit a weight"),
+    "shape": ({f"{LAYER}.lora_up.weight": ONES[:, :4], f"{LAYER}.lora_down.weight": ONES}, "does not fit a weight"),
     "flat": ({f"{LAYER}.lora_up.weight": ONES[0], f"{LAYER}.lora_down.weight": ONES}, "does not fit a weight"),
     "tucker": ({f"{LAYER}.lora_mid.weight": ONES}, "Tucker's form"),
     "alpha": (
         {f"{LAYER}.lora_up.weight": ONES.T, f"{LAYER}.lora_down.weight": ONES, f"{LAYER}.alpha": ONES}, "wanted a number",
+    ),
+    "no number": (
+        {
+            f"{LAYER}.lora_up.weight": np.ones((64, 4), np.float32), f"{LAYER}.lora_down.weight": ONES,
+            f"{LAYER}.alpha": np.array(np.nan, np.float32),
+        },
+        r"alpha is nan, wanted a finite number",
+    ),
+    "ranks": (
+        {f"{LAYER}.lora_up.weight": np.ones((64, 4), np.float32), f"{LAYER}.lora_down.weight": np.ones((5, 64), np.float32)},
+        "a lora_up.weight of rank 4 and a lora_down.weight of rank 5",
     ),
     "integers": ({f"{LAYER}.lora_up.weight": ONES.astype(np.int32)}, "I32"),
     "empty": ({}, "no tensors"),
@@ -164,6 +175,14 @@ def test_what_is_no_adapter_is_refused(tmp_path, fault):
     )
     with pytest.raises(StageError, match=f"a.safetensors is not an adapter of this model.config:(.|\n)*{said}"):
         file.read(tmp_path / "a.safetensors", TINY)
+
+
+def test_an_alpha_that_float16_has_not_is_written_whole(tmp_path):
+    parts = {f"{LAYER}.lora_up.weight": ONES.T.astype(np.float16), f"{LAYER}.lora_down.weight": ONES.astype(np.float16)}
+    for alpha, dtype in ((4.0, "float16"), (3001.0, "float32"), (100_000.0, "float32"), (0.1, "float32")):
+        file.write(tmp_path / "a.safetensors", parts, {LAYER: alpha}, {})
+        written = safetensors.numpy.load_file(tmp_path / "a.safetensors")[f"{LAYER}.alpha"]
+        assert (written.dtype, float(written)) == (dtype, np.float32(alpha))
 
 
 def test_a_file_that_is_not_there(tmp_path):

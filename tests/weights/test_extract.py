@@ -1,5 +1,7 @@
 """LoRAs out of whole fine-tunes."""
 
+import re
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -98,3 +100,31 @@ def test_what_is_refused(tmp_path, change, said):
     with pytest.raises(StageError, match=said):
         extract.extract(base, tuned, TINY, 4, extract.TARGETS, "float32", tmp_path / "out.safetensors", {})
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("tuned.ckpt", "wanted a name that ends in .safetensors"),
+        ("folder.safetensors", "is a folder"),
+        ("none/out.safetensors", "there is no folder"),
+        ("base.safetensors", "is .*base.safetensors, which would be lost"),
+        ("link.safetensors", "is .*base.safetensors, which would be lost"),
+    ],
+)
+def test_where_nothing_can_or_should_be_written(tmp_path, capsys, out, said):
+    """It is said before any work."""
+    base = tmp_path / "base.safetensors"
+    base.write_bytes(b"")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "link.safetensors").symlink_to(base)
+    tuned = write(tmp_path / "tuned.ckpt")
+    with pytest.raises(SystemExit) as ended:
+        main(["extract", "--rank", "4", "--base", str(base), "--tuned", str(tuned), "--out", str(tmp_path / out)])
+    assert re.search(said, f"{ended.value.code} {capsys.readouterr().err}") and not base.read_bytes()
+
+
+def test_a_pattern_that_names_no_weight(tmp_path):
+    base = write(tmp_path / "base.ckpt")
+    with pytest.raises(StageError, match=r"no weight of the UNet has a name like \*\.attn9\.\*; they are called "):
+        extract.extract(base, base, TINY, 4, ("*", "*.attn9.*"), "float32", tmp_path / "out.safetensors", {})

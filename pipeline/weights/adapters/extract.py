@@ -34,6 +34,12 @@ def extract(
     """Write to `out` the LoRA of `rank` that makes of `base` the nearest to `tuned` that there is (Eckart and Young
     1936), both files that train.init_from may be. Raises StageError, also where nothing differs."""
     before, after = base_unet(base, config), base_unet(tuned, config)
+    names = [name.removeprefix(PREFIX["unet"]) for name, tensor in before.items() if len(tensor.shape) > 1]
+    for pattern in targets:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise StageError(
+                f"no weight of the UNet has a name like {pattern}; they are called {names[len(names) // 2]} and so on"
+            )
     parts: dict[str, np.ndarray] = {}
     left, whole, adapted = dict.fromkeys(sorted({*RANKS, rank}), 0.0), 0.0, 0.0
     with progress.Bar(len(before), "tensor", "extract") as bar:

@@ -69,13 +69,19 @@ def write(
     path: Path, parts: Mapping[str, np.ndarray], alphas: Mapping[str, float], metadata: Mapping[str, str]
 ) -> None:
     """`parts`: name in the file, such as lora_unet_out_2.lora_up.weight -> values, all of one dtype, float32 or float16;
-    `alphas`: layer -> alpha. To `metadata` come the hashes by which tools know the file."""
+    `alphas`: layer -> alpha, of the same dtype where it can have it. To `metadata` come the hashes by which tools know the file."""
     dtype = next(iter(parts.values())).dtype
-    tensors = dict(parts) | {f"{layer}.{kinds.ALPHA}": np.array(alpha, dtype) for layer, alpha in alphas.items()}
+    # an alpha that float16 rounds would change the adapter
+    with np.errstate(over="ignore"):
+        exact = {
+            alpha: dtype if float(np.array(alpha).astype(dtype)) == alpha else np.float32 for alpha in alphas.values()
+        }
+    tensors = dict(parts)
+    tensors |= {f"{layer}.{kinds.ALPHA}": np.array(alpha, exact[alpha]) for layer, alpha in alphas.items()}
     tensors = dict(sorted(tensors.items()))
     digest = hashlib.sha256(b"".join(value.tobytes() for value in tensors.values())).hexdigest()
     metadata = {**metadata, provenance.HASH: f"0x{digest}", "sshs_model_hash": digest}
-    entries = {name: (dtype.name, value.shape) for name, value in tensors.items()}
+    entries = {name: (value.dtype.name, value.shape) for name, value in tensors.items()}
     with safetensors.Writer(path, entries, metadata) as writer:
         for name, value in tensors.items():
             writer.add(name, value)
@@ -115,8 +121,10 @@ def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
         shape = shapes[weight] if rows is None else (rows[1] - rows[0], *shapes[weight][1:])
         if fault := _fault(parts, shape):
             faults.append(f"{shown(layer)} {fault}")
-        elif alpha is not None and not (alpha.count == 1 and np.isfinite(values(alpha)).all()):
+        elif alpha is not None and alpha.count != 1:
             faults.append(f"{check.described(f'{layer}.alpha', alpha)}, wanted a number")
+        elif alpha is not None and not np.isfinite(values(alpha)).all():
+            faults.append(f"{shown(layer)}.alpha is {values(alpha).reshape(())}, wanted a finite number")
         else:
             given = float(values(alpha).reshape(())) if alpha is not None else None
             number = alpha_of(layer, kinds.rank_of(parts) or 1) if given is None else given
@@ -170,6 +178,8 @@ def _fault(parts: Mapping[str, Tensor], shape: layout.Shape) -> str:
         sound = False
     elif kinds.UP in of:
         up, down = of[kinds.UP], of[kinds.DOWN]
+        if up[1] != down[0]:
+            return f"has a {kinds.UP} of rank {up[1]} and a {kinds.DOWN} of rank {down[0]}, wanted one rank"
         sound = up[:2] == (outputs, down[0]) and prod(up[2:]) == 1 and prod(down[1:]) == width
     elif "hada_w1_a" in of:
         sound = all(_product(of, f"hada_w{n}") == (outputs, width) for n in (1, 2))
