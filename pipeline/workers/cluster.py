@@ -61,7 +61,7 @@ class Actors:
         elif not any(npus.values()):
             raise StageError(
                 "device.target is Ascend, and no node of the cluster has the resource NPU: start their Ray with "
-                "`--resources='{\"NPU\": 8}'` where it does not find them itself, or set device.target to auto or CPU"
+                "`--resources='{\"NPU\": 8}'` if it does not find them itself, or set device.target to auto or CPU"
             )
         return [
             Place(node["NodeName"], number, name)  # its address, or what `ray start --node-name` says
