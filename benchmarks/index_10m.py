@@ -21,6 +21,7 @@ from pipeline.data.buckets import buckets
 from pipeline.data.examine import EXAMINED
 from pipeline.data.index import tabulate
 from pipeline.data.part import Part
+from pipeline.data.said import Focus
 
 PER_PART = 10_000
 WORDS = pa.array("a photo of red blue old small house cat tree street at night in the rain by morning light".split())
@@ -47,7 +48,8 @@ def parts(rows: int) -> Iterator[tuple[Part, pa.Table, int]]:
         paths = pc.binary_join_element_wise(f"{start // PER_PART:05}.tar!", numbers, ".jpg", "")
         nulls, origins = pa.nulls(count, pa.string()), pa.repeat(pa.scalar(""), count)
         stamps = np.zeros((count, 4), np.int64)
-        part = Part("", paths, stamps, np.arange(count), texts, nulls, origins, np.ones(count), nulls, stamps)
+        focus = np.full((count, len(Focus._fields)), np.nan)
+        part = Part("", paths, stamps, np.arange(count), texts, nulls, origins, np.ones(count), focus, nulls, stamps)
         yield part, found, 0
 
 
