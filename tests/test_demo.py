@@ -1,13 +1,15 @@
 """The embedded default: pictures, tokenizer, and what the tiny SDXL in data/base can do."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from demo import check, pictures, tokenizer, weights
+from demo import check, pictures, tokenizer, weights, word
 from demo.vae_start import start
 from pipeline.cache.building.tokens import Tokenizer
 from pipeline.models.config import TINY
@@ -30,6 +32,28 @@ def test_a_caption_says_what_is_drawn():
     assert red[32, 21] and not red[32, 50]
     assert 0.20 < red.mean() < 0.30  # a circle of radius 18 is a quarter of 64 × 64
     assert np.abs(picture[2, 60] - np.array(pictures.BACKGROUND_COLORS["dark blue"], float)).max() < 10
+
+
+def test_pictures_of_a_new_word_and_what_is_seen_of_it(tmp_path, monkeypatch, capsys):
+    """Half of them with the word, and only those have an outline; the check tells them apart by it."""
+    monkeypatch.setattr(word, "COUNT", 8)
+    word.write(tmp_path / "words")
+    rows = [json.loads(line) for line in (tmp_path / "words/metadata.jsonl").read_text().splitlines()]
+    assert [row["text"].startswith("zorp ") for row in rows] == [False, True] * 4
+    drawn = [np.array(Image.open(tmp_path / "words" / row["file_name"])) for row in rows]
+    assert [check.white_share(one) > 0.03 for one in drawn] == [False, True] * 4
+    assert word.WORD not in json.loads((ROOT / "data/tokenizer/vocab.json").read_text())
+    prompts = [SimpleNamespace(prompt=row["text"]) for row in rows]
+    monkeypatch.setattr(word, "drawn_from", lambda sample: prompts)
+    monkeypatch.setattr(word.params, "load", lambda: SimpleNamespace(sample=None))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outs/sample").mkdir(parents=True)
+    for number, one in enumerate(drawn):
+        Image.fromarray(one).save(f"outs/sample/{number:02d}_tuned.png")
+    word.check()
+    with_word, without = capsys.readouterr().out.splitlines()
+    assert re.match(r"4 prompts with zorp: near white 0\.[1-9]", with_word) and "shape 100%" in with_word
+    assert without == "4 prompts without zorp: near white 0.000, colour of the shape 100%, of the background 100%"
 
 
 def test_all_captions_are_understood():

@@ -69,8 +69,9 @@ def test_files_that_are_named_are_there():
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
-def test_the_picture_is_small():
-    assert 10_000 < (ROOT / "docs/images/demo.png").stat().st_size < 200_000
+def test_the_pictures_are_small():
+    for path in (ROOT / "docs/images").iterdir():
+        assert 10_000 < path.stat().st_size < 200_000, path
 
 
 # Commands

@@ -19,6 +19,11 @@ from tests.project import ROOT, copy_project
 from tests.test_docs import ALL, FENCE
 
 # Command -> why it is not run here.
+DEMO_OF_A_WORD = (
+    "dvc exp run -S data.images=/path/to/words -S train.text_encoders=clip_l -S train.steps=160 -S train.lr_warmup_steps=20 "
+    "-S train.validation_share=0.0 -S sample.steps=20 -S 'sample.prompts=[zorp a green heart on a light yellow background, "
+    "a green heart on a light yellow background]'"
+)
 NOT_HERE = {
     "hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/base": "7 GB",
     "hf download openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir data/clip_tokenizer": "a network",
@@ -40,12 +45,16 @@ NOT_HERE = {
     "python -m pipeline.weights show outs/merge/merged.safetensors": "tests/weights/test_provenance.py",
     "dvc exp run -S train.save_interval=100 -S train.keep_best=true": "tests/test_dvc.py, with stages that keep them",
     "dvc exp run -S merge.weights=300": "tests/test_dvc.py",
+    "python -m demo.word /path/to/words": "tests/test_demo.py",
+    "python -m demo.word --check": "tests/test_demo.py",
+    DEMO_OF_A_WORD: "minutes; the stages of it are in tests/training/test_train_text_runs.py",
     "dvc exp run -S train.lr_scheduler=constant_with_warmup -S train.keep_state=true -S train.steps=600": "tests/training/test_extend.py",
     "dvc exp run -S train.steps=900": "tests/training/test_extend.py",
     "dvc get . outs/train/weights/step-00000300.ckpt --rev low-rate -o data/start.ckpt": "DVC's own, of stages that keep it",
     "dvc exp run -S train.init_from=data/start.ckpt": "tests/test_dvc.py",
     "dvc exp run -S train.tensorboard=true": "tests/training/test_tensorboard.py",
     "dvc exp run -S train.adapter=lora -S train.learning_rate=1e-4": "tests/test_dvc.py, test_train_adapters.py",
+    "dvc exp run -S train.adapter=lora -S train.text_encoders=both -S train.text_encoder_learning_rate=5e-5": "test_train_text_runs.py",
     "python -m pipeline weights extract --rank 64": "tests/weights/test_extract.py",
     "make preset NAME=sdxl-lora-1x910b": "tests/test_preset.py",
     "make preset NAME=sdxl-1x910b": "tests/test_preset.py, and another one here",
