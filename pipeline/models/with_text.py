@@ -6,7 +6,6 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from pipeline.models.clip import ClipG, ClipL
-from pipeline.models.config import SDXLConfig
 from pipeline.models.unet import UNet
 
 # How the encoders' parameters begin; the UNet's begin otherwise.
@@ -16,14 +15,6 @@ _BEGINS = {"clip_l": "transformer.", "clip_g": "model."}
 def part_of(parameter: str) -> str:
     """The component that a parameter of WithText is of: unet, clip_l or clip_g."""
     return next((part for part, begin in _BEGINS.items() if parameter.startswith(begin)), "unet")
-
-
-def unused_parameters(part: str, config: SDXLConfig) -> tuple[str, ...]:
-    """How those begin that a checkpoint has and SDXL does not use: decay would change them, and nothing else."""
-    if part == "clip_g":
-        return ("model.logit_scale",)
-    text = "transformer.text_model"
-    return f"{text}.encoder.layers.{config.clip_l.layers - 1}.", f"{text}.final_layer_norm."
 
 
 class WithText(nn.Cell):

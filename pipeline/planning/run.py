@@ -16,7 +16,7 @@ from pipeline.training.groups import Groups
 from pipeline.training.targets import frozen_dtype, targets, text_targets
 from pipeline.weights import layout
 from pipeline.weights.adapters import kinds
-from pipeline.weights.chosen import trained_parts
+from pipeline.weights.chosen import trained_parts, unused_parameters
 from pipeline.weights.names import PREFIX, to_mindspore, to_stability
 
 BUFFER_MB = 200  # HCCL_BUFFSIZE of CANN, where it is not set
@@ -260,5 +260,9 @@ def trained_shapes(run: Run) -> memory.Shapes:
         for name, shape in unet_shapes(run.config).items()
         if groups.factor(run.groups, to_stability(name).removeprefix(prefix))
     }
-    texts = (component_shapes(run.config, part) for part in trained_parts(run.text_encoders))
-    return unet | {name: shape for shapes in texts for name, shape in shapes.items()}
+    return unet | {
+        name: shape
+        for part in trained_parts(run.text_encoders)
+        for name, shape in component_shapes(run.config, part).items()
+        if not name.removeprefix(PREFIX[part]).startswith(unused_parameters(part, CONFIGS[run.config]))
+    }

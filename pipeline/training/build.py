@@ -22,7 +22,7 @@ from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.models.encode import text_encoder, text_function, vae_encoder
 from pipeline.models.load import set_weights
 from pipeline.models.unet import UNet, recompute_blocks
-from pipeline.models.with_text import WithText, part_of, unused_parameters
+from pipeline.models.with_text import WithText, part_of
 from pipeline.training import drive, groups, launch
 from pipeline.training.compiled import GraphKeys
 from pipeline.training.data import Paths
@@ -38,7 +38,7 @@ from pipeline.training.state import Slot
 from pipeline.training.step import Settings, Update, average_of
 from pipeline.training.targets import frozen_dtype, targets, text_targets
 from pipeline.weights.adapters import kinds
-from pipeline.weights.chosen import trained_parts
+from pipeline.weights.chosen import trained_parts, unused_parameters
 from pipeline.weights.names import PREFIX, canonical
 from pipeline.weights.source import open_part, open_unet
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
 
 _NAMES = {"raw": "", "ema": "_ema", "best": "_best"}
@@ -24,6 +25,14 @@ def file_name(which: str | int, adapter: bool) -> str:
 def trained_parts(text_encoders: str) -> list[str]:
     """The components beside the UNet that its file holds, by train.text_encoders: they were trained with it."""
     return [part for part in ("clip_l", "clip_g") if text_encoders in (part, "both")]
+
+
+def unused_parameters(part: str, config: SDXLConfig) -> tuple[str, ...]:
+    """How the parameters of a text encoder begin that a checkpoint has and SDXL does not use: decay would change them, and nothing else."""
+    if part == "clip_g":
+        return ("model.logit_scale",)
+    text = "transformer.text_model"
+    return f"{text}.encoder.layers.{config.clip_l.layers - 1}.", f"{text}.final_layer_norm."
 
 
 def there(files: list[str], adapter: bool) -> list[str | int]:

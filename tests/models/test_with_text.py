@@ -11,9 +11,10 @@ from pipeline.cache.reading.reader import Batch
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import TINY
 from pipeline.models.encode import text_function
-from pipeline.models.with_text import WithText, part_of, unused_parameters
+from pipeline.models.with_text import WithText, part_of
 from pipeline.training import feed
 from pipeline.training.step import SampleLoss, Settings, _ScaledLoss
+from pipeline.weights.chosen import unused_parameters
 from tests.models.stub_unet import StubUNet
 
 CHUNKS = 2

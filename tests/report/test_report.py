@@ -200,7 +200,7 @@ def test_nothing_has_run(project):
     assert not report.OUT.exists()
 
 
-def test_mistakes_are_messages(project, monkeypatch):
+def test_mistakes_are_messages(project, monkeypatch, capsys):
     project("index")
     cases = {
         ("nosuch",): "not inside of a DVC repository",
@@ -211,7 +211,7 @@ def test_mistakes_are_messages(project, monkeypatch):
         monkeypatch.setattr("sys.argv", ["report", *words])
         with pytest.raises(SystemExit) as ended:
             report.main()
-        assert message in str(ended.value), words
+        assert message in f"{ended.value} {capsys.readouterr().err}", words
     monkeypatch.chdir("/")
     monkeypatch.setattr("sys.argv", ["report"])
     with pytest.raises(SystemExit, match="dvc.yaml is not there"):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.models import config, encode
-from pipeline.models.with_text import unused_parameters
 from pipeline.training import build, key, preview
 from pipeline.weights import ckpt, provenance
+from pipeline.weights.chosen import unused_parameters
 from pipeline.weights.names import PREFIX, part_of
 from stages import cache_latents, cache_text, convert, index
 from tests.models.stub_unet import StubUNet
