@@ -22,7 +22,8 @@ def load_weights(cell: nn.Cell, path: str | Path, prefix: str, dtype: ms.Type = 
 
     What the file has beyond that is left alone: the VAE's file serves encoder and decoder. Make the cell under
     `mindspore.nn.utils.no_init_parameters()` to save the time and memory of values that are replaced here.
-    Raises StageError that names every tensor which is missing or has another shape; the cell is then as it was."""
+    Raises StageError that names every tensor which is missing or has another shape, the cell being as it was then, and
+    for one that holds NaN or infinity."""
     set_weights(cell, ckpt.read(path), path, prefix, dtype)
 
 
@@ -45,14 +46,19 @@ def set_weights(cell: nn.Cell, tensors: dict[str, Tensor], path: str | Path, pre
         wanted = ms.float32 if name in norms else dtype
         if parameter.dtype != wanted:
             parameter.set_dtype(wanted)
-        parameter.set_data(_tensor(tensors[prefix + name], wanted))
+        values = _values(tensors[prefix + name])
+        if not np.isfinite(values).all():
+            raise StageError(f"{path} is damaged; download or make it again: {prefix + name} holds NaN or infinity")
+        parameter.set_data(_tensor(values, wanted))
 
 
-def _tensor(stored: Tensor, dtype: ms.Type) -> ms.Tensor:
-    """The stored values as a MindSpore tensor of `dtype`. At no time are there more copies than the file and this."""
+def _values(stored: Tensor) -> np.ndarray:
     values = stored.array()
-    if stored.dtype == "bfloat16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return (values.astype(np.uint32) << 16).view(np.float32) if stored.dtype == "bfloat16" else values
+
+
+def _tensor(values: np.ndarray, dtype: ms.Type) -> ms.Tensor:
+    """A MindSpore tensor of `dtype`. At no time are there more copies than the file and this."""
     if dtype == ms.bfloat16:
         return ms.Tensor(values.astype(np.float32, copy=False)).astype(ms.bfloat16)
     # a copy of its own, aligned and writable, which the tensor takes over

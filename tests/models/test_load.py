@@ -106,6 +106,19 @@ def test_errors_name_every_tensor(tmp_path):
     np.testing.assert_array_equal(cell.encoder.conv_out.weight.asnumpy(), before)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_refused(tmp_path, value, dtype):
+    values = component("vae")
+    name = next(iter(values))
+    values[name] = np.full_like(values[name], value)
+    path = write(tmp_path / "vae.ckpt", values, dtype)
+    with no_init_parameters():
+        cell = VAEEncoder(TINY.vae)
+    with pytest.raises(StageError, match=f"vae.ckpt is damaged; download or make it again: {name} holds NaN or infinity"):
+        load_weights(cell, path, names.PREFIX["vae"])
+
+
 def test_bfloat16_on_a_cpu_is_refused(device, checkpoints):
     with pytest.raises(StageError, match="bfloat16 needs an Ascend"):
         vae_encoder(TINY, checkpoints["vae"], device, "bfloat16")
