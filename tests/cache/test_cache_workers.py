@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pipeline import progress
@@ -70,6 +71,51 @@ def test_a_dead_worker_costs_its_shard_in_flight(tmp_path, alone, caplog):
     assert report.encoded == COUNT and folder_bytes(tmp_path / "out") == alone
     assert "a worker has ended: process" in caplog.text and "exit code -9" in caplog.text
     assert COUNT <= sum(map(len, encoded(tmp_path).values())) <= COUNT + 16
+
+
+class Losing:
+    """A crew of one worker, elsewhere, which has all shards in `made`; the first that is fetched is lost."""
+
+    place = share.Place("far", 0)
+
+    def __init__(self, wanted, made):
+        self._wanted, self._made, self._lost = wanted, made, False
+        self._messages = [share.Began(), share.Ready()]
+
+    def places(self):
+        return [self.place]
+
+    def start(self, place):
+        return self
+
+    def wait(self, workers, seconds):
+        return workers if self._messages else []
+
+    def hear(self):
+        return self._messages.pop(0)
+
+    def give(self, unit):
+        paths = [self._wanted.paths[piece.number] for piece in unit]
+        away = [share.Away(path.name, lambda name=path.name: self._read(name)) for path in paths]
+        self._messages = [sum(len(piece.lacking) for piece in unit), share.Done(away)]
+
+    def _read(self, name):
+        if not self._lost:
+            self._lost = True
+            raise share.Gone("far has ended")
+        return np.fromfile(next(self._made.rglob(name)), np.uint8)
+
+    def end(self):
+        self._messages = [share.Began(), share.Ready()]
+
+
+def test_a_shard_that_is_lost_before_it_is_fetched_is_encoded_again(tmp_path, alone, caplog):
+    wanted = job(range(COUNT), Encoder()).wanted
+    report = engine.build(job(range(COUNT), Encoder()), tmp_path / "out", Losing(wanted, tmp_path / "alone store"))
+    assert folder_bytes(tmp_path / "out") == alone
+    lost = int(wanted.bounds[1] - wanted.bounds[0])
+    assert (report.shards_written, report.encoded) == (8, COUNT + lost)
+    assert caplog.text.count("encoded again: far has ended") == 1
 
 
 def test_a_stopped_worker_is_given_up(tmp_path, alone, monkeypatch, caplog):

@@ -57,7 +57,7 @@ class Report:
     """What a run did."""
 
     rows: int = 0
-    encoded: int = 0
+    encoded: int = 0  # those of a shard that was lost with its node before it was here count again
     shards: int = 0
     shards_written: int = 0
     seconds_encoding: float = 0.0  # spent inside the encoder of this process
@@ -189,6 +189,7 @@ def _fill_by(crew: Crew, wanted: Wanted, lacking: list["_Shard"], report: Report
                 shelf.take(wanted, file.name, file.read())
         except Gone as error:  # the next round encodes it again
             log.warning("encoded again: %s", error)
+            return
         report.shards_written += not shelf.is_part(Path(file.name))
 
     with ThreadPoolExecutor(1, "take") as behind:
