@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+RANK = 16
 NO_KERNEL = {
     "Constant", "Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem", "Return", "Reshape", "Partial", "Switch",
     "Call", "Identity",
@@ -118,24 +119,39 @@ def report(kinds: Kinds) -> str:
     return "\n".join([*lines, f"together: {kinds.total():,}"])
 
 
-def train_step(config: str, side: int, batch: int, recompute: bool):
-    """(the cell, its inputs) of a step in float32, or with an NPU's forms in float16 with loss scaling."""
+def train_step(config: str, side: int, batch: int, recompute: bool, adapter: str = "none"):
+    """(the cell, its inputs) of a step in float32, or with an NPU's forms in float16 with loss scaling; of an adapter of this
+    kind, of rank 16 in the layers that have one by default."""
     import pipeline.device
 
     import mindspore as ms
     import numpy as np
 
     from pipeline.models import forms
+    from pipeline.models.adapters import attach
     from pipeline.models.config import CONFIGS
-    from pipeline.models.unet import UNet
+    from pipeline.models.layers import norm_parameters
+    from pipeline.models.unet import UNet, recompute_blocks
     from pipeline.training.optimizers.adamw import AdamW
     from pipeline.training.optimizers.common import decays
     from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
+    from pipeline.training.targets import targets
+    from pipeline.weights.adapters.extract import TARGETS
 
     pipeline.device.setup("CPU")
     npu = not forms.on_cpu()
     c = CONFIGS[config].unet
-    unet = UNet(c, "flash" if npu else "tiled", ms.float16 if npu else ms.float32, recompute).set_train()
+    dtype = ms.float16 if npu else ms.float32
+    unet = UNet(c, "flash" if npu else "tiled", dtype, recompute and adapter == "none").set_train()
+    if adapter != "none":
+        norms = norm_parameters(unet)
+        for parameter in unet.get_parameters():  # frozen, in the computation's dtype
+            if parameter.name not in norms:
+                parameter.set_dtype(dtype)
+        chosen = targets({p.name: p.shape for p in unet.get_parameters()}, TARGETS, ())
+        attach(unet, forms.chosen(), adapter, chosen, rank=RANK, alpha=float(RANK), factor=-1, seed=0)
+        if recompute:
+            recompute_blocks(unet)
     optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8)
     settings = Settings(max_grad_norm=1.0, loss_scale=65536.0 if npu else None)
     cell = TrainStep(SampleLoss(unet, settings), Update(optimizer, None, settings))
@@ -156,7 +172,7 @@ def npu_forms():
         forms.on_cpu = on_cpu
 
 
-def npu_step(config: str, side: int, batch: int, recompute: bool) -> tuple[dict[str, Node], str]:
+def npu_step(config: str, side: int, batch: int, recompute: bool, adapter: str = "none") -> tuple[dict[str, Node], str]:
     """(the nodes of a step's graph for an NPU, in MindSpore's order; the kernel at which this CPU stops). To be called
     in a process that has not imported MindSpore yet."""
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +184,7 @@ def npu_step(config: str, side: int, batch: int, recompute: bool) -> tuple[dict[
         import pipeline.device  # noqa: F401
 
         with npu_forms():
-            cell, inputs = train_step(config, side, batch, recompute)
+            cell, inputs = train_step(config, side, batch, recompute, adapter)
             try:
                 cell.compile(*inputs)
             except RuntimeError as error:

@@ -1,5 +1,5 @@
 """The memory of a step's graph for an NPU, by replaying MindSpore's order of its kernels, against the planner's:
-python -m benchmarks.liveness [--config tiny] [--side 32] [--batch 8] [--recompute]
+python -m benchmarks.liveness [--config tiny] [--side 32] [--batch 8] [--recompute] [--adapter lora]
 
 Compiled on a CPU as by benchmarks/kernels.py --npu. Two orders are replayed: the one in which MindSpore lists the
 graph when it chooses kernels, where this CPU stops, and which makes what is wanted as late as can be; and the one in
@@ -13,6 +13,7 @@ from collections import Counter, deque
 from benchmarks.kernels import Node, npu_step
 from pipeline.models.config import CONFIGS
 from pipeline.planning import step, unet
+from pipeline.weights.adapters.kinds import KINDS
 
 _VIEWS = {"Depend", "Load", "Reshape", "Identity", "Return"}  # of their first input
 _IN_PLACE = {"UpdateState", "Assign", "AssignAdd", "AdamW"}
@@ -81,8 +82,10 @@ def lives(nodes: dict[str, Node]) -> list[int]:
     return found
 
 
-def planned(config: str, side: int, batch: int, recompute: bool) -> int:
+def planned(config: str, side: int, batch: int, recompute: bool, adapts: bool) -> int:
     blocks = unet.blocks(CONFIGS[config].unet, batch, side, side, 2, "flash")
+    if adapts:
+        return step.peak(map(step.frozen, blocks), recompute, 0).together
     return step.peak(blocks, recompute, 4).together
 
 
@@ -92,9 +95,11 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="of the latents")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--recompute", action="store_true", help="train.gradient_checkpointing")
+    parser.add_argument("--adapter", default="none", choices=["none", *KINDS], help="train.adapter")
     options = parser.parse_args()
-    nodes, _ = npu_step(options.config, options.side, options.batch, options.recompute)
-    count = planned(options.config, options.side, options.batch, options.recompute)
+    wanted = options.config, options.side, options.batch, options.recompute
+    nodes, _ = npu_step(*wanted, options.adapter)
+    count = planned(*wanted, options.adapter != "none")
     for order, found in ("as listed", nodes), ("as soon as ready", as_soon_as_ready(largest(nodes))):
         most = max(lives(found))
         print(f"planned {count / 1e6:.1f} MB, replayed {order} {most / 1e6:.1f} MB: {count / most:.2f} times")

@@ -3,10 +3,11 @@ in the forms of a process that trains (convolutions by products).
 
 oneDNN copies an operand of a product into an order of its own, a block for each thread, and each product of a graph
 has its scratchpad for that as long as the graph is there. The sizes are those that the library of MindSpore 2.10.0
-names for AVX-512 (tests/planning/test_device_memory.py). Linear layers' and the gradients' norm's are counted; those of convolutions
+names for AVX-512 (tests/planning/test_device_memory.py); with AVX2 it names none. Linear layers' and the gradients' norm's are counted; those of convolutions
 and attention are a seventh of all, and about as much is never written to."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.planning import npu
 from pipeline.planning.npu import FLOAT32, TILE
@@ -16,6 +17,12 @@ from pipeline.planning.step import Layer
 ENOUGH = 512
 THREADS = 2  # of oneDNN, each with blocks of its own: those of the computer on which they were measured
 SMALL = 2**23  # multiplications; fewer of few rows oneDNN does without a copy
+
+
+def has_scratchpads() -> bool:
+    """Whether oneDNN's products have them on this computer."""
+    processor = Path("/proc/cpuinfo")
+    return processor.exists() and "avx512f" in processor.read_text()
 
 
 def group_norm(n: int, channels: int, size: int) -> Layer:

@@ -56,7 +56,7 @@ def stays(run: Run) -> Parts:
         parts["text encoders"] = run.text_bytes * sum(map(prod, texts.values()))
     if run.devices > 1 and run.target == "Ascend":
         parts["HCCL's buffers, to send and to receive"] = 2 * run.hccl_buffer
-    if run.target == "CPU":
+    if run.target == "CPU" and cpu.has_scratchpads():
         parts["oneDNN's scratchpads (estimated)"] = scratchpads(run)
     return parts
 
@@ -83,10 +83,8 @@ def backward(run: Run) -> Parts:
     """At the fullest moment of the forward and backward pass of a micro-batch."""
     # MindSpore's CPU backend computes again, and saves nothing by it (models/unet.py)
     recompute = run.gradient_checkpointing and run.target != "CPU"
-    if run.adapts:
-        # the weights have no gradients, and are of the computation's dtype by now
-        blocks = [replace(b, layers=tuple(replace(one, copies=0) for one in b.layers)) for b in _blocks(run)]
-        moment = step.peak(blocks, recompute, 0)
+    if run.adapts:  # the weights have no gradients
+        moment = step.peak(map(step.frozen, _blocks(run)), recompute, 0)
     else:
         moment = step.peak(_blocks(run), recompute, memory.SIZES[run.weights_dtype])
     parts = {name: size for name, size in moment.kept.most_common() if size > 0}

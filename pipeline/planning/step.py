@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ def moments(blocks: Iterable[Block], recompute: bool, gradient: int) -> Iterable
             kept["gradients that wait for the weights' to be taken"] += layer.late
             gradients += layer.numbers * gradient
     yield Moment(+kept, gradients, 0)
+
+
+def frozen(block: Block) -> Block:
+    """As it is where adapters are trained: its weights are of the computation's dtype by now."""
+    return replace(block, layers=tuple(replace(layer, copies=0) for layer in block.layers))
 
 
 def peak(blocks: Iterable[Block], recompute: bool, gradient: int) -> Moment:

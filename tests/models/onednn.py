@@ -2,7 +2,7 @@
 
     python -m tests.models.onednn '[[m, k, n, transpose_a, transpose_b, batch], ...]'
 
-Prints as JSON the bytes of each scratchpad, with AVX-512 and two threads. `batch` 0 is a product without that axis."""
+Prints as JSON the bytes of each scratchpad, with the best instructions of this computer and two threads. `batch` 0 is a product without that axis."""
 
 import ctypes
 import json
@@ -14,10 +14,6 @@ from pathlib import Path
 
 # of dnnl.h and dnnl_types.h, oneDNN 3
 CPU, FLOAT32, MEMORY_CONSUMPTION = 1, 3, 6
-
-
-def there() -> bool:
-    return "avx512f" in Path("/proc/cpuinfo").read_text()
 
 
 def scratchpads(products: list[tuple]) -> list[int]:
