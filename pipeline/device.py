@@ -27,7 +27,7 @@ os.environ.setdefault("HCCL_CONNECT_TIMEOUT", "7200")
 os.environ.setdefault("HCCL_EXEC_TIMEOUT", "7200")
 # How long the ranks' scheduler may hear nothing of one, in seconds, before it ends the run. MindSpore's own are 30, which
 # a busy computer exceeds. A process that died is seen at once on its own node, and after this time on the others.
-os.environ.setdefault("MS_NODE_TIMEOUT", "120")
+os.environ.setdefault("MS_NODE_TIMEOUT", "60")
 if not npu.files():  # where there are some, MindSpore's warnings about its Ascend plug-in are for the reader
     os.environ.setdefault("GLOG_v", "3")
 

@@ -243,10 +243,10 @@ print(*(os.environ.get(name) for name in {names}))
 def test_the_environment_is_set_before_mindspore_is_imported(tmp_path):
     names = ["ONEDNN_MAX_CPU_ISA", "OMP_WAIT_POLICY", *stub_npus.HCCL, "MS_NODE_TIMEOUT", "GLOG_v"]
     # MindSpore's import would make 600 of the first timeout
-    assert environment(str(tmp_path), names) == ["AVX2", "passive", "7200", "7200", "120", "3"]
+    assert environment(str(tmp_path), names) == ["AVX2", "passive", "7200", "7200", "60", "3"]
     (tmp_path / "davinci0").touch()
     found = environment(str(tmp_path), names, HCCL_EXEC_TIMEOUT="90")
-    assert found == ["AVX2", "passive", "7200", "90", "120", "None"]  # nothing is hidden where there is an NPU
+    assert found == ["AVX2", "passive", "7200", "90", "60", "None"]  # nothing is hidden where there is an NPU
     source = inspect.getsource(pipeline.device)
     assert source.index("HCCL_CONNECT_TIMEOUT") < source.index("import mindspore")
 
