@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from pipeline.models.config import TINY
 from pipeline.params import Prompt, load
 from pipeline.weights.adapters.file import write
+from tests import quick_python
 from tests.project import copy_project
 from tests.weights import provenance_samples
 from tests.weights.synthetic import write_checkpoint
@@ -59,6 +59,13 @@ else:
 facts = json.loads(Path("facts.json").read_text())
 Path("outs/train/weights/run.json").write_text(json.dumps(facts | {"name": digest.hexdigest()}))
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick(tmp_path_factory):
+    with quick_python.folder(tmp_path_factory.mktemp("python")) as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +119,7 @@ def stages_of(output: str) -> list[str]:
 def dvc(root: Path, *words: str) -> str:
     """Run dvc and return what it printed."""
     env = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PIPELINE_STORE")}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, env=env, capture_output=True, text=True)
+    done = subprocess.run(["python", "-m", "dvc", *words], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

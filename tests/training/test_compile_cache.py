@@ -90,9 +90,10 @@ def test_a_changed_constant_compiles_anew_and_says_what_it_took_last_time(worksp
     assert re.search(r"gradients 64x64, compiles \(\d+ s last time\)", said)
 
 
-def test_another_optimizer_compiles_its_update_alone(workspace, store, tmp_path):
+@pytest.mark.parametrize("kind", ["lion", "adamw8bit"])
+def test_another_optimizer_compiles_its_update_alone(workspace, store, tmp_path, kind):
     """The bits are those of graphs that are all its own."""
-    other = ["train.optimizer=lion", "train.adam_beta2=0.95", "train.weight_decay=0.5", "train.max_grad_norm=0.0"]
+    other = [f"train.optimizer={kind}", "train.adam_beta2=0.95", "train.weight_decay=0.5", "train.max_grad_norm=0.0"]
     said = train(workspace, tmp_path, *SETTINGS, *other, "device.compile_cache=false")
     assert compiled(said) == KINDS
     wanted = ends(workspace)

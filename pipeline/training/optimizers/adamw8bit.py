@@ -6,7 +6,7 @@ import pipeline.device  # noqa: F401  (sets MindSpore's environment before its i
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import ParameterTuple, Tensor, mint, nn, ops
 
 from pipeline.models import forms
 from pipeline.training.memory import BLOCK, in_8_bits
@@ -58,6 +58,10 @@ class _Codes(nn.Cell):
         return ops.cast(codes, ms.uint8), largest
 
 
+def _pick(values, number):
+    return values[number]
+
+
 class AdamW8bit(Optimizer):
     """AdamW (optimizers/adamw.py) whose moments are kept in 8 bits by blocks (arXiv 2110.02861): a byte a number, and a
     float32 for each block of 256. Parameters of less than 4096 numbers have float32 moments."""
@@ -66,17 +70,21 @@ class AdamW8bit(Optimizer):
         self, parameters, decayed, weight_decay: float, beta1: float, beta2: float, epsilon: float, factors=None,
         seed: int = 0,
     ):  # fmt: skip
-        large = [in_8_bits(p.shape) for p in parameters]
-        order = sorted(range(len(large)), key=lambda number: not large[number])
-        parameters, decayed = [parameters[n] for n in order], [decayed[n] for n in order]
-        factors = None if factors is None else [factors[n] for n in order]
         super().__init__(parameters, decayed, weight_decay, factors, seed)
+        # `parameters` keep the network's order, which the gradients' graph has for every optimizer of one rank
+        large = [in_8_bits(p.shape) for p in parameters]
+        self.order = tuple(sorted(range(len(large)), key=lambda number: not large[number]))
+        self.rows = tuple(
+            tuple(values[n] for n in self.order) for values in (self.groups, self.decay, self.offsets)
+        )
+        self.ordered = ParameterTuple(parameters[n] for n in self.order)
+        self.map = ops.HyperMap()
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.corrections = BiasCorrections(beta1, beta2)
         self.part = Part()
         self.divide = ops.RealDiv()  # MindSpore's Div on a CPU keeps four times the array
         self.count = sum(large)
-        large, small = parameters[: self.count], parameters[self.count :]
+        large, small = self.ordered[: self.count], self.ordered[self.count :]
         blocks = [ceil(prod(p.shape) / BLOCK) for p in large]
         self.signed, self.unsigned = _Codes(signed=True), _Codes(signed=False)
         self.codes1, self.codes2 = (
@@ -97,12 +105,14 @@ class AdamW8bit(Optimizer):
         updates, rates, key = self.begin(lr)
         correction1, correction2 = self.corrections(updates)
         scalars, n = (rates, 1.0 / correction1, 1.0 / ops.sqrt(correction2), key), self.count
+        gradients = self.map(ops.partial(_pick, gradients), self.order)
+        groups, decay, offsets = self.rows
         turn = self.in_turns(
-            self._in_blocks, scalars, lr, self.groups[:n], self.decay[:n], self.offsets[:n], self.parameters[:n],
+            self._in_blocks, scalars, lr, groups[:n], decay[:n], offsets[:n], self.ordered[:n],
             self.codes1, self.codes2, self.largest1, self.largest2, gradients[:n],
         )  # fmt: skip
         return self.in_turns_small(
-            self._whole, scalars, turn, self.groups[n:], self.decay[n:], self.offsets[n:], self.parameters[n:],
+            self._whole, scalars, turn, groups[n:], decay[n:], offsets[n:], self.ordered[n:],
             self.moment1, self.moment2, gradients[n:],
         )  # fmt: skip
 
