@@ -1,0 +1,111 @@
+"""A `python` for DVC and its stages in tests: for `python -m NAME ...` it forks from a process that has imported the packages
+that they import, which takes most of a small stage's time. The project's own modules are imported anew, from the folder that it
+is called in.
+
+What a process of its own would show and this does not: what is imported when, and how Python ends."""
+
+import atexit
+import contextlib
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+OWN = ("pipeline", "stages", "tests")
+# DVC, and modules of ours that together import what stages need of others.
+IMPORTED = [
+    "pipeline.device", "pipeline.models.encode", "pipeline.cache.building.engine", "pipeline.cache.building.tokens",
+    "stages.index", "stages.merge", "dvc.cli", "dvc.repo", "dvc.commands.repro", "dvc.commands.experiments.run",
+]  # fmt: skip
+
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+if sys.argv[1:2] != ["-m"]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    asked = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(asked).to_bytes(8, "little")], [0, 1, 2])
+    server.sendall(asked)
+    sys.exit(int(server.recv(8) or 1))
+"""
+
+
+@contextlib.contextmanager
+def folder(root: Path) -> Iterator[Path]:
+    """A folder for PATH with this python, while its server lives."""
+    address = root / "server"
+    python = root / "bin/python"
+    python.parent.mkdir()
+    python.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    python.chmod(0o755)
+    with subprocess.Popen([sys.executable, "-m", __name__, str(address)], stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"ready\n"
+        try:
+            yield python.parent
+        finally:
+            server.terminate()
+
+
+def _serve(address: str) -> None:
+    for name in IMPORTED:
+        __import__(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
+        del sys.modules[name]
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        print("ready", flush=True)
+        while True:
+            client, _ = listening.accept()
+            if os.fork():
+                client.close()
+                continue
+            listening.close()
+            code = _run(client)
+            client.sendall(str(code).encode())
+            os._exit(0)
+
+
+def _run(client: socket.socket) -> int:
+    """What was asked for, and its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    size, files, _, _ = socket.recv_fds(client, 8, 3)
+    with client.makefile("rb") as asked:
+        (module, *arguments), place, environment = json.loads(asked.read(int.from_bytes(size, "little")))
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(place)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv, sys.path[0] = [module, *arguments], place
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    sys.argv[0] = str(Path(__file__).resolve())  # MindSpore looks at its import where the script is whose graphs it keeps
+    _serve(sys.argv[1])
