@@ -167,7 +167,7 @@ class Diffusion(Section):
 
 class Group(Section):
     pattern: Annotated[Text, Field(min_length=1)]
-    learning_rate: Annotated[Float, Field(ge=1e-6, le=1e6)] | None = None
+    learning_rate: Annotated[Float, Field(ge=0, le=1e6)] | None = None  # not below 1e-6 (contradictions/train.py)
     freeze: bool = False
 
 

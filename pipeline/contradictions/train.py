@@ -127,6 +127,9 @@ def _bias_fault(train: "Train") -> str | None:
 def _groups(train: "Train", config: SDXLConfig) -> Iterator[tuple[str, str]]:
     unclear = False
     for number, group in enumerate(train.groups):
+        if not group.freeze and group.learning_rate is not None and group.learning_rate < 1e-6:
+            found = f"found {group.learning_rate:g}; with freeze: true in its place they stay as they are"
+            yield f"train.groups.{number}.learning_rate", f"must be 0.000001 to 1000000; {found}"
         if group.freeze == (group.learning_rate is not None):
             unclear = True
             found = "both" if group.freeze else "neither"

@@ -23,8 +23,13 @@ class Curve:
         return float(self.values[-1])
 
     @property
-    def best(self) -> float:
-        return float(self.values.min())
+    def best(self) -> tuple[int, float] | None:
+        """(step, value) of the least after a step."""
+        after = self.steps > 0
+        if not after.any():
+            return None
+        place = np.flatnonzero(after)[self.values[after].argmin()]
+        return int(self.steps[place]), float(self.values[place])
 
 
 def read(revision: Revision) -> dict[str, Curve] | None:

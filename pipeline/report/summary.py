@@ -44,6 +44,7 @@ def of(run: Run) -> Summary:
         return float(np.median(curves[name].values)) if name in curves else None
 
     validation, train = curves.get("validation/loss"), curves.get("train/loss")
+    best = validation.best if validation else None
     seconds, waited = curves.get("train/step_seconds"), curves.get("train/data_wait_seconds")
     stage = run.stage("train")
     noted = stage.time if stage else None
@@ -55,8 +56,8 @@ def of(run: Run) -> Summary:
         base_loss=float(validation.values[0]) if validation and validation.steps[0] == 0 else None,
         loss=validation.last if validation else None,
         validations=len(validation.values) if validation else 0,
-        best_loss=validation.best if validation else None,
-        best_step=int(validation.steps[validation.values.argmin()]) if validation else None,
+        best_loss=best[1] if best else None,
+        best_step=best[0] if best else None,
         stopped=bool((run.metrics.value or {}).get("train", {}).get("stopped_early")),
         weights=run.weights.value or [],
         train_loss=float(train.values[-max(1, len(train.values) // 20) :].mean()) if train else None,

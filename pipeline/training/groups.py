@@ -39,7 +39,9 @@ def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
     together, when they freeze all."""
     left = names
     for number, (pattern, _) in enumerate(groups):
-        if not any(matches(pattern, name) for name in left):
+        if pattern.startswith("!") and not any(fnmatchcase(name, pattern[1:]) for name in names):
+            yield number, f"no parameter of the UNet has such a name: {pattern[1:]!r}; near it are {_near(pattern, names)}"
+        elif not any(matches(pattern, name) for name in left):
             if any(matches(pattern, name) for name in names):
                 yield number, f"{pattern!r} changes nothing: the groups before it have all that it matches"
             else:
@@ -54,7 +56,7 @@ def _near(pattern: str, names: list[str]) -> str:
     """Names like the pattern, those of many blocks once."""
     plain = pattern.lstrip("!")
     parts = {part for name in names for part in _parts(name)}
-    found = difflib.get_close_matches(plain.strip("*."), sorted(parts), _SHOWN, 0.5)
+    found = difflib.get_close_matches(plain.strip("*.").lower(), sorted(parts), _SHOWN, 0.5)
     return ", ".join(f"*{part}*" for part in found) or ", ".join(names[: _SHOWN - 2])
 
 

@@ -92,7 +92,8 @@ class Log:
             found |= {name: sum(last) / len(last)} if last else {}
         validation = self._summary.get("validation", {})
         if (loss := values.get("validation/loss")) is not None:
-            found["validation/best_loss"] = min(loss, validation.get("best_loss", loss))
+            if self._live.step:  # as the best weights are of those after a step
+                found["validation/best_loss"] = min(loss, validation.get("best_loss", loss))
             found["validation/base_loss"] = validation.get("base_loss", loss)  # of the first, before any step
         for name, value in found.items():
             self._put(name, value)

@@ -137,6 +137,12 @@ def test_no_change_is_said_before_a_step_was_validated(project):
     assert "of the base model" in (text := written().text) and not re.search(r"[+-]\d+ %", text)
 
 
+def test_the_best_is_of_the_validations_after_a_step():
+    curve = curves.Curve(np.array([0, 2, 4]), np.array([0.1, 0.5, 0.4]))
+    assert curve.best == (4, 0.4)
+    assert curves.Curve(curve.steps[:1], curve.values[:1]).best is None
+
+
 def test_a_stage_that_dvc_runs_now_runs(project):
     root = project(*ALL)
     lock = root / ".dvc/tmp/rwlock"

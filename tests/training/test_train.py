@@ -243,12 +243,20 @@ def test_the_curves_and_the_summary(train, tmp_path):
     summary = json.loads((live / "metrics.json").read_text())
     assert summary["step"] == 4 and summary["validation"]["base_loss"] == validations[0]["validation/loss"]
     losses = [row["validation/loss"] for row in validations.values()]
-    assert summary["validation"]["loss"] == losses[-1] and summary["validation"]["best_loss"] == min(losses)
+    assert summary["validation"]["loss"] == losses[-1] and summary["validation"]["best_loss"] == min(losses[1:])
     # few columns of `dvc exp show`
     assert set(summary["validation"]) == {"loss", "ema_loss", "best_loss", "base_loss"}
     assert set(summary["train"]) == {"loss", "images_per_second"} and len(summary) == 3
     curve = (live / "plots/metrics/train/loss.tsv").read_text().splitlines()
     assert curve[0] == "step\tloss" and len(curve) == 5
+
+
+def test_the_best_loss_is_one_after_a_step_as_the_best_weights_are(train, tmp_path):
+    """Also where no step is as good as the base."""
+    found = train(**VALIDATED, **{"train.learning_rate": 1.0})
+    losses = {row["step"]: row["validation/loss"] for row in found.rows if "validation/loss" in row}
+    summary = json.loads((tmp_path / "out/live/metrics.json").read_text())["validation"]
+    assert summary["base_loss"] == losses.pop(0) < summary["best_loss"] == min(losses.values())
 
 
 def test_the_weights_are_whole_and_named_as_in_the_base(train, workspace):
