@@ -107,5 +107,6 @@ def _run(client: socket.socket) -> int:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = str(Path(__file__).resolve())  # MindSpore looks at its import where the script is whose graphs it keeps
+    # MindSpore looks at its import where the script is whose graphs it keeps.
+    sys.argv[0] = str(Path(__file__).resolve())
     _serve(sys.argv[1])

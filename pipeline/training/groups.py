@@ -39,14 +39,13 @@ def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
     together, when they freeze all."""
     left = names
     for number, (pattern, _) in enumerate(groups):
-        if pattern.startswith("!") and not any(fnmatchcase(name, pattern[1:]) for name in names):
-            yield number, f"no parameter of the UNet has such a name: {pattern[1:]!r}; near it are {_near(pattern, names)}"
+        parts = (pattern.removeprefix("!"), pattern)
+        unknown = next((part for part in parts if not any(matches(part, name) for name in names)), None)
+        if unknown is not None:
+            near = _near(unknown, names)
+            yield number, f"no parameter of the UNet has such a name: {unknown!r}; near it are {near}"
         elif not any(matches(pattern, name) for name in left):
-            if any(matches(pattern, name) for name in names):
-                yield number, f"{pattern!r} changes nothing: the groups before it have all that it matches"
-            else:
-                near = _near(pattern, names)
-                yield number, f"no parameter of the UNet has such a name: {pattern!r}; near it are {near}"
+            yield number, f"{pattern!r} changes nothing: the groups before it have all that it matches"
         left = [name for name in left if not matches(pattern, name)]
     if not any(factor(groups, name) for name in names):
         yield -1, "every parameter is frozen, and nothing is left to train"

@@ -74,9 +74,7 @@ class AdamW8bit(Optimizer):
         # `parameters` keep the network's order, which the gradients' graph has for every optimizer of one rank
         large = [in_8_bits(p.shape) for p in parameters]
         self.order = tuple(sorted(range(len(large)), key=lambda number: not large[number]))
-        self.rows = tuple(
-            tuple(values[n] for n in self.order) for values in (self.groups, self.decay, self.offsets)
-        )
+        self.rows = tuple(tuple(values[n] for n in self.order) for values in (self.groups, self.decay, self.offsets))
         self.ordered = ParameterTuple(parameters[n] for n in self.order)
         self.map = ops.HyperMap()
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
