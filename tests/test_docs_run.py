@@ -36,6 +36,7 @@ NOT_HERE = {
     "python -m stages.train": "tests/training/test_train.py and others",
     "python -m tests.training.two_nodes": "minutes; by hand",
     "python -m benchmarks.NAME": "minutes, and a machine of its own",
+    "python -m benchmarks.live_step": "minutes, and a machine of its own",
     "make repro RAY=1": "a network",
     "ray start --head --node-ip-address=10.0.0.1 --port=6379 --disable-usage-stats --include-dashboard=false": "several computers; tests/cache/test_cache_cluster.py has a cluster",
     "ray start --address=10.0.0.1:6379 --node-ip-address=10.0.0.2": "several computers",
