@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 OWN = ("pipeline", "stages", "tests")
@@ -90,9 +90,14 @@ def _run(client: socket.socket) -> int:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv, sys.path[0] = [module, *arguments], place
+    return ended(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+
+def ended(main: Callable[[], object]) -> int:
+    """The exit code of a fork that is to end when `main` has, as Python ends; for os._exit."""
     code = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
@@ -100,8 +105,8 @@ def _run(client: socket.socket) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    atexit._run_exitfuncs()
     sys.stdout.flush()
+    atexit._run_exitfuncs()  # MindSpore's ranks take leave of each other
     sys.stderr.flush()
     return code
 

@@ -3,16 +3,16 @@ takes seconds). So are their ranks, and msrun, whose own code starts them.
 
 What a process of its own would show and this does not: what is imported when, and how Python ends."""
 
-import atexit
 import functools
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.quick_python import ended
 
 IMPORTED = ["tests.training.forked_imports"]
 
@@ -85,7 +85,8 @@ def _fork_for(mains: dict[str, Callable]) -> None:
             self._child_created = True
             self._close_pipe_fds(*others[3:9])
             return
-        try:
+
+        def begin():
             os.dup2(out, 1)
             os.dup2(error, 2)
             if preexec_fn:
@@ -95,15 +96,7 @@ def _fork_for(mains: dict[str, Callable]) -> None:
                 os.environ.update(env)
             sys.argv = list(words)
             sys.exit(main())
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        atexit._run_exitfuncs()  # MindSpore's ranks take leave of each other
-        os._exit(code)
+
+        os._exit(ended(begin))
 
     subprocess.Popen._execute_child = fork
