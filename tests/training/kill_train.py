@@ -79,11 +79,21 @@ def kill_often(kills: int, seed: int) -> None:
             if code:
                 sys.exit(f"a run failed with {code}")
             ended += 1
-            if ends(workspace) != wanted:
-                sys.exit(f"after {killed} kills: another end than the unbroken run's")
-        if start(workspace, store).wait() or ends(workspace) != wanted:
-            sys.exit("the last run failed or ended otherwise")
+            if other := _differing(ends(workspace), wanted):
+                sys.exit(f"after {killed} kills: another end than the unbroken run's in {other}")
+        failed = start(workspace, store).wait()
+        if failed or (other := _differing(ends(workspace), wanted)):
+            sys.exit("the last run failed" if failed else f"the last run ended otherwise in {other}")
         print(f"{killed} kills, {ended + 1} runs came to their end, all with the same bits")
+
+
+def _differing(found: tuple, wanted: tuple) -> str:
+    """Which of the weights' files and curves are not the same."""
+    (files, rows, curves), (other_files, other_rows, other_curves) = found, wanted
+    names = {*files, *curves, *other_files, *other_curves}
+    both, others = files | curves, other_files | other_curves
+    other = sorted(name for name in names if both.get(name) != others.get(name))
+    return ", ".join(other + (["log.jsonl"] if rows != other_rows else []))
 
 
 def kill_experiments(clone: Path) -> None:
