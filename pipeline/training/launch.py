@@ -27,6 +27,7 @@ _REASONS = {
     errno.EADDRNOTAVAIL: "it is no address of this computer (`ip address` lists them)",
     errno.EACCES: "a port below 1024 is root's",
 }
+_RANK_FAILED = b"exit with exception. Error code"  # what msrun of MindSpore 2.10.0 says of it
 _UNDER_LOCK = "TRAIN_UNDER_LOCK"  # set for ranks whose launcher has the training's lock
 
 
@@ -168,18 +169,31 @@ def start(device: Device, script: list[str], logs: Path) -> None:
     follower.start()
     try:
         with open(logs / "msrun.log", "wb") as output:
-            run = subprocess.run(
+            run = subprocess.Popen(
                 command(device, script, logs),
                 env=environment,
                 stdout=output,
                 stderr=output,
                 preexec_fn=_die_with_parent,
             )
+            failed = _wait(run, logs / "msrun.log", device.nodes)
     finally:
         ended.set()
         follower.join()
-    if run.returncode:
+    if failed:
         raise StageError(f"a training process failed; its log is in {logs}\n{_failure(logs, script[0])}")
+
+
+def _wait(run: subprocess.Popen, log: Path, nodes: int) -> bool:
+    """Whether a rank failed. msrun then ends the other ranks of its node at once, and waits until the scheduler has heard
+    nothing of them for MS_NODE_TIMEOUT; where no other node is there to be told, that is cut short."""
+    while run.poll() is None:
+        if nodes == 1 and _RANK_FAILED in log.read_bytes():
+            run.send_signal(signal.SIGINT)  # it kills the scheduler, and ends with 0
+            run.wait()
+            return True
+        time.sleep(0.2)
+    return run.returncode != 0
 
 
 def _die_with_parent() -> None:

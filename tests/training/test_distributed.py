@@ -185,6 +185,8 @@ def test_a_failing_rank_ends_the_stage_with_its_message(workspace, tmp_path):
     finally:
         base.write_bytes(before)
     assert str(base.relative_to(workspace)) in said and "outs/train-logs" in said and "Traceback" not in said
+    # nobody waited until the scheduler missed the ranks (MS_NODE_TIMEOUT), which msrun tells by a traceback
+    assert "Distributed job exited" not in (workspace / "outs/train-logs/msrun.log").read_text()
 
 
 def test_a_fault_of_the_data_is_found_before_ranks_are_started(workspace, tmp_path):
