@@ -15,10 +15,12 @@ from pipeline.stage import StageError, shown
 from pipeline.weights import ckpt, marks, provenance, safetensors, source
 from pipeline.weights.adapters import extract, kinds
 from pipeline.weights.adapters.apply import base_unet
-from pipeline.weights.files import has_parts, is_ckpt
-from pipeline.weights.names import PREFIX, part_of
+from pipeline.weights.files import has_parts, is_ckpt, read_file
+from pipeline.weights.names import PREFIX, canonical, part_of
+from pipeline.weights.starts import TEXTS
 
 _SHOWN = 100  # keys of a group
+_NAMES = {"unet": "UNet", **TEXTS, "vae": "VAE"}
 TRAINED, CONVERTED = Path("outs/train/weights"), Path("outs/convert")
 # Stage -> the facts that it writes beside its weights, and what of them is among this pipeline's keys.
 _FACTS = {
@@ -30,7 +32,7 @@ _FACTS = {
 def main(arguments: list[str] | None = None) -> None:
     made = cli.parser("weights", __doc__)
     commands = made.add_subparsers(required=True, metavar="COMMAND")
-    command = cli.subcommand(commands, "inspect", "what it is; exit code 1 when it is neither an SDXL base nor a VAE")
+    command = cli.subcommand(commands, "inspect", "what it is; exit code 1 when it is no part of SDXL")
     command.add_argument("path", type=Path, help="a safetensors file, a MindSpore .ckpt or a diffusers folder")
     cli.add_json(command)
     command.set_defaults(work=_inspect)
@@ -193,7 +195,7 @@ def _inspect(given: argparse.Namespace) -> None:
 
 
 def inspect(path: Path) -> dict:
-    """Its form, kind ("base model" | "VAE"), configuration, components, marks, metadata and what was noted while it was
+    """Its form, kind ("base model", "VAE", or the components that a file such as a training's holds: "UNet, CLIP-L"), configuration, components, marks, metadata and what was noted while it was
     read. Raises StageError, which says what it is instead."""
     said, whole = io.StringIO(), has_parts(path)
     with contextlib.redirect_stdout(said):
@@ -213,7 +215,7 @@ def inspect(path: Path) -> dict:
         "kind": kind,
         "config": config,
         "components": components,
-        "marks": marks.read(path)[0] if kind == "base model" else {},
+        "marks": marks.read(path)[0] if kind != "VAE" else {},
         "metadata": {name: shown(text) for name, text in sorted((safetensors.metadata(path) if plain else {}).items())},
         "notes": [line.removeprefix(f"{path}: ") for line in said.getvalue().splitlines()],
     }
@@ -227,7 +229,23 @@ def _open(path: Path) -> tuple[str, str, dict]:
                 return kind, name, read(config)
             except StageError as error:
                 faults.append(error)
+    held = _held(path)
+    for name, config in CONFIGS.items():
+        try:
+            found = [tensor for part in held for tensor in source.open_part(path, part, config).items()]
+        except StageError:
+            continue
+        if found and len(held) < len(PREFIX):
+            return ", ".join(_NAMES[part] for part in held), name, dict(found)
     raise faults[0]  # as a base for sdxl-base
+
+
+def _held(path: Path) -> list[str]:
+    """The components of which a single file has any tensor."""
+    if path.is_dir():
+        return []
+    found = {part_of(canonical(name)) for name in read_file(path)}
+    return [part for part in PREFIX if part in found]
 
 
 def _vae(path: Path):

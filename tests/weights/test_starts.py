@@ -10,6 +10,7 @@ from pipeline.models.config import TINY
 from pipeline.stage import StageError
 from pipeline.weights import ckpt, layout
 from pipeline.weights import safetensors as streamed
+from pipeline.weights.__main__ import inspect
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.adapters.apply import adapted_texts
 from pipeline.weights.merge import merge
@@ -108,3 +109,22 @@ def test_an_adapter_is_merged_into_the_encoder_that_it_was_trained_on(tmp_path, 
     assert {part_of(other) for other in drawn} == {"clip_l", "clip_g"} and len(drawn) == sum(
         other.startswith((PREFIX["clip_l"], PREFIX["clip_g"])) for other in SHAPES
     )
+
+
+@pytest.mark.parametrize(
+    ("held", "kind"), [(["unet"], "UNet"), (["unet", "clip_l"], "UNet, CLIP-L"), (["clip_g"], "bigG")]
+)
+def test_inspect_knows_what_a_training_wrote(tmp_path, held, kind):
+    found = inspect(write(tmp_path / "unet.ckpt", *held))
+    assert (found["kind"], found["config"]) == (kind, "tiny")
+    assert [part["name"] for part in found["components"]] == held
+
+
+def test_inspect_refuses_a_unet_that_lacks_something(tmp_path):
+    path = tmp_path / "unet.ckpt"
+    names = [name for name in SHAPES if part_of(name) == "unet"]
+    with ckpt.Writer(path) as writer:
+        for name in names[:-1]:
+            writer.add(to_mindspore(name), synthetic.values(name, SHAPES[name], 0))
+    with pytest.raises(StageError, match="does not hold the weights"):
+        inspect(path)
