@@ -216,6 +216,10 @@ def _line(error: dict[str, Any]) -> str:
         last, message = place.pop(), f"there is no such key; {message.replace('Input should be', 'there are')}"
     elif error["type"] == "extra_forbidden":
         message = unknown_keys.words(File, [*place, last])
+    elif error["type"] == "missing":
+        message = "it is not there, and has to be"
+    elif error["type"] == "model_type":
+        message = f"wanted {'a mapping whose key sets has the list' if not error['loc'] else 'a mapping of its keys'}"
     key = ".".join(map(str, [*place, last]))
     return f"  {params.clip(key)}: {message} (found {params.short(error['input'])})"
 

@@ -245,6 +245,9 @@ def test_how_often_a_set_is_seen():
     [
         ("sets.yaml", "sets: [{folder: birds}]", r"sets.yaml: sets.0.folder: there is no 'birds' in "),
         ("sets.yaml", "sets: [{folder: ../other}]", r"'../other' is outside of .*, where DVC would see no change"),
+        ("sets.yaml", "- folder: cats", "the whole file: wanted a mapping whose key sets has the list"),
+        ("sets.yaml", "sets: [cats]", "sets.0: wanted a mapping of its keys .found 'cats'"),
+        ("sets.yaml", "sets: [{repeats: 2}]", "sets.0.folder: it is not there, and has to be"),
         ("sets.yaml", "sets: [{folder: cats, repeat: 2}]", r"sets.0.repeat: there is no such key; did you mean repeats\?; there are alpha_mask, .*, wildcards \(found 2\)"),
         ("sets.yaml", "sets: [{folder: cats, repeats: -1}]", r"sets.0.repeats: Input should be greater than or equal"),
         ("sets.yaml", "sets: [{folder: cats, repeats: 2, weight: 1}]", r"sets.0: repeats and weight both say"),
