@@ -107,7 +107,7 @@ def _starts(params: Params) -> dict[str, Path]:
     taken = [part for part, path in found.items() if path == start]
     for part in taken[1:]:
         open_part(start, part, config)
-    print(f"train.init_from: of {start} it takes {', '.join(taken)}")
+    print(f"train.init_from: of {start} it takes {', '.join(taken)}; the rest is model.base's")
     return found
 
 

@@ -14,6 +14,7 @@ from pipeline.models.config import CONFIGS
 from pipeline.planning import cpu, npu, step, unet
 from pipeline.planning.run import Run, adapted_shapes, adapted_texts, component_shapes, trained_shapes, unet_shapes
 from pipeline.training import memory
+from pipeline.weights.chosen import trained_parts
 
 GB = 10**9
 CARD = 64 * GB
@@ -100,13 +101,11 @@ def backward(run: Run) -> Parts:
 
 
 def kept_by_texts(run: Run) -> int:
-    """Bytes that the backward pass of text encoders needs where they are trained: for a token of a layer some 16 widths,
+    """Bytes that the backward pass of text encoders needs that are trained: for a token of a layer some 16 widths,
     two inputs of norms and of products each, queries, keys, values and the attention's result, and four widths twice
     around GELU; and the attention's weights. They are neither recomputed nor cut into tiles."""
-    if run.text_encoders == "none":
-        return 0
     config, total = CONFIGS[run.config], 0
-    for clip in (config.clip_l, config.clip_g):
+    for clip in (getattr(config, part) for part in trained_parts(run.text_encoders)):
         tokens = clip.context_length
         total += clip.layers * (16 * tokens * clip.width + 2 * clip.heads * tokens**2)
     return run.batch_size * run.chunks * run.text_bytes * total

@@ -13,7 +13,7 @@ from pipeline import cli
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError, shown
 from pipeline.weights import ckpt, marks, provenance, safetensors, source
-from pipeline.weights.adapters import extract, kinds
+from pipeline.weights.adapters import extract, file, kinds
 from pipeline.weights.adapters.apply import base_unet
 from pipeline.weights.files import has_parts, is_ckpt, read_file
 from pipeline.weights.names import PREFIX, canonical, part_of
@@ -61,11 +61,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _extract(given: argparse.Namespace) -> None:
     for path in (given.base, given.tuned):
         if not path.is_file():
-            raise StageError(f"{path} does not exist; wanted a UNet's .ckpt, or SDXL in one file")
+            raise StageError(
+                f"{path} does not exist; wanted a UNet's .ckpt, or SDXL in one file: that of a training of the whole UNet "
+                "(train.adapter none) as --tuned, and what it began with as --base"
+            )
     out = given.out or Path(f"lora-rank-{given.rank}.safetensors")
     for path in (given.base, given.tuned):
         if out.exists() and out.samefile(path):
             raise StageError(f"--out {out} is {path}, which would be lost; wanted another name")
+    if out.exists():
+        raise StageError(f"{out} exists and is left as it is; remove it, or name another by --out")
     config = _config_of(given.base)
     metadata = provenance.extracted_metadata(config, given.rank, given.base, given.tuned)
     arguments = given.rank, given.targets, given.dtype, out, metadata
@@ -75,6 +80,9 @@ def _extract(given: argparse.Namespace) -> None:
     print(
         f"{out}: {len(shapes) // 2} layers, in which {found.adapted / found.whole:.1%} of the squared difference lies"
     )
+    further = [_NAMES[part] for part in _held(given.tuned) if part in TEXTS]
+    if further:
+        print(f"of the UNet alone: what {' and '.join(further)} of {given.tuned} learned, if they did, is not in it")
     size = 2 if given.dtype == "float16" else 4
     print(*extract.table(found, {rank: rank * per_rank for rank in found.left}, size), sep="\n")
 
@@ -195,7 +203,7 @@ def _inspect(given: argparse.Namespace) -> None:
 
 
 def inspect(path: Path) -> dict:
-    """Its form, kind ("base model", "VAE", or the components that a file such as a training's holds: "UNet, CLIP-L"), configuration, components, marks, metadata and what was noted while it was
+    """Its form, kind ("base model", "VAE", "adapter", or the components that a training's file holds: "UNet, CLIP-L"), configuration, components, marks, metadata and what was noted while it was
     read. Raises StageError, which says what it is instead."""
     said, whole = io.StringIO(), has_parts(path)
     with contextlib.redirect_stdout(said):
@@ -215,7 +223,7 @@ def inspect(path: Path) -> dict:
         "kind": kind,
         "config": config,
         "components": components,
-        "marks": marks.read(path)[0] if kind != "VAE" else {},
+        "marks": {} if kind in ("VAE", "adapter") else marks.read(path)[0],
         "metadata": {name: shown(text) for name, text in sorted((safetensors.metadata(path) if plain else {}).items())},
         "notes": [line.removeprefix(f"{path}: ") for line in said.getvalue().splitlines()],
     }
@@ -231,12 +239,22 @@ def _open(path: Path) -> tuple[str, str, dict]:
                 faults.append(error)
     held = _held(path)
     for name, config in CONFIGS.items():
-        try:
+        with contextlib.suppress(StageError):
             found = [tensor for part in held for tensor in source.open_part(path, part, config).items()]
-        except StageError:
-            continue
-        if found and len(held) < len(PREFIX):
-            return ", ".join(_NAMES[part] for part in held), name, dict(found)
+            if found and len(held) < len(PREFIX):
+                return ", ".join(_NAMES[part] for part in held), name, dict(found)
+        with contextlib.suppress(StageError):
+            adapters = file.read(path, config)
+            return (
+                "adapter",
+                name,
+                {
+                    f"{weight}.{number}.{part}": tensor
+                    for weight, several in adapters.items()
+                    for number, one in enumerate(several)
+                    for part, tensor in one.parts.items()
+                },
+            )
     raise faults[0]  # as a base for sdxl-base
 
 

@@ -52,7 +52,7 @@ def test_the_first_group_that_matches_counts():
             [{"pattern": "out.*", "freeze": True}, {"pattern": "out.?.bias", "learning_rate": 2.0}],
             r"groups\.1\.pattern: 'out\.\?\.bias' changes nothing: the groups before it",
         ),
-        ([{"pattern": "*", "freeze": True}], r"groups: every parameter is frozen"),
+        ([{"pattern": "*", "freeze": True}], r"groups: every parameter of the UNet is frozen"),
         ([{"pattern": "out.*"}], r"groups\.0: give one of learning_rate and freeze: true, found neither"),
         (
             [{"pattern": "out.*", "learning_rate": 1.0, "freeze": True}],

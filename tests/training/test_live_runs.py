@@ -91,6 +91,18 @@ def test_a_picture_that_was_changed_since_the_index_stops_the_run(workspace, sto
         path.write_bytes(before)
 
 
+def test_a_picture_that_is_gone_since_the_index_stops_the_run(workspace, store):
+    path = workspace / "data/images/a/2.png"
+    before = path.read_bytes()
+    try:
+        path.unlink()
+        said = train(workspace, store, *SETTINGS, code=1)
+    finally:
+        path.write_bytes(before)
+    assert re.search(r"picture a/2\.png was there when the index read it, .* put it back", said), said[-2000:]
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

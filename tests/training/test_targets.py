@@ -37,7 +37,7 @@ def test_frozen_ones_have_none():
         ({"adapter_targets": ["*.attn3.*"]}, r"adapter_targets\.0: no linear layer or convolution .*'\*\.attn3\.\*'"),
         ({"adapter_targets": ["*.norm1.*"]}, r"adapter_targets\.0: no linear layer"),
         ({"adapter_targets": []}, r"adapter_targets: "),
-        ({"groups": [{"pattern": "*", "freeze": True}]}, "groups: every parameter is frozen"),
+        ({"groups": [{"pattern": "*", "freeze": True}]}, "groups: every parameter of the UNet is frozen"),
         (
             {"adapter_targets": ["*.attn1.*"], "groups": [{"pattern": "*.attn2.*", "learning_rate": 2.0}]},
             r"groups\.0\.pattern: no parameter",

@@ -63,7 +63,8 @@ def test_a_low_rank_change_comes_back(tmp_path, capsys):
     tuned = write(tmp_path / "tuned.ckpt", lambda name, value: value + changes.get(name, 0))
     out = tmp_path / "lora.safetensors"
     for rank, error in ((4, 0.0), (2, None)):
-        run(rank, base, tuned, out, "--dtype", "float32", "--targets", "*")
+        out.unlink(missing_ok=True)
+        run(rank, base, tuned, out, "--dtype", "float32", "--targets", "!*.no_such_name")
         lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
         said = {int(line[0]): float(line[1]) for line in lines}
         found = apply.apply(apply.base_unet(base, TINY), [(out, 1.0)], TINY, "float32")
@@ -107,6 +108,7 @@ def test_what_is_refused(tmp_path, change, said):
     [
         ("tuned.ckpt", "wanted a name that ends in .safetensors"),
         ("folder.safetensors", "is a folder"),
+        ("other.safetensors", "other.safetensors exists.* --out"),
         ("none/out.safetensors", "there is no folder"),
         ("base.safetensors", "is .*base.safetensors, which would be lost"),
         ("link.safetensors", "is .*base.safetensors, which would be lost"),
@@ -117,6 +119,7 @@ def test_where_nothing_can_or_should_be_written(tmp_path, capsys, out, said):
     base = tmp_path / "base.safetensors"
     base.write_bytes(b"")
     (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "other.safetensors").touch()
     (tmp_path / "link.safetensors").symlink_to(base)
     tuned = write(tmp_path / "tuned.ckpt")
     with pytest.raises(SystemExit) as ended:
@@ -126,5 +129,7 @@ def test_where_nothing_can_or_should_be_written(tmp_path, capsys, out, said):
 
 def test_a_pattern_that_names_no_weight(tmp_path):
     base = write(tmp_path / "base.ckpt")
-    with pytest.raises(StageError, match=r"no weight of the UNet has a name like \*\.attn9\.\*; they are called "):
+    with pytest.raises(
+        StageError, match=r"no weight of the UNet that can have a LoRA has a name like \*\.attn9\.\*; they are called "
+    ):
         extract.extract(base, base, TINY, 4, ("*", "*.attn9.*"), "float32", tmp_path / "out.safetensors", {})

@@ -120,6 +120,16 @@ def test_inspect_knows_what_a_training_wrote(tmp_path, held, kind):
     assert [part["name"] for part in found["components"]] == held
 
 
+def test_inspect_knows_an_adapter(tmp_path):
+    name = "model.diffusion_model.input_blocks.4.1.proj_in.weight"
+    parts = {f"{file.layer_name(name)}.{part}": np.ones(shape, np.float32)
+             for part, shape in kinds.shapes("lora", SHAPES[name], 4).items()}  # fmt: skip
+    file.write(tmp_path / "one.safetensors", parts, {file.layer_name(name): 4.0}, {"ss_network_dim": "4"})
+    found = inspect(tmp_path / "one.safetensors")
+    assert (found["kind"], found["config"], found["marks"]) == ("adapter", "tiny", {})
+    assert [part["name"] for part in found["components"]] == ["unet"] and found["metadata"]["ss_network_dim"] == "4"
+
+
 def test_inspect_refuses_a_unet_that_lacks_something(tmp_path):
     path = tmp_path / "unet.ckpt"
     names = [name for name in SHAPES if part_of(name) == "unet"]

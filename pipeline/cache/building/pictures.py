@@ -83,8 +83,14 @@ def prepare(
     picture = int(pictures.picture[row])
     columns = pictures.paths, pictures.masks, pictures.focus
     path, mask_path, box = (column[picture].as_py() for column in columns)
-    data = pictures.source.read(path)
-    mask = pictures.source.read(mask_path) if mask_path else None if mask_path is None else b""
+    try:
+        data = pictures.source.read(path)
+        mask = pictures.source.read(mask_path) if mask_path else None if mask_path is None else b""
+    except FileNotFoundError as error:
+        raise StageError(
+            f"{pictures.describe(row)} was there when the index read it, and is no more: {error}; put it back, or run "
+            "`dvc repro`, which goes on without it"
+        ) from None
     image = pictures.images[picture].tobytes()
     of_mask = masks.OF_ALPHA if mask == b"" else mask and _hash(mask)
     if masks.content(_hash(data), of_mask, focus.key(box)) != image:

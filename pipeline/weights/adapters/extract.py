@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
+from pipeline.training.groups import matches
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.adapters.apply import base_unet
 from pipeline.weights.names import PREFIX
@@ -36,9 +36,9 @@ def extract(
     before, after = base_unet(base, config), base_unet(tuned, config)
     names = [name.removeprefix(PREFIX["unet"]) for name, tensor in before.items() if len(tensor.shape) > 1]
     for pattern in targets:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(pattern, name) for name in names):
             raise StageError(
-                f"no weight of the UNet has a name like {pattern}; they are called {names[len(names) // 2]} and so on"
+                f"no weight of the UNet that can have a LoRA has a name like {pattern}; they are called {names[len(names) // 2]} and so on"
             )
     parts: dict[str, np.ndarray] = {}
     left, whole, adapted = dict.fromkeys(sorted({*RANKS, rank}), 0.0), 0.0, 0.0
@@ -50,7 +50,7 @@ def extract(
                 raise StageError(f"{name} of {base} or {tuned} holds values that are no numbers")
             whole += square
             own = name.removeprefix(PREFIX["unet"])
-            if change.ndim > 1 and any(fnmatchcase(own, pattern) for pattern in targets):
+            if change.ndim > 1 and any(matches(pattern, own) for pattern in targets):
                 adapted += square
                 up, down, squares = low_rank(change.reshape(len(change), -1), rank)
                 for count in left:

@@ -18,7 +18,7 @@ from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError, shown
 from pipeline.weights import check, diffusers, layout, provenance, safetensors
 from pipeline.weights.adapters import kinds, peft
-from pipeline.weights.names import PREFIX, part_of
+from pipeline.weights.names import PREFIX, canonical, part_of
 from pipeline.weights.numeric import to_float32
 from pipeline.weights.tensor import Tensor
 
@@ -130,8 +130,12 @@ def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
             number = alpha_of(layer, kinds.rank_of(parts) or 1) if given is None else given
             adapters.setdefault(weight, []).append(Adapter(path, parts, number, rows))
     if faults or not adapters:
-        faults = faults or ["no tensors"]
-        raise StageError(f"{path} is not an adapter of this model.config:\n{check.listed('faults', faults)}")
+        faults, why = faults or ["no tensors"], ""
+        if not found and any(part_of(canonical(name)) for name in safetensors.read(path)):
+            why = ", but a model, which model.base takes"
+        elif found and not any(layer in places for layer in found):
+            why = ", for none of its layers is: it was made for another model"
+        raise StageError(f"{path} is not an adapter of this model.config{why}:\n{check.listed('faults', faults)}")
     return adapters
 
 
