@@ -82,7 +82,7 @@ def _extract(given: argparse.Namespace) -> None:
     )
     further = [_NAMES[part] for part in _held(given.tuned) if part in TEXTS]
     if further:
-        print(f"of the UNet alone: what {' and '.join(further)} of {given.tuned} learned, if they did, is not in it")
+        print(f"of the UNet alone: what {' and '.join(further)} of {given.tuned} may have learned is not in it")
     size = 2 if given.dtype == "float16" else 4
     print(*extract.table(found, {rank: rank * per_rank for rank in found.left}, size), sep="\n")
 

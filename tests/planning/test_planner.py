@@ -68,7 +68,9 @@ def test_encoders_in_the_loop():
     unused = 7_089_408  # CLIP-L's last layer and last norm
     assert disk.state_bytes(taught) == 3 * 4 * (2_567_463_684 + clip_l - unused) + 4
     assert disk.written(taught) == 2_567_463_684 + clip_l
-    assert device_memory.kept_by_texts(taught) > 0 == device_memory.kept_by_texts(live)
+    assert device_memory.kept_by_texts(live) == 0
+    parts = [device_memory.kept_by_texts(replace(taught, text_encoders=which)) for which in ("clip_l", "clip_g", "both")]
+    assert 0 < parts[0] < parts[1] and sum(parts[:2]) == parts[2]
     middle = replace(taught, source="cache")
     assert disk.cache_parts(middle) == (disk.cache_parts(FULL)[0], 0)
     assert disk.cache_bytes(middle) == disk.latents_bytes(FULL) and "0 of text a caption" in plan.report(middle)

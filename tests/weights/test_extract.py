@@ -77,6 +77,17 @@ def test_a_low_rank_change_comes_back(tmp_path, capsys):
     assert metadata["ss_network_dim"] == "2" and metadata["ss_sd_model_name"] == "base.ckpt"
 
 
+def test_a_text_encoder_that_was_trained_is_named(tmp_path, capsys):
+    base, tuned = write(tmp_path / "base.ckpt"), tmp_path / "tuned.ckpt"
+    with ckpt.Writer(tuned) as writer:
+        for name, shape in layout.shapes(TINY).items():
+            if name.startswith((PREFIX["unet"], PREFIX["clip_l"])):
+                change = of_rank(3, shape) if name == PROJ else 0
+                writer.add(to_mindspore(name), synthetic.values(name, shape).astype(np.float32) + change)
+    run(4, base, tuned, tmp_path / "lora.safetensors")
+    assert f"of the UNet alone: what CLIP-L of {tuned} may have learned is not in it" in capsys.readouterr().out
+
+
 def test_by_default_the_transformers_linear_layers(tmp_path, capsys):
     base = write(tmp_path / "base.ckpt")
     changes = {PROJ: of_rank(3, SHAPES[PROJ]), CONV: of_rank(3, SHAPES[CONV])}
