@@ -48,7 +48,8 @@ def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
             yield number, f"{pattern!r} changes nothing: the groups before it have all that it matches"
         left = [name for name in left if not matches(pattern, name)]
     if not any(factor(groups, name) for name in names):
-        yield -1, "every parameter of the UNet is frozen, and nothing of it is left to train (text encoders are trained beside it, not alone)"
+        beside = "text encoders are trained beside it, not alone"
+        yield -1, f"every parameter of the UNet is frozen, and nothing of it is left to train ({beside})"
 
 
 def _near(pattern: str, names: list[str]) -> str:

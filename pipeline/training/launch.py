@@ -5,6 +5,7 @@ import ctypes
 import errno
 import ipaddress
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ _REASONS = {
     errno.EADDRNOTAVAIL: "it is no address of this computer (`ip address` lists them)",
     errno.EACCES: "a port below 1024 is root's",
 }
-_RANK_FAILED = b"exit with exception. Error code"  # what msrun of MindSpore 2.10.0 says of it
+_RANK_FAILED = re.compile(rb"Worker process \d+ exit with exception")  # what msrun of MindSpore 2.10.0 says of it
 _UNDER_LOCK = "TRAIN_UNDER_LOCK"  # set for ranks whose launcher has the training's lock
 
 
@@ -169,14 +170,15 @@ def start(device: Device, script: list[str], logs: Path) -> None:
     follower.start()
     try:
         with open(logs / "msrun.log", "wb") as output:
-            run = subprocess.Popen(
-                command(device, script, logs),
-                env=environment,
-                stdout=output,
-                stderr=output,
-                preexec_fn=_die_with_parent,
-            )
-            failed = _wait(run, logs / "msrun.log", device.nodes)
+            line = command(device, script, logs)
+            with subprocess.Popen(
+                line, env=environment, stdout=output, stderr=output, preexec_fn=_die_with_parent
+            ) as run:
+                try:
+                    failed = _wait(run, logs / "msrun.log", device.nodes)
+                except BaseException:  # KeyboardInterrupt too
+                    run.kill()
+                    raise
     finally:
         ended.set()
         follower.join()
@@ -187,12 +189,15 @@ def start(device: Device, script: list[str], logs: Path) -> None:
 def _wait(run: subprocess.Popen, log: Path, nodes: int) -> bool:
     """Whether a rank failed. msrun then ends the other ranks of its node at once, and waits until the scheduler has heard
     nothing of them for MS_NODE_TIMEOUT; where no other node is there to be told, that is cut short."""
-    while run.poll() is None:
-        if nodes == 1 and _RANK_FAILED in log.read_bytes():
-            run.send_signal(signal.SIGINT)  # it kills the scheduler, and ends with 0
-            run.wait()
-            return True
-        time.sleep(0.2)
+    with open(log, "rb") as said:
+        line = b""
+        while run.poll() is None:
+            *lines, line = (line + said.read()).split(b"\n")
+            if nodes == 1 and any(map(_RANK_FAILED.search, lines)):
+                run.send_signal(signal.SIGINT)  # it kills the scheduler, and ends with 0
+                run.wait()
+                return True
+            time.sleep(0.2)
     return run.returncode != 0
 
 

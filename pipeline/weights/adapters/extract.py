@@ -38,7 +38,8 @@ def extract(
     for pattern in targets:
         if not any(matches(pattern, name) for name in names):
             raise StageError(
-                f"no weight of the UNet that can have a LoRA has a name like {pattern}; they are called {names[len(names) // 2]} and so on"
+                f"no weight of the UNet that can have a LoRA has a name like {pattern}; they are called "
+                f"{names[len(names) // 2]} and so on"
             )
     parts: dict[str, np.ndarray] = {}
     left, whole, adapted = dict.fromkeys(sorted({*RANKS, rank}), 0.0), 0.0, 0.0
