@@ -107,6 +107,7 @@ class Device(Section):
     workers: Workers
     cluster: Annotated[Text, Field(pattern=r"^(auto|[^\s:/]+:[0-9]{1,5})$")] | None
     nodes: Annotated[int, Field(gt=0, le=65536)]
+    min_nodes: Annotated[int, Field(gt=0, le=65536)]
     node_rank: Annotated[int, Field(ge=0)]
     master: Annotated[Text, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
     attention: Literal["auto", "plain", "tiled", "flash", "flash_padded"]

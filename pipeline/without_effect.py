@@ -21,6 +21,7 @@ _TARGETS = ["*.proj_in.*", "*.transformer_blocks.*", "*.proj_out.*"]
 _BETAS = {"adam_beta1": (0.9,), "adam_beta2": (0.999,)}
 _LORAS = "lora", "dora", "loha", "lokr"
 IDLE = [
+    Idle("device", {"min_nodes": (1,)}, "cluster"),
     Idle("index", {"bucket_step": (32, 64), "min_bucket": (1, 16)}, "buckets"),
     Idle("train", {"lr_num_cycles": (1,)}, "lr_scheduler", ("cosine_with_restarts",)),
     Idle("train", {"lr_power": (1.0,), "lr_end": (1e-7,)}, "lr_scheduler", ("polynomial",)),

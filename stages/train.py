@@ -10,7 +10,9 @@ same, and takes the outs of a training that is done already. With device.workers
 its ranks under msrun; it may as well be started by msrun or mpirun, or with a rank table."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline import hardware
@@ -21,10 +23,11 @@ from pipeline.cache.reading.live import Originals
 from pipeline.cache.reading.texts import Captions
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
-from pipeline.params import Params
+from pipeline.params import Params, Train
 from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch, tensorboard
 from pipeline.training.data import Paths, count_steps, open_data
+from pipeline.training.key import Training
 from pipeline.weights import provenance
 from pipeline.weights.source import check_start, open_part
 from pipeline.weights.starts import starts
@@ -40,15 +43,32 @@ PATHS = Paths(
     out=Path("outs/train"),
 )
 IMAGES, CAPTIONS = Path("outs/index/images.parquet"), Path("outs/index/captions.parquet")  # where no cache is read
+RANK = "stages.train"  # what each rank on a cluster's nodes runs
 SOURCES = Path("outs/convert") / provenance.SOURCES  # which an adapter's file names
 
 
 def main(params: Params) -> None:
-    reads = {"cache_latents": params.train.source == "pictures", "cache_text": params.train.reads_captions}
-    hardware.check(params, "device", "train", *(section for section, read in reads.items() if read))
+    d = params.device
+    if d.cluster is None or launch.inside():
+        hardware.check(params, *_sections(params))
+        _train(params, launch.target(d), lambda *_: launch.start(d, [__file__], Path("outs/train-logs")))
+        return
+    from pipeline.training import on_nodes  # Ray
+    from pipeline.workers import cluster
+
+    with cluster.connected(d.cluster):
+        target = cluster.nodes(d)[0].target
+        hardware.check_cluster(params, target, *_sections(params))
+        params = params.model_copy(update={"device": d.model_copy(update={"target": target})})
+        _train(params, target, partial(on_nodes.train, *_for_nodes(params), PATHS.out, RANK))
+
+
+def _train(params: Params, target: str, start: Callable[[Callable[[Train, int], Training]], None]) -> None:
+    """Train on `target` in this process, or `start` the ranks that do."""
     paths = replace(PATHS, **_starts(params))
-    originals = _originals(params) if reads["cache_latents"] else None
-    captions = _captions(params) if reads["cache_text"] else None
+    reads = _sections(params)
+    originals = _originals(params) if "cache_latents" in reads else None
+    captions = _captions(params) if "cache_text" in reads else None
     how = usual(params.cache_latents), originals, captions, params.cache_text.emphasis
     data = open_data(paths, made_with(params), params.train, *how)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
@@ -60,16 +80,12 @@ def main(params: Params) -> None:
     ranks = launch.world_size(params.device)
     end, _ = count_steps(data, params.train, ranks)
     d = params.device
-    training = key.training(
-        paths,
-        params.model.config,
-        launch.kernels(d),
-        params.diffusion,
-        params.train,
-        ranks,
-        end,
-        origin,
-    )
+    kernels = launch.kernels(d, target)
+
+    def training_of(train: Train, ranks: int) -> Training:
+        return key.training(paths, params.model.config, kernels, params.diffusion, train, ranks, end, origin)
+
+    training = training_of(params.train, ranks)
     with launch.turn(training.name, d):
         if launch.first(d):
             done = finished.take(training, PATHS.out, params.train.keep_state)
@@ -79,14 +95,14 @@ def main(params: Params) -> None:
             if params.train.tensorboard and launch.first(d):
                 tensorboard.writer(PATHS.out / "live").close()
             return
-        if ranks > 1 and not launch.inside():
+        if (ranks > 1 or d.cluster) and not launch.inside():
             data.reader.close()
-            launch.start(d, [__file__], Path("outs/train-logs"))
+            start(training_of)
             return
 
         # Training convolves by products on a CPU, and they want AVX-512 (pipeline/models/cpu/convolution.py).
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")
-        if launch.target(d) == "Ascend":
+        if target == "Ascend":
             os.environ.setdefault("MS_DEV_RUNTIME_CONF", "backend_compile_cache:False")  # see training/compiled.py
         # Only now: importing MindSpore takes seconds.
         from pipeline.training import build
@@ -94,6 +110,33 @@ def main(params: Params) -> None:
 
         device = build.device(d)
         fine_tune(training, data, paths, params.model.config, device, params.diffusion, params.train)
+
+
+def _sections(params: Params) -> list[str]:
+    """Of params.yaml, those whose demands on the device this stage has."""
+    live = {"cache_latents": params.train.source == "pictures", "cache_text": params.train.reads_captions}
+    return ["device", "train", *(section for section, read in live.items() if read)]
+
+
+def _for_nodes(params: Params) -> tuple[Params, dict[str, Path]]:
+    """`params` as they are on a node of a cluster, and what it needs of this computer, by its place there. Raises
+    StageError where nodes would need the pictures themselves."""
+    if params.train.source == "pictures":
+        raise StageError(
+            "device.cluster is set and train.source is pictures, which a node of the cluster may not have; set train.source "
+            "to cache, or device.cluster to null and start the stage on each node (docs/sdxl-on-npus.md)"
+        )
+    files = {str(path): path for path in (*vars(PATHS).values(), SOURCES) if path != PATHS.out and path.exists()}
+    start, tokenizer = Path(params.train.init_from), Path(params.model.tokenizer)
+    if start != PATHS.unet:
+        files[f"start/{start.name}"] = start
+        params = params.model_copy(
+            update={"train": params.train.model_copy(update={"init_from": f"start/{start.name}"})}
+        )
+    if params.train.reads_captions:
+        files |= {str(CAPTIONS): CAPTIONS, "tokenizer": tokenizer}
+        params = params.model_copy(update={"model": params.model.model_copy(update={"tokenizer": "tokenizer"})})
+    return params, files
 
 
 def _starts(params: Params) -> dict[str, Path]:

@@ -79,6 +79,7 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"device.master": "a:0"}, r"device\.master: wanted a port of 1 to 65535"),
         ({"device.master": "10.0.0.300:8118"}, r"device\.master: wanted four numbers of 0 to 255.*10\.0\.0\.300"),
         ({"device.master": "10.0.1:8118"}, r"device\.master: wanted four numbers"),
+        ({"device.min_nodes": 2}, r"device\.min_nodes: must be at most nodes \(1\), found 2"),
         ({"device.nodes": 2}, r"device\.master: nodes 2 need an address .*127\.0\.0\.1:8118 is itself"),
         *[({"device.nodes": 3, "device.node_rank": 2, "device.master": f"{host}:8118"}, r"device\.master: nodes 3 need")
           for host in ("127.0.1.1", "0.0.0.0", "localhost", "LOCALHOST.", "a.localhost")],
@@ -177,6 +178,7 @@ def test_what_cannot_work_is_refused(tmp_path, changes, said):
         ASCEND | {"cache_text.precision": "bfloat16"},
         {"data.images": "/elsewhere/outs/pictures"},
         {"device.nodes": 2, "device.master": "10.0.0.1:8118"},
+        {"device.nodes": 2, "device.min_nodes": 2, "device.cluster": "auto"},
         {"device.nodes": 2, "device.master": "node-0.cluster:8118"},
         {"device.master": "localhost:8118"},
         {"index.buckets": False, "index.resolution": 128, "index.max_enlargement": 2.0, "index.max_pixels": 4096},

@@ -471,6 +471,13 @@ def test_the_doctor_looks_at_each_node(nodes, monkeypatch):
     settings = params(**{"device.cluster": nodes.address})
     found = only(cluster.cluster(settings))
     assert found.state == GOOD and found.found.startswith("2 nodes, 2 workers")
+    for changed, state, said in (
+        ({"device.nodes": 3}, DOUBTFUL, "training has 2 ranks, with batches of 6 x 2"),
+        ({"device.nodes": 3, "device.min_nodes": 3}, BAD, "2 nodes can train"),
+    ):
+        wanted = params(**{"device.cluster": nodes.address, "train.batch_size": 8} | changed)
+        found = only(cluster.cluster(wanted))
+        assert (found.state, found.found) == (state, said)
     monkeypatch.setattr(cluster, "pins", lambda file: [("mindspore", "2.10.0"), ("pillow", "1")])
     monkeypatch.setattr(cluster, "_here", lambda names: {"mindspore": "2.10.0", "pillow": "1.0"})
     for finding in cluster.cluster(settings):

@@ -50,6 +50,8 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     device, train = params.device, params.train
     if device.node_rank >= device.nodes:
         yield "device.node_rank", f"must be below nodes ({device.nodes}), found {device.node_rank}"
+    if device.min_nodes > device.nodes:
+        yield "device.min_nodes", f"must be at most nodes ({device.nodes}), found {device.min_nodes}"
     host, _, port = device.master.rpartition(":")
     if not 0 < int(port) < 2**16:
         yield "device.master", f"wanted a port of 1 to 65535, found {device.master}"
@@ -59,7 +61,7 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     if address is None and re.fullmatch(r"[0-9.]+", host):
         yield "device.master", f"wanted four numbers of 0 to 255, or a name, before the port; found {device.master}"
     own = address is not None and (address.is_loopback or address.is_unspecified)
-    if device.nodes > 1 and (own or host.lower().removesuffix(".").endswith("localhost")):
+    if device.nodes > 1 and device.cluster is None and (own or host.lower().removesuffix(".").endswith("localhost")):
         yield (
             "device.master",
             f"nodes {device.nodes} need an address of node 0 that the others can reach, such as 10.0.0.1:8118; on each "

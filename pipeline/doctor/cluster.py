@@ -45,9 +45,27 @@ def cluster(params: Params) -> list[Finding]:
                 wanted = "the packages that this node has (in brackets)"
                 do = "`pip install -r requirements.txt` in the Python of its Ray"
                 findings.append(Finding("cluster", BAD, f"{name}: {shown}", wanted, do))
+    findings += training(params, [workers.count(name) for name in dict.fromkeys(workers)])
     idle = ", ".join(name for name in nodes if name not in workers)
     said = f"{len(nodes)} nodes, {len(workers)} workers for the cache stages" + (f"; none on {idle}" if idle else "")
     return findings or [Finding("cluster", GOOD, said)]
+
+
+def training(params: Params, places: list[int]) -> list[Finding]:
+    """Where nodes with so many workers' places each are fewer than training is to have."""
+    from pipeline.training.on_nodes import layout  # Ray
+
+    device = params.device
+    if len(places) < device.min_nodes:
+        said = f"{len(places)} nodes can train"
+        wanted = f"{device.min_nodes} (device.min_nodes), for which training waits"
+        return [Finding("cluster", BAD, said, wanted, "start Ray on more, or lower it")]
+    found, wanted = layout(device, params.train, places), device.nodes * device.workers
+    if found.ranks < wanted:
+        said = f"training has {found.ranks} ranks, with batches of {found.batch_size} x {found.accumulation}"
+        all_of_them = f"{wanted} ranks (device.nodes x device.workers)"
+        return [Finding("cluster", DOUBTFUL, said, all_of_them, "start Ray on more nodes, or it takes longer")]
+    return []
 
 
 def _here(names: list[str]) -> dict[str, str | None]:

@@ -156,7 +156,9 @@ def main(params: Params) -> None:
     end, _ = count_steps(data, params.train, ranks)
     origin = {name: {"name": "random", "file": True, "sha256": "0"} for name in ("base", "vae")}
     origin |= {"config": "tiny", "resolution": _SIDE}
-    training = key.training(_PATHS, "tiny", launch.kernels(d), params.diffusion, params.train, ranks, end, origin)
+    training = key.training(
+        _PATHS, "tiny", launch.kernels(d, launch.target(d)), params.diffusion, params.train, ranks, end, origin
+    )
     from pipeline.training import build
     from pipeline.training.run import fine_tune
 

@@ -28,8 +28,14 @@ _REASONS = {
     errno.EADDRNOTAVAIL: "it is no address of this computer (`ip address` lists them)",
     errno.EACCES: "a port below 1024 is root's",
 }
-_RANK_FAILED = re.compile(rb"Worker process \d+ exit with exception")  # what msrun of MindSpore 2.10.0 says of it
+_RANK_FAILED = re.compile(
+    rb"Worker process \d+ exit with exception\. Error code: (-?\d+)"
+)  # what msrun of MindSpore 2.10.0 says of it
 _UNDER_LOCK = "TRAIN_UNDER_LOCK"  # set for ranks whose launcher has the training's lock
+
+
+class RankKilled(StageError):
+    """A signal ended a rank: no fault of the training's."""
 
 
 def inside() -> bool:
@@ -43,14 +49,13 @@ def target(device: Device) -> str:
     return npu.target(device.target, 1 if inside() else device.workers)
 
 
-def kernels(device: Device) -> dict:
-    """The kinds of kernels that a training is of. Raises StageError as `target` does."""
-    found = target(device)
+def kernels(device: Device, target: str) -> dict:
+    """The kinds of kernels that a training on `target` is of."""
     return {
-        "target": found,
+        "target": target,
         "attention": device.attention,
         "jit_level": device.jit_level,
-        "deterministic": npu.deterministic(device.deterministic, found),
+        "deterministic": npu.deterministic(device.deterministic, target),
     }
 
 
@@ -91,7 +96,7 @@ def turn(training: str, device: Device) -> Iterator[None]:
 def _job(device: Device) -> str:
     """Names the run, in each of its processes."""
     if not inside():
-        return device.master if device.nodes > 1 else f"PID {os.getpid()}"
+        return device.master if device.nodes > 1 and device.cluster is None else f"PID {os.getpid()}"
     if "MS_SCHED_HOST" in os.environ:
         return f"{os.environ['MS_SCHED_HOST']}:{os.environ.get('MS_SCHED_PORT')}"
     return os.environ.get("PMIX_NAMESPACE") or os.environ.get("RANK_TABLE_FILE") or ""
@@ -149,10 +154,15 @@ def command(device: Device, script: list[str], logs: Path) -> list[str]:
 
 
 def start(device: Device, script: list[str], logs: Path) -> None:
+    """As `ranks`. Raises StageError also for a device.master at which nodes cannot meet."""
+    check_master(device)
+    ranks(device, script, logs)
+
+
+def ranks(device: Device, script: list[str], logs: Path) -> None:
     """Run `script` on all ranks of this node and wait; rank 0's progress is passed on. The ranks end with this process.
 
-    Raises StageError with the end of the failed rank's log, and for a device.master at which nodes cannot meet."""
-    check_master(device)
+    Raises StageError with the end of the failed rank's log; RankKilled where that was a signal."""
     if device.nodes > 1:  # they may share the folder
         logs = logs / f"node_{device.node_rank}"
     logs.mkdir(parents=True, exist_ok=True)
@@ -183,7 +193,9 @@ def start(device: Device, script: list[str], logs: Path) -> None:
         ended.set()
         follower.join()
     if failed:
-        raise StageError(f"a training process failed; its log is in {logs}\n{_failure(logs, script[0])}")
+        code = _RANK_FAILED.search((logs / "msrun.log").read_bytes())
+        error = RankKilled if code and code[1].startswith(b"-") else StageError
+        raise error(f"a training process failed; its log is in {logs}\n{_failure(logs, script[0])}")
 
 
 def _wait(run: subprocess.Popen, log: Path, nodes: int) -> bool:

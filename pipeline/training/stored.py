@@ -72,15 +72,17 @@ def sweep(folder: Path, until: int | None = None) -> None:
     for old in store.found(folder, "slices-*"):
         if old not in map(slices_of, kept):
             store.remove(old)
-    wanted = {step for state in kept for step in _weights_for(state)}
+    wanted = {step_of(path) for state in kept for path in weights_for(state)}
     for old in store.found(folder, "weights-*"):
         if step_of(old) not in wanted and (until is None or step_of(old) <= until):
             store.remove(old)
 
 
-def _weights_for(state: Path) -> list[int]:
+def weights_for(state: Path) -> list[Path]:
+    """What must be there beside it."""
     with contextlib.suppress(FileNotFoundError):
-        return json.loads((state / "facts.json").read_text()).get("weights", [])
+        steps = json.loads((state / "facts.json").read_text()).get("weights", [])
+        return [weights(state.parent, step) for step in steps]
     return []
 
 

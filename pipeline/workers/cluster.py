@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,36 +47,56 @@ def connected(cluster: str) -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True)
+class Node:
+    name: str  # its address, or what `ray start --node-name` says
+    key: str  # tells apart nodes of one name
+    target: str  # "CPU" | "Ascend"
+    places: int  # for workers: one for each NPU, or device.workers
+    cpus: int
+
+    def share(self, places: int) -> dict:
+        """What an actor asks Ray for that has so many of the places, and where it is to be."""
+        wanted = (
+            {"num_cpus": 0, "resources": {"NPU": places}}
+            if self.target == "Ascend"
+            else {"num_cpus": max(1, places * self.cpus // self.places)}
+        )
+        return wanted | {"scheduling_strategy": NodeAffinitySchedulingStrategy(self.key, soft=False)}
+
+
+def nodes(device: Device) -> list[Node]:
+    """Those of the cluster that have the device that is asked for. Raises StageError when none can have it."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    npus = [int(node["Resources"].get("NPU", 0)) for node in alive]
+    target = "CPU" if device.target == "CPU" or device.target == "auto" and not any(npus) else "Ascend"
+    if target == "Ascend" and not any(npus):
+        raise StageError(
+            "device.target is Ascend, and no node of the cluster has the resource NPU: start their Ray with "
+            "`--resources='{\"NPU\": 8}'` if it does not find them itself, or set device.target to auto or CPU"
+        )
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in alive]
+    return [
+        Node(node["NodeName"], node["NodeID"], target, places, cpu)
+        for node, npu, cpu in zip(alive, npus, cpus, strict=True)
+        if (places := npu if target == "Ascend" else device.workers * (cpu > 0))
+    ]
+
+
 class Actors:
     """A crew of actors, which each call `make` once."""
 
     def __init__(self, device: Device, make: Callable[[], Work]):
         self._device, self._make = device, ray.put(make)
-        self._nodes: dict[str, dict] = {}
+        self._nodes: dict[str, Node] = {}
 
     def places(self) -> list[Place]:
-        self._nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        npus = {name: int(node["Resources"].get("NPU", 0)) for name, node in self._nodes.items()}
-        if self._device.target == "CPU" or self._device.target == "auto" and not any(npus.values()):
-            npus = dict.fromkeys(npus, self._device.workers)
-        elif not any(npus.values()):
-            raise StageError(
-                "device.target is Ascend, and no node of the cluster has the resource NPU: start their Ray with "
-                "`--resources='{\"NPU\": 8}'` if it does not find them itself, or set device.target to auto or CPU"
-            )
-        return [
-            Place(node["NodeName"], number, name)  # its address, or what `ray start --node-name` says
-            for name, node in self._nodes.items()
-            for number in range(npus[name])
-        ]
+        found = nodes(self._device)
+        self._nodes = {node.key: node for node in found}
+        return [Place(node.name, number, node.key) for node in found for number in range(node.places)]
 
     def start(self, place: Place) -> "Actor":
-        node = self._nodes[place.key]["Resources"]
-        if self._device.target != "CPU" and node.get("NPU"):
-            share = {"num_cpus": 0, "resources": {"NPU": 1}}
-        else:
-            share = {"num_cpus": max(1, int(node.get("CPU", 1)) // self._device.workers)}
-        return Actor(place, share, self._make)
+        return Actor(place, self._nodes[place.key].share(1), self._make)
 
     def wait(self, workers: list["Actor"], seconds: float) -> list["Actor"]:
         streams = {worker.stream: worker for worker in workers if worker.stream is not None}
@@ -92,8 +113,7 @@ class Actor:
 
     def __init__(self, place: Place, share: dict, make: ray.ObjectRef):
         self.place = place
-        where = NodeAffinitySchedulingStrategy(place.key, soft=False)
-        self._actor = _Actor.options(scheduling_strategy=where, **share).remote()
+        self._actor = _Actor.options(**share).remote()
         self.stream = self._actor.begin.options(num_returns="streaming").remote(make)
 
     def give(self, unit) -> None:
@@ -131,9 +151,7 @@ class _Actor:
     def begin(self, make: Callable[[], Work]) -> Iterator[Message]:
         def messages():
             yield Began()
-            for name in ("DEVICE_ID", "RANK_ID"):  # an exported one would send all to one NPU; Ray shows each its own
-                os.environ.pop(name, None)
-            os.environ.setdefault("PIPELINE_STORE", str(own_store()))
+            settle()
             self._work = make()
             yield Ready()
 
@@ -148,6 +166,13 @@ class _Actor:
             for path in message.result:
                 yield np.fromfile(path, np.uint8)
                 path.unlink(missing_ok=True)
+
+
+def settle() -> None:
+    """Of an actor's process: its environment is that of the node's Ray, which somebody has started."""
+    for name in ("DEVICE_ID", "RANK_ID"):  # an exported one would send all to one NPU; Ray shows each its own
+        os.environ.pop(name, None)
+    os.environ.setdefault("PIPELINE_STORE", str(own_store()))
 
 
 def own_store() -> Path:

@@ -48,6 +48,12 @@ class Parcel:
             return found, self.source
         return found, _ByWayOf(self.source, self.first)
 
+    def forget(self) -> None:
+        """Remove what was fetched to this node, where it lies; links to it stay what they are."""
+        for inner in self.files.values():
+            for path in [_links(inner), *map(_fetched_to, inner.values())]:
+                store.remove(path)
+
     def _unpacked(self, inner: dict[str, _File]) -> Path:
         here = {name: self._fetched(file) for name, file in inner.items()}
         if "." in inner:
@@ -55,8 +61,7 @@ class Parcel:
         if all(str(here[name]) == file.place for name, file in inner.items()):
             name, file = next(iter(inner.items()))
             return Path(file.place.removesuffix(f"/{name}"))
-        listing = repr(sorted((name, file.digest) for name, file in inner.items()))
-        folder = _folder() / f"{_LINKS}{hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()}"
+        folder = _links(inner)
         if not folder.exists():
 
             def link(temporary: Path) -> None:
@@ -68,8 +73,7 @@ class Parcel:
         return folder
 
     def _fetched(self, file: _File) -> Path:
-        place = Path(file.place)
-        path = _folder() / f"{file.digest}{place.suffix}"
+        place, path = Path(file.place), _fetched_to(file)
         with locks.lock(f"file-{file.digest}", "fetches the same file"):
             for known in (place, path):
                 with contextlib.suppress(OSError):
@@ -125,6 +129,16 @@ def _files(path: Path) -> dict[str, _File]:
         file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()
     }  # fmt: skip
     return {name: _File(file_hash(file), file.stat().st_size, os.path.abspath(file)) for name, file in inner.items()}
+
+
+def _links(inner: dict[str, _File]) -> Path:
+    """Where a node puts a folder of these."""
+    listing = repr(sorted((name, file.digest) for name, file in inner.items()))
+    return _folder() / f"{_LINKS}{hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()}"
+
+
+def _fetched_to(file: _File) -> Path:
+    return _folder() / f"{file.digest}{Path(file.place).suffix}"
 
 
 def _seen_by_all(source: Source) -> bool:

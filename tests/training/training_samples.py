@@ -261,14 +261,10 @@ def _kill_at(place: str, number: str) -> None:
         state.States.clear = kill_after(lambda *_: None, lambda *_: True)
 
 
-def main() -> None:
-    from stages import train
-
+def be_small(stub: bool) -> None:
+    """Of this process: "tiny" is CONFIG, and with `stub` the networks are stubs."""
     config.CONFIGS["tiny"] = CONFIG
-    launch.start = functools.partial(_start, launch.start)
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["stub"]:
-        arguments.pop(0)
+    if stub:
         from pipeline.training import build, compiled
         from pipeline.weights import source
         from tests.models.stub_unet import StubUNet
@@ -279,6 +275,18 @@ def main() -> None:
         build.vae_encoder = lambda *_: encode_pixels
         build.text_encoder = lambda *_: encode_ids
         compiled._KEPT_KEYS = 1000  # of all tests
+
+
+def main() -> None:
+    from stages import train
+
+    launch.start = functools.partial(_start, launch.start)
+    train.RANK = "tests.training.rank_on_stub"
+    arguments = sys.argv[1:]
+    stub = arguments[:1] == ["stub"]
+    be_small(stub)
+    if stub:
+        arguments.pop(0)
     if arguments[:1] and arguments[0].startswith("kill="):
         _kill_at(*arguments.pop(0).removeprefix("kill=").partition(":")[::2])
     pairs = [pair.split("=", 1) for pair in arguments]

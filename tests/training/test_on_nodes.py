@@ -1,0 +1,116 @@
+"""Training on the nodes of a Ray cluster, which are raylets of this computer with a store each, on the stub of the UNet."""
+
+import time
+
+import pytest
+
+from tests.training.test_distributed import SETTINGS, assert_close, outcome
+from tests.training.test_resume import start, train
+from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
+
+ray = pytest.importorskip("ray", reason="Ray is not installed here: pip install -r requirements-ray.txt")
+
+from pipeline.training.on_nodes import Layout, layout, split  # noqa: E402  (Ray)
+
+TWO = [
+    *("device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2", "train.shard_optimizer=true"),
+    "train.checkpointing_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = write_workspace(tmp_path_factory.mktemp("on_nodes"), count=30, buckets=((64, 64), (64, 32)))
+    write_stub(root / "outs/convert/unet.ckpt")
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(workspace, graphs, tmp_path_factory):
+    train(workspace, share_graphs(tmp_path_factory.mktemp("alone"), graphs), *SETTINGS, "train.batch_size=8")
+    return outcome(workspace)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, graphs):
+    """Two nodes to train on, and one without CPUs where the stage begins; each with a store of its own."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))  # for rank_on_stub.py; the project's code comes by Ray
+        first = {"num_cpus": 0, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.2"}
+        cluster = Cluster(initialize_head=True, head_node_args={**first, "include_dashboard": False})
+        for name in ("127.0.0.3", "127.0.0.4"):
+            patch.setenv("PIPELINE_STORE", str(share_graphs(tmp_path_factory.mktemp(name) / "store", graphs)))
+            cluster.add_node(num_cpus=1, object_store_memory=100 << 20, node_ip_address=name)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("places", "wanted"),
+    [
+        ([8, 8, 8], Layout(2, 8, 4, 1)),
+        ([8], Layout(1, 8, 4, 2)),
+        ([8, 7], Layout(1, 8, 4, 2)),  # 7 on each do not divide 64
+        ([4, 4], Layout(2, 4, 4, 2)),
+        ([2, 2, 1], Layout(2, 2, 4, 4)),
+        ([3], Layout(1, 2, 4, 8)),
+        ([1], Layout(1, 1, 4, 16)),
+    ],
+)
+def test_the_ranks_that_are_left_share_the_batch_evenly(places, wanted):
+    settings = params(**{"train.batch_size": 4, "device.workers": 8, "device.nodes": 2, "device.cluster": "auto"})
+    found = layout(settings.device, settings.train, places)
+    assert found == wanted
+    train = split(settings, found).train
+    assert found.ranks * train.batch_size * train.gradient_accumulation_steps == 64
+
+
+def test_a_sink_is_left_where_steps_are_accumulated():
+    sink = {"device.sink_size": 10, "device.target": "Ascend", "index.buckets": False}
+    settings = params(**sink | {"device.workers": 2, "device.cluster": "auto"})
+    assert split(settings, Layout(1, 2, 4, 1)).device.sink_size == 10
+    assert split(settings, Layout(1, 1, 4, 2)).device.sink_size == 0
+
+
+def test_what_a_rank_finds_wrong_ends_the_stage_and_names_its_node(workspace, tmp_path, cluster):
+    settings = ["train.learning_rate=1000000.0", "train.weight_decay=0.0", f"device.cluster={cluster.address}"]
+    said = train(workspace, tmp_path / "store", *SETTINGS, *TWO, *settings, code=1)
+    assert "training_samples.py: 127.0.0.3: a training process failed" in said
+    assert "Its samples (content hashes" in said and said.count("2 ranks on") == 1
+    assert not (workspace / "outs/train/weights").exists()
+
+
+def test_what_the_nodes_cannot_do_is_said_before_they_are_asked(workspace, tmp_path, cluster):
+    settings = ["train.precision=bfloat16", "device.target=auto", f"device.cluster={cluster.address}"]
+    said = train(workspace, tmp_path / "store", *SETTINGS, *settings, code=1)
+    assert "train.precision: bfloat16 needs an Ascend NPU and no node of the cluster has one" in said
+
+
+def test_pictures_themselves_are_refused(workspace, tmp_path, cluster):
+    settings = ["train.source=pictures", f"device.cluster={cluster.address}"]
+    said = train(workspace, tmp_path / "store", *SETTINGS, *settings, code=1)
+    assert "device.cluster is set and train.source is pictures" in said
+
+
+def test_a_node_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, alone):
+    """Nor does it lose the state that it had written: it is in the store of the node where the stage began."""
+    run = start(workspace, tmp_path / "store", *SETTINGS, *TWO, f"device.cluster={cluster.address}")
+    until = time.monotonic() + 300
+    while not list(tmp_path.glob("store/train/*/step-*")) and run.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert not (workspace / "outs/train/weights").exists()
+    curves = (workspace / "outs/train/live/log.jsonl").read_text()
+    node = next(node for node in cluster.list_all_nodes() if node.node_ip_address == "127.0.0.3")
+    cluster.remove_node(node, allow_graceful=False)
+    said = run.wait()
+    assert run.returncode == 0, said
+    assert "2 ranks on 127.0.0.3, each with batches of 2 x 2" in said
+    assert "127.0.0.3 is lost" in said and "2 ranks on 127.0.0.4" in said and "goes on after step" in said
+    assert "train/loss" in curves
+    assert_close(outcome(workspace), alone)
+    assert not list(tmp_path.glob("store/train/*/s*-*"))  # a finished run's states
