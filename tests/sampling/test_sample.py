@@ -27,6 +27,7 @@ from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from stages import sample as sample_stage
 from tests.golden import samplers_rule
+from tests.sampling import alone
 from tests.training import training_samples
 from tests.weights import synthetic
 
@@ -440,12 +441,7 @@ def test_every_setting_reaches_the_stages_pictures(project, monkeypatch, changes
     for index, (model, one) in enumerate((model, one) for model in factor for one in (first, second)):
         loaded.append(factor[model])
         text, negative = encode([one.prompt], [one.negative_prompt], tokens.Tokenizer(tokenizer), encoder, 1)
-        denoise = draw.guided(predict, *text, one.height, one.width, one.guidance_scale, p.diffusion.prediction,
-                              negative, p.sample.guidance_rescale)  # fmt: skip
-        noise = draw.noise_of(one.seed, 0, (4, one.height // 8, one.width // 8))[None]
-        begun = samplers.begin(p.sample.sampler, noise, one.steps, p.diffusion.prediction,
-                               p.diffusion.zero_terminal_snr, p.diffusion.flow_shift)  # fmt: skip
-        drawn = SAMPLERS[p.sample.sampler].sample(denoise, *begun, lambda: None)[0]
+        drawn = alone.drawn(predict, one, text, negative, p.sample.sampler, p.diffusion, p.sample.guidance_rescale)
         np.testing.assert_allclose(decoded[index], drawn / scale + p.diffusion.shift_factor, rtol=1e-5, atol=1e-5)
     assert len(decoded) == 6 and rows == ["base", "step 2", "fine-tuned"]
     text = Image.open("outs/sample/01_tuned.png").text["parameters"]
