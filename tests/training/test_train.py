@@ -268,6 +268,19 @@ def test_the_weights_are_whole_and_named_as_in_the_base(train, workspace):
     assert all((found.weights[name] != base[name]).any() for name in base)
 
 
+@pytest.mark.parametrize("ema", [False, True])
+def test_weights_in_between_and_the_best_are_those_of_a_run_of_so_many_steps(train, tmp_path, ema):
+    """Or its averages, where there are some."""
+    settings = VALIDATED | {"train.validation_interval": 1, "train.learning_rate": 0.03, "train.keep_best": True}
+    settings |= {"train.ema": ema, "train.ema_decay": 0.5, "train.save_interval": 2}
+    long = train(**settings)
+    best = provenance.read(tmp_path / "out/weights" / provenance.RUN, "train")["best_step"]
+    assert best == 3 and long.between.keys() == {"step-00000002", "step-00000004", "unet_best"}
+    for name, steps in (("step-00000002", 2), ("unet_best", best)):
+        short = train(**settings | {"train.steps": steps, "train.keep_best": False, "train.save_interval": 0})
+        assert same(long.between[name], short.ema if ema else short.weights)
+
+
 def test_beside_the_weights_stands_what_they_were_trained_with(train, tmp_path):
     """As merge writes it into the model."""
     train()
