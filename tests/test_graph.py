@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline.params import Params
+from pipeline.training import key
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -98,6 +99,21 @@ def test_a_stage_depends_on_the_code_that_it_imports(stage):
     assert not unwatched
     idle = {d for d in deps if not any(f == d or f.startswith(d + "/") for f in needed)}
     assert not idle
+
+
+@pytest.mark.parametrize("text_encoders", ["none", "both"])
+def test_the_key_of_a_training_knows_the_code_that_train_depends_on(monkeypatch, text_encoders):
+    """Else DVC runs train after an edit, and the store gives it the outs of the code before. What pipeline/data made is in the
+    caches, where no caption is read while training."""
+    train = Params.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text())).train
+    train = train.model_copy(update={"text_encoders": text_encoders})
+    deps = [ROOT / dep for dep in code_deps("train") if dep.startswith("pipeline/")]
+    files = {file for dep in deps for file in (dep.rglob("*.py") if dep.is_dir() else [dep])}
+    read, read_bytes = set(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.add(path), read_bytes(path))[1])
+    key._prepared_with(train)
+    of_data = {file for file in files if file.is_relative_to(ROOT / "pipeline/data")}
+    assert of_data and files - read == (of_data if text_encoders == "none" else set())
 
 
 @pytest.mark.parametrize("stage", STAGES)

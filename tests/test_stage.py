@@ -112,6 +112,21 @@ def test_bad_params_stop_the_stage_before_its_work(project):
     assert not (folder / "worked").exists()
 
 
+@pytest.mark.parametrize(("keys", "said"), [("train", True), ("index", False)])
+def test_a_doubt_is_said_by_the_stages_that_have_its_key_before_their_work(project, keys, said):
+    folder, write = project
+    write("print('works', file=sys.stderr)")
+    tree = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    tree["train"]["snr_gamma"] = 5.0
+    tree["diffusion"] |= {"prediction": "v", "zero_terminal_snr": True}
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"it": {"params": [keys]}}}))
+    done = start(folder)
+    before, work, _ = done.stderr.partition("works")
+    assert done.returncode == 0 and work
+    assert ("it.py: train.snr_gamma: with diffusion.zero_terminal_snr true the last timestep" in before) == said
+
+
 def test_code_that_changed_meanwhile_fails_the_stage(project):
     """DVC would record the new code with what the old code made."""
     folder, write = project

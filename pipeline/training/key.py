@@ -24,7 +24,8 @@ from pipeline.training.stored import Reach
 FACTS = (
     "run.json"  # beside the weights: where they come from, which merge writes into the model (weights/provenance.py)
 )
-CODE = ("device.py", "training", "diffusion", "models", "cache")
+# Parts of pipeline/ that shape the outs: the weights, adapters and their metadata, and the pictures on the way.
+CODE = ("device.py", "training", "diffusion", "models", "cache", "sampling", "weights")
 # Keys of the train section that say how the batch of a step is split: they change last bits only.
 _SPLIT_KEYS = {"batch_size", "gradient_accumulation_steps", "shard_optimizer"}
 # And those that change nothing; for init_from the file's content stands.
@@ -74,7 +75,7 @@ def training(
         "diffusion": diffusion.model_dump(),
         "train": train.model_dump(exclude=left_out) | {"global_batch": global_batch},
         "device": device,
-        **_prepared_with(train.source),
+        **_prepared_with(train),
         "inputs": {
             "unet": file_hash(paths.unet),
             **_encoded(paths, train),
@@ -85,11 +86,11 @@ def training(
     return Training(description, split, Reach(shared if shared else end, end))
 
 
-def _prepared_with(source: str) -> dict:
-    versions, live = {"mindspore": metadata.version("mindspore"), "numpy": np.__version__}, source == "pictures"
+def _prepared_with(train: params.Train) -> dict:
+    versions = {"mindspore": metadata.version("mindspore"), "numpy": np.__version__}
     return {
-        "versions": versions | ({"pillow": metadata.version("pillow")} if live else {}),
-        "code": code_digest(*(["data"] if live else [])),
+        "versions": versions | ({"pillow": metadata.version("pillow")} if train.source == "pictures" else {}),
+        "code": code_digest(*(["data"] if train.reads_captions else [])),
     }
 
 

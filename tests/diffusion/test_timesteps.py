@@ -128,12 +128,13 @@ def test_draws_are_new_at_each_step_and_a_function_of_their_keys():
     assert (timesteps.draw(chances("none"), 0, 1, samples[10:20]) == first[10:20]).all()
 
 
+PURPOSES = (draws.TIMESTEP, draws.NOISE, draws.OFFSET, draws.POSTERIOR, draws.DROPOUT, draws.VALIDATION,
+            draws.PERTURBATION, draws.PYRAMID)  # fmt: skip
+
+
 def test_purposes_do_not_share_numbers():
-    found = {
-        draws.generator(0, purpose, 5, 6).random()
-        for purpose in (draws.TIMESTEP, draws.NOISE, draws.OFFSET, draws.POSTERIOR, draws.DROPOUT)
-    }
-    assert len(found) == 5
+    found = {draws.generator(0, purpose, 5, 6).random() for purpose in PURPOSES}
+    assert len(found) == len(PURPOSES)
 
 
 def test_padding_has_a_stream_of_its_own():

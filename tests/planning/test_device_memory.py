@@ -17,11 +17,11 @@ from pipeline.models.cpu import convolution
 from pipeline.models.layers import norm_parameters
 from pipeline.models.load import load_weights
 from pipeline.models.unet import UNet
-from pipeline.planning import cpu, npu, step
+from pipeline.planning import cpu, disk, npu, step
 from pipeline.planning import device as device_memory
 from pipeline.planning import unet as unet_walk
 from pipeline.planning.run import from_params, unet_shapes
-from pipeline.training import memory
+from pipeline.training import build, memory, state
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
 from pipeline.training.optimizers.adamw8bit import AdamW8bit
@@ -29,7 +29,8 @@ from pipeline.training.optimizers.common import decays
 from pipeline.training.optimizers.lion import Lion
 from pipeline.training.optimizers.prodigy import Prodigy
 from pipeline.training.optimizers.rounding import Rounding
-from pipeline.training.step import average_of
+from pipeline.training.step import Settings, Update, average_of
+from pipeline.training.stored import Reach
 from pipeline.weights import ckpt
 from pipeline.weights.names import PREFIX
 from tests.models import onednn
@@ -88,6 +89,21 @@ def test_ema_and_rounding_are_what_is_allocated(unet):
     weights = [p for path, p in unet.parameters_and_names() if path not in norms]
     rounding = Rounding(weights, 0)
     assert memory.rounding(SHAPES, "bfloat16") == nbytes((rounding.table, rounding.keys))
+
+
+@pytest.mark.parametrize(("optimizer", "ema"), [("adamw", True), ("adamw8bit", False)])
+def test_a_states_file_is_as_large_as_planned(unet, device, tmp_path, monkeypatch, optimizer, ema):
+    """Beside names, shapes and four counters."""
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path))
+    p = params(**{"train.optimizer": optimizer, "train.ema": ema})
+    rule = build.optimizer(unet, device, p.train)
+    update = Update(rule, average_of(rule.parameters) if ema else None, Settings())
+    slots = build.slots(rule, update, 0, 1)
+    states = state.States("name", {}, Reach(9, 9))
+    states.save(3, slots, {}, tmp_path / "live", 1, 0, lambda: None)
+    states.wait()
+    found = (states.newest() / "state.ckpt").stat().st_size
+    assert 16 < found - disk.state_bytes(from_params(p, 100)) < 100 * len(slots)
 
 
 def test_bytes_of_a_number_at_full_size():

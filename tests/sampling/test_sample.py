@@ -27,6 +27,7 @@ from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from stages import sample as sample_stage
 from tests.golden import samplers_rule
+from tests.sampling import alone
 from tests.training import training_samples
 from tests.weights import synthetic
 
@@ -374,6 +375,80 @@ def test_the_stage_draws_both_models_from_the_same_noise(project):
     assert not np.array_equal(pictures["00_base.png"], pictures["02_base.png"])
     assert np.array_equal(pictures["00_step-00000002.png"], pictures["00_tuned.png"])  # of the same weights here
     assert "Model: step-00000002, " in Image.open(out / "00_step-00000002.png").text["parameters"]
+
+
+KARRAS = {
+    "sample.sampler": "dpmpp_2m_karras",
+    "sample.guidance_rescale": 0.7,
+    "diffusion.scaling_factor": 0.26,
+    "diffusion.shift_factor": 0.3,
+}
+ENDS_IN_NOISE = {"sample.sampler": "ddim", "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}
+FLOW = {"diffusion.prediction": "flow", "diffusion.flow_shift": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (KARRAS, "Sampler: DPM++ 2M, Schedule type: Karras, {}, CFG Rescale: 0.7, {}"),
+        (ENDS_IN_NOISE, "Sampler: DDIM, Schedule type: Automatic, {}, Noise Schedule: Zero Terminal SNR, {}"),
+        (FLOW, "Sampler: Euler, Schedule type: Automatic, {}, Shift: 2.5, {}"),
+    ],
+    ids=["karras", "zero_terminal_snr", "flow"],
+)
+def test_every_setting_reaches_the_stages_pictures(project, monkeypatch, changes, said):
+    """With formulas in the networks' places, each picture as it is drawn alone."""
+    from pipeline import device
+    from pipeline.models import encode as networks
+    from pipeline.sampling import grid as sheet
+    from pipeline.sampling import unet as unets
+
+    factor = {sample_stage.BASE: 0.1, Path("outs/train/weights/step-00000002.ckpt"): 0.3, sample_stage.MERGED: 0.9}
+    loaded, decoded, rows = [], [], []
+
+    def predict(x_t, timesteps, context, vector):
+        of_each = context.mean(axis=(1, 2)) + vector.mean(axis=1) + timesteps / 1000
+        return np.tanh(loaded[-1] * x_t + of_each.reshape(-1, 1, 1, 1)).astype(np.float32)
+
+    def encoder(ids, ids_2):
+        return np.sin(ids[:, :, None] + np.arange(8, dtype=np.float32)), np.cos(ids[:, :6]).astype(np.float32)
+
+    def decode(latents):
+        decoded.append(latents[0])
+        return np.zeros((1, 3, 64, 64), np.float32)
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(device, "setup", lambda *_: None)
+    monkeypatch.setattr(networks, "text_encoder", lambda *_: encoder)
+    monkeypatch.setattr(networks, "vae_decoder", lambda *_: decode)
+    monkeypatch.setattr(unets, "make", lambda *_: (lambda path, _: loaded.append(factor[path]), predict))
+    monkeypatch.setattr(sheet, "grid", lambda found, prompts: (rows.extend(found), grid(found, prompts))[1])
+    own = {"prompt": "a blue star", "negative_prompt": "a square", "steps": 3, "seed": 5, "guidance_scale": 2.0}
+    own |= {"width": 96, "height": 32}
+    tokenizer = ROOT / "data/tokenizer"
+    shared = {"prompts": ["a circle", own], "saved_steps": [2], "steps": 4, "width": 64, "height": 64}
+    shared |= {"guidance_scale": 4.0, "seed": 1, "batch_size": 8}
+    p = training_samples.params(
+        **{"model.tokenizer": str(tokenizer), "train.save_interval": 2},
+        **{f"sample.{key}": value for key, value in shared.items()},
+        **changes,
+    )
+    sample_stage.main(p)
+
+    first = picture("a circle", 64, 64, 4, guidance_scale=4.0, seed=1)
+    second = picture(own["prompt"], 96, 32, 3, negative_prompt="a square", guidance_scale=2.0, seed=5)
+    scale = p.diffusion.scaling_factor or TINY.vae.scaling_factor
+    for index, (model, one) in enumerate((model, one) for model in factor for one in (first, second)):
+        loaded.append(factor[model])
+        text, negative = encode([one.prompt], [one.negative_prompt], tokens.Tokenizer(tokenizer), encoder, 1)
+        drawn = alone.drawn(predict, one, text, negative, p.sample.sampler, p.diffusion, p.sample.guidance_rescale)
+        np.testing.assert_allclose(decoded[index], drawn / scale + p.diffusion.shift_factor, rtol=1e-5, atol=1e-5)
+    assert len(decoded) == 6 and rows == ["base", "step 2", "fine-tuned"]
+    text = Image.open("outs/sample/01_tuned.png").text["parameters"]
+    assert text.startswith("a blue star\nNegative prompt: a square\nSteps: 3, ")
+    for part in said.split(", {}"):
+        assert part in text
+    assert "CFG scale: 2, Seed: 5, Size: 96x32" in text
 
 
 def test_an_impossible_size_is_refused_and_nothing_is_written(project, tmp_path):

@@ -24,6 +24,10 @@ def encode_pixels(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([means, means[:, :1], spread - 2, spread[:, :1] - 2], axis=1).astype(np.float32)
 
 
+def decode_latents(latents: np.ndarray) -> np.ndarray:
+    return np.tanh(latents[:, :3]).repeat(8, 2).repeat(8, 3)
+
+
 def encode_ids(ids_l: np.ndarray, ids_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     table = np.random.default_rng(0).standard_normal((1024, UNET.context_dim)).astype(np.float32)
     return table[ids_l] + table[ids_g] / 4, table[ids_g][:, :, :6].mean(axis=1)

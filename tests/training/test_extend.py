@@ -140,3 +140,23 @@ def test_patience_stops_at_the_same_step_after_a_resume(train, monkeypatch, tmp_
     taken, resumed = steps_taken(monkeypatch, lambda: train(**settings))
     assert taken == [best + 2] and resumed.rows == whole.rows
     assert resumed == replace(whole, saved=resumed.saved, kept=resumed.kept)
+
+
+def test_patience_averages_and_a_kept_state_go_together(train, monkeypatch):
+    """A longer run counts on from the validations before, and stops where it would have stopped; and so does one that is
+    longer still."""
+    settings = {
+        "train.steps": 9, "train.learning_rate": 0.5, "train.validation_share": 0.2, "train.validation_interval": 1,
+        "train.patience": 2, "train.keep_best": True, "train.keep_state": True, "train.checkpointing_steps": 2,
+        "train.ema": True, "train.ema_decay": 0.5,
+    }  # fmt: skip
+    taken, whole = steps_taken(monkeypatch, lambda: train(**settings))
+    losses = [row["validation/ema_loss"] for row in whole.rows if "validation/ema_loss" in row][1:]
+    best = losses.index(min(losses)) + 1
+    assert taken == list(range(1, best + 3)) and len(taken) < 9
+    forget()
+    train(**settings | {"train.steps": best + 1})
+    taken, extended = steps_taken(monkeypatch, lambda: train(**settings))
+    assert taken == [best + 2] and extended == replace(whole, saved=extended.saved, kept=extended.kept)
+    taken, longer = steps_taken(monkeypatch, lambda: train(**settings | {"train.steps": 12}))
+    assert taken == [best + 2] and longer == replace(whole, saved=longer.saved, kept=longer.kept)

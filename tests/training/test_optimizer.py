@@ -13,18 +13,21 @@ from mindspore import Parameter, Tensor, nn, ops
 from pipeline.models import forms
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet
-from pipeline.training import rates
+from pipeline.training import build, rates
 from pipeline.training.memory import sharded
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.adamw8bit import AdamW8bit
 from pipeline.training.optimizers.common import decays
+from pipeline.training.optimizers.lion import Lion
 from pipeline.training.optimizers.prodigy import FIRST, Prodigy
 from pipeline.training.step import Average, Outcome, Settings, Update, average_of
 from tests.golden import rule
 from tests.golden import training_rule as t
 from tests.golden.compare import training
+from tests.models.stub_unet import StubUNet
 from tests.training.npu_update import SHAPES, held
-from tests.training.training_samples import ROOT
+from tests.training.training_samples import ROOT, UNET, params
 
 pytestmark = pytest.mark.usefixtures("device")
 DECAYED = (True, False, True)
@@ -181,6 +184,39 @@ def test_a_factor_multiplies_a_parameters_learning_rate(name):
         alone = parameters()
         run(Update(OPTIMIZERS[name](alone), None, Settings()), lr=1e-2 * factor)
         np.testing.assert_allclose(values[index].asnumpy(), alone[index].asnumpy(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_factor_multiplies_prodigys_step_and_not_its_d():
+    moves, ds = [], []
+    for factors in (None, FACTORS):
+        values = parameters()
+        optimizer = Prodigy(values, DECAYED, 0.1, 0.9, 0.99, 1e-8, factors)
+        before = [value.asnumpy().copy() for value in values]
+        run(Update(optimizer, None, Settings()), steps=1, lr=1e5)  # d is a millionth
+        moves.append([value.asnumpy() - start for value, start in zip(values, before, strict=True)])
+        ds.append(float(optimizer.numerator.asnumpy()))
+    for factor, plain, found in zip(FACTORS, *moves, strict=True):
+        np.testing.assert_allclose(found, factor * plain, rtol=1e-4, atol=1e-6)
+    assert ds[0] == ds[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", AdamW), ("adamw8bit", AdamW8bit), ("lion", Lion), ("prodigy", Prodigy), ("adafactor", Adafactor)],
+)
+def test_the_key_names_the_optimizer_and_gives_it_its_numbers(device, name, kind):
+    keys = {"optimizer": name, "weight_decay": 0.3, "adam_beta1": 0.8, "adam_beta2": 0.7, "adam_epsilon": 0.6}
+    keys |= {"groups": [{"pattern": "time*", "learning_rate": 0.25}], "seed": 9, "weights_dtype": "bfloat16"}
+    train = params(**{f"train.{key}": value for key, value in keys.items()}).train
+    cell = StubUNet(UNET)
+    for parameter in cell.get_parameters():
+        parameter.set_dtype(ms.bfloat16)
+    found = build.optimizer(cell, device, train)
+    assert type(found) is kind and found.factors == (0.25, 1.0) and set(found.decay) == {0.0, 0.3}
+    if kind in (AdamW8bit, Lion, Prodigy):  # AdamW's numbers change its runs in test_train.py
+        assert (found.beta1, found.beta2) == (0.8, 0.7)
+    if kind in (AdamW8bit, Prodigy):
+        assert found.epsilon == 0.6
 
 
 @pytest.mark.parametrize(

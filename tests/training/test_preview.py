@@ -5,10 +5,14 @@ import pytest
 from PIL import Image
 
 from pipeline.cache.reading.reader import CacheError, Reader
+from pipeline.models.config import TINY
 from pipeline.params import Prompt
+from pipeline.sampling import draw
+from pipeline.sampling.picture import Picture
 from pipeline.training import preview
 from tests.cache.cache_samples import caption
-from tests.training.training_samples import write_workspace
+from tests.sampling import alone
+from tests.training.training_samples import params, write_workspace
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,68 @@ def test_held_out_captions_are_of_one_bucket_and_without_guidance_text(outs):
     assert len(found) == preview.COUNT == len(text[0]) and {p.number for p in found} == {0, 1, 2, 3}
     assert {(p.width, p.height) for p in found} == {tuple(opened.buckets[0])}
     assert not any(values.any() for values in negative) and all(values.any() for values in text)
+
+
+class Formula:
+    """In the place of a UNet that is trained, and of its graph."""
+
+    training, factor = True, 0.3
+
+    def set_train(self, mode: bool = True) -> None:
+        self.training = mode
+
+    def __call__(self, x_t, timesteps, context, vector):
+        assert not self.training
+        of_each = context.mean(axis=(1, 2)) + vector.mean(axis=1) + timesteps / 1000
+        return np.tanh(self.factor * x_t + of_each.reshape(-1, 1, 1, 1)).astype(np.float32)
+
+
+class Answer(np.ndarray):
+    """As a tensor of MindSpore."""
+
+    def asnumpy(self):
+        return np.asarray(self)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "changes"),
+    [
+        ("dpmpp_2m_karras", {}),
+        ("ddim", {"diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}),
+        ("euler", {"diffusion.prediction": "flow", "diffusion.flow_shift": 2.5}),
+    ],
+    ids=["karras", "zero_terminal_snr", "flow"],
+)
+def test_each_picture_is_drawn_by_its_own_settings_and_those_of_the_run(monkeypatch, tmp_path, sampler, changes):
+    diffusion = params(**{"diffusion.shift_factor": 0.3}, **changes).diffusion
+    unet, decoded = Formula(), []
+
+    def decode(latents):
+        decoded.append(latents)
+        return draw.noise(0, 1, (3, 8 * latents.shape[2], 8 * latents.shape[3]))
+
+    monkeypatch.setattr(preview, "vae_decoder", lambda *_: decode)
+    monkeypatch.setattr(preview, "compiled", lambda cell, _: lambda *arrays: cell(*arrays).view(Answer))
+    monkeypatch.setattr(preview.ms, "Tensor", np.asarray)
+    shared = {"steps": 3, "guidance_scale": 5.0, "seed": 0}
+    pictures = [
+        Picture("a", None, 64, 32, number=0, **shared),
+        Picture("b", "c", 96, 32, number=1, **shared | {"steps": 2, "guidance_scale": 2.0}),
+        Picture("d", None, 64, 32, number=0, **shared | {"seed": 7}),
+    ]
+    text = draw.noise(1, 3, (77, 8)), draw.noise(2, 3, (6,))
+    negative = tuple(map(np.zeros_like, text))
+    negative[0][1], negative[1][1] = 0.5, 0.25
+    paint = preview.painter(unet, TINY, None, None, pictures, text, negative, None, sampler, diffusion, 0.26)
+    for unet.factor in (0.3, 0.9):  # its weights change while it is trained
+        decoded.clear()
+        paint(tmp_path / "a.png")
+        assert unet.training and Image.open(tmp_path / "a.png").size == (64 + 96 + 64, 32)
+        unet.set_train(False)
+        for number, one in enumerate(pictures):
+            own = [tuple(values[number : number + 1] for values in of) for of in (text, negative)]
+            wanted = alone.drawn(unet, one, *own, sampler, diffusion, 0.0)
+            np.testing.assert_allclose(decoded[number][0], wanted / 0.26 + 0.3, rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_of_other_sizes_stand_side_by_side():

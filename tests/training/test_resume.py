@@ -31,9 +31,15 @@ SETTINGS = [
 ]
 
 
+PREVIEWS = [
+    "train.sample_interval=2",
+    "train.previews=[picture 1, {prompt: picture 2, negative_prompt: picture 3, width: 96, steps: 2}]",
+]
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    root = write_workspace(tmp_path_factory.mktemp("resume"), buckets=((64, 64), (64, 32)))
+    root = write_workspace(tmp_path_factory.mktemp("resume"), buckets=((64, 64), (64, 32)), vae=b"vae")
     write_stub(root / "outs/convert/unet.ckpt")
     return root
 
@@ -58,7 +64,7 @@ def environment(store):
 
 
 def ends(workspace: Path):
-    """The weights' bytes, and the curves without what a clock says."""
+    """The weights' bytes, and the curves and pictures without what a clock says."""
     outs = workspace / "outs/train"
     rows = [json.loads(line) for line in (outs / "live/log.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
@@ -67,6 +73,7 @@ def ends(workspace: Path):
         for path in (outs / "live/plots").rglob("*.tsv")
         if not any(name.split("/")[1] == path.stem for name in TIMES)
     }
+    curves |= {path.relative_to(outs).as_posix(): path.read_bytes() for path in (outs / "live/pictures").iterdir()}
     return {path.name: path.read_bytes() for path in (outs / "weights").iterdir()}, rows, curves
 
 
@@ -97,19 +104,28 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken, kills):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "dtype"), [("adafactor", "float32"), ("adamw8bit", "bfloat16")], ids=["adafactor", "adamw8bit"]
+    ("optimizer", "dtype", "further"),
+    [
+        ("adafactor", "float32", []),
+        ("adamw8bit", "bfloat16", []),
+        ("lion", "float32", PREVIEWS),
+        ("prodigy", "bfloat16", ["train.learning_rate=1.0"]),
+    ],
+    ids=["adafactor", "adamw8bit", "lion", "prodigy"],
 )
-def test_every_kind_of_state_is_resumed(workspace, graphs, tmp_path, optimizer, dtype):
+def test_every_kind_of_state_is_resumed(workspace, graphs, tmp_path, optimizer, dtype, further):
     """The loss scale, Adafactor's rows and columns, micro-batches; codes of 8 bits, and weights that are rounded by
-    random numbers."""
+    random numbers; Prodigy's d. And the pictures that were drawn before the kill."""
     settings = [
         *SETTINGS, "train.precision=float16", "train.loss_scale=1.0e+12", f"train.optimizer={optimizer}",
-        f"train.weights_dtype={dtype}", "train.batch_size=2", "train.gradient_accumulation_steps=2",
+        f"train.weights_dtype={dtype}", "train.batch_size=2", "train.gradient_accumulation_steps=2", *further,
     ]  # fmt: skip
     whole, killed = (share_graphs(tmp_path / name, graphs) for name in ("whole", "killed"))
     train(workspace, whole, *settings)
     wanted = ends(workspace)
     assert wanted[1][-2]["train/overflows"] > 0
+    pictures = [f"live/pictures/step-{step:08d}.png" for step in ((2, 4, 6, 8, 9) if further == PREVIEWS else ())]
+    assert sorted(name for name in wanted[2] if name.endswith(".png")) == pictures
     train(workspace, killed, "kill=step:5", *settings, code=-9)
     assert "goes on after step 3" in train(workspace, killed, *settings)
     assert ends(workspace) == wanted

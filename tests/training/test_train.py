@@ -268,6 +268,19 @@ def test_the_weights_are_whole_and_named_as_in_the_base(train, workspace):
     assert all((found.weights[name] != base[name]).any() for name in base)
 
 
+@pytest.mark.parametrize("ema", [False, True])
+def test_weights_in_between_and_the_best_are_those_of_a_run_of_so_many_steps(train, tmp_path, ema):
+    """Or its averages, where there are some."""
+    settings = VALIDATED | {"train.validation_interval": 1, "train.learning_rate": 0.03, "train.keep_best": True}
+    settings |= {"train.ema": ema, "train.ema_decay": 0.5, "train.save_interval": 2}
+    long = train(**settings)
+    best = provenance.read(tmp_path / "out/weights" / provenance.RUN, "train")["best_step"]
+    assert best == 3 and long.between.keys() == {"step-00000002", "step-00000004", "unet_best"}
+    for name, steps in (("step-00000002", 2), ("unet_best", best)):
+        short = train(**settings | {"train.steps": steps, "train.keep_best": False, "train.save_interval": 0})
+        assert same(long.between[name], short.ema if ema else short.weights)
+
+
 def test_beside_the_weights_stands_what_they_were_trained_with(train, tmp_path):
     """As merge writes it into the model."""
     train()
@@ -323,15 +336,24 @@ def test_overflows_are_counted(train):
 
 
 def test_pictures_are_drawn_at_intervals(train, tmp_path, monkeypatch):
+    asked, drawn, decoded, latents = [], [], [], preview.draw.latents
+
     def decoder(config, vae, device, precision):
         assert vae.name == "vae.ckpt"
-        return lambda latents: np.tanh(latents[:, :3]).repeat(8, 2).repeat(8, 3)
+        return lambda latents: (decoded.append(latents[0]), np.tanh(latents[:, :3]).repeat(8, 2).repeat(8, 3))[1]
+
+    def spy(*arguments):
+        asked.append(arguments)
+        drawn.extend(latents(*arguments))
+        return np.stack(drawn[-len(arguments[1]) :])
 
     monkeypatch.setattr(preview, "vae_decoder", decoder)
-    plain = train(**VALIDATED, **{"train.steps": 5})
+    monkeypatch.setattr(preview.draw, "latents", spy)
+    scaled = VALIDATED | {"diffusion.scaling_factor": 0.2, "diffusion.shift_factor": 0.3}
+    plain = train(**scaled, **{"train.steps": 5})
     assert list((tmp_path / "out/live/pictures").iterdir()) == []
-    drawn = train(**VALIDATED, **{"train.steps": 5, "train.sample_interval": 2})
-    assert same(drawn.weights, plain.weights) and drawn.rows == plain.rows
+    found = train(**scaled, **{"train.steps": 5, "train.sample_interval": 2})
+    assert same(found.weights, plain.weights) and found.rows == plain.rows
     found = sorted((tmp_path / "out/live/pictures").iterdir())
     assert [path.name for path in found] == ["step-00000002.png", "step-00000004.png", "step-00000005.png"]
     pictures = [np.array(Image.open(path)) for path in found]
@@ -339,9 +361,18 @@ def test_pictures_are_drawn_at_intervals(train, tmp_path, monkeypatch):
     assert (pictures[0] != pictures[2]).any()
     other = {"prompt": "picture 2", "negative_prompt": "picture 3", "width": 96, "height": 32, "steps": 2}
     own = {"train.previews": ["picture 1", other], "train.preview_sampler": "dpmpp_2m", "train.sample_interval": 5}
-    assert same(train(**VALIDATED, **own, **{"train.steps": 5}).weights, plain.weights)
+    for kept in (asked, drawn, decoded):
+        kept.clear()
+    assert same(train(**scaled, **own, **{"train.steps": 5}).weights, plain.weights)
     (path,) = (tmp_path / "out/live/pictures").iterdir()
     assert Image.open(path).size == (64 + 96, 64)
+    # of the drawing itself test_preview.py has the numbers
+    assert [[one.prompt for one in pictures] for _, pictures, *_ in asked] == [["picture 1"], ["picture 2"]]
+    diffusion = params(**scaled).diffusion
+    assert [arguments[5:7] for arguments in asked] == [("dpmpp_2m", diffusion)] * 2
+    assert not asked[0][3][0].any() and asked[1][3][0].any()  # the negative text
+    for wanted, found in zip(drawn, decoded, strict=True):
+        np.testing.assert_allclose(found, wanted / 0.2 + 0.3, rtol=1e-6)
 
 
 def test_a_finished_run_frees_its_room(train, tmp_path):

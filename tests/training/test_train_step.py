@@ -15,6 +15,7 @@ from pipeline.diffusion import conditioning, loss, schedule
 from pipeline.models import forms
 from pipeline.models.unet import UNet
 from pipeline.training import rates
+from pipeline.training.build import settings as run_settings
 from pipeline.training.optimizers.adamw import AdamW
 from pipeline.training.optimizers.common import decays
 from pipeline.training.step import (
@@ -33,6 +34,7 @@ from tests.golden import objectives_rule as o
 from tests.golden import rule
 from tests.golden import training_rule as t
 from tests.golden.compare import build, training
+from tests.training.training_samples import params
 
 pytestmark = pytest.mark.usefixtures("device")
 OBJECTIVES = np.load(Path(__file__).parents[1] / "golden" / "objectives.npz")
@@ -278,10 +280,10 @@ def test_the_huber_loss_is_the_papers(c):
 
 
 @pytest.mark.parametrize("name, rescaled", [("exponential", False), ("snr", False), ("snr", True)])
-def test_the_huber_loss_with_a_schedule_is_kohyas(name, rescaled):
-    alphas = schedule.alphas_cumprod(rescaled)
-    thresholds = tuple(loss.huber_thresholds(o.HUBER_C, alphas)) if name == "snr" else None
-    settings = Settings(loss_type="huber", huber_c=o.HUBER_C, huber_schedule=name, huber_thresholds=thresholds)
+def test_the_huber_loss_with_a_schedule_is_kohyas(device, name, rescaled):
+    keys = {"train.loss_type": "huber", "train.huber_c": o.HUBER_C, "train.huber_schedule": name}
+    p = params(**keys, **{"diffusion.prediction": "v", "diffusion.zero_terminal_snr": rescaled})
+    settings = run_settings(device, p.diffusion, p.train)
     predicted, target = o.errors()
     line, _, sample_loss = parts(settings)
     line.value.set_data(Tensor(np.ones(line.value.shape, np.float32)))

@@ -18,6 +18,7 @@ import yaml
 
 from pipeline import stage
 from pipeline.cache.format import shards
+from pipeline.cache.format.fingerprint import file_hash
 from pipeline.models import config
 from pipeline.params import Params
 from pipeline.training import launch
@@ -198,16 +199,21 @@ def mask(row: dict) -> np.ndarray:
     return np.random.default_rng(list(row["row"])).integers(0, 256, shape, np.uint8)
 
 
-def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=latent) -> Path:
-    """outs/ of the stages before train, in `root`: `count` pictures with a caption each, in turn of the `buckets`."""
+def write_workspace(root: Path, count: int = 18, buckets=((64, 64),), rows=latent, vae: bytes | None = None) -> Path:
+    """outs/ of the stages before train, in `root`: `count` pictures with a caption each, in turn of the `buckets`. `vae`: what
+    stands for the VAE's checkpoint, where one is there."""
     write_unet(root / "outs/convert/unet.ckpt")
+    made_by = FINGERPRINT
+    if vae is not None:
+        (root / "outs/convert/vae.ckpt").write_bytes(vae)
+        made_by = {"vae": file_hash(root / "outs/convert/vae.ckpt")}
     (root / "outs/convert" / provenance.SOURCES).write_text(json.dumps({"base": SOURCE, "vae": SOURCE}))
     names = images(count)
     write_cache(
         root / "outs/latents",
         shards.LATENTS,
         [rows(image, buckets[n % len(buckets)]) for n, image in enumerate(names)],
-        FINGERPRINT | MADE_WITH["latents"],
+        made_by | MADE_WITH["latents"],
     )
     texts = [f"picture {n}" for n in range(count)]
     fingerprint = TEXT_FINGERPRINT | MADE_WITH["text"]
@@ -265,15 +271,16 @@ def be_small(stub: bool) -> None:
     """Of this process: "tiny" is CONFIG, and with `stub` the networks are stubs."""
     config.CONFIGS["tiny"] = CONFIG
     if stub:
-        from pipeline.training import build, compiled
+        from pipeline.training import build, compiled, preview
         from pipeline.weights import source
         from tests.models.stub_unet import StubUNet
-        from tests.training.live_samples import encode_ids, encode_pixels
+        from tests.training.live_samples import decode_latents, encode_ids, encode_pixels
 
         build.UNet = StubUNet
         build.open_unet = source.open_unet = open_stub
         build.vae_encoder = lambda *_: encode_pixels
         build.text_encoder = lambda *_: encode_ids
+        preview.vae_decoder = lambda *_: decode_latents
         compiled._KEPT_KEYS = 1000  # of all tests
 
 
