@@ -235,3 +235,20 @@ def test_the_losses_are_those_of_the_cached_run(tmp_path, device, monkeypatch):
     assert sum("train/loss" in row for row in live) == 6
     for one, other in zip(cached, live, strict=True):
         np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=2e-3)
+
+
+def test_encoders_of_the_loop_have_the_precision_of_the_caches(tmp_path, device, monkeypatch):
+    """Of pictures, of captions, and of what is frozen beside an encoder that is trained. No CPU computes in this one."""
+    settings = LIVE | {"device.target": "Ascend"}
+    settings |= {"cache_latents.precision": "bfloat16", "cache_text.precision": "bfloat16"}
+    write_originals(tmp_path, count=6)
+    run_stages(tmp_path, **settings)
+    reader = open_reader(tmp_path, **settings).reader
+    assert (reader.precision, reader.texts.precision) == ("bfloat16", "bfloat16")
+
+    def trained(config, device, diffusion, train, paths, precision):
+        raise StageError(f"asked for {precision}")
+
+    monkeypatch.setattr(build, "trained", trained)
+    with pytest.raises(StageError, match="asked for bfloat16"):
+        fine_tune(tmp_path, device, tmp_path / "out", **settings)
