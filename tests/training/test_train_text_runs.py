@@ -96,6 +96,21 @@ def test_ranks_and_micro_batches_train_as_one_with_the_whole_batch(workspace, se
     assert_close(without_key_biases(outcome(workspace)), without_key_biases(unbroken[1]))
 
 
+def test_one_encoder_alone_is_trained(workspace, store):
+    """bigG; CLIP-L alone: test_train_text.py."""
+    few_graphs = ["train.ema=false", "train.validation_share=0.0", "train.keep_best=false", "train.steps=2"]
+    train(workspace, store, *SETTINGS, *few_graphs, "train.text_encoders=clip_g")
+    found, base = (
+        ckpt.read(workspace / "outs/train/weights/unet.ckpt"),
+        ckpt.read(workspace / "outs/convert/clip_g.ckpt"),
+    )
+    assert {part_of(name) for name in found} == {"unet", "clip_g"}
+    moved = {name: np.abs(found[name].array() - tensor.array()).max() for name, tensor in base.items()}
+    still = {name for name, by in moved.items() if not by}
+    assert all(name.endswith("logit_scale") for name in still), still
+    assert 5e-5 < max(moved.values()) < 4e-4  # by about its rate in each step
+
+
 def without_key_biases(found):
     """Attention does not depend on them: their gradients are rounding alone, of which AdamW makes whole steps."""
     weights = {}
