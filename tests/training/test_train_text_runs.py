@@ -8,10 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
+from pipeline.models import with_text
 from pipeline.weights import ckpt, safetensors
 from pipeline.weights.names import part_of
 from tests.training.live_samples import run_stages, write_originals
-from tests.training.test_distributed import assert_close, outcome, port
+from tests.training.test_distributed import TWO_SHARDED, assert_close, outcome, port
 from tests.training.test_live import patched
 from tests.training.test_resume import ends, train
 from tests.training.training_samples import share_graphs
@@ -91,8 +92,12 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, settings, store, unbroken
 
 
 def test_ranks_and_micro_batches_train_as_one_with_the_whole_batch(workspace, settings, store, unbroken):
-    ranks = ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2"]
-    train(workspace, store, *settings, *ranks, port())
+    """Two that share the optimizer's state are killed, and one goes on."""
+    train(workspace, store, "kill=step:3", *settings, *TWO_SHARDED, port(), code=1)
+    (slices,) = store.glob("train/*/slices-*")
+    cut = {with_text.part_of(name.removeprefix("moment1.")) for name in ckpt.read(next(slices.iterdir()))}
+    assert cut == {"unet", "clip_l", "clip_g"}
+    assert "goes on after step 2" in train(workspace, store, *settings)
     assert_close(without_key_biases(outcome(workspace)), without_key_biases(unbroken[1]))
 
 
