@@ -15,7 +15,9 @@ from PIL import Image
 
 from pipeline.models.config import TINY
 from pipeline.params import Prompt, load
+from pipeline.weights import ckpt, safetensors
 from pipeline.weights.adapters.file import write
+from pipeline.weights.names import part_of, to_mindspore
 from tests import quick_python
 from tests.project import copy_project
 from tests.weights import provenance_samples
@@ -44,9 +46,10 @@ for out in [o for kind in ("outs", "metrics", "plots") for o in stage.get(kind, 
     folder.mkdir(parents=True, exist_ok=True)
     (out if out.suffix else out / "stand_in.json").write_text(json.dumps({"digest": int(digest.hexdigest()[:6], 16)}))
 parts = [*trained_parts(params["train"]["text_encoders"]), "unet"]
-weights = bytearray(b"".join(Path(f"outs/convert/{part}.ckpt").read_bytes() for part in parts))
-found = digest.digest()
-weights[-2:] = bytes([found[0], found[1] & 0x3F])  # the last tensor's last value, below 2
+found, weights = digest.digest(), bytearray()
+for part in parts:
+    weights += Path(f"outs/convert/{part}.ckpt").read_bytes()
+    weights[-2:] = bytes([found[0], found[1] & 0x3F])  # its last tensor's last value, below 2
 if params["train"]["adapter"] == "none":
     Path("outs/train/weights/unet.ckpt").write_bytes(weights)
     weights[-2:] = bytes([found[2], found[3] & 0x3F])
@@ -217,8 +220,10 @@ def test_text_encoders_that_are_trained(project):
     assert ran(project, *taught) == ["cache_text", "train", "merge", "sample"]
     assert [path.name for path in (project / "outs/text").iterdir()] == ["not-cached.json"]
     assert list((project / "outs/latents").glob("*.parquet"))
+    assert merged_from_the_trained(project, "clip_l") == {"unet", "clip_l"}
     both = [*taught[:-1], "train.text_encoders=both"]  # the same captions, so that the out stays
     assert ran(project, *both) == ["cache_text", "train", "merge", "sample"]
+    assert merged_from_the_trained(project, "clip_l", "clip_g") == {"unet", "clip_l", "clip_g"}
     assert ran(project, *both, "-S", "train.text_encoder_learning_rate=2e-4") == ["train", "merge", "sample"]
     edit(project / "data/images/metadata.jsonl", "picture 0", "a nullth picture")
     assert ran(project, *both) == ["index", "cache_text", "train", "merge", "sample"]
@@ -229,6 +234,26 @@ def test_text_encoders_that_are_trained(project):
     output = dvc(project, "exp", "run", "-S", "train.text_encoders=none", "-S", "train.text_encoder_learning_rate=1e-4")
     assert stages_of(output) == ["cache_text", "train", "merge", "sample"]
     assert "captions in 1 shards: 1 encoded" in output  # the changed one
+    assert merged_from_the_trained(project) == {"unet"}
+
+
+def merged_from_the_trained(project: Path, *encoders: str) -> set[str]:
+    """Which components of outs/merge/merged.safetensors have a tensor that is not the base's; they are those of
+    outs/train/weights/unet.ckpt, where with the UNet these text encoders are."""
+    merged = safetensors.read(project / "outs/merge/merged.safetensors")
+    base = {}
+    for part in ("clip_l", "clip_g", "unet"):
+        base |= ckpt.read(project / f"outs/convert/{part}.ckpt")
+    trained = ckpt.read(project / "outs/train/weights/unet.ckpt")
+    assert {part_of(name) for name in trained} == {"unet", *encoders}
+    found = set()
+    for name, tensor in merged.items():
+        if (own := to_mindspore(name)) in base and tensor.count:
+            values = np.asarray(tensor.array())
+            np.testing.assert_array_equal(values, (base | trained)[own].array())
+            if not np.array_equal(values, base[own].array()):
+                found.add(part_of(name))
+    return found
 
 
 def test_another_vae(project):

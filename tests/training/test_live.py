@@ -3,11 +3,15 @@
 import contextlib
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.cache.building import pictures
+from pipeline.cache.building.pictures import as_input
 from pipeline.cache.format.preparation import usual
 from pipeline.cache.reading.live import LiveReader
 from pipeline.cache.reading.plan import epoch_plan
@@ -17,7 +21,7 @@ from pipeline.stage import StageError
 from pipeline.training import build, data, key, run
 from stages import train as stage
 from tests.models.stub_unet import StubUNet
-from tests.training.live_samples import encode_ids, encode_pixels, run_stages, stub_encoders, write_originals
+from tests.training.live_samples import encode_ids, encode_pixels, picture, run_stages, stub_encoders, write_originals
 from tests.training.training_samples import CONFIG, UNET, open_stub, params
 
 LIVE = {"train.source": "pictures"}
@@ -168,12 +172,13 @@ def same(wanted, found):
 
 @pytest.fixture(scope="module")
 def random_crops(tmp_path_factory):
-    root = write_originals(tmp_path_factory.mktemp("random"), count=8, sizes=((100, 64), (64, 96)))
+    root = write_originals(tmp_path_factory.mktemp("random"), count=8, sizes=SIZES_OF_RANDOM)
     with patched(root / "store"):
         run_stages(root, **RANDOM)
     return root
 
 
+SIZES_OF_RANDOM = (100, 64), (64, 96)
 RANDOM = LIVE | {"cache_latents.crop": "random", "cache_latents.flip": True, "index.buckets": False,
                  "train.validation_share": 0.3}  # fmt: skip
 
@@ -192,8 +197,55 @@ def test_each_epoch_has_crops_of_its_own(random_crops, monkeypatch):
     # what was read before does not matter, nor what is read beside it
     late = open_reader(random_crops, **RANDOM).reader
     np.testing.assert_array_equal(late.read(samples[::-1], 0, 5).latents[::-1], first.latents)
-    mirrored = [(late.read(samples, epoch, 5).latents - late.still(samples).latents) for epoch in range(4)]
-    assert all(np.abs(one).max() > 0.05 for one in mirrored)
+
+
+def test_a_crop_is_the_part_that_its_numbers_name(random_crops, monkeypatch):
+    """Of the picture or of the mirrored one, and over some epochs each sample is both."""
+    monkeypatch.chdir(random_crops)
+    reader = open_reader(random_crops, **RANDOM).reader
+    samples, seen = np.arange(reader.n), set()
+    originals = [picture(number, SIZES_OF_RANDOM[number % 2]) for number in range(8)]
+    whole = {True: [np.array(one)[:, ::-1] for one in originals], False: list(map(np.array, originals))}
+    for epoch in range(8):
+        batch = reader.read(samples, epoch, 5)
+        for sample, moments, (height, width, top, left, *_) in zip(samples, batch.latents, batch.time_ids, strict=True):
+            fits = [
+                (sample, number, mirrored)
+                for mirrored, pixels in whole.items()
+                for number, one in enumerate(pixels)
+                if one.shape[:2] == (height, width)
+                and np.allclose(
+                    encode_pixels(as_input(one[top : top + 64, left : left + 64])[None])[0], moments, atol=1e-4
+                )
+            ]
+            assert len(fits) == 1, (epoch, sample, fits)
+            seen.update(fits)
+    assert len(seen) == 2 * len(samples) and len({number for _, number, _ in seen}) == len(samples)
+
+
+def test_pictures_are_prepared_by_workers_before_they_are_asked_for(random_crops, monkeypatch):
+    """As many at once as there are workers."""
+    monkeypatch.chdir(random_crops)
+    reader = open_reader(random_crops, **RANDOM | {"cache_latents.workers": 3}).reader
+    wanted = reader.read(np.arange(8), 0, 5)
+    threads, at_once, go = set(), threading.Barrier(3), threading.Event()
+    prepare = pictures.prepare
+
+    def waiting(*given, **options):
+        if not go.is_set():
+            threads.add(threading.current_thread().name)
+            at_once.wait(20)
+            go.wait(20)
+        return prepare(*given, **options)
+
+    monkeypatch.setattr(pictures, "prepare", waiting)
+    finish = reader.begin(np.arange(8), 0, 5)
+    deadline = time.monotonic() + 20
+    while len(threads) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(threads) == 3 and all(name.startswith("prepare") for name in threads)
+    go.set()
+    np.testing.assert_array_equal(finish().latents, wanted.latents)
 
 
 def test_what_is_validated_on_is_the_middle_each_time(random_crops, monkeypatch):
@@ -235,3 +287,20 @@ def test_the_losses_are_those_of_the_cached_run(tmp_path, device, monkeypatch):
     assert sum("train/loss" in row for row in live) == 6
     for one, other in zip(cached, live, strict=True):
         np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=2e-3)
+
+
+def test_encoders_of_the_loop_have_the_precision_of_the_caches(tmp_path, device, monkeypatch):
+    """Of pictures, of captions, and of what is frozen beside an encoder that is trained. No CPU computes in this one."""
+    settings = LIVE | {"device.target": "Ascend"}
+    settings |= {"cache_latents.precision": "bfloat16", "cache_text.precision": "bfloat16"}
+    write_originals(tmp_path, count=6)
+    run_stages(tmp_path, **settings)
+    reader = open_reader(tmp_path, **settings).reader
+    assert (reader.precision, reader.texts.precision) == ("bfloat16", "bfloat16")
+
+    def trained(config, device, diffusion, train, paths, precision):
+        raise StageError(f"asked for {precision}")
+
+    monkeypatch.setattr(build, "trained", trained)
+    with pytest.raises(StageError, match="asked for bfloat16"):
+        fine_tune(tmp_path, device, tmp_path / "out", **settings)

@@ -8,7 +8,7 @@ import pytest
 from pipeline.cache.format.fingerprint import file_hash
 from pipeline.weights import provenance
 from tests.training.live_samples import picture, run_stages, write_originals
-from tests.training.test_distributed import assert_close, outcome, port
+from tests.training.test_distributed import FOUR_SHARDED, TWO_SHARDED, assert_close, outcome, port
 from tests.training.test_live import patched
 from tests.training.test_resume import ends, train
 from tests.training.training_samples import share_graphs
@@ -39,15 +39,18 @@ def unbroken(workspace, graphs, tmp_path_factory):
 
 
 def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken):
-    for kill in ("kill=step:1", "kill=step:3"):
-        train(workspace, store, kill, *SETTINGS, code=-9)
-    assert "goes on after step 2" in train(workspace, store, *SETTINGS)
+    """Killed between states, while it writes one and weights in between, and after its last step."""
+    for kill in ("step:1", "save:1", "step:3", "save:2", "outs"):
+        train(workspace, store, f"kill={kill}", *SETTINGS, code=-9)
+    assert "goes on after step 4" in train(workspace, store, *SETTINGS)
     assert ends(workspace) == unbroken[0]
 
 
 def test_ranks_and_micro_batches_train_as_one_with_the_whole_batch(workspace, store, unbroken):
-    ranks = ["device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2"]
-    train(workspace, store, *SETTINGS, *ranks, port())
+    """Two that share the optimizer's state are killed, and four go on."""
+    train(workspace, store, "kill=step:3", *SETTINGS, *TWO_SHARDED, port(), code=1)
+    assert list(store.glob("train/*/slices-*"))
+    assert "goes on after step 2" in train(workspace, store, *SETTINGS, *FOUR_SHARDED, port())
     assert_close(outcome(workspace), unbroken[1])
 
 
