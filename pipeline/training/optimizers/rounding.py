@@ -79,7 +79,7 @@ def _sliced(x, start: int, stop: int, step: int):
 
 
 class Part(nn.Cell):
-    """x[start:stop:step] of a vector, by a kernel that the target has."""
+    """x[start:stop:step], by a kernel that the target has."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
