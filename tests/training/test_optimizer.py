@@ -4,15 +4,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import pipeline.device  # noqa: F401  (before MindSpore)
+from pipeline.device import Device
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 
 from benchmarks import kernels as benchmark
-from pipeline.device import Device
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet
 from pipeline.planning.run import from_params
