@@ -212,6 +212,12 @@ def gradients(cell: nn.Cell, inputs: tuple):
     return ms.value_and_grad(SquaredError(cell), tuple(range(len(inputs))))
 
 
+def layers_of(cell: nn.Cell) -> list[str]:
+    """The names of the layers that it has."""
+    found = {type(child) for _, child in cell.cells_and_names()}
+    return sorted(kind.__name__ for kind in found if kind.__module__ == layers.__name__)
+
+
 def compiled(function, inputs: tuple) -> dict:
     for old in DUMPS.rglob("*.ir"):
         old.unlink()
@@ -245,7 +251,7 @@ def everything() -> dict:
     for cases, wrap in ((LAYERS | ADAPTERS | GRADIENTS, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
         for name, make in cases.items():
             cell, inputs = make()
-            found[name] = compiled(wrap(cell, inputs), inputs)
+            found[name] = compiled(wrap(cell, inputs), inputs) | {"layers": layers_of(cell)}
             print(name, found[name]["stop"], file=sys.stderr, flush=True)
     return found
 

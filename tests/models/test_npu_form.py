@@ -126,6 +126,13 @@ def test_compilation_stops_at_the_first_kernel_that_a_cpu_lacks(compiled):
     assert {name: found["stop"] for name, found in compiled.items()} == STOPS
 
 
+def test_every_layer_is_compiled(compiled):
+    """Also one that will be added."""
+    classes = {name for name, kind in vars(layers).items() if getattr(kind, "__module__", "") == layers.__name__}
+    classes = {name for name in classes if isinstance(getattr(layers, name), type)}
+    assert classes == {name for found in compiled.values() for name in found["layers"]} and "Fork" in classes
+
+
 def test_primitives_have_aclnn_kernels(compiled, aclnn):
     assert not {"Conv2D", "BiasAdd", "BiasAddGrad", "LayerNorm", "LayerNormGrad", "Split", "AddN"} & aclnn
     without = {
