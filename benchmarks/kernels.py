@@ -32,7 +32,7 @@ class Node(NamedTuple):
     item: int = 0  # of TupleGetItem: which
 
 
-def _kinds(nodes: dict[str, Node]) -> Kinds:
+def counted(nodes: dict[str, Node]) -> Kinds:
     """Forward is what the loss depends on, whatever MindSpore calls it: a cell's own bprop has the cell's scope."""
     loss = [name for name, node in nodes.items() if node.scope.startswith("Default/scaled_loss-_ScaledLoss/Mul-op")]
     forward, ahead = set(), loss[-1:]
@@ -64,7 +64,7 @@ def compiled(cell) -> Kinds:
         for node in graph.node:
             kind = node.op_type.removeprefix("REF::")
             nodes[node.output[0]] = Node(primitives.get(kind, kind), node.domain, list(node.input))
-    return _kinds(nodes)
+    return counted(nodes)
 
 
 _SIZES = {"Float16": 2, "BFloat16": 2, "Float32": 4, "Int32": 4, "Int64": 8, "Bool": 1, "UInt8": 1}
@@ -84,7 +84,7 @@ def _bytes(types: str) -> tuple[int, ...]:
 def dumped(folder: Path) -> Kinds:
     """Of the last graph that was compiled, as far as the choice of kernels, in a process with MS_DEV_SAVE_GRAPHS=1 and
     MS_DEV_SAVE_GRAPHS_PATH=folder."""
-    return _kinds(dumped_nodes(folder))
+    return counted(dumped_nodes(folder))
 
 
 def dumped_nodes(folder: Path) -> dict[str, Node]:
@@ -205,7 +205,7 @@ def main() -> None:
     wanted = options.config, options.side, options.batch, options.recompute
     if options.npu:
         nodes, lacks = npu_step(*wanted)
-        print(report(_kinds(nodes)))
+        print(report(counted(nodes)))
         print("this CPU has no kernel", lacks)
     else:
         cell, inputs = train_step(*wanted)

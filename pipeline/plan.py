@@ -96,6 +96,8 @@ def _memory(run: Run) -> list[str]:
     lines += ["  or the update (all gradients exact, temporaries in the order of its graph):", *_table(update, "    ")]
     if run.encodes:
         lines += ["  or the encoders, before a step:", *_table(device.encoding(run), "    ")]
+    if validation := device.validation(run):
+        lines += ["  or a validation of the averages:", *_table(validation, "    ")]
     lines += [
         *_table({"together: backward pass": steady + sum(backward.values())}),
         *_table({"together: update": steady + sum(update.values())}),
@@ -222,6 +224,7 @@ def as_json(run: Run, place: disk.Place, differs: list[str]) -> dict:
         "backward_bytes": device.backward(run),
         "update_bytes": device.update(run),
         "encoding_bytes": device.encoding(run),
+        "validation_bytes": device.validation(run),
         "needed_bytes": device.needed(run),
         "room_bytes": device.room(run),
         "fits": device.fits(run),

@@ -260,6 +260,13 @@ def test_troubleshooting_has_the_messages_of_the_code():
     assert checked > 40
 
 
+def test_the_readme_says_what_an_npu_wants_and_that_none_was_there():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    words = ["CANN", "driver", "firmware", "`set_env.sh`", "first things to try", "deterministic", "exact resume"]
+    words += ["**Nothing was run on an NPU so far**", "compiled, not run"]
+    assert [word for word in words if word not in text] == []
+
+
 def test_the_doctors_page_lists_all_tools():
     text = " ".join((ROOT / "docs/doctor.md").read_text(encoding="utf-8").split())
     listed = re.search(r"--help` lists them: (.+?)\. Each", text)[1]

@@ -127,7 +127,7 @@ def start(folder: Path, stage: str, npus: int, workers: int, **environment: str)
 
 
 @pytest.mark.parametrize("stage", ["cache", "train"])
-@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("workers", [2, 4, 8])
 def test_an_exported_device_id_does_not_send_all_processes_to_one_npu(tmp_path, stage, workers):
     done = start(tmp_path, stage, 8, workers, DEVICE_ID="1", ASCEND_RT_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
     assert done.returncode == 0, done.stderr

@@ -157,17 +157,33 @@ def encoding(run: Run) -> Parts:
     return {"the VAE's maps (estimated)": 4 * run.encoder_bytes[0] * maps}
 
 
+def validation(run: Run) -> Parts:
+    """While the averages are validated: the weights are put by on the device, in copies."""
+    if not (run.ema and run.validation_share):
+        return {}
+    held = stays(run)
+    needs = step.forward(_blocks(run) if run.kept_dtype != run.precision else map(step.frozen, _blocks(run)))
+    return {"weights, put by": held.get("adapters", held["weights"])} | {
+        f"{name} (estimated)": size for name, size in needs.items() if size
+    }
+
+
 def device_bytes(run: Run) -> Parts:
     """All that a device holds at the fullest moment of a step."""
-    return stays(run) | max(backward(run), update(run), encoding(run), key=lambda parts: sum(parts.values()))
+    return stays(run) | max(_moments(run), key=lambda parts: sum(parts.values()))
+
+
+def _moments(run: Run) -> tuple[Parts, ...]:
+    """Those of which one is the fullest."""
+    return backward(run), update(run), encoding(run), validation(run)
 
 
 def needed(run: Run) -> int:
     """Bytes of the fullest moment, with the margin on what is estimated."""
     steady = sum(stays(run).values())
-    exact = ("gradients", "gradients by then")
+    exact = ("gradients", "gradients by then", "weights, put by")
     worst = 0
-    for parts in (backward(run), update(run), encoding(run)):
+    for parts in _moments(run):
         estimated = sum(size for name, size in parts.items() if name not in exact)
         worst = max(worst, sum(parts.values()) + round(MARGIN * estimated))
     return steady + worst

@@ -31,8 +31,6 @@ def host_bytes(run: Run) -> Parts:
         parts["weights and state, the host's side"] = ranks * sum(held.get(name, 0) for name in own)
     else:
         parts["the devices, as above"] = ranks * sum(device_bytes(run).values())
-    if run.ema and run.validation_share:
-        parts["weights put by while EMA is validated"] = ranks * held.get("adapters", held["weights"])
     if run.save_interval or run.keep_best:
         parts["weights in between, until they are written"] = run.save_bytes * written(run)
     parts["inputs, made ahead"] = ranks * AHEAD * run.accumulation * run.batch_size * sample

@@ -67,6 +67,24 @@ def moments(blocks: Iterable[Block], recompute: bool, gradient: int) -> Iterable
     yield Moment(+kept, gradients, 0)
 
 
+def forward(blocks: Iterable[Block]) -> Counter:
+    """What -> bytes of the fullest moment of a forward pass that no backward pass follows: skips wait for their joins,
+    and weights in the compute dtype to the end (MindSpore makes what waits for nothing first)."""
+    stays: Counter = Counter()
+    fullest = Counter()
+    for block in blocks:
+        inside = 0
+        for layer in block.layers:
+            moment = stays + Counter({"a block": inside + layer.forward})
+            fullest = max(fullest, moment, key=Counter.total)
+            stays["weights in the compute dtype"] += layer.copies
+            if layer.what == "skips":
+                stays["skips"] += layer.kept
+            else:
+                inside += layer.kept
+    return fullest
+
+
 def frozen(block: Block) -> Block:
     """As it is where adapters are trained: its weights are of the computation's dtype by now."""
     return replace(block, layers=tuple(replace(layer, copies=0) for layer in block.layers))

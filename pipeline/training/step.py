@@ -210,7 +210,7 @@ class Update(nn.Cell):
         if not self.scaled:
             self.optimizer(gradients, lr)
         else:
-            if finite:
+            if finite:  # a branch of the graph: the host waits for this number
                 self.optimizer(gradients, lr)
             self._rescale(finite)
         taken = ops.assign_add(self.taken, self.one)

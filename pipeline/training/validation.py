@@ -61,6 +61,16 @@ class Evaluator:
         return self.sample_loss(*inputs).asnumpy()
 
 
+def _identity(parameter):
+    if parameter.dtype == ms.bfloat16:  # which a CPU's Identity does not know
+        return ops.cast(parameter, ms.float32)
+    return ops.auto_generate.Identity()(parameter)
+
+
+def _clone(parameter):
+    return ops.auto_generate.Clone()(parameter)
+
+
 class _Replace(nn.Cell):
     """Gives copies of the `parameters`, which then have the values of `others`."""
 
@@ -69,18 +79,12 @@ class _Replace(nn.Cell):
         self.parameters, self.others = parameters, others
         self.map = ops.HyperMap()
         # each has a kernel on its target only, or copies nothing on the other
-        self.on_cpu = forms.on_cpu()
-        self.copy = ops.auto_generate.Identity() if self.on_cpu else ops.auto_generate.Clone()
+        self.copy = _identity if forms.on_cpu() else _clone
 
     def construct(self):
-        copies = self.map(self._copy, self.parameters)
+        copies = self.map(self.copy, self.parameters)
         others = ops.depend(self.others, copies)
         return ops.depend(copies, self.map(assign, self.parameters, others))
-
-    def _copy(self, parameter):
-        if self.on_cpu and parameter.dtype == ms.bfloat16:  # which its Identity does not know
-            return ops.cast(parameter, ms.float32)
-        return self.copy(parameter)
 
 
 class _PutBack(nn.Cell):

@@ -1,8 +1,9 @@
 """Compiles the NPU's form of layers, networks and a training step's gradients on a CPU: python -m tests.models.npu_form
 
 Writes to its output, as JSON, for each case what stopped its compilation (a kernel that a CPU lacks; null if nothing
-did) and how often each primitive is in its graph before MindSpore selects kernels (benchmarks/kernels.py). The dumps
-that this is read from are switched on by variables that MindSpore reads once."""
+did), how often each primitive is in its graph before MindSpore selects kernels, how many kernels each part has
+(benchmarks/kernels.py), and how many branches. The dumps that this is read from are switched on by variables that
+MindSpore reads once."""
 
 import collections
 import json
@@ -34,10 +35,24 @@ from pipeline.models.clip import ClipG, ClipL  # noqa: E402
 from pipeline.models.config import TINY, UNetConfig  # noqa: E402
 from pipeline.models.unet import UNet  # noqa: E402
 from pipeline.models.vae import VAEDecoder, VAEEncoder  # noqa: E402
-from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.adafactor import Adafactor  # noqa: E402
+from pipeline.training.optimizers.adamw import AdamW  # noqa: E402
 from pipeline.training.optimizers.common import decays  # noqa: E402
-from pipeline.training.step import SampleLoss, Settings, TrainStep, Update  # noqa: E402
+from pipeline.training.step import (  # noqa: E402
+    Accumulate,
+    Apply,
+    Average,
+    Boundary,
+    Gradients,
+    SampleLoss,
+    Settings,
+    TrainStep,
+    Update,
+    average_of,
+)
+from pipeline.training.validation import _PutBack, _Replace  # noqa: E402
 from pipeline.weights.adapters import kinds  # noqa: E402
+from tests.models.stub_unet import StubUNet  # noqa: E402
 
 UNET = UNetConfig(16, (1, 2), (0, 1), context_dim=24, vector_dim=40, head_dim=16, num_res_blocks=1, norm_groups=4)
 
@@ -46,6 +61,7 @@ def array(*shape, dtype=ms.float32) -> ms.Tensor:
     return ms.Tensor(np.random.default_rng(0).standard_normal(shape, np.float32)).astype(dtype)
 
 
+SCALAR = ms.Tensor(0.5, ms.float32)
 IDS = ms.Tensor(np.arange(2 * 77, dtype=np.int32).reshape(2, 77))
 
 
@@ -113,13 +129,68 @@ GRADIENTS = {
 
 
 def step() -> tuple:
-    """(a whole training step in float16 with a loss scale, its inputs)"""
+    """(a whole training step in float16 with a loss scale, as a data sink runs it; its inputs)"""
     network, (x, timesteps, context, vector) = unet("flash", ms.float16)
-    with benchmark.npu_forms():
-        optimizer = AdamW(network.trainable_params(), decays(network), 0.01, 0.9, 0.999, 1e-8)
-        settings = Settings(max_grad_norm=1.0, loss_scale=1024.0)
-        cell = TrainStep(SampleLoss(network, settings), Update(optimizer, None, settings))
-    return cell, (x, timesteps, context, vector, x, array(2), ms.Tensor(0.5, ms.float32))
+    settings = Settings(max_grad_norm=1.0, loss_scale=1024.0)
+    cell = TrainStep(SampleLoss(network, settings), update(network, settings))
+    return cell, (x, timesteps, context, vector, x, array(2), SCALAR)
+
+
+def update(network: nn.Cell, settings: Settings, optimizer: str = "adamw") -> Update:
+    weights = list(network.trainable_params())
+    if optimizer == "adafactor":
+        made = Adafactor(weights, decays(network), 0.01)
+    else:
+        made = AdamW(weights, decays(network), 0.01, 0.9, 0.999, 1e-8)
+    return Update(made, average_of(weights), settings)
+
+
+def part(name: str, precision: ms.Type, micro_batches: int = 1, optimizer: str = "adamw") -> tuple:
+    """(one of the graphs that a step or a validation consists of, its inputs), around the stub of the UNet"""
+    return part_of(StubUNet(UNET, compute_dtype=precision), UNET, name, precision, micro_batches, optimizer)
+
+
+def part_of(
+    network: nn.Cell,
+    config: UNetConfig,
+    name: str,
+    precision: ms.Type,
+    micro_batches: int = 1,
+    optimizer: str = "adamw",
+) -> tuple:
+    """As `part`, of this network."""
+    scale = 1024.0 if precision == ms.float16 else None
+    settings = Settings(max_grad_norm=1.0, loss_scale=scale, gradient_accumulation_steps=micro_batches)
+    whole, loss = update(network, settings, optimizer), SampleLoss(network, settings)
+    x = array(2, 4, 8, 8)
+    batch = x, ms.Tensor([3.0, 871.0]), array(2, 77, config.context_dim), array(2, config.vector_dim), x, array(2)
+    weights = tuple(array(*p.shape) for p in whole.parameters)
+    return {
+        "gradients": lambda: (Gradients(loss, whole), batch),
+        "update": lambda: (Apply(whole), (SCALAR, SCALAR, SCALAR, *weights)),
+        "micro-batch": lambda: (Accumulate(loss, whole), batch),
+        "boundary": lambda: (Boundary(Accumulate(loss, whole), whole), (SCALAR,)),
+        "average": lambda: (Average(whole), (array(6), SCALAR)),
+        "average to weights": lambda: (_Replace(whole.parameters, whole.ema), ()),
+        "weights back": lambda: (_PutBack(whole.parameters), weights),
+        "validation": lambda: (loss, batch[:5]),
+    }[name]()
+
+
+# What an NPU runs without a data sink (training/drive.py, training/validation.py), in the precision of the presets.
+PARTS = {
+    name: lambda name=name: part(name, ms.float16)
+    for name in ("gradients", "update", "average", "average to weights", "weights back", "validation")
+} | {
+    "gradients in bfloat16": lambda: part("gradients", ms.bfloat16),
+    "update in bfloat16": lambda: part("update", ms.bfloat16),
+    "micro-batch": lambda: part("micro-batch", ms.float16, 2),
+    "boundary": lambda: part("boundary", ms.float16, 2),
+    "boundary of Adafactor": lambda: part("boundary", ms.float16, 2, "adafactor"),
+    "gradients of the tiny model": lambda: part_of(
+        UNet(TINY.unet, "flash", ms.float16), TINY.unet, "gradients", ms.float16
+    ),
+}
 
 
 class SquaredError(nn.Cell):
@@ -141,6 +212,12 @@ def gradients(cell: nn.Cell, inputs: tuple):
     return ms.value_and_grad(SquaredError(cell), tuple(range(len(inputs))))
 
 
+def layers_of(cell: nn.Cell) -> list[str]:
+    """The names of the layers that it has."""
+    found = {type(child) for _, child in cell.cells_and_names()}
+    return sorted(kind.__name__ for kind in found if kind.__module__ == layers.__name__)
+
+
 def compiled(function, inputs: tuple) -> dict:
     for old in DUMPS.rglob("*.ir"):
         old.unlink()
@@ -152,22 +229,31 @@ def compiled(function, inputs: tuple) -> dict:
         if found is None:
             raise
         stop = found[1]
-    primitives = collections.Counter()
-    for (_, kind), count in benchmark.dumped(DUMPS).items():
+    nodes = benchmark.dumped_nodes(DUMPS)
+    primitives, parts = collections.Counter(), collections.Counter()
+    for (part, kind), count in benchmark.counted(nodes).items():
         primitives[kind] += count
-    return {"stop": stop, "primitives": primitives}
+        parts[part] += count
+    branches = sum(node.kind == "Switch" for node in nodes.values())
+    return {"stop": stop, "primitives": primitives, "parts": parts, "branches": branches}
 
 
 def main() -> None:
     pipeline.device.setup("CPU")
+    with benchmark.npu_forms():
+        found = everything()
+    print(json.dumps(found))
+
+
+def everything() -> dict:
     found = {}
-    whole = {"training step": step}
+    whole = {"training step": step} | PARTS
     for cases, wrap in ((LAYERS | ADAPTERS | GRADIENTS, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
         for name, make in cases.items():
             cell, inputs = make()
-            found[name] = compiled(wrap(cell, inputs), inputs)
+            found[name] = compiled(wrap(cell, inputs), inputs) | {"layers": layers_of(cell)}
             print(name, found[name]["stop"], file=sys.stderr, flush=True)
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":

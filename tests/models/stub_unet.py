@@ -5,7 +5,7 @@ import pipeline.device  # noqa: F401  (before MindSpore)
 import mindspore as ms
 from mindspore import nn
 
-from pipeline.models.cpu.layers import Conv, GroupNorm, Linear
+from pipeline.models import forms
 
 
 class StubUNet(nn.Cell):
@@ -14,12 +14,12 @@ class StubUNet(nn.Cell):
     def __init__(self, config, attention="plain", compute_dtype=ms.float32, recompute=False):
         super().__init__()
         StubUNet.made_with = {"attention": attention, "recompute": recompute}
-        self.dtype = compute_dtype
-        self.conv = Conv(4, 4, 3)
-        self.out = nn.SequentialCell(GroupNorm(2, 4, eps=1e-5), Conv(4, 4, 3))
-        self.text = Linear(config.context_dim, 4)
-        self.label = Linear(config.vector_dim, 4)
-        self.time = Linear(1, 4)
+        self.dtype, layers = compute_dtype, forms.chosen()
+        self.conv = layers.Conv(4, 4, 3)
+        self.out = nn.SequentialCell(layers.GroupNorm(2, 4, eps=1e-5), layers.Conv(4, 4, 3))
+        self.text = layers.Linear(config.context_dim, 4)
+        self.label = layers.Linear(config.vector_dim, 4)
+        self.time = layers.Linear(1, 4)
 
     def construct(self, x, timesteps, context, vector):
         x, context, vector = x.astype(self.dtype), context.astype(self.dtype), vector.astype(self.dtype)

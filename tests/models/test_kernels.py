@@ -250,3 +250,16 @@ def test_gelu_is_exact_where_half_precision_would_cancel(dtype):
     found = layers.GELU()(ms.Tensor(x)).asnumpy()
     assert found.dtype == dtype
     np.testing.assert_allclose(found.astype(np.float64), exact, rtol=1e-3, atol=1e-6)
+
+
+def test_geglu_is_exact_in_half_precision():
+    """With both halves of its projection the input itself: x times the exact GELU of x."""
+    geglu = layers.GEGLU(1, 1)
+    geglu.proj.weight.set_data(ms.Tensor(np.ones((2, 1), np.float32)))
+    geglu.proj.bias.set_data(ms.Tensor(np.zeros(2, np.float32)))
+    x = np.linspace(-4, 4, 4001).astype(np.float16)
+    found = geglu(ms.Tensor(x.reshape(-1, 1))).asnumpy().ravel()
+    exact = x.astype(np.float64) ** 2
+    exact = exact * cdf(x.astype(np.float64))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found.astype(np.float64), exact, rtol=1e-3, atol=1e-6)

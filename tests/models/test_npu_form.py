@@ -1,6 +1,7 @@
 """The NPU's form of layers, networks and training step on a CPU: compiled as far as a CPU's kernels go, its primitives
 compared with those that have an aclnn kernel, and run with stand-ins for the kernels that a CPU lacks."""
 
+import ast
 import json
 import os
 import subprocess
@@ -60,20 +61,46 @@ STOPS = {
     "UNet, recomputed": "Dense",
     "UNet in float32": "Conv2DExt",
     "training step": "Conv2DExt",
+    "gradients": "Conv2DExt",
+    "gradients in bfloat16": "ReduceMean",  # the stub's own
+    "gradients of the tiny model": "Conv2DExt",
+    "micro-batch": "Conv2DExt",
+    "update": "AdamW",
+    "update in bfloat16": "AdamW",
+    "boundary": "AdamW",
+    "boundary of Adafactor": None,
+    "average": None,
+    "average to weights": "Clone",
+    "weights back": None,
+    "validation": "Conv2DExt",
 } | dict.fromkeys(kinds.KINDS, "Conv2DExt")  # adapters in a convolution, and in a linear layer behind it
-# Primitives without an aclnn kernel, and why they may stay.
-EMBEDDING = "AddN"  # one, of (b, 4 model_channels): the gradient of the time embedding, which all residual blocks take
+# Primitives without an aclnn kernel, how many, and why they may stay:
+# AddN: one of (b, 4 model_channels), the gradient of the time embedding, which all residual blocks take; and one of the
+# loss, whose difference is squared.
+# ReduceMean: two of the loss, b numbers and b times a latent's; one of the stub of the UNet. Adafactor's: two of a
+# matrix and one that all parameters have.
+# Assign: a copy on the device, of the averaged weights, of totals that are set to zero and of scalars; AssignAdd, to
+# totals and counters. TensorMove: of scalars that are changed in place. StridedSlice: of one number of six.
+# TensorToScalar: the learning rate, which the host gives AdamW's kernel with each launch.
+LOSS = {"AddN": 1, "ReduceMean": 3}
+SCALED = {"Assign": 5, "AssignAdd": 4, "TensorMove": 4, "TensorToScalar": 1}  # with a loss scale
+PARAMETERS = 12  # of the stub of the UNet
 MAY_STAY = {
-    "UNet, recomputed": {EMBEDDING},
-    "UNet in float32": {EMBEDDING},
-    "training step": {
-        EMBEDDING,  # and one of the loss, whose difference is squared
-        "ReduceMean",  # two, of the loss: b numbers and b times a latent's
-        "Assign",  # a copy on the device: of the averaged weights and of scalars
-        "AssignAdd",  # of counters
-        "TensorMove",  # of scalars that are changed in place
-        "TensorToScalar",  # whether the gradients are finite, for the host that skips the update
-    },
+    "UNet, recomputed": {"AddN": 1},
+    "UNet in float32": {"AddN": 1},
+    "training step": {"AddN": 2, "ReduceMean": 2, **SCALED},
+    "gradients": LOSS,
+    "gradients in bfloat16": LOSS,
+    "gradients of the tiny model": {"AddN": 2, "ReduceMean": 2},
+    "micro-batch": LOSS | {"AssignAdd": PARAMETERS + 1},
+    "update": SCALED,
+    "update in bfloat16": {"Assign": 1, "AssignAdd": 1, "TensorToScalar": 1},
+    "boundary": SCALED | {"Assign": 5 + PARAMETERS + 1},
+    "boundary of Adafactor": {"Assign": 47, "AssignAdd": 4, "TensorMove": 4, "ReduceMean": 27},
+    "average": {"Assign": PARAMETERS, "StridedSlice": 1},
+    "average to weights": {"Assign": PARAMETERS},
+    "weights back": {"Assign": PARAMETERS},
+    "validation": {"ReduceMean": 2},
 }
 
 
@@ -99,12 +126,58 @@ def test_compilation_stops_at_the_first_kernel_that_a_cpu_lacks(compiled):
     assert {name: found["stop"] for name, found in compiled.items()} == STOPS
 
 
+def test_every_layer_is_compiled(compiled):
+    """Also one that will be added."""
+    classes = {name for name, kind in vars(layers).items() if getattr(kind, "__module__", "") == layers.__name__}
+    classes = {name for name in classes if isinstance(getattr(layers, name), type)}
+    assert classes == {name for found in compiled.values() for name in found["layers"]} and "Fork" in classes
+
+
 def test_primitives_have_aclnn_kernels(compiled, aclnn):
     assert not {"Conv2D", "BiasAdd", "BiasAddGrad", "LayerNorm", "LayerNormGrad", "Split", "AddN"} & aclnn
-    without = {name: set(found["primitives"]) - aclnn for name, found in compiled.items()}
+    without = {
+        name: {kind: count for kind, count in found["primitives"].items() if kind not in aclnn}
+        for name, found in compiled.items()
+    }
     assert {name: kinds for name, kinds in without.items() if kinds} == MAY_STAY
-    assert compiled["UNet in float32"]["primitives"]["AddN"] == 1
-    assert compiled["training step"]["primitives"]["AddN"] == 2
+
+
+def test_what_of_a_step_waits_for_the_device(compiled):
+    """The host reads whether scaled gradients are finite, to branch; and gives AdamW's kernel the rate as a number."""
+    waits = {
+        name: (found["primitives"].get("TensorToScalar", 0), found["branches"]) for name, found in compiled.items()
+    }
+    assert {name: wait for name, wait in waits.items() if any(wait)} == {
+        "training step": (1, 1),
+        "update": (1, 1),
+        "boundary": (1, 1),
+        "boundary of Adafactor": (0, 1),
+        "update in bfloat16": (1, 0),
+    }
+
+
+def test_weights_are_exchanged_for_their_averages_on_the_device(compiled):
+    """A copy of each is kept, and nothing else is copied."""
+    assert compiled["average to weights"]["primitives"] == {"Clone": PARAMETERS, "Assign": PARAMETERS}
+    assert compiled["weights back"]["primitives"] == {"Assign": PARAMETERS}
+
+
+# Kernels by part. Who needs more raises them, and says why.
+BUDGET = {
+    "gradients of the tiny model": {"forward": 1004, "backward": 1276, "update": 1003},
+    # the others are of the stub of the UNet, with its 12 parameters; "backward" is what stands in no scope
+    "gradients": {"forward": 34, "backward": 26, "update": 22},
+    "update": {"update": 71, "backward": 5},
+    "micro-batch": {"forward": 34, "backward": 39},
+    "boundary": {"update": 111, "backward": 5},
+    "average": {"backward": 51},
+}
+
+
+def test_the_kernels_of_an_npus_step_keep_to_their_budget(compiled):
+    for name, budget in BUDGET.items():
+        found = compiled[name]["parts"]
+        assert found.keys() == budget.keys() and all(found[part] <= budget[part] for part in budget), found
 
 
 def test_the_backward_pass_is_there(compiled):
@@ -209,6 +282,20 @@ def test_both_forms_have_the_same_parameters(make):
     assert layers.norm_parameters(own) == layers.norm_parameters(other) != set()
 
 
+def test_the_form_is_chosen_when_a_cell_is_made():
+    """And not in its construct, nor in what that calls."""
+    choosers = {PROJECT / "pipeline/models/forms.py", PROJECT / "pipeline/device.py"}
+    chosen, others = 0, []
+    for file in sorted(set((PROJECT / "pipeline").rglob("*.py")) - choosers):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        inits = {node for init in ast.walk(tree) if getattr(init, "name", "") == "__init__" for node in ast.walk(init)}
+        for node in ast.walk(tree):
+            if getattr(node, "attr", getattr(node, "value", "")) in ("on_cpu", "device_target"):
+                chosen += node in inits
+                others += [] if node in inits else [f"{file.relative_to(PROJECT)}:{node.lineno}"]
+    assert chosen >= 7 and not others
+
+
 def test_both_forms_have_the_same_layers():
     """One is not asked for what only the other has."""
     names = {name for name in vars(cpu_layers) if name[0].isupper()} - {"Convolution"} | {"linear", "make_attention"}
@@ -224,13 +311,17 @@ def test_sum_of_squares(form):
     np.testing.assert_allclose(found, sum((a.astype(np.float64) ** 2).sum() for a in arrays), rtol=1e-6)
 
 
-# Primitives of the optimizers' updates without an aclnn kernel, and why they may stay.
+# Primitives of the optimizers' updates of three parameters without an aclnn kernel, and how many; as above, and
+# StridedSlice of prodigy's two sums.
 UPDATES_MAY_STAY = {
-    "Assign",  # a copy on the device
-    "AssignAdd",  # of counters
-    "ReduceMean",  # adafactor's, as ever
-    "StridedSlice",  # of prodigy's two sums
+    "adamw": {"Assign": 1, "AssignAdd": 1, "TensorToScalar": 1},
+    "adamw8bit": {"Assign": 9, "AssignAdd": 1},
+    "lion": {"Assign": 4, "AssignAdd": 1},
+    "prodigy": {"Assign": 12, "AssignAdd": 1, "TensorMove": 2, "StridedSlice": 2},
+    "adafactor": {"Assign": 6, "AssignAdd": 1, "ReduceMean": 9},
 }
+# All their kernels, most of which round to bfloat16.
+UPDATES_BUDGET = {"adamw": 122, "adamw8bit": 204, "lion": 150, "prodigy": 236, "adafactor": 202}
 
 
 def test_every_optimizer_compiles_for_an_npu(aclnn):
@@ -241,7 +332,8 @@ def test_every_optimizer_compiles_for_an_npu(aclnn):
     for name, update in found.items():
         # of the rounding; prodigy looks at every 11th number first
         assert update["missing"] == ("SliceExt" if name == "prodigy" else "BitwiseXorTensor"), name
-        assert set(update["kinds"]) - aclnn <= UPDATES_MAY_STAY | MAY_STAY["training step"], name
+        without = {kind: count for kind, count in update["kinds"].items() if kind not in aclnn}
+        assert without == UPDATES_MAY_STAY[name] and sum(update["kinds"].values()) <= UPDATES_BUDGET[name], name
         # a parameter that was read before and after its update would be copied
         # but for numbers by themselves: prodigy's, whose d the step's outcome has
         assert update["moves"] == ([4, 4] if name == "prodigy" else []), name

@@ -303,6 +303,34 @@ def test_what_the_update_holds():
     assert device_memory.stays(FULL)["HCCL's buffers, to send and to receive"] == 2 * 200 * 2**20
 
 
+def test_a_forward_pass_keeps_skips_and_lets_blocks_go():
+    one = step.Block((step.Layer("a", 10, 1, 9), step.Layer("b", 20, 4, 9, copies=3)))
+    skip, join = (step.Block((step.Layer("skips", kept, 0, 0),)) for kept in (7, -7))
+    # before the last layer 10 + 4; then beside the skip of 7 and the copies 3 and, of the second block, 10 + 4
+    assert step.forward([one]) == {"a block": 14}
+    assert step.forward([one, skip, one, join]) == {"a block": 14, "skips": 7, "weights in the compute dtype": 3}
+    assert step.forward([one, skip, join, one]) == {"a block": 14, "weights in the compute dtype": 3}
+
+
+def test_weights_are_put_by_on_the_device_while_their_averages_are_validated():
+    run = replace(FULL, ema=True, validation_share=0.02)
+    parts, other = device_memory.validation(run), replace(run, weights_dtype="bfloat16", precision="bfloat16")
+    assert parts["weights, put by"] == 4 * 2_567_463_684
+    assert parts["weights in the compute dtype (estimated)"] == pytest.approx(2 * 2_567_463_684, rel=0.01)
+    assert 0 < sum(parts.values()) - 6 * 2_567_463_684 < sum(device_memory.backward(run).values())
+    halves = device_memory.validation(other)
+    assert halves["weights, put by"] == device_memory.stays(other)["weights"]
+    assert sum(halves.values()) - halves["weights, put by"] < 0.5e9  # no copies in another dtype
+    assert not device_memory.validation(replace(run, ema=False))
+    assert not device_memory.validation(replace(run, validation_share=0.0))
+    lora = replace(run, adapter="lora", adapter_targets=("*",))
+    assert device_memory.validation(lora)["weights, put by"] == device_memory.stays(lora)["adapters"] > 0
+    # of a small batch on NPUs that share the optimizer it is the fullest moment
+    sharded = replace(run, shard_optimizer=True)
+    assert "weights, put by" in device_memory.device_bytes(sharded)
+    assert device_memory.needed(sharded) > device_memory.needed(replace(sharded, validation_share=0.0))
+
+
 def test_buffers_are_as_large_as_the_environment_says(monkeypatch):
     monkeypatch.setenv("HCCL_BUFFSIZE", "120")
     assert from_params(params(), 1).hccl_buffer == 120 * 2**20

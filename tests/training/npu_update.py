@@ -1,5 +1,7 @@
 """Compile the update of several parameters as one of the ranks that msrun started, or alone, and print as JSON what the
-graphs hold: {"CPU": {kind: count}, "NPU": ..., "missing": the first kernel that this CPU lacks in the NPU's form}.
+graphs hold: {"CPU": {kind: count}, "NPU": ..., "missing": the first kernel that this CPU lacks in the NPU's form}; as
+one of several ranks also {"whole": ...}, what an NPU's form holds where each rank has the whole optimizer, and by the
+weights' dtype {"given": {dtype: {"norms": [...], "values": [...]}}}, what it gives with documented kernels.
 
     python -m tests.training.npu_update [float16]     # float16: with loss scaling, and half weights
     python -m tests.training.npu_update optimizers    # {optimizer: {"kinds": {kind: count}, "moves": [bytes], "missing": ...}} of an NPU's form, in bfloat16"""
@@ -26,7 +28,7 @@ def main(half: bool, folder: str) -> None:
     import pipeline.device
 
     import mindspore as ms
-    from mindspore import Parameter, Tensor, ops
+    from mindspore import Parameter, Tensor, nn, ops
 
     from benchmarks import kernels as benchmark
     from pipeline.training import parameter_buckets
@@ -36,6 +38,9 @@ def main(half: bool, folder: str) -> None:
     from pipeline.training.optimizers.lion import Lion
     from pipeline.training.optimizers.prodigy import Prodigy
     from pipeline.training.step import Settings, Update
+    from tests.golden import rule
+    from tests.golden import training_rule as golden
+    from tests.training.documented import runs
 
     device = pipeline.device.setup("CPU", distributed="MS_ROLE" in os.environ)
     parameter_buckets.BYTES = 2000  # several buckets
@@ -71,7 +76,7 @@ def main(half: bool, folder: str) -> None:
         except TypeError as error:
             return re.search(r"Select CPU operator\[(\w+)\]", str(error))[1]
 
-    def update() -> Update:
+    def update(ranks: int = device.world_size) -> Update:
         dtypes = [ms.float16 if half and len(shape) > 1 else ms.float32 for shape in SHAPES]
         parameters = [
             Parameter(ops.ones(shape, dtype), name=f"p{n}")
@@ -84,13 +89,48 @@ def main(half: bool, folder: str) -> None:
             0.9,
             0.999,
             1e-8,
-            rank=device.rank,
-            ranks=device.world_size,
+            rank=device.rank if ranks > 1 else 0,
+            ranks=ranks,
         )
         settings = Settings(
             max_grad_norm=1.0, loss_scale=2.0**10 if half else None, rank=device.rank, ranks=device.world_size
         )
         return Update(optimizer, None, settings)
+
+    def given(dtype: ms.Type) -> dict:
+        """Four updates of the goldens' parameters. This rank's gradients and the other's have the goldens' as mean."""
+        parameters = [
+            Parameter(Tensor(rule.normal(f"p {shape}", shape)).astype(dtype), name=f"p{n}")
+            for n, shape in enumerate(golden.SHAPES)
+        ]
+        decayed = [len(shape) > 1 for shape in golden.SHAPES]
+        scale = 1024.0 if dtype == ms.float16 else None
+        with benchmark.npu_forms():
+            optimizer = AdamW(
+                parameters, decayed, 0.1, 0.9, 0.99, 1e-6, rank=device.rank, ranks=device.world_size
+            )  # fmt: skip
+            settings = Settings(max_grad_norm=2.0, loss_scale=scale, rank=device.rank, ranks=device.world_size)
+            cell = Step(runs(Update(optimizer, None, settings)))
+        norms = []
+        for step in range(4):
+            gradients = []
+            for parameter in optimizer.parameters:
+                mean, apart = (rule.normal(f"{name} {parameter.shape}", parameter.shape) for name in (f"g {step}", "e"))
+                sign = 1 if device.rank == 0 else -1
+                gradients.append(Tensor((scale or 1.0) * (mean + sign * apart)).astype(dtype))
+            outcome = cell(Tensor(scale or 1.0, ms.float32), Tensor(1e-2, ms.float32), *gradients)
+            norms.append(float(outcome.asnumpy()[1]))
+        return {"norms": norms, "values": [p.asnumpy().astype(float).tolist() for p in parameters]}
+
+    class Step(nn.Cell):
+        """The gradients one by one: as a tuple of tensors they would be constants of the graph."""
+
+        def __init__(self, update: Update):
+            super().__init__(auto_prefix=False)
+            self.update = update
+
+        def construct(self, loss, lr, *gradients):
+            return self.update(loss, gradients, lr)
 
     def compile(cell: Update) -> None:
         gradients = tuple(ops.ones(p.shape, p.dtype) for p in cell.parameters)
@@ -111,6 +151,12 @@ def main(half: bool, folder: str) -> None:
         cell = update()
     found["missing"] = missed(cell)
     found["NPU"] = kinds()
+    if device.world_size > 1:
+        with benchmark.npu_forms():
+            cell = update(1)
+        missed(cell)
+        found["whole"] = kinds()
+        found["given"] = {str(dtype): given(dtype) for dtype in (ms.float32, ms.float16)}
     if device.rank == 0:
         print("found", json.dumps(found), flush=True)
 

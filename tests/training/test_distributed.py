@@ -17,6 +17,8 @@ from pipeline.training import launch, run
 from pipeline.training.stored import Reach
 from pipeline.weights import ckpt, safetensors
 from stages import train as stage
+from tests.golden.compare import training
+from tests.golden.make_aclnn import ACLNN
 from tests.training.npu_update import held
 from tests.training.test_resume import ends, environment, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
@@ -163,17 +165,43 @@ def test_an_adapter_is_trained_by_any_number_of_ranks(workspace, store):
     assert_close(outcome(workspace), wanted)
 
 
-def test_the_collectives_of_a_step_are_few(tmp_path):
-    """Of 8 parameters, 5 of which are cut, in two buckets and one of the rest; and one collective each for the loss
-    and for the norm. On an NPU the gradients of slices come by ReduceScatter, which a CPU lacks."""
+@pytest.fixture(scope="module")
+def updated(tmp_path_factory):
+    """What tests/training/npu_update.py found as two ranks."""
+    folder = tmp_path_factory.mktemp("update")
     device = params(**{"device.workers": 2, "device.master": port().split("=")[1]}).device
-    launch.start(device, [str(ROOT / "tests/training/npu_update.py")], tmp_path)
-    found = held((tmp_path / "worker_0.log").read_text())
+    launch.start(device, [str(ROOT / "tests/training/npu_update.py")], folder)
+    return held((folder / "worker_0.log").read_text())
+
+
+def test_the_collectives_of_a_step_are_few(updated):
+    """Of 8 parameters, 4 of which are cut, in two buckets and one of the rest; and one collective each for the loss
+    and for the norm. On an NPU the gradients of slices come by ReduceScatter, which a CPU lacks. Where nothing is cut
+    the parameters are in two buckets."""
+    found = updated
     assert found["missing"] == "ReduceScatter"
     collectives = ("AllReduce", "ReduceScatter", "AllGather")
     assert [found["CPU"].get(kind, 0) for kind in collectives] == [5, 0, 2]
     assert [found["NPU"].get(kind, 0) for kind in collectives] == [3, 2, 2]
-    assert found["NPU"]["AdamW"] == found["CPU"]["Adam"] == 8
+    assert [found["whole"].get(kind, 0) for kind in collectives] == [3, 0, 0]
+    assert found["NPU"]["AdamW"] == found["CPU"]["Adam"] == found["whole"]["AdamW"] == 8
+
+
+def test_all_of_two_npus_update_but_the_collectives_has_aclnn_kernels(updated):
+    aclnn = {line.split()[0] for line in ACLNN.read_text().splitlines()[1:]}
+    collectives = {"AllReduce", "ReduceScatter", "AllGather"}
+    for form, copies in (("NPU", 5), ("whole", 1)):  # of the count, and of the weights that are cut
+        found = {kind: count for kind, count in updated[form].items() if kind not in aclnn | collectives}
+        assert found == {"Assign": copies, "AssignAdd": 1, "TensorToScalar": 1}, form
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("Float32", {"rtol": 2e-5, "atol": 2e-6}), ("Float16", {"atol": 4e-3})])
+def test_two_npus_sharded_update_gives_pytorchs_numbers(updated, dtype, close):
+    """By AdamW's documented formula on this rank's slices, whose gradients come by a ReduceScatter, and AllGather."""
+    found = updated["given"][dtype]
+    np.testing.assert_allclose(found["norms"], training()["adamw_norms"], rtol=1e-6 if dtype == "Float32" else 2e-3)
+    for index, value in enumerate(found["values"]):
+        np.testing.assert_allclose(value, training()[f"adamw_{index}"], **close)
 
 
 def test_a_failing_rank_ends_the_stage_with_its_message(workspace, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.stage import StageError
 from pipeline.training import drive
-from pipeline.training.feed import Step
+from pipeline.training.feed import Inputs, Step
+from pipeline.training.step import Settings
 
 
 class Device:
@@ -71,6 +72,69 @@ def test_a_result_is_read_when_the_next_step_is_launched():
     assert [r.learning_rate for r in results] == [0, 0.5, 1]
     assert [r.samples[0] for r in results] == [0, 1, 2]
     assert all(r.seconds > 0 and r.steps == 1 for r in results)
+
+
+def inputs(bucket: int) -> Inputs:
+    x = np.zeros((1, 4, 2, 2 + 2 * bucket), np.float32)
+    return Inputs(x, *np.zeros((3, 1), np.float32), x, np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_buckets_and_micro_batches_are_launched_without_a_look(monkeypatch, accumulation):
+    """The real driver of the graphs over cells that note what is asked of them: each shape is compiled once, and within a
+    step and before the next one's launch nothing is read, neither of a micro-batch."""
+    events = []
+
+    def cell(name, result):
+        def call(*given):
+            events.append(f"{name} {given[0].shape[-1] // 2}" if name == "gradients" else name)
+            return result()
+
+        return lambda *made: call
+
+    def unread():
+        return SimpleNamespace(asnumpy=lambda: pytest.fail("a micro-batch was read"))
+
+    taken = iter(range(1, 10))
+
+    def outcome():
+        number = next(taken)
+
+        def asnumpy():
+            events.append(f"read {number}")
+            return np.array([0, 0, 1, 1, 0, number], np.float32)
+
+        return SimpleNamespace(asnumpy=asnumpy)
+
+    gradients, update = ("Accumulate", "Boundary") if accumulation > 1 else ("Gradients", "Apply")
+    monkeypatch.setattr(drive, gradients, cell("gradients", unread if accumulation > 1 else lambda: [unread()] * 3))
+    monkeypatch.setattr(drive, update, cell("update", outcome))
+    monkeypatch.setattr(drive, "Average", cell("average", unread))
+    monkeypatch.setattr(drive, "SampleLoss", lambda *made: None)
+
+    class Compiler:
+        seconds = 0.0
+
+        def __call__(self, cell, name, *given, **settings):
+            events.append(f"compiles {name}")
+
+    settings = Settings(gradient_accumulation_steps=accumulation)
+    graphs = drive.Graphs(None, SimpleNamespace(d=None, ema=()), settings, Compiler(), sinks=False)
+    steps = Steps(0, 3)
+    steps[:] = [
+        Step(step.number, step.samples, [inputs((step.number + n) % 2) for n in range(accumulation)]) for step in steps
+    ]
+    assert len(list(drive.results(graphs, steps, lambda number: (0.0, 0.0), 0, 1, lambda launch: False))) == 3
+    step = ["gradients 1", "update", "average"]
+    if accumulation == 1:
+        first = ["compiles gradients 16x16", step[0], "compiles update", "compiles average", *step[1:]]
+        second = ["compiles gradients 32x16", "gradients 2", *step[1:]]
+        third = step
+    else:
+        first = ["compiles gradients 16x16", step[0], "compiles gradients 32x16", "gradients 2"]
+        first += ["compiles update", "compiles average", *step[1:]]
+        second, third = ["gradients 2", *step], ["gradients 1", "gradients 2", *step[1:]]
+    assert events == [*first, *second, "read 1", *third, "read 2", "read 3"]
 
 
 def test_what_is_not_logged_waits_for_what_is():

@@ -2,19 +2,22 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
-import pipeline.device  # noqa: F401  (before MindSpore)
+from pipeline.device import Device
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 
-from pipeline.models import forms
+from benchmarks import kernels as benchmark
 from pipeline.models.layers import Conv, GroupNorm, LayerNorm, Linear
 from pipeline.models.unet import UNet
+from pipeline.planning.run import from_params
 from pipeline.training import build, rates
 from pipeline.training.memory import sharded
+from pipeline.training.optimizers import rounding
 from pipeline.training.optimizers.adafactor import Adafactor
 from pipeline.training.optimizers.adamw import AdamW
 from pipeline.training.optimizers.adamw8bit import AdamW8bit
@@ -26,6 +29,7 @@ from tests.golden import rule
 from tests.golden import training_rule as t
 from tests.golden.compare import training
 from tests.models.stub_unet import StubUNet
+from tests.training.documented import documented, runs
 from tests.training.npu_update import SHAPES, held
 from tests.training.training_samples import ROOT, UNET, params
 
@@ -97,15 +101,6 @@ def test_the_outcome_has_prodigys_d():
     assert found == sorted(found) and found[0] == pytest.approx(FIRST) and found[-1] > 1.2 * FIRST
 
 
-def documented(before, value, m, v, gradient, lr=1e-2, decay=0.1, beta1=0.9, beta2=0.99, epsilon=1e-6):
-    """aclnnApplyAdamWV2 by its documentation: CANN 8.5's page, and the step that its kernel adds
-    (gitcode.com/cann/ops-nn, optim/apply_adam_w_v2). -> value, m, v"""
-    t = before + 1
-    m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
-    update = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + epsilon)
-    return value - lr * update - lr * decay * value, m, v
-
-
 @pytest.mark.parametrize(("first", "equal"), [(0, True), (-1, False), (1, False)])
 def test_the_npus_kernel_counts_the_updates_before(first, equal):
     for index, (shape, decayed) in enumerate(zip(t.SHAPES, DECAYED, strict=True)):
@@ -118,28 +113,21 @@ def test_the_npus_kernel_counts_the_updates_before(first, equal):
         assert np.allclose(value, training()[f"adamw_{index}"], rtol=2e-6, atol=1e-6) == equal
 
 
-class Documented(nn.Cell):
-    """In place of ops.auto_generate.AdamW, which no CPU has: the same arguments, changed in place."""
-
-    def construct(self, value, m, v, max_v, gradient, before, lr, beta1, beta2, decay, epsilon, amsgrad, maximize):
-        t = ops.cast(before, ms.float32) + 1.0
-        new_m = beta1 * m + (1.0 - beta1) * gradient
-        new_v = beta2 * v + (1.0 - beta2) * gradient * gradient
-        corrected = ops.sqrt(new_v / (1.0 - ops.pow(Tensor(beta2), t)))
-        update = new_m / (1.0 - ops.pow(Tensor(beta1), t)) / (corrected + epsilon)
-        new = value - lr * update - lr * decay * value
-        return ops.assign(value, new), ops.assign(m, new_m), ops.assign(v, new_v)
+# float16 weights end within their steps, bfloat16 ones within four roundings
+HALVES = {ms.float32: {"rtol": 2e-5, "atol": 2e-6}, ms.float16: {"atol": 4e-3}, ms.bfloat16: {"rtol": 2**-6}}
 
 
-def test_what_the_npus_kernel_is_given_makes_adamw(monkeypatch):
-    monkeypatch.setattr(forms, "on_cpu", lambda: False)
-    values = parameters()
-    optimizer = adamw(values)
-    monkeypatch.setattr(optimizer.kernels, "adamw", Documented())
-    update = Update(optimizer, average_of(values), Settings(max_grad_norm=2.0))
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_what_the_npus_kernel_is_given_makes_adamw(monkeypatch, dtype):
+    rounds_here = SimpleNamespace(on_cpu=lambda: True)  # an NPU's kernels of the rounding to bfloat16 are not here
+    monkeypatch.setattr(rounding, "forms", rounds_here)
+    values = parameters(dtype)
+    with benchmark.npu_forms():
+        update = runs(Update(adamw(values), average_of(values), Settings(max_grad_norm=2.0)))
     np.testing.assert_allclose(run(update), training()["adamw_norms"], rtol=1e-6)
     for index, value in enumerate(values):
-        np.testing.assert_allclose(value.asnumpy(), training()[f"adamw_{index}"], rtol=2e-5, atol=2e-6)
+        found = value.astype(ms.float32).asnumpy()
+        np.testing.assert_allclose(found, training()[f"adamw_{index}"], **HALVES[dtype])
 
 
 @pytest.mark.parametrize("half", [[], ["float16"]], ids=["float32", "float16"])
@@ -302,3 +290,23 @@ def test_the_average_copies_first_and_then_warms_up_to_its_decay():
 )
 def test_which_parameters_are_cut_into_slices(shape, ranks, wanted):
     assert sharded(shape, ranks) is wanted
+
+
+@pytest.mark.parametrize(
+    ("target", "optimizer", "wish", "wanted"),
+    [
+        ("Ascend", "adamw", "auto", True),
+        ("CPU", "adamw", "auto", False),
+        *(("Ascend", name, "auto", False) for name in ("adamw8bit", "lion", "prodigy", "adafactor")),
+        ("Ascend", "adamw", False, False),
+        ("CPU", "adamw", True, True),
+    ],
+)
+def test_npus_share_adamws_state_by_default(target, optimizer, wish, wanted):
+    """And the plan counts with it."""
+    changes = {"device.target": target, "device.workers": 2, "train.optimizer": optimizer}
+    p = params(**changes, **{"train.shard_optimizer": wish})
+    assert build.shards(Device(target, world_size=2), p.train) is wanted is from_params(p, 10).shard_optimizer
+    made = build.optimizer(Linear(3, 4), Device(target, 1, 2), p.train)
+    cut = {parameter.shape: cut for parameter, cut in zip(made.parameters, made.cut, strict=True)}
+    assert cut == {(4, 3): wanted, (4,): False}

@@ -40,6 +40,13 @@ def test_sdxls_gradients_are_some_fifty_buffers():
     assert all(stop == start for (_, stop), (start, _) in zip(found, found[1:], strict=False))
     gathered = [start for start, _ in found if cut[start]]
     assert sum(cut) == 793 and len(gathered) < 60 and len(found) - len(gathered) < 10
+    # each sums its gradients, those that are cut gather their weights; the loss, and of slices the norm
+    assert len(found) + len(gathered) + 2 == 93
+    # of an optimizer that is whole on each rank
+    assert (
+        len(ranges([SimpleNamespace(shape=shape) for shape in unet_shapes("sdxl-base").values()], (False,) * 1680)) + 1
+        == 0
+    )
 
 
 def _grow(factor, turn, values, amount):

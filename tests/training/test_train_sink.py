@@ -1,5 +1,7 @@
 """The loop with a data sink: the same training. MindSpore's own `data_sink` runs, over a stub of the device's queue."""
 
+from types import SimpleNamespace
+
 from pipeline.device import Device
 
 import mindspore
@@ -7,8 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.stage import StageError
+from pipeline.training import run
+from pipeline.training.step import Settings
 from tests import stub_npus
 from tests.training.test_train import stubbed, workspace  # noqa: F401  (fixtures)
+from tests.training.training_samples import params
 
 SETTINGS = {
     "train.steps": 11,
@@ -42,6 +47,26 @@ def test_sinks_train_the_same_with_a_shorter_last_one(train, monkeypatch, sink_s
     for row in found.rows:
         if "validation/loss" in row and row["step"] in losses:
             assert row["validation/loss"] == losses[row["step"]]
+
+
+@pytest.mark.parametrize(("sink_size", "buckets", "refused"), [(4, 2, True), (4, 1, False), (0, 2, False)])
+def test_a_sink_of_pictures_of_several_sizes_is_refused(sink_size, buckets, refused):
+    """Of those that are trained on: validation has graphs of its own."""
+    reader = SimpleNamespace(buckets=np.array([(64, 64), (64, 64), (64, 32), (32, 64)]))
+    subset, held_out = np.arange(1, 1 + buckets), np.array([3])
+    data, train = SimpleNamespace(reader=reader, subset=subset, held_out=held_out), params().train
+
+    def make():
+        return run._compiler("tiny", data, Device("Ascend", sink_size=sink_size), train, Settings(), "float32")
+
+    if refused:
+        with pytest.raises(
+            StageError, match=r"sink_size is 4 and the pictures have 2 sizes.*Set device\.sink_size to 0"
+        ):
+            make()
+    else:
+        # the whole step or its gradients by bucket and its update, and the loss
+        assert make().count == (2 if sink_size else buckets + 2)
 
 
 def test_a_device_that_took_another_number_of_steps_is_found(train, monkeypatch):

@@ -1,12 +1,21 @@
 """The held-out part and its loss."""
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
+import mindspore as ms
 import numpy as np
 import pytest
 
 from pipeline.cache.reading.reader import Reader
 from pipeline.diffusion import draws, schedule
+from pipeline.models.layers import norm_parameters
 from pipeline.training import data, feed, validation
-from tests.training.training_samples import images, mask, masked_latent, write_workspace
+from pipeline.training.compiled import Compiler
+from pipeline.training.optimizers.adamw import AdamW
+from pipeline.training.optimizers.common import decays
+from pipeline.training.step import Settings, Update, average_of
+from tests.models.stub_unet import StubUNet
+from tests.training.training_samples import UNET, images, mask, masked_latent, write_workspace
 
 ALPHAS = schedule.alphas_cumprod(False)
 
@@ -101,3 +110,30 @@ def test_the_loss_is_weighted_by_the_masks(tmp_path):
                     validation.losses(loss, reader, held_out, grid, size, 0, 1), wanted, rtol=1e-5
                 )
             assert not np.allclose(validation.losses(one, reader, held_out, grid, 2, 0, 1), wanted, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16], ids=str)
+def test_the_averages_have_their_loss_and_the_weights_come_back_bit_for_bit(device, reader, dtype):
+    unet = StubUNet(UNET)
+    weights = unet.trainable_params()
+    averages = average_of(weights)
+    for number, (weight, average) in enumerate(zip(weights, averages, strict=True)):
+        draw = np.random.default_rng(number)
+        weight.set_dtype(ms.float32 if weight.name in norm_parameters(unet) else dtype)
+        weight.set_data(ms.Tensor(draw.standard_normal(weight.shape, np.float32)).astype(weight.dtype))
+        average.set_data(ms.Tensor(draw.standard_normal(weight.shape, np.float32)))
+    update = Update(AdamW(weights, decays(unet), 0.0, 0.9, 0.999, 1e-8), averages, Settings())
+    held_out = np.flatnonzero((reader.buckets == reader.buckets[0]).all(1))[:3]
+    arguments = reader, held_out, validation.Grid([100, 900], "epsilon", ALPHAS, 0.5), 2
+
+    def bits():
+        return [weight.asnumpy().tobytes() for weight in weights]
+
+    compiler, before = Compiler(None, device, 6), bits()
+    validate = validation.validator(unet, update, compiler, *arguments, device)
+    found = validate()
+    assert bits() == before and validate() == found
+    for weight, average in zip(weights, averages, strict=True):
+        weight.set_data(average.value().astype(weight.dtype))
+    losses = validation.losses(validation.Evaluator(unet, compiler), *arguments, 0, 1) / len(held_out)
+    assert found["validation/ema_loss"] == losses.mean() != found["validation/loss"]

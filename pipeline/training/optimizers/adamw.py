@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from pipeline.models import forms
 from pipeline.training.optimizers.common import BiasCorrections, Optimizer, filled
-from pipeline.training.optimizers.rounding import assign
+from pipeline.training.optimizers.rounding import Part, assign
 from pipeline.training.parameter_buckets import InTurns, buckets
 
 
@@ -86,7 +86,7 @@ class AdamW(Optimizer):
         self.rank = rank
         self.buckets = buckets(parameters[: self.owned], self.cut, rank, ranks) if self.owned else ()
         self.in_turns = InTurns(parameters[self.owned :])
-        self.map = ops.HyperMap()
+        self.map, self.part = ops.HyperMap(), Part()
         # MindSpore's collectives and slices on a CPU have no bfloat16
         self.wide = forms.on_cpu() and any(p.dtype == ms.bfloat16 for p in parameters)
 
@@ -124,7 +124,7 @@ class AdamW(Optimizer):
         whole = ops.depend(parameter, turn)
         if self.wide:
             whole = ops.cast(whole, ms.float32)
-        value = ops.cast(whole[first : first + count], ms.float32)
+        value = ops.cast(self.part(whole, first, first + count), ms.float32)
         value = ops.depend(value, self.kernels.step(kernels[group], decayed, value, moment1, moment2, gradient))
         if parameter.dtype == ms.bfloat16:
             value = self.rounding(value, key, offset + self.rank * value.size)

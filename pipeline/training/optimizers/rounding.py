@@ -70,13 +70,20 @@ class Rounding(nn.Cell):
         return ops.cast(value + d * ulp, ms.bfloat16)
 
 
+def _indexed(x, start: int, stop: int, step: int):
+    return x[start:stop:step]
+
+
+def _sliced(x, start: int, stop: int, step: int):
+    return ops.auto_generate.SliceExt()(x, 0, start, stop, step)
+
+
 class Part(nn.Cell):
-    """x[start:stop:step] of a vector, by a kernel that the target has."""
+    """x[start:stop:step], by a kernel that the target has."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
-        self.on_cpu = forms.on_cpu()
-        self.slice = ops.auto_generate.SliceExt()
+        self.of = _indexed if forms.on_cpu() else _sliced
 
     def construct(self, x, start: int, stop: int, step: int = 1):
-        return x[start:stop:step] if self.on_cpu else self.slice(x, 0, start, stop, step)
+        return self.of(x, start, stop, step)
