@@ -292,15 +292,11 @@ def test_prompts_with_weights_are_encoded_as_captions_with_weights(tmp_path):
 
 
 def test_each_model_has_encoders_of_its_own_where_some_are_trained():
-    step, merged = Path("outs/train/weights/step-00000300.ckpt"), Path(sample_stage.MERGED)
-    models = [
-        sample_stage.Drawn("base", "base", sample_stage.BASE, "", None),
-        sample_stage.Drawn(step.stem, "step 300", step, "", None),
-        sample_stage.Drawn("tuned", "fine-tuned", sample_stage.MERGED, "", None),
-    ]
+    step, merged = Path("outs/train/weights/step-00000300.ckpt"), sample_stage.MERGED
+    models = [("base", sample_stage.BASE), (step.stem, step), ("tuned", sample_stage.MERGED)]
 
     def files(trained, begun=None):
-        return [sample_stage._encoders(model, trained, begun) for model in models]
+        return [sample_stage.encoders(*model, trained, begun) for model in models]
 
     of_merged = merged, merged, None
     assert set(files("none")) == {of_merged}
@@ -375,6 +371,21 @@ def test_the_stage_draws_both_models_from_the_same_noise(project):
     assert not np.array_equal(pictures["00_base.png"], pictures["02_base.png"])
     assert np.array_equal(pictures["00_step-00000002.png"], pictures["00_tuned.png"])  # of the same weights here
     assert "Model: step-00000002, " in Image.open(out / "00_step-00000002.png").text["parameters"]
+
+
+@pytest.mark.parametrize("by", ["processes", "nodes"])
+def test_who_draws_changes_no_picture(project, tmp_path, nodes, by):
+    """Three processes of this computer, or actors of a cluster: the files of one process."""
+    assert stage(project).returncode == 0
+    wanted = {path.name: path.read_bytes() for path in (project / "outs/sample").iterdir()}
+    shutil.copytree(project, tmp_path / "project", symlinks=True)
+    settings = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    settings["device"] |= {"target": "CPU"} | ({"workers": 3} if by == "processes" else {"cluster": nodes.address})
+    (tmp_path / "project/params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    shutil.rmtree(tmp_path / "project/outs/sample")
+    done = stage(tmp_path / "project")
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "project/outs/sample").iterdir()} == wanted
 
 
 KARRAS = {
