@@ -43,15 +43,23 @@ class Unit(NamedTuple):
 
 
 Painted = dict[tuple[str, int], np.ndarray]  # (model, place among `pictures`) -> (H, W, 3) uint8
+Painter = Callable[[Unit, Callable[[], object]], Painted]  # of a unit; the second is called after each step
 
 
-def paint(params: Params, units: list[Unit], stepped: Callable[[int], object]) -> Painted:
-    """What device.workers and device.cluster say draws. stepped(number): called as steps are done. Raises StageError."""
+def paint(
+    params: Params,
+    units: list[Unit],
+    stepped: Callable[[int], object],
+    make: Callable[[Params, Files], Painter] | None = None,
+) -> Painted:
+    """All units, by whom device.workers and device.cluster say. stepped(number): called as steps are done. `make` is
+    `painter`. Raises StageError."""
+    make = make or painter
     read = set().union(*(unit.model.read() for unit in units), {Path(params.model.tokenizer)})
     files, found = {str(path): path for path in sorted(read)}, {}
-    with crew(params.device, partial(_make, params), files) as workers:
+    with crew(params.device, partial(_worker, make, params), files) as workers:
         if workers is None:
-            draw = painter(params, files)
+            draw = make(params, files)
             for unit in units:
                 found |= draw(unit, partial(stepped, 1))
             return found
@@ -64,9 +72,9 @@ def paint(params: Params, units: list[Unit], stepped: Callable[[int], object]) -
     return found
 
 
-def painter(params: Params, files: Files) -> Callable[[Unit, Callable[[], object]], Painted]:
-    """A function that draws a unit, and calls its second argument after each step. It has one UNet in memory, of the
-    model that was drawn with last. files: by the paths that models name, where they are. Raises StageError."""
+def painter(params: Params, files: Files) -> Painter:
+    """It has one UNet in memory, of the model that was drawn with last. files: by the paths that models name, where they
+    are. Raises StageError."""
     hardware.check(params, "sample")
     # Only now: importing MindSpore takes seconds.
     from pipeline.device import setup
@@ -134,9 +142,9 @@ def painter(params: Params, files: Files) -> Callable[[Unit, Callable[[], object
     return painted
 
 
-def _make(params: Params, files: Files, *_) -> Work:
+def _worker(make: Callable[[Params, Files], Painter], params: Params, files: Files, *_) -> Work:
     """What a worker does with units; the result is a file."""
-    draw = painter(params, files)
+    draw = make(params, files)
 
     def work(unit: Unit) -> Iterator[int | Done]:
         painted = draw(unit, lambda: None)

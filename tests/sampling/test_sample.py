@@ -373,21 +373,6 @@ def test_the_stage_draws_both_models_from_the_same_noise(project):
     assert "Model: step-00000002, " in Image.open(out / "00_step-00000002.png").text["parameters"]
 
 
-@pytest.mark.parametrize("by", ["processes", "nodes"])
-def test_who_draws_changes_no_picture(project, tmp_path, nodes, by):
-    """Three processes of this computer, or actors of a cluster: the files of one process."""
-    assert stage(project).returncode == 0
-    wanted = {path.name: path.read_bytes() for path in (project / "outs/sample").iterdir()}
-    shutil.copytree(project, tmp_path / "project", symlinks=True)
-    settings = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    settings["device"] |= {"target": "CPU"} | ({"workers": 3} if by == "processes" else {"cluster": nodes.address})
-    (tmp_path / "project/params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    shutil.rmtree(tmp_path / "project/outs/sample")
-    done = stage(tmp_path / "project")
-    assert done.returncode == 0, done.stderr
-    assert {path.name: path.read_bytes() for path in (tmp_path / "project/outs/sample").iterdir()} == wanted
-
-
 KARRAS = {
     "sample.sampler": "dpmpp_2m_karras",
     "sample.guidance_rescale": 0.7,
