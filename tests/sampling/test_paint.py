@@ -2,7 +2,7 @@
 
 import os
 import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,12 +15,12 @@ from tests.training.training_samples import params
 MODELS = ["base", "tuned"]
 
 
-def painter(params, files):
+def painter(pids, params, files):
     """Pictures that say of which weights, prompt and batch they are."""
 
     def draw(unit, stepped):
         weights = files[str(unit.model.unet)].read_text()
-        (files["pids"] / f"{weights} {unit.chosen[0]} {os.getpid()}").touch()
+        (pids / f"{weights} {unit.chosen[0]} {os.getpid()}").touch()
         if params.sample.prompts[unit.chosen[0]] == "broken":
             raise StageError("the latents are not finite")
         stepped()
@@ -36,9 +36,6 @@ def painted(tmp_path, prompts, **device):
     """The pictures, how many steps were said, and the processes that drew."""
     (tmp_path / "pids").mkdir(exist_ok=True)
     settings = params(**{f"device.{key}": value for key, value in device.items()} | {"sample.prompts": prompts})
-    settings = settings.model_copy(
-        update={"model": settings.model.model_copy(update={"tokenizer": str(tmp_path / "pids")})}
-    )
     models = []
     for name in MODELS:
         (tmp_path / name).write_text(name)
@@ -48,16 +45,9 @@ def painted(tmp_path, prompts, **device):
     units = [paint.Unit(model, *batch) for model in models for batch in batches(pictures(settings.sample), 2)]
     steps = []
 
-    def make(params, files):
-        return painter(params, files | {"pids": Path(params.model.tokenizer)})
-
-    found = paint.paint(settings, units, steps.append, make if device.get("cluster") else in_process)
+    found = paint.paint(settings, units, steps.append, partial(painter, tmp_path / "pids"))
     drew = [path.name.split(" ") for path in (tmp_path / "pids").iterdir()]
     return {key: value.tolist() for key, value in found.items()}, sum(steps), {pid for _, _, pid in drew}
-
-
-def in_process(params, files):
-    return painter(params, files | {"pids": Path(params.model.tokenizer)})
 
 
 @pytest.fixture(autouse=True)
