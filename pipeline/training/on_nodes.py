@@ -27,6 +27,7 @@ from pipeline import store
 from pipeline.params import Device, Params, Train
 from pipeline.stage import StageError
 from pipeline.training import finished, launch, stored
+from pipeline.training.data import PICTURES
 from pipeline.training.key import Training
 from pipeline.workers import cluster, parcel
 
@@ -358,6 +359,7 @@ class _Run:
                 with open(folder / path, "wb") as file:
                     for begin in range(0, size, _CHUNK):
                         file.write(self._ask(first, first.actor.out, str(_WEIGHTS / path), begin))
+        (self.out / "live" / PICTURES).mkdir(parents=True, exist_ok=True)  # as files alone were carried
         finished.keep(exact, self.out)
         for node in self.nodes:
             self._ask(node, node.actor.clear)
