@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.training.optimizers.prodigy import FIRST
 from tests.training import forked
 from tests.training.training_samples import ROOT, share_graphs, write_stub, write_workspace
 
@@ -109,7 +110,7 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken, kills):
     [
         ("adafactor", "float32", []),
         ("adamw8bit", "bfloat16", []),
-        ("prodigy", "bfloat16", [*FEW_GRAPHS, *PREVIEWS, "train.learning_rate=1.0"]),
+        ("prodigy", "bfloat16", [*FEW_GRAPHS, *PREVIEWS, "train.learning_rate=100.0"]),
     ],
     ids=["adafactor", "adamw8bit", "prodigy"],
 )
@@ -117,13 +118,16 @@ def test_every_kind_of_state_is_resumed(workspace, graphs, tmp_path, optimizer, 
     """The loss scale, Adafactor's rows and columns, micro-batches; codes of 8 bits, and weights that are rounded by
     random numbers; Prodigy's d. And the pictures that were drawn before the kill."""
     settings = [
-        *SETTINGS, "train.precision=float16", "train.loss_scale=1.0e+12", f"train.optimizer={optimizer}",
+        *SETTINGS, "train.precision=float16", "train.loss_scale=65536.0", f"train.optimizer={optimizer}",
         f"train.weights_dtype={dtype}", "train.batch_size=2", "train.gradient_accumulation_steps=2", *further,
     ]  # fmt: skip
     whole, killed = (share_graphs(tmp_path / name, graphs) for name in ("whole", "killed"))
     train(workspace, whole, *settings)
     wanted = ends(workspace)
-    assert max(row.get("train/overflows", 0) for row in wanted[1]) > 0
+    losses = [row for row in wanted[1] if "train/loss" in row]
+    # there are updates before the state and after it, and overflows
+    assert losses[0]["train/overflows"] < 2 and 0 < losses[-1]["train/overflows"] < 6
+    assert optimizer != "prodigy" or 100 * FIRST < losses[1]["train/prodigy_d"] < losses[-1]["train/prodigy_d"]
     pictures = [f"live/pictures/step-{step:08d}.png" for step in (2, 4, 6, 8, 9) if PREVIEWS[0] in further]
     assert sorted(name for name in wanted[2] if name.endswith(".png")) == pictures
     train(workspace, killed, "kill=step:5", *settings, code=-9)
