@@ -180,6 +180,14 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, stor
         assert_close(outcome(workspace), alone[:-1])
 
 
+def test_a_longer_run_goes_on_from_two_ranks_on_four(workspace, store, alone):
+    """From the state that a finished run of two has left, whose moments are in slices."""
+    train(workspace, store, *SETTINGS, "train.steps=3", "train.keep_state=true", *TWO_SHARDED, port())
+    assert len(list(store.glob("train/*/slices-00000003/*"))) == 2
+    assert "goes on after step 3" in train(workspace, store, *SETTINGS, *FOUR_SHARDED, port())
+    assert_close(outcome(workspace), alone[:-1])
+
+
 def test_an_adapter_is_trained_by_any_number_of_ranks(workspace, store):
     """By two that share the optimizer's state and are killed, and then by four; as by one with the whole batch."""
     adapter = [*SETTINGS, "train.adapter=dora", "train.groups=[]", "train.checkpointing_steps=3"]
