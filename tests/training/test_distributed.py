@@ -137,8 +137,8 @@ def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
 
 
 def test_two_ranks_update_as_one_by_every_optimizer(device, tmp_path):
-    """To the bit alike, and as one with the whole batch but for what a sum in another order does to a sign or a code of 8
-    bits."""
+    """To the bit alike, and as one with the whole batch but for what a sum in another order does to a sign or a code of
+    8 bits."""
     two = params(**{"device.workers": 2, "device.master": port().split("=")[1]}).device
     launch.start(two, [rank_updates.__file__, str(tmp_path)], tmp_path)
     first, second = (dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(2))
