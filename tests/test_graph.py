@@ -103,8 +103,8 @@ def test_a_stage_depends_on_the_code_that_it_imports(stage):
 
 @pytest.mark.parametrize("text_encoders", ["none", "both"])
 def test_the_key_of_a_training_knows_the_code_that_train_depends_on(monkeypatch, text_encoders):
-    """Else DVC runs train after an edit, and the store gives it the outs of the code before. What pipeline/data made is in the
-    caches, where no caption is read while training."""
+    """Else DVC runs train after an edit, and the store gives it the outs of the code before. What pipeline/data made is
+    in the caches, where no caption is read while training."""
     train = Params.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text())).train
     train = train.model_copy(update={"text_encoders": text_encoders})
     deps = [ROOT / dep for dep in code_deps("train") if dep.startswith("pipeline/")]

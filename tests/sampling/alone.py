@@ -16,8 +16,8 @@ def drawn(
     diffusion: params.Diffusion,
     rescale: float,
 ) -> np.ndarray:
-    """(4, h, w) float32, as the UNet is trained on them; of `text` and `negative` of one prompt. For samplers that add no
-    noise."""
+    """(4, h, w) float32, as the UNet is trained on them; of `text` and `negative` of one prompt. For samplers that add
+    no noise."""
     of_size = one.height, one.width, one.guidance_scale
     denoise = draw.guided(predict, *text, *of_size, diffusion.prediction, negative, rescale)
     noise = draw.noise_of(one.seed, one.number, (4, one.height // 8, one.width // 8))[None]

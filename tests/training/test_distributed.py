@@ -12,15 +12,18 @@ import pipeline.device
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.training import launch, run
+from pipeline.training.optimizers.prodigy import FIRST
 from pipeline.training.stored import Reach
 from pipeline.weights import ckpt, safetensors
 from stages import train as stage
 from tests.golden.compare import training
 from tests.golden.make_aclnn import ACLNN
+from tests.training import rank_updates
 from tests.training.npu_update import held
-from tests.training.test_resume import ends, environment, train
+from tests.training.test_resume import FEW_GRAPHS, PREVIEWS, ends, environment, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
 
 # 5 steps of 8 samples; the pictures of two buckets do not fill the last batches
@@ -44,7 +47,7 @@ FOUR_SHARDED = ["device.workers=4", "train.batch_size=2", "train.shard_optimizer
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    root = write_workspace(tmp_path_factory.mktemp("ranks"), count=30, buckets=((64, 64), (64, 32)))
+    root = write_workspace(tmp_path_factory.mktemp("ranks"), count=30, buckets=((64, 64), (64, 32)), vae=b"vae")
     write_stub(root / "outs/convert/unet.ckpt")
     return root
 
@@ -73,6 +76,12 @@ def outcome(workspace):
     )
 
 
+def pictures(workspace) -> dict[str, np.ndarray]:
+    """Those that were drawn on the way."""
+    folder = workspace / "outs/train/live/pictures"
+    return {path.name: np.array(Image.open(path)).astype(int) for path in sorted(folder.iterdir())}
+
+
 def assert_close(found, wanted):
     assert found[0].keys() == wanted[0].keys()
     for name, value in wanted[0].items():
@@ -83,8 +92,9 @@ def assert_close(found, wanted):
 
 @pytest.fixture(scope="module")
 def alone(workspace, graphs, tmp_path_factory):
-    train(workspace, share_graphs(tmp_path_factory.mktemp("alone"), graphs), *SETTINGS, "train.batch_size=8")
-    return outcome(workspace)
+    store = share_graphs(tmp_path_factory.mktemp("alone"), graphs)
+    train(workspace, store, *SETTINGS, *PREVIEWS, "train.batch_size=8")
+    return *outcome(workspace), pictures(workspace)
 
 
 @pytest.fixture
@@ -95,22 +105,27 @@ def store(graphs, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["device.workers=2", "train.batch_size=4"],
+        ["device.workers=2", "train.batch_size=4", *PREVIEWS],
         TWO_SHARDED,
         FOUR_SHARDED,
     ],
     ids=["2 ranks", "2 ranks, accumulation, sharded", "4 ranks, sharded"],
 )
 def test_ranks_train_as_one_with_the_whole_batch(workspace, store, alone, arguments):
+    """And draw the same pictures, which change no weights."""
+    *wanted, drawn = alone
     train(workspace, store, *SETTINGS, *arguments, port())
-    assert_close(outcome(workspace), alone)
+    assert_close(outcome(workspace), wanted)
+    found = pictures(workspace)
+    assert list(found) == [f"step-{step:08d}.png" for step in (2, 4, 5) if PREVIEWS[0] in arguments]
+    for name, picture in found.items():
+        np.testing.assert_allclose(picture, drawn[name], atol=2, err_msg=name)
 
 
 def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
     """Most weights are the same: the random bits are (test_optimizers.py), but each rank rounds the gradients of its part of
     the batch to bfloat16. With other bits half of the weights would part in each of the five steps."""
-    few_graphs = ["train.ema=false", "train.validation_share=0.0", "train.keep_best=false"]
-    half = [*SETTINGS, *few_graphs, "train.weights_dtype=bfloat16"]
+    half = [*SETTINGS, *FEW_GRAPHS, "train.weights_dtype=bfloat16"]
     train(workspace, tmp_path / "one", *half, "train.batch_size=8")
     wanted = weights(workspace)
     two = ["device.workers=2", "train.batch_size=4", "train.shard_optimizer=true", port()]
@@ -121,6 +136,21 @@ def test_ranks_round_bfloat16_weights_as_one_does(workspace, tmp_path):
     assert np.concatenate(same).mean() > 0.7
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=2**-5, atol=1e-3, err_msg=name)
+
+
+def test_two_ranks_update_as_one_by_every_optimizer(device, tmp_path):
+    """To the bit alike, and as one with the whole batch but for what a sum in another order does to a sign or a code of
+    8 bits."""
+    two = params(**{"device.workers": 2, "device.master": port().split("=")[1]}).device
+    launch.start(two, [rank_updates.__file__, str(tmp_path)], tmp_path)
+    first, second = (dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(2))
+    wanted = rank_updates.run(0, 1)
+    assert first.keys() == second.keys() == wanted.keys() and wanted["d"] > 100 * FIRST
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        moved = value - (0 if name == "d" else rank_updates.values()[int(name[-1])])
+        most = 0.05 if name.startswith("lion") else 0.01
+        assert np.linalg.norm(first[name] - value) < most * np.linalg.norm(moved), name
 
 
 def test_all_ranks_stop_early_at_the_same_step(workspace, store):
@@ -149,7 +179,15 @@ def test_a_sharded_state_of_two_ranks_goes_on_on_one_and_on_four(workspace, stor
         (tmp_path / "copy", [*FOUR_SHARDED, port()]),
     ):
         assert "goes on after step 3" in train(workspace, copy, *SETTINGS, *arguments)
-        assert_close(outcome(workspace), alone)
+        assert_close(outcome(workspace), alone[:-1])
+
+
+def test_a_longer_run_goes_on_from_two_ranks_on_four(workspace, store, alone):
+    """From the state that a finished run of two has left, whose moments are in slices."""
+    train(workspace, store, *SETTINGS, "train.steps=3", "train.keep_state=true", *TWO_SHARDED, port())
+    assert len(list(store.glob("train/*/slices-00000003/*"))) == 2
+    assert "goes on after step 3" in train(workspace, store, *SETTINGS, *FOUR_SHARDED, port())
+    assert_close(outcome(workspace), alone[:-1])
 
 
 def test_an_adapter_is_trained_by_any_number_of_ranks(workspace, store):

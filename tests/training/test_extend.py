@@ -143,8 +143,8 @@ def test_patience_stops_at_the_same_step_after_a_resume(train, monkeypatch, tmp_
 
 
 def test_patience_averages_and_a_kept_state_go_together(train, monkeypatch):
-    """A longer run counts on from the validations before, and stops where it would have stopped; and so does one that is
-    longer still."""
+    """A longer run counts on from the validations before, and stops where it would have stopped; and so does one that
+    is longer still."""
     settings = {
         "train.steps": 9, "train.learning_rate": 0.5, "train.validation_share": 0.2, "train.validation_interval": 1,
         "train.patience": 2, "train.keep_best": True, "train.keep_state": True, "train.checkpointing_steps": 2,
