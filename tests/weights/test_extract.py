@@ -1,6 +1,7 @@
 """LoRAs out of whole fine-tunes."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -75,6 +76,20 @@ def test_a_low_rank_change_comes_back(tmp_path, capsys):
         assert said[1] > said[2] > 0.01 and said[4] < 1e-3
     metadata = streamed.metadata(out)
     assert metadata["ss_network_dim"] == "2" and metadata["ss_sd_model_name"] == "base.ckpt"
+
+
+def test_no_more_than_some_layers_are_in_memory(tmp_path):
+    """Of two UNets of 26 MB each."""
+    base = write(tmp_path / "base.ckpt")
+    tuned = write(tmp_path / "tuned.ckpt", lambda name, value: value * 1.01)
+    tracemalloc.start()
+    try:
+        extract.extract(base, tuned, TINY, 1, ("*",), "float32", tmp_path / "out.safetensors", {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    sizes = [4 * np.prod(shape) for shape in SHAPES.values()]
+    assert peak < 8 * max(sizes) < sum(sizes) / 2  # a layer's in float64, and what its decomposition takes
 
 
 def test_a_text_encoder_that_was_trained_is_named(tmp_path, capsys):
