@@ -286,9 +286,5 @@ def test_a_step_of_text_encoders_copies_no_weights(compiled):
 
 def test_text_encoders_with_adapters_have_pefts_gradients(stand_ins, monkeypatch):
     monkeypatch.setattr(forms, "chosen", lambda: layers)
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
-        _, outputs, gradients = computed_of("lora")
-    finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
+    _, outputs, gradients = computed_of("lora")
     assert_pefts("lora", outputs, gradients)
