@@ -1,6 +1,6 @@
 """Make unet_adapters.npz: what diffusers' UNet gives with an adapter in all its linear layers and convolutions, PEFT's
-LoRA and DoRA, LyCORIS' LoHa and LoKr, and the gradients of the adapters' parts; with rule.py's weights and inputs, for the
-configuration of adapters_rule.py.
+LoRA and DoRA, LyCORIS' LoHa and LoKr, and the gradients of the adapters' parts; with rule.py's weights and inputs, for
+the configuration of adapters_rule.py.
 
 In an environment of its own: pip install torch==2.13.0 diffusers==0.39.0 transformers==4.57.1 peft==0.21.2
 lycoris-lora==4.1.3, then `python -m tests.golden.make_unet_adapters` in the project's folder."""
