@@ -1,5 +1,5 @@
 """A UNet with adapters in all its layers: output and gradients against PEFT's (LoRA, DoRA) and LyCORIS' (LoHa, LoKr) in
-diffusers' UNet (tests/golden/make_unet_adapters.py), and the file that is written gives the same UNet when it is merged."""
+diffusers' UNet (tests/golden/make_unet_adapters.py), and the file that is written gives the same UNet when merged."""
 
 from dataclasses import replace
 
