@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from math import prod
 
 import pytest
 from ruamel.yaml import YAML
@@ -15,7 +16,11 @@ from pipeline.models.config import CONFIGS
 from pipeline.params import ParamsError
 from pipeline.planning import device, duration
 from pipeline.planning.run import from_params
+from pipeline.training import groups
 from pipeline.training.rates import ema_decay, learning_rate
+from pipeline.training.targets import targets
+from pipeline.weights.adapters import kinds
+from pipeline.weights.adapters.extract import TARGETS
 from tests import stub_npus
 from tests.training.training_samples import ROOT
 
@@ -143,10 +148,26 @@ def test_the_unet_of_a_preset_is_made_at_full_size(name):
         unet = UNet(CONFIGS["sdxl-base"].unet, Device("CPU").attention_kind(train.precision),
                     build.DTYPES[train.precision], train.gradient_checkpointing)  # fmt: skip
     assert sum(parameter.size for parameter in unet.trainable_params()) == 2_567_463_684
+    if train.adapter != "none":
+        shapes = {parameter.name: parameter.shape for parameter in unet.get_parameters()}
+        chosen = targets(shapes, train.adapter_targets, groups.groups(train.groups))
+        assert len(chosen) == 722 and tuple(train.adapter_targets) == TARGETS
+        numbers = sum(
+            prod(s) for name in chosen for s in kinds.shapes(train.adapter, shapes[name], train.rank).values()
+        )
+        assert round(numbers / 1e6) == 85  # as the preset says
     assert len(decays(unet)) == len(unet.trainable_params())
     settings = build.settings(Device("CPU"), found.diffusion, train)
     assert settings.gradient_accumulation_steps == train.gradient_accumulation_steps
     assert settings.loss_scale == (65536.0 if train.precision == "float16" else None)
+
+
+def test_the_preset_of_a_lora():
+    """What its name and its plan promise: rank 32 and batch 8 on one card."""
+    train = loaded(preset.write("sdxl-lora-1x910b", None).text).train
+    assert (train.adapter, train.rank, train.batch_size) == ("lora", 32, 8)
+    assert train.gradient_checkpointing and train.precision == "float16" and train.optimizer == "adamw"
+    assert list(TARGETS) == YAML(typ="safe").load(TEXT)["train"]["adapter_targets"]
 
 
 # What is the user's own

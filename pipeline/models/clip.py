@@ -46,9 +46,13 @@ class SelfAttention(nn.Cell):
         self.q_proj = layers.Linear(config.width, config.width)
         self.out_proj = layers.Linear(config.width, config.width)
         self.mask = _causal(config.context_length)
+        self.fork = layers.Fork()
 
     def construct(self, x):
-        q, k, v = (_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        for_q, x = self.fork(x)
+        for_k, for_v = self.fork(x)
+        q, k, v = self.q_proj(for_q), self.k_proj(for_k), self.v_proj(for_v)
+        q, k, v = (_heads(part, self.heads) for part in (q, k, v))
         return self.out_proj(_join(attend(q, k, v, self.scale, self.mask)))
 
 
@@ -59,10 +63,11 @@ class QuickGeluMLP(nn.Cell):
         super().__init__()
         self.fc1 = layers.Linear(width, 4 * width)
         self.fc2 = layers.Linear(4 * width, width)
+        self.fork = layers.Fork()
 
     def construct(self, x):
-        h = self.fc1(x)
-        return self.fc2(h * ops.sigmoid(1.702 * h))
+        h, gate = self.fork(self.fc1(x))
+        return self.fc2(h * ops.sigmoid(1.702 * gate))
 
 
 class EncoderLayer(nn.Cell):
@@ -72,10 +77,12 @@ class EncoderLayer(nn.Cell):
         self.layer_norm1 = layers.LayerNorm(config.width)
         self.mlp = QuickGeluMLP(layers, config.width)
         self.layer_norm2 = layers.LayerNorm(config.width)
+        self.fork = layers.Fork()
 
     def construct(self, x):
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        x, skipped = self.fork(x)
+        x, skipped = self.fork(skipped + self.self_attn(self.layer_norm1(x)))
+        return skipped + self.mlp(self.layer_norm2(x))
 
 
 class Embeddings(nn.Cell):
@@ -171,22 +178,26 @@ class ResidualAttentionBlock(nn.Cell):
         self.attn = FusedAttention(layers, config)
         self.ln_2 = layers.LayerNorm(config.width)
         self.mlp = GeluMLP(layers, config.width)
+        self.fork = layers.Fork()
 
     def construct(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x, skipped = self.fork(x)
+        x, skipped = self.fork(skipped + self.attn(self.ln_1(x)))
+        return skipped + self.mlp(self.ln_2(x))
 
 
 class OpenTransformer(nn.Cell):
     def __init__(self, layers: ModuleType, config: CLIPConfig):
         super().__init__()
         self.resblocks = nn.CellList([ResidualAttentionBlock(layers, config) for _ in range(config.layers)])
+        self.fork = layers.Fork()
 
     def construct(self, x):
         """-> (hidden states after the last block but one, hidden states after the last block)"""
         for block in self.resblocks[:-1]:
             x = block(x)
-        return x, self.resblocks[-1](x)
+        x, hidden = self.fork(x)
+        return hidden, self.resblocks[-1](x)
 
 
 class OpenCLIP(nn.Cell):

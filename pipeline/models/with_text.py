@@ -25,16 +25,18 @@ class WithText(nn.Cell):
     def construct(self, x, timesteps, ids, numbers):
         """As the UNet's, but for ids (b, 2, chunks, 77) int32 of CLIP-L and of bigG, or -1 for a text that is left out,
         in the place of the context, and numbers (b, 6 * 256) of sizes and crops in that of the vector."""
+        b, _, chunks, tokens = ids.shape
         kept = (ids[:, 0, 0, :1] >= 0).astype(ms.float32)
-        ids = ops.maximum(ids, 0)
-        hidden, pooled = self.text(ids[:, :, 0])
-        context = hidden[:, :1]
-        for number in range(ids.shape[2]):
-            if number > 0:
-                hidden, _ = self.text(ids[:, :, number])
+        # all chunks at once: an NPU's graph in which weights are used twice has a copy of each
+        context, pooled = self.text(ops.maximum(ids, 0).swapaxes(1, 2).reshape(b * chunks, 2, tokens))
+        if chunks > 1:
             # tokens.join_chunks: the first chunk's begin, each chunk's 75 tokens, the last one's end
-            context = ops.concat((context, hidden[:, 1:-1]), 1)
-        context = ops.concat((context, hidden[:, -1:]), 1) * kept.expand_dims(1)
+            hidden = context.reshape(b, chunks, tokens, -1)
+            begin, middle, end = ms.mint.split(hidden, (1, tokens - 2, 1), 2)
+            middle = middle.reshape(b, chunks * (tokens - 2), -1)
+            context = ops.concat((begin[:, 0], middle, end[:, -1]), 1)
+            pooled = pooled.reshape(b, chunks, -1)[:, 0]
+        context = context * kept.expand_dims(1)
         return self.unet(x, timesteps, context, ops.concat((pooled * kept, numbers), 1))
 
     def text(self, ids):

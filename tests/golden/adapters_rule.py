@@ -2,11 +2,16 @@
 
 import numpy as np
 
+from pipeline.models.config import UNetConfig
 from pipeline.weights.adapters import kinds
 from tests.golden import rule
 
 RANK, ALPHA, FACTOR = 4, 2.0, -1
 LAYERS = {"linear": (64, 96), "conv": (32, 48, 3, 3)}  # shapes of weights; lokr's second part is low-rank in one alone
+# The smallest that has every kind of layer of SDXL's; of heads, widths and levels no two are the same
+UNET = UNetConfig(
+    16, (1, 2), (0, 1), context_dim=24, vector_dim=40 + 6 * 256, head_dim=16, num_res_blocks=1, norm_groups=8
+)
 INPUTS = {"linear": (2, 5, 96), "conv": (2, 48, 6, 4)}
 
 

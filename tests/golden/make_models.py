@@ -40,8 +40,8 @@ def resnet(rest: str) -> str:
     return f"{inverse[part]}.{end}"
 
 
-def unet_name(name: str) -> str:
-    """diffusers' UNet2DConditionModel -> Stability"""
+def unet_name(name: str, res_blocks: int = 2) -> str:
+    """diffusers' UNet2DConditionModel -> Stability, of so many residual blocks at each level on the way down"""
     fixed = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -56,19 +56,19 @@ def unet_name(name: str) -> str:
         return f"{fixed[part]}.{end}"
     if match := re.fullmatch(r"down_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.*)", name):
         level, kind, i, rest = match.groups()
-        block = 1 + 3 * int(level) + int(i)
+        block = 1 + (res_blocks + 1) * int(level) + int(i)
         return f"input_blocks.{block}.0.{resnet(rest)}" if kind == "resnets" else f"input_blocks.{block}.1.{rest}"
     if match := re.fullmatch(r"down_blocks\.(\d)\.downsamplers\.0\.conv\.(.*)", name):
-        return f"input_blocks.{3 + 3 * int(match[1])}.0.op.{match[2]}"
+        return f"input_blocks.{(res_blocks + 1) * (1 + int(match[1]))}.0.op.{match[2]}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
         kind, i, rest = match.groups()
         return f"middle_block.{2 * int(i)}.{resnet(rest)}" if kind == "resnets" else f"middle_block.1.{rest}"
     if match := re.fullmatch(r"up_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.*)", name):
         level, kind, i, rest = match.groups()
-        block = 3 * int(level) + int(i)
+        block = (res_blocks + 1) * int(level) + int(i)
         return f"output_blocks.{block}.0.{resnet(rest)}" if kind == "resnets" else f"output_blocks.{block}.1.{rest}"
     if match := re.fullmatch(r"up_blocks\.(\d)\.upsamplers\.0\.conv\.(.*)", name):
-        return f"output_blocks.{2 + 3 * int(match[1])}.2.conv.{match[2]}"
+        return f"output_blocks.{res_blocks + (res_blocks + 1) * int(match[1])}.2.conv.{match[2]}"
     raise KeyError(name)
 
 
@@ -110,7 +110,7 @@ def unet_model(u) -> UNet2DConditionModel:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=u.vector_dim,
     )
-    invert(model, unet_name, "model.diffusion_model.")
+    invert(model, lambda name: unet_name(name, u.num_res_blocks), "model.diffusion_model.")
     return model
 
 

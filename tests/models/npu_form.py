@@ -6,6 +6,7 @@ did), how often each primitive is in its graph before MindSpore selects kernels,
 MindSpore reads once."""
 
 import collections
+import dataclasses
 import json
 import os
 import re
@@ -32,9 +33,10 @@ from pipeline.models import layers  # noqa: E402
 from pipeline.models.adapters import attach  # noqa: E402
 from pipeline.models.attention import TiledAttention  # noqa: E402
 from pipeline.models.clip import ClipG, ClipL  # noqa: E402
-from pipeline.models.config import TINY, UNetConfig  # noqa: E402
+from pipeline.models.config import TINY, CLIPConfig, UNetConfig  # noqa: E402
 from pipeline.models.unet import UNet  # noqa: E402
 from pipeline.models.vae import VAEDecoder, VAEEncoder  # noqa: E402
+from pipeline.models.with_text import WithText  # noqa: E402
 from pipeline.training.optimizers.adafactor import Adafactor  # noqa: E402
 from pipeline.training.optimizers.adamw import AdamW  # noqa: E402
 from pipeline.training.optimizers.common import decays  # noqa: E402
@@ -50,6 +52,7 @@ from pipeline.training.step import (  # noqa: E402
     Update,
     average_of,
 )
+from pipeline.training.targets import text_targets  # noqa: E402
 from pipeline.training.validation import _PutBack, _Replace  # noqa: E402
 from pipeline.weights.adapters import kinds  # noqa: E402
 from tests.models.stub_unet import StubUNet  # noqa: E402
@@ -238,6 +241,72 @@ def compiled(function, inputs: tuple) -> dict:
     return {"stop": stop, "primitives": primitives, "parts": parts, "branches": branches}
 
 
+CLIP_L = CLIPConfig(width=8, layers=2, heads=2, vocab_size=200)
+CLIP_G = CLIPConfig(width=16, layers=2, heads=2, vocab_size=200, projection_dim=8)
+
+
+class Joined(nn.Cell):
+    """A text encoder's outputs in one."""
+
+    def __init__(self, encoder: nn.Cell):
+        super().__init__()
+        self.encoder = encoder
+
+    def construct(self, ids):
+        found = self.encoder(ids)
+        return found if isinstance(found, ms.Tensor) else ms.mint.cat([one.reshape(-1) for one in found])
+
+
+def text_adapted(make, kind: str) -> tuple:
+    """(an encoder in half precision with an adapter in all layers that may have one, its inputs)"""
+    cell = make()
+    norms = layers.norm_parameters(cell)
+    for parameter in cell.get_parameters():
+        if parameter.name not in norms:
+            parameter.set_dtype(ms.float16)
+    part = "clip_l" if isinstance(cell, ClipL) else "clip_g"
+    config = dataclasses.replace(TINY, clip_l=CLIP_L, clip_g=CLIP_G)
+    attach(cell, layers, kind, list(text_targets(part, config)), rank=2, alpha=1.0, factor=-1, seed=0)
+    return Joined(cell), (IDS,)
+
+
+def text_gradients() -> dict:
+    """name -> case: encoders that are trained, whole and by adapters, of which bigG's are in joined projections too."""
+    makes = {"ClipL": lambda: ClipL(CLIP_L, layers=layers), "ClipG": lambda: ClipG(CLIP_G, layers=layers)}
+    found = {f"{name}, trained": lambda make=make: (Joined(make()), (IDS,)) for name, make in makes.items()}
+    return found | {f"ClipG, {kind}": lambda kind=kind: text_adapted(makes["ClipG"], kind) for kind in kinds.KINDS}
+
+
+class Reader(nn.Cell):
+    """In a UNet's place: reads what the encoders give."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.label = layers.Linear(24, 4), layers.Linear(8 + 40, 4)
+
+    def construct(self, x, timesteps, context, vector):
+        read = self.text(context.astype(ms.float16)).astype(ms.float32).sum(1) + self.label(vector)
+        return x + read.reshape(-1, 4, 1, 1)
+
+
+def text_step() -> tuple:
+    """(a whole training step with CLIP-L trained in float32 and bigG frozen in a half, on captions of two chunks; its
+    inputs)"""
+    large = ClipG(CLIP_G, layers=layers)
+    for parameter in large.get_parameters():
+        parameter.requires_grad = False
+        if parameter.name not in layers.norm_parameters(large):
+            parameter.set_dtype(ms.bfloat16)
+    with benchmark.npu_forms():
+        network = WithText(Reader(), ClipL(CLIP_L, layers=layers), large)
+        optimizer = AdamW(network.trainable_params(), decays(network), 0.01, 0.9, 0.999, 1e-8)
+        settings = Settings(max_grad_norm=1.0, loss_scale=1024.0)
+        cell = TrainStep(SampleLoss(network, settings), Update(optimizer, None, settings))
+    ids = ms.Tensor(np.arange(2 * 2 * 2 * 77, dtype=np.int32).reshape(2, 2, 2, 77) % 200)
+    x = array(2, 4, 8, 8)
+    return cell, (x, ms.Tensor([3, 871], ms.int32), ids, array(2, 40), x, array(2), ms.Tensor(0.5, ms.float32))
+
+
 def main() -> None:
     pipeline.device.setup("CPU")
     with benchmark.npu_forms():
@@ -247,8 +316,9 @@ def main() -> None:
 
 def everything() -> dict:
     found = {}
-    whole = {"training step": step} | PARTS
-    for cases, wrap in ((LAYERS | ADAPTERS | GRADIENTS, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
+    whole = {"training step": step, "training step of text": text_step} | PARTS
+    trained = LAYERS | ADAPTERS | GRADIENTS | text_gradients()
+    for cases, wrap in ((trained, gradients), (FORWARD | whole, lambda cell, inputs: cell)):
         for name, make in cases.items():
             cell, inputs = make()
             found[name] = compiled(wrap(cell, inputs), inputs) | {"layers": layers_of(cell)}

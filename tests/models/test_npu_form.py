@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mindspore import nn, ops
 
-from pipeline.models import layers
+from pipeline.models import forms, layers
 from pipeline.models.clip import ClipG, ClipL
 from pipeline.models.config import TINY
 from pipeline.models.cpu import layers as cpu_layers
@@ -26,6 +26,7 @@ from pipeline.weights.adapters import kinds
 from tests.golden import rule
 from tests.golden.compare import assert_close, assert_gradients, build, golden
 from tests.golden.make_aclnn import ACLNN
+from tests.models.test_text_adapters import assert_pefts, computed_of
 from tests.training.npu_update import held
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -338,3 +339,44 @@ def test_every_optimizer_compiles_for_an_npu(aclnn):
         # but for numbers by themselves: prodigy's, whose d the step's outcome has
         assert update["moves"] == ([4, 4] if name == "prodigy" else []), name
         assert update["kinds"]["InplaceCopy"] == 3, name
+
+
+# Text encoders that are trained: whole ones, bigG with adapters in its joined projections, and a step of both.
+STOPS |= dict.fromkeys(
+    ["ClipL, trained", "ClipG, trained", *(f"ClipG, {kind}" for kind in kinds.KINDS)], "LayerNormExt"
+)
+STOPS |= {"training step of text": "Embedding"}  # bigG's, in bfloat16
+MAY_STAY |= {
+    "training step of text": MAY_STAY["training step"]
+    | {
+        "StridedSlice",  # of ids, and of a caption's first and last token where it has several chunks
+        "StridedSliceGrad",  # two, of these tokens
+        "ExpandDims",  # of b numbers
+    }
+}
+
+
+def test_the_backward_pass_of_text_encoders_is_there(compiled):
+    for name, embeddings in (("ClipL, trained", 1), ("ClipG, trained", 1), ("training step of text", 2)):
+        found = compiled[name]["primitives"]
+        assert found["LayerNormExt"] >= found["LayerNormGradExt"] > 0, name  # bigG's are frozen in the step
+        assert found["Embedding"] == embeddings and found["EmbeddingDenseBackward"] == 1, name
+    large = compiled["ClipG, trained"]["primitives"]
+    assert large["LayerNormExt"] == large["LayerNormGradExt"] and large["GeluExt"] == large["GeluGradExt"] == 2
+    assert large["IndexSelect"] == large["InplaceIndexAddExt"] == 1
+    for kind in kinds.KINDS:
+        found = compiled[f"ClipG, {kind}"]["primitives"]
+        assert "EmbeddingDenseBackward" not in found and found["MatMul"] > large["MatMul"] // 2, kind
+
+
+def test_a_step_of_text_encoders_copies_no_weights(compiled):
+    """Nor is any summed over a caption's chunks; only scalars are moved, as in the UNet's step."""
+    found, plain = (compiled[name]["primitives"] for name in ("training step of text", "training step"))
+    assert found["TensorMove"] == plain["TensorMove"]
+    assert found["AddN"] == 1  # of the loss
+
+
+def test_text_encoders_with_adapters_have_pefts_gradients(stand_ins, monkeypatch):
+    monkeypatch.setattr(forms, "chosen", lambda: layers)
+    _, outputs, gradients = computed_of("lora")
+    assert_pefts("lora", outputs, gradients)

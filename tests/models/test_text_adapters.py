@@ -74,19 +74,17 @@ def taught(kind: str) -> Both:
     return both
 
 
-@pytest.fixture(scope="module", params=["lora", "dora"])
-def computed(request, device):
-    """(kind, the network, outputs, gradients by parameter)"""
-    both = taught(request.param)
+def computed_of(kind: str) -> tuple[Both, list[ms.Tensor], dict[str, ms.Tensor]]:
+    """(the network, outputs, gradients by parameter)"""
+    both = taught(kind)
     shapes = {"hidden": (2, 77, 64)}, {"hidden": (2, 77, 96), "pooled": (2, 96)}
     along = [rule.normal(f"along.{name}", shape) for own in shapes for name, shape in own.items()]
     parameters = ms.ParameterTuple(both.trainable_params())
     (_, *outputs), found = ms.value_and_grad(both, None, parameters, has_aux=True)(*map(ms.Tensor, (*IDS, *along)))
-    return request.param, both, outputs, dict(zip((p.name for p in parameters), found, strict=True))
+    return both, outputs, dict(zip((p.name for p in parameters), found, strict=True))
 
 
-def test_outputs_and_gradients_are_pefts(computed):
-    kind, _, outputs, gradients = computed
+def assert_pefts(kind: str, outputs: list[ms.Tensor], gradients: dict[str, ms.Tensor]) -> None:
     for name, output in zip(("clip_l.hidden", "clip_g.hidden", "clip_g.pooled"), outputs, strict=True):
         assert_close(output, GOLDEN[f"{kind}.{name}"])
     wanted = {key for key in GOLDEN if key.startswith(f"{kind}.") and not key.endswith((".hidden", ".pooled"))}
@@ -96,6 +94,16 @@ def test_outputs_and_gradients_are_pefts(computed):
         assert abs(GOLDEN[key][0]) > 0
         difference = np.abs(rule.probe(key, value.asnumpy()) - GOLDEN[key]).max()
         assert difference <= 2e-4 * GOLDEN[key][0] + 1e-4, key
+
+
+@pytest.fixture(scope="module", params=["lora", "dora"])
+def computed(request, device):
+    return request.param, *computed_of(request.param)
+
+
+def test_outputs_and_gradients_are_pefts(computed):
+    kind, _, outputs, gradients = computed
+    assert_pefts(kind, outputs, gradients)
 
 
 def test_the_file_that_is_written_merged_is_the_same_encoder(computed, tmp_path):

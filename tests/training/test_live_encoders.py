@@ -19,8 +19,8 @@ from tests.training.training_samples import ROOT, open_stub, params, share_graph
 
 
 def test_with_the_encoders_themselves(tmp_path, device, graphs, monkeypatch, caplog):
-    """The tiny VAE and text encoders, compiled for the cache and for the loop: there once each, but the VAE for each bucket,
-    over all epochs and validations, two samples at a time of batches of three."""
+    """The tiny VAE and text encoders, compiled for the cache and for the loop: there once each, but the VAE for each
+    bucket, over all epochs and validations, two samples at a time of batches of three."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(times, "compilation", lambda key: None)  # else a short one is not said the second time
     monkeypatch.setenv("PIPELINE_STORE", str(share_graphs(tmp_path / "store", graphs)))

@@ -15,6 +15,7 @@ from pipeline.training import targets
 from pipeline.weights import layout, provenance
 from pipeline.weights import safetensors as streamed
 from pipeline.weights.adapters import file, kinds
+from pipeline.weights.adapters.extract import TARGETS
 from pipeline.weights.names import PREFIX
 from tests.project import ROOT
 from tests.weights import provenance_samples
@@ -22,7 +23,7 @@ from tests.weights import provenance_samples
 GOLDEN = json.loads(gzip.decompress((ROOT / "tests/golden/adapter_names.json.gz").read_bytes()))
 RANK = 8
 UNET = {n.removeprefix(PREFIX["unet"]): s for n, s in layout.shapes(SDXL_BASE).items() if n.startswith(PREFIX["unet"])}
-DEFAULT = ["*.proj_in.*", "*.transformer_blocks.*", "*.proj_out.*"]
+DEFAULT = list(TARGETS)  # those of params.yaml: tests/test_preset.py
 # what LyCORIS' presets for SDXL leave out
 WITHOUT = {"time_embed.0", "time_embed.2", "label_emb.0.0", "label_emb.0.2", "input_blocks.0.0", "out.2"}
 

@@ -1,6 +1,7 @@
 """LoRAs out of whole fine-tunes."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_a_low_rank_change_comes_back(tmp_path, capsys):
     assert metadata["ss_network_dim"] == "2" and metadata["ss_sd_model_name"] == "base.ckpt"
 
 
+def test_no_more_than_some_layers_are_in_memory(tmp_path):
+    """Of two UNets of 26 MB each."""
+    base = write(tmp_path / "base.ckpt")
+    tuned = write(tmp_path / "tuned.ckpt", lambda name, value: value * 1.01)
+    tracemalloc.start()
+    try:
+        extract.extract(base, tuned, TINY, 1, extract.TARGETS, "float32", tmp_path / "out.safetensors", {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    sizes = [4 * np.prod(shape) for shape in SHAPES.values()]
+    assert peak < 8 * max(sizes) < sum(sizes) / 2  # a layer's in float64, and what its decomposition takes
+
+
 def test_a_text_encoder_that_was_trained_is_named(tmp_path, capsys):
     base, tuned = write(tmp_path / "base.ckpt"), tmp_path / "tuned.ckpt"
     with ckpt.Writer(tuned) as writer:
@@ -88,15 +103,27 @@ def test_a_text_encoder_that_was_trained_is_named(tmp_path, capsys):
     assert f"of the UNet alone: what CLIP-L of {tuned} may have learned is not in it" in capsys.readouterr().out
 
 
-def test_by_default_the_transformers_linear_layers(tmp_path, capsys):
-    base = write(tmp_path / "base.ckpt")
+def test_by_default_the_transformers_linear_layers(tmp_path, capsys, monkeypatch):
+    """Of the UNet that the stages left and the base, into this folder. What other layers learned is left at any rank."""
     changes = {PROJ: of_rank(3, SHAPES[PROJ]), CONV: of_rank(3, SHAPES[CONV])}
-    tuned = write(tmp_path / "tuned.ckpt", lambda name, value: value + changes.get(name, 0))
-    out = tmp_path / "lora.safetensors"
-    run(8, base, tuned, out)
+    for folder in ("convert", "train/weights"):
+        (tmp_path / "outs" / folder).mkdir(parents=True)
+    write(tmp_path / "outs/convert/unet.ckpt")
+    write(tmp_path / "outs/train/weights/unet.ckpt", lambda name, value: value + changes.get(name, 0))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["extract", "--rank", "8"])
+    assert ended.value.code == 0
+    out = tmp_path / "lora-rank-8.safetensors"
     said = capsys.readouterr().out
     share = np.square(changes[PROJ]).sum() / sum(np.square(change).sum() for change in changes.values())
     assert f"{share:.1%} of the squared difference" in said
+    rows = [line.split() for line in said.splitlines() if line.strip()[:1].isdigit()]
+    ((_, error, of_all, size, unit),) = [row for row in rows if row[0] == "8"]
+    assert float(error) == pytest.approx(0, abs=2e-3) and unit == "MB"
+    assert float(of_all) == pytest.approx((1 - share) ** 0.5, abs=2e-3)
+    numbers = sum(value.size for value in safetensors.numpy.load_file(out).values())
+    assert float(size) == pytest.approx(2 * numbers / 1e6, abs=0.06)
     found = file.read(out, TINY)
     assert CONV not in found and {len(SHAPES[name]) for name in found} == {2}
     assert {value.dtype for value in safetensors.numpy.load_file(out).values()} == {np.dtype(np.float16)}
