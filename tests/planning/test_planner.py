@@ -53,6 +53,14 @@ def test_weights_in_between():
     assert (planned.save_interval, planned.save_limit, planned.save_bytes, planned.keep_best) == (7, 3, 4, True)
 
 
+def test_what_was_checked_on_a_cpu_alone_and_the_averages_validation_are_said():
+    small = replace(FULL, config="tiny", resolution=64)
+    assert "An NPU has otherwise than a CPU: flash attention, the fused AdamW," in plan.report(small)
+    averages = plan.report(replace(small, target="CPU", ema=True, validation_share=0.02))
+    assert "An NPU has otherwise" not in averages
+    assert "or a validation of the averages:" in averages and "weights, put by" in averages
+
+
 def test_encoders_in_the_loop():
     """No caches, and the encoders' weights and the VAE's widest layer on the device."""
     live = replace(FULL, source="pictures", encoder_bytes=(4, 2), encoded_at_once=3)
@@ -61,11 +69,6 @@ def test_encoders_in_the_loop():
     assert stays["the VAE's encoder"] == 4 * 34_163_664 and stays["text encoders"] == 2 * (123_060_480 + 694_659_841)
     assert sum(device_memory.encoding(live).values()) == 4 * 4 * 3 * 128 * 1024 * 1024
     assert not device_memory.encoding(FULL) and "encoders in the loop" not in plan.report(FULL)
-    # what was checked on a CPU alone is said
-    assert "An NPU has otherwise than a CPU: flash attention, the fused AdamW," in plan.report(FULL)
-    assert "An NPU has otherwise" not in plan.report(replace(FULL, target="CPU"))
-    averages = plan.report(replace(FULL, ema=True, validation_share=0.02))
-    assert "or a validation of the averages:" in averages and "weights, put by" in averages
     more = host.host_bytes(live).keys() - host.host_bytes(FULL).keys()
     assert more == {"pictures, prepared ahead"}
     taught = replace(live, text_encoders="clip_l", batch_size=1)

@@ -24,7 +24,11 @@ def held(said: str) -> dict:
 
 
 def main(half: bool, folder: str) -> None:
-    os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}
+    os.environ |= {
+        "MS_DEV_SAVE_GRAPHS": "1",
+        "MS_DEV_SAVE_GRAPHS_PATH": folder,
+        "MS_DEV_DUMP_IR_PASSES": "backend_pass",
+    }
     import pipeline.device
 
     import mindspore as ms

@@ -222,6 +222,7 @@ def test_the_collectives_of_a_step_are_few(updated):
     assert [found["CPU"].get(kind, 0) for kind in collectives] == [5, 0, 2]
     assert [found["NPU"].get(kind, 0) for kind in collectives] == [3, 2, 2]
     assert [found["whole"].get(kind, 0) for kind in collectives] == [3, 0, 0]
+    assert [found[form].get("SliceExt", 0) for form in ("NPU", "whole")] == [4, 0]
     assert found["NPU"]["AdamW"] == found["CPU"]["Adam"] == found["whole"]["AdamW"] == 8
 
 

@@ -43,10 +43,8 @@ def test_sdxls_gradients_are_some_fifty_buffers():
     # each sums its gradients, those that are cut gather their weights; the loss, and of slices the norm
     assert len(found) + len(gathered) + 2 == 93
     # of an optimizer that is whole on each rank
-    assert (
-        len(ranges([SimpleNamespace(shape=shape) for shape in unet_shapes("sdxl-base").values()], (False,) * 1680)) + 1
-        == 0
-    )
+    whole = [SimpleNamespace(shape=shape) for shape in unet_shapes("sdxl-base").values()]
+    assert len(ranges(whole, (False,) * 1680)) + 1 == 43
 
 
 def _grow(factor, turn, values, amount):
