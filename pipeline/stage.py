@@ -18,6 +18,7 @@ from pipeline.doubts import doubts
 from pipeline.params import Params, ParamsError, load
 from pipeline.recorded import PROJECT as PROJECT
 
+UNDER_STAGE = "UNDER_STAGE"  # set for ranks that a stage has started, which has the training's lock and says its doubts
 _PR_SET_PDEATHSIG = 1
 # What MindSpore 2.10's RuntimeErrors say, on the host and on an NPU, of std::bad_alloc and of memory pools that are full.
 _OUT_OF_MEMORY = re.compile(
@@ -73,7 +74,7 @@ def run(main: Callable[[Params], None]) -> None:
     try:
         params = load()
         before = recorded.take(name, params)
-        for key, doubt in doubts(params):
+        for key, doubt in doubts(params) if UNDER_STAGE not in os.environ else ():
             if key in before.params:  # each is said by the stages that it concerns
                 print(f"{name}.py: {key}: {doubt}", file=sys.stderr, flush=True)
         recorded.settle(before)

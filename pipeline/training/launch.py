@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline import locks, npu
 from pipeline.params import Device
-from pipeline.stage import PROJECT, StageError
+from pipeline.stage import PROJECT, UNDER_STAGE, StageError
 
 _PR_SET_PDEATHSIG = 1
 _SHOWN = 25  # lines of a failed rank's log that the error shows
@@ -28,10 +28,8 @@ _REASONS = {
     errno.EADDRNOTAVAIL: "it is no address of this computer (`ip address` lists them)",
     errno.EACCES: "a port below 1024 is root's",
 }
-_RANK_FAILED = re.compile(
-    rb"Worker process \d+ exit with exception\. Error code: (-?\d+)"
-)  # what msrun of MindSpore 2.10.0 says of it
-_UNDER_LOCK = "TRAIN_UNDER_LOCK"  # set for ranks whose launcher has the training's lock
+# what msrun of MindSpore 2.10.0 says of it
+_RANK_FAILED = re.compile(rb"Worker process \d+ exit with exception\. Error code: (-?\d+)")
 
 
 class RankKilled(StageError):
@@ -83,7 +81,7 @@ def turn(training: str, device: Device) -> Iterator[None]:
     The run's first process holds the lock for all of them. Ranks that something else than `start` has started, and
     further nodes, only wait until no other run has it."""
     name = f"train-{training}"
-    if _UNDER_LOCK in os.environ:
+    if UNDER_STAGE in os.environ:
         yield
     elif first(device):
         with locks.lock(name, "trains the same", _job(device)):
@@ -170,7 +168,7 @@ def ranks(device: Device, script: list[str], logs: Path) -> None:
         old.unlink()
     environment = {
         **os.environ,
-        _UNDER_LOCK: "1",
+        UNDER_STAGE: "1",
         # msrun starts the `python` of PATH, and a script's own folder stands for the project's in sys.path
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
@@ -193,9 +191,10 @@ def ranks(device: Device, script: list[str], logs: Path) -> None:
         ended.set()
         follower.join()
     if failed:
-        code = _RANK_FAILED.search((logs / "msrun.log").read_bytes())
-        error = RankKilled if code and code[1].startswith(b"-") else StageError
-        raise error(f"a training process failed; its log is in {logs}\n{_failure(logs, script[0])}")
+        text, code = _failure(logs, script[0]), _RANK_FAILED.search((logs / "msrun.log").read_bytes())
+        # a rank that ends while others wait for it in a collective may make them crash
+        killed = code and code[1].startswith(b"-") and not says_why(text, script[0])
+        raise (RankKilled if killed else StageError)(f"a training process failed; its log is in {logs}\n{text}")
 
 
 def _wait(run: subprocess.Popen, log: Path, nodes: int) -> bool:
@@ -234,11 +233,16 @@ def _follow(path: Path, ended: threading.Event) -> None:
         time.sleep(0.2)
 
 
+def says_why(text: str, script: str) -> bool:
+    """Whether in the log of a rank that ran `script` the stage itself says what is wrong."""
+    return f"{Path(script).name}: " in text
+
+
 def _failure(logs: Path, script: str) -> str:
     """The end of the log of the rank that says most about the failure: the script's own message, else a traceback."""
     texts = {path.name: path.read_text(errors="replace").splitlines() for path in sorted(logs.glob("worker_*.log"))}
-    for mark in (f"{Path(script).name}: ", "Traceback (most recent call last)"):
+    for says in (lambda line: says_why(line, script), lambda line: "Traceback (most recent call last)" in line):
         for name, lines in texts.items():
-            if any(mark in line for line in lines):
+            if any(map(says, lines)):
                 return "\n".join([f"{name}:", *lines[-_SHOWN:]])
     return "\n".join(["msrun.log:", *(logs / "msrun.log").read_text(errors="replace").splitlines()[-_SHOWN:]])

@@ -210,7 +210,7 @@ class _Run:
         self.given = {stored.step_of(Path(name)) for name in states}
         self.carried = set(states)  # names in the training's folder that the first node's has had as well
         self.live: Files = {}
-        self.said, self.word = 0, ""
+        self.said, self.script = 0, ""
 
     def start(self, sent: parcel.Parcel, state: parcel.Parcel, params: Params, how: Layout, script: str) -> None:
         """Start the ranks, when all nodes have what they read."""
@@ -225,7 +225,7 @@ class _Run:
             preparing.append(node.actor.prepare.remote(sent, self.folder.name, placed, params.model_dump(), device))
         for node, prepared in zip(self.nodes, preparing, strict=True):
             self._answer(node, prepared, None)  # caches may take hours
-        self.word = f"{script.rpartition('.')[2]}.py: "
+        self.script = find_spec(script).origin
         for node in self.nodes:
             self._ask(node, node.actor.start, script)
 
@@ -260,7 +260,7 @@ class _Run:
         """Raises what a rank's failure comes from."""
         until = time.monotonic() + _MOURN_SECONDS
         # what the stage itself says, it says of no node's death
-        while not killed and self.word not in reason and time.monotonic() < until:
+        while not killed and not launch.says_why(reason, self.script) and time.monotonic() < until:
             for other in self.nodes:
                 killed |= bool((self._ask(other, other.actor.look, self.said)[2] or ("", False))[1])
             time.sleep(_LOOK_SECONDS)

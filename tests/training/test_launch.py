@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from pipeline import locks
-from pipeline.stage import StageError
+from pipeline.stage import UNDER_STAGE, StageError
 from pipeline.training import launch
 from tests.training.training_samples import params
 
@@ -22,7 +22,7 @@ NODES = {"device.workers": 2, "device.nodes": 2, "device.master": "10.0.0.1:8118
 def _alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(locks, "_POLL_SECONDS", 0.02)
-    for name in {*MSRUN, *MPIRUN, *TABLE, "RANK_ID", "OMPI_COMM_WORLD_RANK", launch._UNDER_LOCK}:
+    for name in {*MSRUN, *MPIRUN, *TABLE, "RANK_ID", "OMPI_COMM_WORLD_RANK", UNDER_STAGE}:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -105,7 +105,7 @@ def test_the_first_holds_the_lock_under_the_name_of_its_run(monkeypatch, environ
 
 
 def test_ranks_that_the_stage_started_are_under_its_lock(monkeypatch):
-    device = started(monkeypatch, MSRUN | {"RANK_ID": "0", launch._UNDER_LOCK: "1"}, {})
+    device = started(monkeypatch, MSRUN | {"RANK_ID": "0", UNDER_STAGE: "1"}, {})
     with locks.lock("train-t", "trains the same", "PID 1"), launch.turn("t", device):
         pass
 
@@ -144,3 +144,21 @@ def test_a_port_that_another_process_has(monkeypatch):
 
 def test_a_node_other_than_the_first_asks_for_no_address_of_its_own():
     launch.check_master(params(**{"device.nodes": 2, "device.node_rank": 1, "device.master": "203.0.113.7:1"}).device)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "error"),
+    [
+        (-9, "graph 1 of 3", launch.RankKilled),
+        (1, "Traceback (most recent call last)", StageError),
+        (-6, "train.py: step 1: the loss is nan", StageError),  # of the other rank, which waited for this one
+    ],
+)
+def test_a_rank_that_a_signal_ended_is_no_fault_of_the_trainings(tmp_path, monkeypatch, code, said, error):
+    """By what msrun says of it."""
+    told = f"Worker process 7 exit with exception. Error code: {code}."
+    line = ["sh", "-c", f"echo '{said}' > {tmp_path}/worker_0.log; echo '{told}'; sleep 1; exit 1"]
+    monkeypatch.setattr(launch, "command", lambda *_: line)
+    with pytest.raises(StageError, match="a training process failed") as found:
+        launch.ranks(params().device, ["stages/train.py"], tmp_path)
+    assert type(found.value) is error
