@@ -356,6 +356,17 @@ def check(tree: Any, path: str | Path) -> Params:
     raise ParamsError(f"{path} cannot be used as it stands:\n{text}") from None
 
 
+def replaced(params: Params, values: dict[str, Any]) -> Params:
+    """`params` with other values of some keys, such as {"train.steps": 3}, which are not checked."""
+    changed: dict[str, dict] = {}
+    for key, value in values.items():
+        section, name = key.split(".")
+        changed.setdefault(section, {})[name] = value
+    return params.model_copy(
+        update={section: getattr(params, section).model_copy(update=own) for section, own in changed.items()}
+    )
+
+
 def sections(text: bytes, name: str) -> dict[str, Any]:
     """Section -> its keys with their values, of a text in the form of params.yaml that need not fit the schema. Raises
     ParamsError, which calls it by `name`."""

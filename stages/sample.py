@@ -80,12 +80,12 @@ def main(params: Params) -> None:
 
 def _models(params: Params) -> list[Drawn]:
     """Base, steps that were saved in between, and what was made of it. Raises StageError."""
-    origin, train = provenance.read(SOURCES, "convert"), params.train
-    adapts, start = train.adapter != "none", Path(train.init_from)
-    begun = starts(start, CONVERTED, train.text_encoders) if adapts else None
+    origin, trained = provenance.read(SOURCES, "convert"), params.train.text_encoders
+    adapts, start = params.train.adapter != "none", Path(params.train.init_from)
+    begun = starts(start, CONVERTED, trained) if adapts else None
 
     def model(name: str, unet: Path, base: Path | None = None) -> Model:
-        return Model(name, unet, base, encoders(name, unet, train.text_encoders, begun), MERGED)
+        return Model(name, unet, base, encoders(name, unet, trained, begun), MERGED)
 
     base_name, base_sha = provenance.base_title(origin), provenance.base_sha256(origin)
     return [

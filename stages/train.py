@@ -23,7 +23,7 @@ from pipeline.cache.reading.live import Originals
 from pipeline.cache.reading.texts import Captions
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
-from pipeline.params import Params, Train
+from pipeline.params import Params, Train, replaced
 from pipeline.stage import StageError, run
 from pipeline.training import finished, key, launch, tensorboard
 from pipeline.training.data import Paths, count_steps, open_data
@@ -59,7 +59,7 @@ def main(params: Params) -> None:
     with cluster.connected(d.cluster):
         target = cluster.nodes(d)[0].target
         hardware.check_cluster(params, target, *_sections(params))
-        params = params.model_copy(update={"device": d.model_copy(update={"target": target})})
+        params = replaced(params, {"device.target": target})
         _train(params, target, partial(on_nodes.train, *_for_nodes(params), PATHS.out, RANK))
 
 
@@ -127,16 +127,14 @@ def _for_nodes(params: Params) -> tuple[Params, dict[str, Path]]:
             "to cache, or device.cluster to null and start the stage on each node (docs/sdxl-on-npus.md)"
         )
     files = {str(path): path for path in (*vars(PATHS).values(), SOURCES) if path != PATHS.out and path.exists()}
-    start, tokenizer = Path(params.train.init_from), Path(params.model.tokenizer)
+    start, there = Path(params.train.init_from), {}
     if start != PATHS.unet:
+        there["train.init_from"] = f"start/{start.name}"
         files[f"start/{start.name}"] = start
-        params = params.model_copy(
-            update={"train": params.train.model_copy(update={"init_from": f"start/{start.name}"})}
-        )
     if params.train.reads_captions:
-        files |= {str(CAPTIONS): CAPTIONS, "tokenizer": tokenizer}
-        params = params.model_copy(update={"model": params.model.model_copy(update={"tokenizer": "tokenizer"})})
-    return params, files
+        there["model.tokenizer"] = "tokenizer"
+        files |= {str(CAPTIONS): CAPTIONS, "tokenizer": Path(params.model.tokenizer)}
+    return replaced(params, there), files
 
 
 def _starts(params: Params) -> dict[str, Path]:

@@ -85,7 +85,8 @@ def painter(params: Params, files: Files) -> Painter:
 
     p, config, diffusion = params.sample, CONFIGS[params.model.config], params.diffusion
     device, wanted = setup(params.device.target), pictures(p)
-    tokenizer, text = Tokenizer(files[params.model.tokenizer]), params.cache_text
+    tokenizer = Tokenizer(files[params.model.tokenizer])
+    chunks, emphasis = params.cache_text.chunks, params.cache_text.emphasis
     prompts, negative_prompts = [one.prompt for one in wanted], [one.negative_prompt for one in wanted]
     factor = diffusion.scaling_factor or config.vae.scaling_factor
 
@@ -97,7 +98,7 @@ def painter(params: Params, files: Files) -> Painter:
         *checkpoints, adapter = map(here, encoders)
         tensors = adapted_texts(*checkpoints, adapter, config) if adapter else None
         encoder = text_encoder(config, *checkpoints, device, "float32", tensors)
-        return encode(prompts, negative_prompts, tokenizer, encoder, text.chunks, text.emphasis, config.clip_l.width)
+        return encode(prompts, negative_prompts, tokenizer, encoder, chunks, emphasis, config.clip_l.width)
 
     @cache
     def network() -> tuple[Callable, Callable]:

@@ -24,7 +24,7 @@ import ray
 import yaml
 
 from pipeline import store
-from pipeline.params import Device, Params, Train
+from pipeline.params import Device, Params, Train, replaced
 from pipeline.stage import StageError
 from pipeline.training import finished, launch, stored
 from pipeline.training.data import PICTURES
@@ -74,13 +74,12 @@ def layout(device: Device, train: Train, places: list[int]) -> Layout:
 
 def split(params: Params, how: Layout) -> Params:
     """`params` of a run that is split so, for its ranks."""
-    train = params.train.model_copy(
-        update={"batch_size": how.batch_size, "gradient_accumulation_steps": how.accumulation}
-    )
-    own = {"cluster": None, "workers": how.workers, "nodes": 1, "min_nodes": 1, "node_rank": 0}
+    values = {"train.batch_size": how.batch_size, "train.gradient_accumulation_steps": how.accumulation}
+    values |= {"device.cluster": None, "device.workers": how.workers}
+    values |= {"device.nodes": 1, "device.min_nodes": 1, "device.node_rank": 0}
     if how.accumulation > 1:  # a sink has none
-        own["sink_size"] = 0
-    return params.model_copy(update={"train": train, "device": params.device.model_copy(update=own)})
+        values["device.sink_size"] = 0
+    return replaced(params, values)
 
 
 def train(
