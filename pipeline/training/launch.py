@@ -213,6 +213,7 @@ def _wait(run: subprocess.Popen, log: Path, nodes: int) -> bool:
 
 
 def _die_with_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Ray's processes block SIGINT, by which `_wait` ends msrun
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

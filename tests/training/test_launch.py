@@ -1,8 +1,10 @@
 """pipeline/training/launch.py: each run of one training in its turn, however its ranks were started. That ranks train is
 in tests/training/test_distributed.py."""
 
+import signal
 import socket
 import threading
+import time
 
 import pytest
 
@@ -162,3 +164,17 @@ def test_a_rank_that_a_signal_ended_is_no_fault_of_the_trainings(tmp_path, monke
     with pytest.raises(StageError, match="a training process failed") as found:
         launch.ranks(params().device, ["stages/train.py"], tmp_path)
     assert type(found.value) is error
+
+
+def test_a_run_is_ended_where_sigint_is_blocked(tmp_path, monkeypatch):
+    """As it is in Ray's processes, whose children inherit that."""
+    told = "Worker process 7 exit with exception. Error code: 1."
+    monkeypatch.setattr(launch, "command", lambda *_: ["sh", "-c", f"echo '{told}'; exec sleep 100"])
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    begun = time.monotonic()
+    try:
+        with pytest.raises(StageError, match="a training process failed"):
+            launch.ranks(params().device, ["stages/train.py"], tmp_path)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    assert time.monotonic() - begun < 50
