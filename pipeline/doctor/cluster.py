@@ -6,6 +6,7 @@ from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.doctor.machine import pins
 from pipeline.params import Params
 from pipeline.recorded import PROJECT
+from pipeline.training.layout import layout
 
 _WAIT = 60  # seconds, for a process on a node
 
@@ -53,8 +54,6 @@ def cluster(params: Params) -> list[Finding]:
 
 def training(params: Params, places: list[int]) -> list[Finding]:
     """Where nodes with so many workers' places each are fewer than training is to have."""
-    from pipeline.training.on_nodes import layout  # Ray
-
     device = params.device
     if len(places) < device.min_nodes:
         said = f"{len(places)} nodes can train"

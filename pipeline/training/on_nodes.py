@@ -8,10 +8,7 @@ and the outs come to the store of the node where the stage began, which is the o
 
 import contextlib
 import logging
-import os
-import socket
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -19,16 +16,16 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import ray
-import yaml
 
 from pipeline import store
-from pipeline.params import Device, Params, Train, replaced
+from pipeline.params import Device, Params, Train
 from pipeline.stage import StageError
 from pipeline.training import finished, launch, stored
 from pipeline.training.data import PICTURES
 from pipeline.training.key import Training
+from pipeline.training.layout import Layout, layout, split
+from pipeline.training.node import CHUNK, LIVE, WEIGHTS, Files, Node, store_name
 from pipeline.workers import cluster, parcel
 
 log = logging.getLogger(__name__)
@@ -38,48 +35,6 @@ _ANSWER_SECONDS = 300.0  # how long a node may take to answer, and to start the 
 _MOURN_SECONDS = 120.0  # how long after a rank's failure a node may be found dead: its peers are sooner seen to fail
 _TELL_SECONDS = 60.0
 _ATTEMPTS = 4  # that may end one after another without a newer state
-_CHUNK = 1 << 26  # bytes
-_WEIGHTS, _LIVE = Path("outs/train/weights"), Path("outs/train/live")
-
-Files = dict[str, tuple[int, int]]  # path in a folder -> (size, time in ns)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the global batch is split."""
-
-    nodes: int
-    workers: int  # ranks on each
-    batch_size: int
-    accumulation: int
-
-    @property
-    def ranks(self) -> int:
-        return self.nodes * self.workers
-
-
-def layout(device: Device, train: Train, places: list[int]) -> Layout:
-    """The most ranks that nodes with so many places each can have, as many on each, and equal parts of the global batch;
-    none has more at once than train.batch_size."""
-    total = train.batch_size * train.gradient_accumulation_steps * device.nodes * device.workers
-    free, found = sorted(places, reverse=True), []
-    for nodes in range(1, min(device.nodes, len(free)) + 1):
-        for workers in range(1, min(device.workers, free[nodes - 1]) + 1):
-            part, rest = divmod(total, nodes * workers)
-            if not rest:
-                size = max(size for size in range(1, train.batch_size + 1) if part % size == 0)
-                found.append(Layout(nodes, workers, size, part // size))
-    return max(found, key=lambda one: (one.ranks, -one.nodes))
-
-
-def split(params: Params, how: Layout) -> Params:
-    """`params` of a run that is split so, for its ranks."""
-    values = {"train.batch_size": how.batch_size, "train.gradient_accumulation_steps": how.accumulation}
-    values |= {"device.cluster": None, "device.workers": how.workers}
-    values |= {"device.nodes": 1, "device.min_nodes": 1, "device.node_rank": 0}
-    if how.accumulation > 1:  # a sink has none
-        values["device.sink_size"] = 0
-    return replaced(params, values)
 
 
 def train(
@@ -99,8 +54,7 @@ def train(
                     how = layout(params.device, params.train, [node.places for node in nodes])
                     exact = key(split(params, how).train, how.ranks)
                     run = _Run(nodes[: how.nodes], folder, states, out)
-                    for node in nodes[how.nodes :]:
-                        ray.kill(node.actor)
+                    _end(nodes[how.nodes :])
                     log.info(
                         "%d ranks on %s, each with batches of %d x %d",
                         how.ranks, ", ".join(node.name for node in run.nodes), how.batch_size, how.accumulation,
@@ -151,14 +105,15 @@ def _paths(folder: Path, names: list[str]) -> dict[str, Path]:
 
 @contextlib.contextmanager
 def _gathered(device: Device) -> Iterator[list[_Here]]:
-    """The nodes that answer, device.min_nodes at least, the one where the stage began first. They end with the block."""
+    """The nodes that answer, device.min_nodes at least: those with most places first, and of these the one where the stage
+    began. They end with the block."""
     asked, told = [], time.monotonic()
     try:
         while True:
             asked = _asked(device)
             answered = _answers(asked, device)
             if len(answered) >= device.min_nodes:
-                yield [node for node in asked if node in answered]
+                yield sorted(answered, key=lambda node: (-node.places, asked.index(node)))
                 return
             _end(asked)
             if time.monotonic() >= told:
@@ -174,7 +129,7 @@ def _asked(device: Device) -> list[_Here]:
     here, found = ray.get_runtime_context().get_node_id(), []
     for node in sorted(cluster.nodes(device), key=lambda node: (node.key != here, node.name)):
         places = min(node.places, device.workers)
-        found.append(_Here(node.name, places, _Node.options(**node.share(places)).remote()))
+        found.append(_Here(node.name, places, Node.options(**node.share(places)).remote()))
     return found
 
 
@@ -205,7 +160,7 @@ class _Run:
 
     def __init__(self, nodes: list[_Here], folder: Path, states: list[str], out: Path):
         self.nodes, self.states, self.folder, self.out = nodes, states, folder, out
-        self.own = _store()
+        self.own = store_name()
         self.given = {stored.step_of(Path(name)) for name in states}
         self.carried = set(states)  # names in the training's folder that the first node's has had as well
         self.live: Files = {}
@@ -296,7 +251,7 @@ class _Run:
 
     def _send(self, node: _Here, first: _Here, path: str) -> None:
         size, token = node.files[path][0], uuid.uuid4().hex
-        for begin in range(0, size, _CHUNK):
+        for begin in range(0, size, CHUNK):
             # its bytes go from one node to the other, not by way of this one
             chunk = node.actor.read.remote(path, begin)
             self._ask(first, first.actor.write, token, begin, chunk)
@@ -307,7 +262,7 @@ class _Run:
         states = {name for name in names if name.startswith("step-")}
         of_states = {stored.slices_of(Path(name)).name for name in states}
         for name in sorted(names - self.carried, key=lambda name: (name.startswith("step-"), name)):
-            if name.startswith("weights-") or name in of_states or name in states:
+            if name.startswith("weights-") or name in of_states or name in states or name == "run.json":
                 self._fetch(first, name)
         gone = self.carried - names
         if states - {name for name in self.states}:  # one of this attempt is there
@@ -324,13 +279,13 @@ class _Run:
                 inner = temporary / path.removeprefix(name).lstrip("/") if path != name else temporary
                 inner.parent.mkdir(parents=True, exist_ok=True)
                 with open(inner, "wb") as file:
-                    for begin in range(0, size, _CHUNK):
+                    for begin in range(0, size, CHUNK):
                         file.write(self._ask(first, first.actor.read, path, begin))
 
         try:
             store.keep(self.folder / name, write)
         except StageError as error:  # it was swept meanwhile, as a newer one is there
-            log.debug("not brought: %s", error)
+            log.warning("not brought from there: %s", error)
             return
         self.carried.add(name)
 
@@ -338,12 +293,14 @@ class _Run:
         """The curves, as they grow."""
         for path, stamp in live.items():
             if self.live.get(path) != stamp:
-                text = self._ask(first, first.actor.out, str(_LIVE / path), 0)
-                with store.atomic(self.out / "live" / path) as temporary:
-                    temporary.write_bytes(text)
+                with contextlib.suppress(StageError):  # it is being replaced: the next look brings it
+                    text = self._ask(first, first.actor.out, str(LIVE / path), 0)
+                    with store.atomic(self.out / "live" / path) as temporary:
+                        temporary.write_bytes(text)
+                    self.live[path] = stamp
         for path in self.live.keys() - live.keys():
             store.remove(self.out / "live" / path)
-        self.live = live
+            del self.live[path]
 
     def _bring(self, exact: Training) -> None:
         """The outs."""
@@ -356,124 +313,13 @@ class _Run:
             folder.mkdir()
             for path, (size, _) in self._ask(first, first.actor.outs).items():
                 with open(folder / path, "wb") as file:
-                    for begin in range(0, size, _CHUNK):
-                        file.write(self._ask(first, first.actor.out, str(_WEIGHTS / path), begin))
+                    for begin in range(0, size, CHUNK):
+                        file.write(self._ask(first, first.actor.out, str(WEIGHTS / path), begin))
         (self.out / "live" / PICTURES).mkdir(parents=True, exist_ok=True)  # as files alone were carried
         finished.keep(exact, self.out)
         for node in self.nodes:
-            self._ask(node, node.actor.clear)
+            self._ask(node, node.actor.clear, exact.exact_name)
 
 
 def _step(path: str) -> int:
     return stored.step_of(Path(path.split("/")[0]))
-
-
-@ray.remote(max_concurrency=4)
-class _Node:
-    """On a node of the training."""
-
-    def __init__(self):
-        cluster.settle()
-        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, for processes that compute by themselves
-        self._over, self._failure = False, None
-
-    def hello(self) -> tuple[str, int, str]:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return ray.util.get_node_ip_address(), free.getsockname()[1], _store()
-
-    def prepare(
-        self, sent: parcel.Parcel, name: str, state: parcel.Parcel | None, params: dict, device: Device
-    ) -> None:
-        """Make the workspace of this node's ranks, and with `state` the training's folder in this store."""
-        self._device, self._folder = device, store.root() / "train" / name
-        self._workspace = store.root() / "nodes" / f"train-{name}-{device.node_rank}"
-        store.remove(self._workspace)
-        for place, path in sent.unpack()[0].items():
-            target = self._workspace / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(path)
-        (self._workspace / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-        if state is not None:
-            store.remove(self._folder)
-            self._folder.mkdir(parents=True)
-            for entry, path in state.unpack()[0].items():
-                for file in [path] if path.is_file() else filter(Path.is_file, path.rglob("*")):
-                    target = self._folder / entry / file.relative_to(path)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    store.link(file, target)
-            state.forget()  # the run removes its states itself
-
-    def start(self, script: str) -> None:
-        threading.Thread(target=self._train, args=(find_spec(script).origin,), daemon=True).start()
-
-    def _train(self, script: str) -> None:
-        try:
-            with contextlib.chdir(self._workspace):
-                launch.ranks(self._device, [script], Path("logs"))
-        except (StageError, OSError) as error:
-            self._failure = str(error), isinstance(error, launch.RankKilled)
-        finally:
-            self._over = True
-
-    def look(self, said: int) -> tuple[bytes, bool, tuple[str, bool] | None, Files, Files]:
-        """What the first rank has said since it had said so much, whether this node's ranks have ended, and failed, the
-        training's files in the store, and the curves."""
-        over, failure, text = self._over, self._failure, b""
-        logs = sorted((self._workspace / "logs").rglob("worker_0.log"))
-        if logs:
-            with open(logs[0], "rb") as file:
-                file.seek(said)
-                text = file.read(_CHUNK)
-        return text, over, failure, _listed(self._folder), _listed(self._workspace / _LIVE)
-
-    def outs(self) -> Files:
-        return _listed(self._workspace / _WEIGHTS)
-
-    def out(self, path: str, begin: int) -> bytes:
-        return _read(self._workspace / path, begin)
-
-    def read(self, path: str, begin: int) -> np.ndarray:
-        return np.frombuffer(_read(self._folder / path, begin), np.uint8)
-
-    def write(self, token: str, begin: int, chunk: np.ndarray) -> None:
-        with open(self._workspace / token, "ab") as file:
-            file.seek(begin)
-            file.write(chunk)
-
-    def written(self, token: str, path: str) -> None:
-        target = self._folder / path
-        with contextlib.suppress(FileNotFoundError):  # the folder goes when the run has failed or its store was deleted
-            os.replace(self._workspace / token, target)
-
-    def remove(self, paths: Iterable[str]) -> None:
-        for path in paths:
-            store.remove(self._folder / path)
-
-    def clear(self) -> None:
-        store.remove(self._workspace)
-        store.remove(self._folder)
-
-
-def _store() -> str:
-    """A name of this process's store that another one has not."""
-    path = store.root() / "nodes" / "name"
-    if not path.exists():
-        store.keep(path, lambda temporary: temporary.write_text(uuid.uuid4().hex))
-    return path.read_text()
-
-
-def _listed(folder: Path) -> Files:
-    found = {}
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            name, status = path.relative_to(folder).as_posix(), path.stat()
-            if path.is_file() and ".tmp-" not in name:
-                found[name] = status.st_size, status.st_mtime_ns
-    return found
-
-
-def _read(path: Path, begin: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(begin)
-        return file.read(_CHUNK)

@@ -82,7 +82,7 @@ def kill(draw: random.Random, start: Callable[[str], None]) -> str | None:
         end(node)
         start(node)
         return kind
-    marks = {"rank": b"rank_on_stub.py", "actor": b"ray::_Node"}
+    marks = {"rank": b"rank_on_stub.py", "actor": b"ray::Node"}
     found = [pid for pid in pids(node) if marks[kind] in command_of(pid) and b"msrun" not in command_of(pid)]
     if not found:
         return None

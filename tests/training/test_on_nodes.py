@@ -5,13 +5,13 @@ import time
 
 import pytest
 
+from pipeline.training.layout import Layout, layout, split
 from tests.training.test_distributed import SETTINGS, assert_close, outcome
 from tests.training.test_resume import start, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
 
 ray = pytest.importorskip("ray", reason="Ray is not installed here: pip install -r requirements-ray.txt")
 
-from pipeline.training.on_nodes import Layout, layout, split  # noqa: E402  (Ray)
 
 TWO = [
     *("device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2", "train.shard_optimizer=true"),
@@ -118,3 +118,5 @@ def test_a_node_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, alo
     assert "train/loss" in curves
     assert_close(outcome(workspace), alone)
     assert not list(tmp_path.glob("store/train/*/s*-*"))  # a finished run's states
+    left = [path for name in ("train", "trained") for path in (cluster.stores[other] / name).glob("*")]
+    assert not left and not list((cluster.stores[other] / "nodes").glob("train-*"))
