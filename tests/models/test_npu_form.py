@@ -347,11 +347,11 @@ STOPS |= dict.fromkeys(
 )
 STOPS |= {"training step of text": "Embedding"}  # bigG's, in bfloat16
 MAY_STAY |= {
-    "training step of text": MAY_STAY["training step"]
+    "training step of text": {"AddN": 1, "ReduceMean": 2, **SCALED}
     | {
-        "StridedSlice",  # of ids, and of a caption's first and last token where it has several chunks
-        "StridedSliceGrad",  # two, of these tokens
-        "ExpandDims",  # of b numbers
+        "StridedSlice": 6,  # of ids, and of a caption's first and last token where it has several chunks
+        "StridedSliceGrad": 2,  # of these tokens
+        "ExpandDims": 1,  # of b numbers
     }
 }
 
