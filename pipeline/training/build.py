@@ -1,6 +1,7 @@
 """The parts of a run from its parameters: UNet, optimizer, and the graphs of a step."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from pipeline.weights.adapters import kinds
 from pipeline.weights.chosen import trained_parts, unused_parameters
 from pipeline.weights.names import PREFIX, canonical
 from pipeline.weights.source import open_part, open_unet
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,15 @@ def _attach(cell: nn.Cell, chosen: list[str], train: params.Train) -> None:
 def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path) -> UNet:
     """The UNet with the weights of a file, ready to train, with adapters where they are what is trained. Raises
     StageError when the weights do not fit."""
-    adapted = train.adapter != "none"
-    with no_init_parameters():
-        cell = UNet(
-            config.unet,
-            device.attention_kind(train.precision),
-            DTYPES[train.precision],
-            train.gradient_checkpointing and not adapted,
+    adapted, recompute = train.adapter != "none", train.gradient_checkpointing and device.ascend
+    if train.gradient_checkpointing and not recompute:
+        log.info(
+            "train.gradient_checkpointing: not on this CPU, where MindSpore 2.10 would compute the blocks again and save no "
+            "memory by it"
         )
+    with no_init_parameters():
+        attention = device.attention_kind(train.precision)
+        cell = UNet(config.unet, attention, DTYPES[train.precision], recompute and not adapted)
     dtype = DTYPES[frozen_dtype(train.precision, train.weights_dtype) if adapted else train.weights_dtype]
     set_weights(cell, open_unet(weights, config), weights, PREFIX["unet"], dtype)
     if not adapted:
@@ -139,7 +143,7 @@ def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path)
         return cell.set_train()
     shapes = {parameter.name: parameter.shape for parameter in cell.get_parameters()}
     _attach(cell, targets(shapes, train.adapter_targets, groups.groups(train.groups)), train)
-    if train.gradient_checkpointing:
+    if recompute:
         recompute_blocks(cell)
     return cell.set_train()
 

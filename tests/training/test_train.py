@@ -177,7 +177,6 @@ CHANGES = {
     "precision": ("float16", {}),
     "weights_dtype": ("bfloat16", {}),
     "loss_scale": (2.0**40, {"train.precision": "float16"}),
-    "gradient_checkpointing": (True, {}),
     "validation_share": (0.5, VALIDATED),
     "validation_interval": (1, VALIDATED),
     "validation_timesteps": ([300, 701], VALIDATED),
@@ -194,6 +193,7 @@ CHANGES = {
 # test_distributed.py, below, test_init_from.py, test_tensorboard.py, test_train_adapters.py
 ELSEWHERE = {"shard_optimizer", "sample_interval", "previews", "preview_sampler", "init_from", "tensorboard"}
 ELSEWHERE |= {"source", "text_encoders", "text_encoder_learning_rate"}  # test_live.py, test_train_text.py
+ELSEWHERE |= {"gradient_checkpointing"}  # tests/models/test_unet_adapters.py
 ELSEWHERE |= {"adapter", "rank", "alpha", "adapter_targets", "lokr_factor", "mask_floor"}
 
 
