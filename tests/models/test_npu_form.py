@@ -150,6 +150,7 @@ def test_what_of_a_step_waits_for_the_device(compiled):
     }
     assert {name: wait for name, wait in waits.items() if any(wait)} == {
         "training step": (1, 1),
+        "training step of text": (1, 1),
         "update": (1, 1),
         "boundary": (1, 1),
         "boundary of Adafactor": (0, 1),
