@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.recorded import PROJECT
 
 FILES = ["requirements.txt", "requirements-npu.txt", "requirements-s3.txt", "requirements-ray.txt"]
-_LIBC = ["2_17", "2_28", "2_34"]  # manylinux
+_LIBC = ["2014", "_2_17", "_2_28", "_2_34"]  # manylinux
 
 
 def lacking(pins: list[str], machine: str) -> list[str]:
@@ -22,7 +22,7 @@ def lacking(pins: list[str], machine: str) -> list[str]:
         listed = Path(folder) / "pins.txt"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version=3.11", "--target", folder, "-r", str(listed)]
-        command += [f"--platform=manylinux_{version}_{machine}" for version in _LIBC]
+        command += [f"--platform=manylinux{version}_{machine}" for version in _LIBC]
         while True:
             listed.write_text("\n".join(pin for pin in pins if pin not in found))
             done = subprocess.run(command, capture_output=True, text=True)
