@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.cache.kill_nodes import RAY, end, inside, pids
 from tests.training.test_distributed import SETTINGS, assert_close, outcome
 from tests.training.test_resume import environment, train
 from tests.training.training_samples import ROOT
@@ -26,7 +27,6 @@ from tests.training.two_nodes import workspace_in
 
 NODES = {f"node-{number}": f"10.78.0.{number + 1}" for number in range(3)}
 FIRST = next(iter(NODES))
-RAY = Path(sys.executable).parent / "ray"
 STEPS = ["train.steps=40", "train.checkpointing_steps=3", "train.lr_scheduler=cosine"]
 
 
@@ -97,10 +97,6 @@ def command_of(pid: int) -> bytes:
     return b""
 
 
-def inside(node: str) -> list[str]:
-    return ["ip", "netns", "exec", node]
-
-
 @contextlib.contextmanager
 def network() -> Iterator[None]:
     """The namespaces, on a bridge in the first one."""
@@ -151,16 +147,6 @@ def nodes(top: Path) -> Iterator[Callable[[str], None]]:
             end(name)
         for process in started:
             process.wait()
-
-
-def pids(node: str) -> list[int]:
-    return [int(pid) for pid in subprocess.check_output(["ip", "netns", "pids", node], text=True).split()]
-
-
-def end(node: str) -> None:
-    for pid in pids(node):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
