@@ -139,6 +139,12 @@ def out(path: str | Path) -> Iterator[Path]:
         yield temporary
 
 
+def workspace(folder: Path) -> Path:
+    """The path of a new folder of this process in `folder`, where `sweep` finds it when the process was killed."""
+    sweep(folder)
+    return folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+
+
 def sweep(folder: str | Path, pattern: str = "*", seconds: float = 3600) -> int:
     """Remove the temporary files and folders that killed processes left in `folder`, untouched for `seconds`. Returns
     how many bytes they held."""

@@ -118,6 +118,14 @@ def test_a_shard_that_is_lost_before_it_is_fetched_is_encoded_again(tmp_path, al
     assert caplog.text.count("encoded again: far has ended") == 1
 
 
+def test_a_worker_elsewhere_that_has_the_same_store_leaves_nothing_there(tmp_path):
+    """It removes each file once it is fetched, when the store's own already lies under that name."""
+    wanted = job(range(COUNT), Encoder()).wanted
+    *_, done = maker(tmp_path)({}, None, True)([engine.Piece(0, np.arange(*wanted.bounds[:2]))])
+    (made,) = done.result
+    assert made.name == wanted.paths[0].name and made.exists() and not wanted.paths[0].exists()
+
+
 def test_a_stopped_worker_is_given_up(tmp_path, alone, monkeypatch, caplog):
     monkeypatch.setattr(share, "STUCK_SECONDS", 4.0)
     build(tmp_path, 2, "stops first")

@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -129,14 +129,18 @@ def build(job: Job, out: str | Path, crew: Crew | None = None) -> Report:
 def worker(
     make_job: Callable[[Files, Source | None], Job], key: str, files: Files, source: Source | None, away: bool
 ) -> Work:
-    """What a worker does with units of Pieces, whose rows it puts into its store: whole shards, or parts of them. The
-    result is the files. key: of the wanted rows. files, source, away: as crew gives them."""
+    """What a worker does with units of Pieces, whose rows it puts into the store, or into a folder of its own where it
+    is away, as its store may be that of the process that takes them: whole shards, or parts of them. The result is the
+    files, which nobody else reads when it is away. key: of the wanted rows. files, source, away: as crew gives them."""
     job = make_job(files, source)
     if job.wanted.key != key:
         raise StageError(
             "pyarrow or the rules of the cache here differ from those of the process that began this stage; install "
             "requirements.txt on all nodes"
         )
+    if away:
+        folder = store.workspace(store.root() / "nodes")
+        job = replace(job, wanted=replace(job.wanted, elsewhere=folder))
     encode = functools.cache(job.make_encoder)
 
     def work(unit: list[Piece]) -> Iterator[int | Done]:

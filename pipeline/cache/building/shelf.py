@@ -32,6 +32,7 @@ class Wanted:
     fingerprint: dict
     rows: np.ndarray
     groups: np.ndarray
+    elsewhere: Path | None = None  # a folder in the place of the store's
 
     @functools.cached_property
     def count(self) -> int:
@@ -44,7 +45,7 @@ class Wanted:
 
     @functools.cached_property
     def folder(self) -> Path:
-        return folder(self.kind, self.fingerprint)
+        return self.elsewhere or folder(self.kind, self.fingerprint)
 
     @functools.cached_property
     def paths(self) -> list[Path]:
