@@ -28,10 +28,10 @@ report: .venv/.run
 exps: .venv/.run
 	@python -m pipeline exps
 
-# In three processes, each file of tests in one: most of the time is graphs' compilation, which takes one core, and a sixth
+# In four processes, each file of tests in one: most of the time is graphs' compilation, which takes one core, and a sixth
 # less with huge pages (where the C library is glibc); and ranks wait for each other.
 test: .venv/.test
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m pytest -n 4 --dist loadfile --no-loadscope-reorder tests
 
 preset: .venv/.run
 	@python -m pipeline preset $(NAME)

@@ -172,26 +172,36 @@ def npu_forms():
         forms.on_cpu = on_cpu
 
 
-def npu_step(config: str, side: int, batch: int, recompute: bool, adapter: str = "none") -> tuple[dict[str, Node], str]:
-    """(the nodes of a step's graph for an NPU, in MindSpore's order; the kernel at which this CPU stops). To be called
-    in a process that has not imported MindSpore yet."""
+@contextlib.contextmanager
+def dumping():
+    """Gives the folder where MindSpore leaves its graphs. Around MindSpore's import."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {
             "MS_DEV_SAVE_GRAPHS": "1",
             "MS_DEV_SAVE_GRAPHS_PATH": folder,
             "MS_DEV_DUMP_IR_PASSES": "backend_pass",
         }
+        yield Path(folder)
+
+
+def stopped(cell, inputs: list, folder: Path) -> tuple[dict[str, Node], str]:
+    """(the nodes of the graph of a cell in an NPU's form, in MindSpore's order; the kernel at which this CPU stops)."""
+    try:
+        cell.compile(*inputs)
+    except RuntimeError as error:
+        if lacks := re.search(r"Unsupported op \[(\w+)\]", str(error)):
+            return dumped_nodes(folder), lacks[1]
+        raise
+    raise SystemExit("an NPU's graph was compiled to its end on this CPU: it is not an NPU's")
+
+
+def npu_step(config: str, side: int, batch: int, recompute: bool, adapter: str = "none") -> tuple[dict[str, Node], str]:
+    """`stopped` of a step. To be called in a process that has not imported MindSpore yet."""
+    with dumping() as folder:
         import pipeline.device  # noqa: F401
 
         with npu_forms():
-            cell, inputs = train_step(config, side, batch, recompute, adapter)
-            try:
-                cell.compile(*inputs)
-            except RuntimeError as error:
-                if lacks := re.search(r"Unsupported op \[(\w+)\]", str(error)):
-                    return dumped_nodes(Path(folder)), lacks[1]
-                raise
-    raise SystemExit("an NPU's graph was compiled to its end on this CPU: it is not an NPU's")
+            return stopped(*train_step(config, side, batch, recompute, adapter), folder)
 
 
 def main() -> None:

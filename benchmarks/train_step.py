@@ -1,19 +1,24 @@
-"""A training step on a CPU against PyTorch's, in one run: python -m benchmarks.train_step --torch-python PATH
+"""A training step on a CPU against PyTorch's and against another commit's, in one run: python -m benchmarks.train_step
+[--torch-python PATH] [--against COMMIT]
 
-PATH is a Python with torch and diffusers. Both sides: a UNet of SDXL's form with 33.2 million parameters and 17
+PATH is a Python with torch and diffusers. All sides: a UNet of SDXL's form with 33.2 million parameters and 17
 transformer blocks, batch 4, 32x32 latents, float32, 2 threads, mean squared error, the gradients' norm, AdamW; MindSpore
-in graph mode O0 in the train stage's environment (dvc.yaml, stages/train.py), PyTorch eager. The first 40 steps are not
-counted: in them MindSpore's kernels try numbers of threads. Each side is a process of its own, and they take one step
-in turns: a virtual machine's processors may lie near each other in one minute and far in the next (docs/measured.md),
-and a step's ratio is to the other side's step beside it."""
+in graph mode O0 in the train stage's environment (dvc.yaml, stages/train.py), as one graph of the gradients and one of
+the update like that stage, another commit as its own script does; PyTorch eager. The first 40 steps are not counted: in
+them MindSpore's kernels try numbers of threads. Each side is a process of its own, and they take one step in turns: a
+virtual machine's processors may lie near each other in one minute and far in the next (docs/measured.md), and a step's
+ratio is to the other side's step beside it."""
 
 import argparse
+import contextlib
 import ctypes
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -93,7 +98,7 @@ def mindspore_side(adapter: str = "none") -> tuple:
     from pipeline.models.unet import UNet
     from pipeline.training.optimizers.adamw import AdamW
     from pipeline.training.optimizers.common import decays
-    from pipeline.training.step import SampleLoss, Settings, TrainStep, Update
+    from pipeline.training.step import Apply, Gradients, SampleLoss, Settings, Update
     from pipeline.training.targets import targets
     from pipeline.weights.adapters.extract import TARGETS
 
@@ -105,11 +110,13 @@ def mindspore_side(adapter: str = "none") -> tuple:
         attach(unet, forms.chosen(), adapter, chosen, rank=16, alpha=16.0, factor=-1, seed=0)
     optimizer = AdamW(unet.trainable_params(), decays(unet), 0.01, 0.9, 0.999, 1e-8)
     settings = Settings()
-    train = TrainStep(SampleLoss(unet, settings), Update(optimizer, None, settings))
+    update = Update(optimizer, None, settings)
+    gradients, apply = Gradients(SampleLoss(unet, settings), update), Apply(update)
     values = inputs()
     arguments = [ms.Tensor(values[name]) for name in ("x", "timesteps", "context", "vector", "target")]
-    arguments += [ms.Tensor(np.ones(BATCH, np.float32)), ms.Tensor(1e-4, ms.float32)]
-    return lambda: train(*arguments).asnumpy(), sum(p.size for p in unet.trainable_params())
+    arguments.append(ms.Tensor(np.ones(BATCH, np.float32)))
+    rate = ms.Tensor(1e-4, ms.float32)
+    return lambda: apply(rate, *gradients(*arguments)).asnumpy(), sum(p.size for p in unet.trainable_params())
 
 
 def torch_side() -> tuple:
@@ -149,12 +156,27 @@ def torch_side() -> tuple:
     return step, sum(p.numel() for p in unet.parameters())
 
 
-def start(python: str, side: str, module: str = "benchmarks.train_step") -> subprocess.Popen:
+def start(python: str, side: str, module: str = "benchmarks.train_step", place: Path = Path()) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     if side != "torch":
         environment |= {"ONEDNN_MAX_CPU_ISA": "DEFAULT", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     command = [python, "-m", module, "--side", side]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+@contextlib.contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """A working tree of this repository's commit."""
+    here = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "other")
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", place, commit], cwd=here, check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", place], cwd=here, check=True)
 
 
 def answer(process: subprocess.Popen) -> list[str]:
@@ -167,6 +189,7 @@ def answer(process: subprocess.Popen) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", metavar="PATH", help="a Python with torch and diffusers")
+    parser.add_argument("--against", metavar="COMMIT", help="such as 2bdb3e1, before layers had an NPU's form")
     parser.add_argument("--steps", type=int, default=60, help="of each side")
     parser.add_argument("--side", choices=["mindspore", "torch"], help="what this script starts itself with")
     options = parser.parse_args()
@@ -174,18 +197,24 @@ def main() -> None:
         out = answers()
         serve(*(mindspore_side if options.side == "mindspore" else torch_side)(), out)
         return
-    if not options.torch_python:
-        parser.error("--torch-python is missing: a Python with torch and diffusers")
+    if not options.torch_python and not options.against:
+        parser.error("wanted --torch-python, a Python with torch and diffusers, or --against, a commit")
 
-    processes, begun = {}, {}
-    for side, python in (("torch", options.torch_python), ("mindspore", sys.executable)):
-        processes[side] = start(python, side)
-        begun[side] = answer(processes[side])
-        answer(processes[side])
-    assert begun["torch"][1] == begun["mindspore"][1], begun
-
-    seconds = in_turns(processes, begun, options.steps)
-    print(f"MindSpore / PyTorch: {ratio(seconds['mindspore'], seconds['torch'])}")
+    with contextlib.ExitStack() as stack:
+        starts = {"mindspore": (sys.executable, "mindspore", Path())}
+        if options.torch_python:
+            starts["torch"] = (options.torch_python, "torch", Path())
+        if options.against:
+            starts[options.against] = (sys.executable, "mindspore", stack.enter_context(checked_out(options.against)))
+        processes, begun = {}, {}
+        for side, (python, name, place) in starts.items():
+            processes[side] = start(python, name, place=place)
+            begun[side] = answer(processes[side])
+            answer(processes[side])
+        assert len({parameters for _, parameters in begun.values()}) == 1, begun
+        seconds = in_turns(processes, begun, options.steps)
+    for side in seconds.keys() - {"mindspore"}:
+        print(f"now / {side}: {ratio(seconds['mindspore'], seconds[side])}")
 
 
 def in_turns(processes: dict[str, subprocess.Popen], begun: dict[str, list[str]], steps: int) -> dict[str, list[float]]:
@@ -198,12 +227,12 @@ def in_turns(processes: dict[str, subprocess.Popen], begun: dict[str, list[str]]
             seconds[side].append(float(answer(process)[0]))
     for side, process in processes.items():
         process.stdin.close()
-        cpu, memory, of_steps = map(float, answer(process))
+        cpu, memory, *of_steps = map(float, answer(process))  # older commits have no peak of the counted steps
         low, median, high = 1000 * np.quantile(seconds[side], (0.1, 0.5, 0.9))
         print(
             f"{side:10} step {median:4.0f} ms (a tenth below {low:.0f}, a tenth above {high:.0f}), processor "
             f"{1000 * cpu:.0f} ms, first step {float(begun[side][0]):.0f} s, peak memory {memory:.2f} GB, "
-            f"of the counted steps {of_steps:.2f}, {int(begun[side][1]) / 1e6:.2f} M parameters"
+            f"{''.join(f'of the counted steps {peak:.2f}, ' for peak in of_steps)}{int(begun[side][1]) / 1e6:.2f} M parameters"
         )
     return seconds
 

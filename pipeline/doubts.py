@@ -22,8 +22,10 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _of_previews(params)
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
     yield from _optimizer(params)
+    yield from _alpha(params.train)
     yield from _bias(params.train)
     yield from _too_short(params.train)
+    yield from _flow(params)
     yield from without_effect.doubts(params)
     if params.model.loras and params.train.init_from != BASE_UNET:
         yield (
@@ -79,6 +81,17 @@ def _bias(train: "Train") -> Iterator[tuple[str, str]]:
         )
 
 
+def _flow(params: "Params") -> Iterator[tuple[str, str]]:
+    shift, further = params.diffusion.flow_shift, params.index.further_resolutions
+    if shift != 1 and further:  # only flow has one
+        resolutions = ", ".join(map(str, sorted({params.index.resolution, *further})))
+        yield (
+            "diffusion.flow_shift",
+            f"pictures of all resolutions ({resolutions}) get the shift {shift:g}, and smaller ones want a smaller one; "
+            "one resolution (index.further_resolutions: []), or the shift 1, is usual",
+        )
+
+
 def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
     train, rate = params.train, peak_rate(params)
     if train.optimizer == "prodigy" and not 0.1 <= rate <= 10:
@@ -90,6 +103,15 @@ def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
         yield (
             "train.learning_rate",
             f"{rate:g} is adamw's; lion wants a rate 3 to 10 times smaller (docs/optimizers.md)",
+        )
+
+
+def _alpha(train: "Train") -> Iterator[tuple[str, str]]:
+    if train.adapter != "none" and train.alpha > 8 * train.rank:
+        yield (
+            "train.alpha",
+            f"{train.alpha:g} with a rank of {train.rank} multiplies the adapter's change by {train.alpha / train.rank:g}, and "
+            "training may fly apart; as large as the rank, or half, is usual",
         )
 
 

@@ -179,7 +179,7 @@ def _sizes(run: Run, form: str) -> str:
 
 def _time(run: Run, place: disk.Place | None) -> list[str]:
     lines = ["Time", f"  Steps: {duration.steps(run):,}"]
-    spread, launches = duration.hours(run), duration.launches(run)
+    spread = duration.hours(run)
     if spread:
         lines += [
             f"  Hours on Ascend 910B, by published step times: {spread[0]:.1f} to {spread[1]:.1f}",
@@ -190,14 +190,20 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
         ]
     else:
         lines.append("  Hours: no step times were published for this configuration")
-    if launches:
+    if run.config == "sdxl-base":
+        count = duration.kernels(run)
+        launches = duration.launches(count)
         low, high = (duration.steps(run) * seconds / 3600 for seconds in launches)
+        fused = duration.launches(count - run.accumulation * duration.JOINABLE)
+        counted = (
+            "counted in its graphs" if run.gradient_checkpointing else "estimated from its graphs with checkpointing"
+        )
         lines += [
             f"  With O0 the host's launches alone: {launches[0]:.2f} to {launches[1]:.2f} s a step, "
             f"{low:.2f} to {high:.2f} hours",
-            f"    some {duration.kernels(run):,} kernels a step (estimated from counts of smaller graphs) at "
+            f"    {count:,} kernels a step ({counted}, which were compiled, not run) at "
             f"{1e6 * duration.LAUNCH[0]:.0f} to {1e6 * duration.LAUNCH[1]:.0f} µs (assumed).",
-            "    O1 fuses kernels: how many are left is not known.",
+            f"    O1 fuses kernels: {fused[0]:.2f} to {fused[1]:.2f} s if each cast, sum and product joined another one.",
         ]
     count = duration.graphs(run)
     over = f"{run.buckets} bucket{'s' * (run.buckets != 1)}"
@@ -205,7 +211,8 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
     lines += [
         f"  Graphs to compile: {filled}: for each bucket the gradients, when it is first met, and the loss where it is",
         "    validated; and the update, once. index.min_bucket makes them fewer; a second run reads them from the store.",
-        "    Not measured on an NPU (MindONE's tables: 30 to 38 minutes a whole step's, with MindSpore 2.2.11 and 2.3.1)",
+        "    Not measured on an NPU (MindONE's tables: 30 to 38 minutes a whole step's, with MindSpore 2.2.11 and 2.3.1;",
+        "    on a CPU, as far as the choice of an NPU's kernels, sdxl-base's gradients took 215 s, its update 180 s)",
     ]
     size = disk.state_bytes(run)
     took = "not measured"

@@ -73,10 +73,7 @@ def _train(params: Params, target: str, start: Callable[[Callable[[Train, int], 
     data = open_data(paths, made_with(params), params.train, *how)
     if params.train.sample_interval and params.device.node_rank == 0 and not PATHS.vae.exists():
         raise StageError(f"train.sample_interval is above 0 and {PATHS.vae} does not exist; run `dvc repro convert`")
-    origin = None
-    if params.train.adapter != "none":
-        sources = provenance.read(SOURCES, "convert")
-        origin = sources | {"config": params.model.config, "resolution": params.index.resolution}
+    origin = _origin(params)
     ranks = launch.world_size(params.device)
     end, _ = count_steps(data, params.train, ranks)
     d = params.device
@@ -150,6 +147,14 @@ def _starts(params: Params) -> dict[str, Path]:
         open_part(start, part, config)
     print(f"train.init_from: of {start} it takes {', '.join(taken)}; the rest is model.base's")
     return found
+
+
+def _origin(params: Params) -> dict | None:
+    """What an adapter's file says beside what shapes the training."""
+    if params.train.adapter == "none":
+        return None
+    found = {"config": params.model.config, "resolution": params.index.resolution, "date": provenance.date()}
+    return provenance.read(SOURCES, "convert") | found
 
 
 def _originals(params: Params) -> Originals:

@@ -3,6 +3,12 @@ import sys
 
 import pytest
 
+from tests import ray_nodes
+
+# Where it is set, each of the many processes of the tests would compile all of the project's code for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # MindSpore, when it is imported, looks where the script is whose graphs it keeps; a worker of xdist has none.
 if sys.argv[0] == "-c":
     sys.argv[0] = __file__
@@ -10,10 +16,11 @@ if sys.argv[0] == "-c":
 # Ranks of tests, five processes beside other tests on two cores, are silent for longer than those of a run should be.
 os.environ.setdefault("MS_NODE_TIMEOUT", "300")
 
-# The files that take longest, which are begun first (make test gives each file to one of two processes).
-LONGEST = ("test_train", "test_distributed", "test_resume", "test_optimizer", "test_compile_cache", "test_train_step",
-           "test_extend", "test_npu_form", "test_unet", "test_index", "test_train_deleted", "test_dvc", "test_doctor",
-           "test_docs_run")  # fmt: skip
+# The files that take longest, which are begun first (make test gives each file to one of four processes). test_on_nodes and
+# test_live_runs take graphs that test_distributed and test_train_text_runs have compiled.
+LONGEST = ("test_distributed", "test_dvc", "test_train_text_runs", "test_train", "test_docs_run", "test_train_step", "test_unet",
+           "test_npu_form", "test_on_nodes", "test_resume", "test_optimizer", "test_compile_cache", "test_live_runs", "test_doctor",
+           "test_extend", "test_index", "test_train_deleted", "test_train_adapters", "test_cache_cluster", "test_train_text")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
@@ -60,8 +67,8 @@ def nodes(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_STORE", str(tmp_path_factory.mktemp("nodes")))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # else it ends workers when other programs fill the memory
+        for name, value in ray_nodes.SETTINGS.items():
+            patch.setenv(name, value)
         node = {"num_cpus": 1, "resources": {"NPU": 1}, "object_store_memory": 100 << 20}
         # For 127.0.0.1 Ray's driver would take another address of this computer.
         first = {**node, "node_ip_address": "127.0.0.2", "include_dashboard": False}

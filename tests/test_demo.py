@@ -195,24 +195,3 @@ def test_the_vae_reconstructs_pictures_that_it_has_not_seen(folder, device):
     decibels = psnr(images, vae_decoder(TINY, folder / "vae.ckpt", device, "float32")(moments[:, :4]))
     assert decibels.mean() >= 27
     assert decibels.min() >= 21
-
-
-def test_the_unet_draws_what_the_prompts_say_in_the_base_style(folder, device):
-    from pipeline.diffusion import schedule
-    from pipeline.models.encode import text_encoder, vae_decoder
-    from pipeline.sampling import draw, euler, prompts, unet
-
-    wanted = [pictures.sample(8, index, "base")[1] for index in range(16)]
-    encoder = text_encoder(TINY, folder / "clip_l.ckpt", folder / "clip_g.ckpt", device, "float32")
-    (context, pooled), _ = prompts.encode(wanted, [None] * 16, Tokenizer(ROOT / "data/tokenizer"), encoder, 1)
-    load, predict = unet.make(TINY.unet, device, "float32")
-    load(folder / "unet.ckpt")
-    timesteps, sigmas = euler.steps(schedule.alphas_cumprod(False), 20, False)
-    x = euler.start(draw.noise(1, len(wanted), (4, 8, 8)), sigmas, False)
-    latents = euler.sample(draw.guided(predict, context, pooled, 64, 64, 5.0, "epsilon"), x, timesteps, sigmas)
-    decode = vae_decoder(TINY, folder / "vae.ckpt", device, "float32")
-    drawn = [draw.to_picture(decode(one[None] / TINY.vae.scaling_factor)[0]) for one in latents]
-    found = check.report(drawn, wanted)
-    assert found["shape_color"] >= 0.75
-    assert found["background_color"] >= 0.75
-    assert found["white"] < 0.01

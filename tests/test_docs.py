@@ -53,6 +53,10 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
 
 
+def test_no_page_holds_both_sides_of_a_merge():
+    assert [page.name for page in PAGES if re.search(r"^(<<<<<<<|>>>>>>>) ", page.read_text(), re.M)] == []
+
+
 def test_each_page_is_listed():
     pages = {page.name for page in PAGES[1:]}
     tree = yaml.safe_load((ROOT / "mkdocs.yml").read_text())

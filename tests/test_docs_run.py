@@ -3,6 +3,8 @@
 Most run in a project whose stages are stand-ins that take no time, because what counts is that make, git, DVC and the
 tools take the command; tests/test_dvc.py has the real stages."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.data import data_sets
 from tests.project import ROOT, copy_project
@@ -23,6 +26,12 @@ DEMO_OF_A_WORD = (
     "dvc exp run -S data.images=/path/to/words -S train.text_encoders=clip_l -S train.steps=160 -S train.lr_warmup_steps=20 "
     "-S train.validation_share=0.0 -S sample.steps=20 -S 'sample.prompts=[zorp a green heart on a light yellow background, "
     "a green heart on a light yellow background]'"
+)
+OTHER_OBJECTIVES = (
+    "dvc exp run -n v -S diffusion.prediction=v -S diffusion.zero_terminal_snr=true -S sample.guidance_rescale=0.7 "
+    "-S train.learning_rate=1.5e-3 -S train.adam_beta2=0.99 -S sample.steps=20",
+    "dvc exp run -n flow -S diffusion.prediction=flow -S diffusion.zero_terminal_snr=false -S sample.guidance_rescale=0.0 "
+    "-S train.timestep_distribution=logit_normal -S train.learning_rate=1.5e-3 -S train.adam_beta2=0.99 -S sample.steps=20",
 )
 NOT_HERE = {
     "hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/base": "7 GB",
@@ -57,6 +66,9 @@ NOT_HERE = {
     "dvc exp run -S merge.weights=300": "tests/test_dvc.py",
     "python -m demo.word /path/to/words": "tests/test_demo.py",
     "python -m demo.word --check": "tests/test_demo.py",
+    **dict.fromkeys(OTHER_OBJECTIVES, "minutes; tests/training/test_train.py has the settings"),
+    "python -m demo.check": "tests/test_demo.py",
+    "python -m benchmarks.weights_dtype FOLDER": "an hour",
     DEMO_OF_A_WORD: "minutes; the stages of it are in tests/training/test_train_text_runs.py",
     "dvc exp run -S train.lr_scheduler=constant_with_warmup -S train.keep_state=true -S train.steps=600": "tests/training/test_extend.py",
     "dvc exp run -S train.steps=900": "tests/training/test_extend.py",
@@ -64,6 +76,9 @@ NOT_HERE = {
     "dvc exp run -S train.init_from=data/start.ckpt": "tests/test_dvc.py",
     "dvc exp run -S train.tensorboard=true": "tests/training/test_tensorboard.py",
     "dvc exp run -S train.adapter=lora -S train.learning_rate=1e-4": "tests/test_dvc.py, test_train_adapters.py",
+    "dvc exp run -S train.adapter=dora -S train.steps=200 -S train.learning_rate=2e-3": "as lora",
+    "dvc exp run -S train.adapter=loha -S train.steps=200 -S train.learning_rate=2e-3": "as lora",
+    "dvc exp run -S train.adapter=lokr -S train.steps=600 -S train.learning_rate=1e-3": "as lora",
     "dvc exp run -S train.adapter=lora -S train.text_encoders=both -S train.text_encoder_learning_rate=5e-5": "test_train_text_runs.py",
     "python -m pipeline weights extract --rank 64": "tests/weights/test_extract.py",
     "make preset NAME=sdxl-lora-1x910b": "tests/test_preset.py",
@@ -130,12 +145,12 @@ def run(root: Path, line: str, answer: str = "") -> str:
     return done.stdout + done.stderr
 
 
-def dvc(root: Path, line: str) -> None:
-    """Run a line of dvc's in this process: most of its time goes into its import."""
+def dvc(root: Path, line: str) -> str:
+    """Run a line of dvc's in this process: most of its time goes into its import. Returns what it printed."""
     from dvc.cli import main
 
-    words = shlex.split(line)
-    with pytest.MonkeyPatch.context() as patch:
+    words, said = shlex.split(line), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.chdir(root)
         for name in ("DVC_ROOT", "PIPELINE_STORE"):
             patch.delenv(name, raising=False)
@@ -144,6 +159,22 @@ def dvc(root: Path, line: str) -> None:
             patch.setenv(f"GIT_AUTHOR_{what}", "t@example.com")
             patch.setenv(f"GIT_COMMITTER_{what}", "t@example.com")
         assert words[0] == "dvc" and main(words[1:]) == 0, line
+    return said.getvalue()
+
+
+def either(root: Path, line: str) -> str:
+    return (dvc if line.startswith("dvc ") else run)(root, line)
+
+
+def shorten(graph: Path) -> None:
+    """Leave of the graph's dependencies what the stand-ins need and the commands set: DVC reads the lists with each stage,
+    which takes most of its time. tests/test_graph.py and tests/test_dvc.py have the whole."""
+    named = {key for _, line in ALL for key in re.findall(r"-S '?(\w+\.\w+)=", line)}
+    tree = yaml.safe_load(graph.read_text())
+    for stage in tree["stages"].values():
+        stage["params"] = [key for key in stage["params"] if key in named]
+        stage["deps"] = [path for path in stage["deps"] if not path.startswith("pipeline/")]
+    graph.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def link_environment(root: Path) -> None:
@@ -227,6 +258,7 @@ def team(tmp_path_factory):
     link_environment(first)
     for stage in (first / "stages").glob("[a-z]*.py"):
         stage.write_text(STAND_IN)
+    shorten(first / "dvc.yaml")
     for name in ("images/a.txt", "base/tiny_sdxl.safetensors"):
         file = first / "data" / name
         file.parent.mkdir(parents=True)
@@ -274,17 +306,17 @@ def test_outs_go_by_a_remote_to_a_second_clone_where_nothing_runs(team):
 
 def test_a_queue_is_worked_off_compared_and_cleaned_up(team):
     first = team / "first"
-    run(first, "dvc exp run -S train.learning_rate=2e-5 -n low-rate")
-    run(first, "dvc exp run -S train.huber_c=0.2 -n high-rate")  # the page names two that the user has made
+    dvc(first, "dvc exp run -S train.learning_rate=2e-5 -n low-rate")
+    dvc(first, "dvc exp run -S train.huber_c=0.2 -n high-rate")  # the page names two that the user has made
     for line in lines(PAGE, QUEUE):
         run(first, line)
     until = time.monotonic() + 600
-    while re.search("Queued|Running", status := run(first, "dvc queue status")):
+    while re.search("Queued|Running", status := dvc(first, "dvc queue status")):
         assert time.monotonic() < until, status
         time.sleep(5)
     assert status.count("Success") == 3, status
     run(first, "dvc queue stop")
-    said = "".join(run(first, line) for line in lines(PAGE, COMPARING))
+    said = "".join(either(first, line) for line in lines(PAGE, COMPARING))
     assert "best validation" in said and said.count("low-rate") >= 3 and (first / "dvc_plots/report.html").exists()
     assert "5e-05" in said
     run(first, "dvc exp push origin")
@@ -302,7 +334,7 @@ def test_what_sentences_and_tables_name(team):
     for line in NAMED:
         line = line.replace("/path/to/pictures", str(first / "data/images"))
         line = line.replace("/path/to/loras", str(first / "data/loras"))
-        (dvc if line.startswith("dvc ") else run)(first, line)
+        either(first, line)
     assert (first / "my-pictures.dvc").exists() and (first / "dvc_plots/report.html").exists()
     # the ranks; what `dvc queue start` does is tried above
     assert run(first, "dvc queue status").count("Queued") == 4

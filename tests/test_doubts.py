@@ -202,6 +202,17 @@ def test_every_weighting_that_leaves_out_the_last_timestep_is_doubted(key):
     assert found == key and "gets the weight 0" in said
 
 
+@pytest.mark.parametrize(
+    ("changes", "doubted"),
+    [({}, True), ({"diffusion.flow_shift": 1.0}, False), ({"index.further_resolutions": []}, False)],
+)
+def test_one_shift_for_several_resolutions_is_doubted(changes, doubted):
+    flow = {"diffusion.prediction": "flow", "diffusion.flow_shift": 2.5, "index.further_resolutions": [32]}
+    found = list(doubts(params.check(changed(TINY, flow | changes), "params.yaml")))
+    assert [key for key, _ in found] == ["diffusion.flow_shift"] * doubted
+    assert not doubted or "(32, 64) get the shift 2.5" in found[0][1]
+
+
 @pytest.mark.parametrize("tree", [TINY, SDXL], ids=["tiny", "sdxl"])
 @pytest.mark.parametrize(("rate", "doubted"), [(1.0, False), (0.5, False), (1e-3, True), (1e-5, True), (20.0, True)])
 def test_prodigy_wants_a_rate_of_about_1(tree, rate, doubted):
@@ -224,6 +235,16 @@ def test_loras_of_a_unet_that_is_not_trained_are_doubted():
     assert list(doubts(params.check(merged, "params.yaml"))) == []
     [(key, said)] = doubts(params.check(changed(merged, {"train.init_from": "data/start.ckpt"}), "params.yaml"))
     assert key == "model.loras" and "train.init_from: data/start.ckpt" in said
+
+
+@pytest.mark.parametrize(
+    ("alpha", "doubted"), [(1000.0, True), (130.0, True), (128.0, False), (16.0, False), (1.0, False)]
+)
+def test_an_alpha_far_above_the_rank(alpha, doubted):
+    tree = changed(TINY, {"train.adapter": "lora", "train.rank": 16, "train.alpha": alpha})
+    said = dict(doubts(params.check(tree, "params.yaml")))
+    assert ("train.alpha" in said) == doubted
+    assert alpha != 1000 or re.search("1000 with a rank of 16 .* by 62.5", said["train.alpha"])
 
 
 def test_the_demo_is_not_doubted():

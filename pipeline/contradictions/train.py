@@ -143,11 +143,11 @@ def _groups(train: "Train", config: SDXLConfig) -> Iterator[tuple[str, str]]:
         names = targets.targets(shapes, train.adapter_targets, ())
         for number, pattern in enumerate(train.adapter_targets):
             if not targets.targets(shapes, [pattern], ()):
-                near = ", ".join(targets.adaptable(shapes)[:3])
+                near = groups.near_to(pattern, targets.adaptable(shapes))
                 yield (
                     f"train.adapter_targets.{number}",
-                    f"no linear layer or convolution of the UNet has a weight of such a name: {pattern!r}; they are "
-                    f"called {near} and so on",
+                    f"no linear layer or convolution of the UNet has a weight of such a name: {pattern!r}; near it are "
+                    f"{near}",
                 )
     if train.groups and names and not unclear:
         for number, fault in groups.faults(groups.groups(train.groups), names):

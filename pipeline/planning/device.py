@@ -26,9 +26,10 @@ RESERVED = 5 * GB
 MARGIN = 0.25
 # Float32 arrays as large as a bucket's parameters that the update has at once beside state and gradients, and more of
 # them where weights are not float32: rounded up from what a CPU's graphs took of a process's memory (four parameters of
-# 16 MB), but for adafactor, whose divisions take more there.
+# 16 MB), but for adafactor, whose divisions take more there. An NPU's graph, replayed in the order in which MindSpore's
+# runtime runs it, takes no more (benchmarks/liveness.py --update, tests/models/test_npu_form.py).
 TEMPORARIES = {"adamw": 0, "adamw8bit": 5, "lion": 3, "prodigy": 5, "adafactor": 6}
-ROUNDING = {"float32": 0, "float16": 1, "bfloat16": 4}
+ROUNDING = {"float32": 0, "float16": 1, "bfloat16": 6}
 
 Parts = dict[str, int]  # what -> bytes
 
@@ -141,11 +142,15 @@ def update(run: Run) -> Parts:
         parts["the same, unscaled and clipped"] = mine
         parts["buckets on their way"] = 3 * bucket  # joined, sent, cut up again
     elif run.precision == "float16" or run.accumulation > 1 or run.max_grad_norm > 0:
-        # MindSpore computes all of them before the first write to a parameter
-        parts["gradients, unscaled and clipped"] = memory.in_float32(shapes)
+        parts["gradients of a bucket, unscaled and clipped"] = bucket
+        if run.sinks and run.trained_dtype != "float32":
+            # one graph has their squares too, and what these are made of MindSpore keeps for the update
+            parts["gradients in float32"] = memory.in_float32(shapes)
     arrays = TEMPORARIES[run.optimizer] + ROUNDING[run.trained_dtype]
     if arrays:
         parts[f"{run.optimizer}'s temporaries, of a bucket"] = arrays * bucket
+    if random := memory.rounding(shapes, run.trained_dtype):
+        parts["random numbers, of this update"] = random
     return parts
 
 

@@ -2,15 +2,17 @@
 
 from math import ceil
 
-from pipeline.planning.run import Run, unet_shapes
+from pipeline.planning.run import Run
 from pipeline.training.data import count_graphs
 
 # MindONE's tables, 8 cards, 1024 x 1024: (batch per card, seconds per step at best, at worst) over MindSpore 2.2.10 and
 # 2.3.1, with and without flash attention, cache and sink.
 PUBLISHED = ((1, 0.53, 1.10), (4, 1.07, None), (6, 2.15, 2.70))
-# Kernels of sdxl-base's forward and backward pass at jit level O0, and with gradient checkpointing: estimated from
-# counts of smaller graphs.
-KERNELS = {False: 15_000, True: 20_000}
+# Kernels at jit level O0 of sdxl-base's gradients and their norm, with gradient checkpointing, as MindSpore would hand
+# them to an NPU (benchmarks/full_graph.py --npu); without it 0.66 of the forward pass's 3,422 fewer, as of the tiny model.
+KERNELS = {True: 13_953, False: 11_700}
+UPDATE = 3_412  # AdamW's, the same way
+JOINABLE = 7_194  # casts, sums and products among the gradients': what O1 may fuse
 LAUNCH = (5e-6, 10e-6)  # seconds of the host for each: an assumption, not measured here
 
 
@@ -34,16 +36,13 @@ def hours(run: Run) -> tuple[float, float] | None:
 
 
 def kernels(run: Run) -> int:
-    """Of an optimizer step of sdxl-base, without fusion. The update's are two a parameter, of the gradients' sum of
-    squares, one where they are scaled, and AdamW's own."""
-    return run.accumulation * KERNELS[run.gradient_checkpointing] + 4 * len(unet_shapes(run.config))
+    """Of an optimizer step of sdxl-base, without fusion."""
+    return run.accumulation * KERNELS[run.gradient_checkpointing] + UPDATE
 
 
-def launches(run: Run) -> tuple[float, float] | None:
-    """Seconds a step in which the host launches kernels, at best and at worst; None where nothing was counted."""
-    if run.config != "sdxl-base":
-        return None
-    return LAUNCH[0] * kernels(run), LAUNCH[1] * kernels(run)
+def launches(count: int) -> tuple[float, float]:
+    """Seconds a step in which the host launches so many kernels, at best and at worst."""
+    return LAUNCH[0] * count, LAUNCH[1] * count
 
 
 def graphs(run: Run) -> int | None:

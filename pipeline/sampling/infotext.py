@@ -2,10 +2,10 @@
 and others read: the prompt, "Negative prompt: …", and a last line of settings."""
 
 import json
+import re
 
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.data.emphasis import is_weighted
 from pipeline.sampling.picture import Picture
 
 # sample.sampler -> A1111's names of the sampler and of its schedule of sigmas
@@ -17,6 +17,7 @@ NAMES = {
     "ddim": ("DDIM", "Automatic"),
     "unipc": ("UniPC", "Automatic"),
 }
+_BRACKETS = re.compile(r"[()\[\]\\]")  # A1111 weighs words after one without its partner too
 _HASH = 10  # hex digits of a file's SHA-256 that A1111 shows
 
 
@@ -37,7 +38,7 @@ def infotext(
     The noise is of this pipeline and no other draws the same of a seed. "Prompt number" tells which of a seed's noises
     it was."""
     name, schedule = NAMES[sampler]
-    texts = picture.prompt, picture.negative_prompt
+    texts = picture.prompt, picture.negative_prompt or ""
     settings = {
         "Steps": picture.steps,
         "Sampler": name,
@@ -50,7 +51,7 @@ def infotext(
         "CFG Rescale": f"{rescale:g}" if rescale and picture.guidance_scale != 1 else None,
         "Noise Schedule": "Zero Terminal SNR" if zero_terminal_snr else None,
         "Shift": None if flow_shift is None else f"{flow_shift:g}",
-        "Emphasis": "None" if emphasis == "none" and any(map(is_weighted, texts)) else None,
+        "Emphasis": "None" if emphasis == "none" and any(map(_BRACKETS.search, texts)) else None,
         "Prompt number": picture.number,
     }
     negative = f"\nNegative prompt: {picture.negative_prompt}" if picture.negative_prompt else ""

@@ -42,8 +42,10 @@ def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
         parts = (pattern.removeprefix("!"), pattern)
         unknown = next((part for part in parts if not any(matches(part, name) for name in names)), None)
         if unknown is not None:
-            near = _near(unknown, names)
-            yield number, f"no parameter of the UNet has such a name: {unknown!r}; near it are {near}"
+            yield (
+                number,
+                f"no parameter of the UNet has such a name: {unknown!r}; near it are {near_to(unknown, names)}",
+            )
         elif not any(matches(pattern, name) for name in left):
             yield number, f"{pattern!r} changes nothing: the groups before it have all that it matches"
         left = [name for name in left if not matches(pattern, name)]
@@ -52,7 +54,7 @@ def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
         yield -1, f"every parameter of the UNet is frozen, and nothing of it is left to train ({beside})"
 
 
-def _near(pattern: str, names: list[str]) -> str:
+def near_to(pattern: str, names: list[str]) -> str:
     """Names like the pattern, those of many blocks once."""
     plain = pattern.lstrip("!")
     parts = {part for name in names for part in _parts(name)}

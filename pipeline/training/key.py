@@ -138,15 +138,21 @@ def code_digest(*further: str) -> str:
 
 
 def differences(old: dict, new: dict, path: str = "") -> list[str]:
-    """Where two trees of plain values differ: "train.learning_rate 0.0005 -> 0.0001"."""
+    """Where two trees of plain values differ: "train.learning_rate 0.0005 -> 0.0001". What does not shape a training is
+    left out of its description."""
     found = []
     for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
+        a, b = (tree.get(key, "left out") for tree in (old, new))
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{path}{key}.")
         elif a != b:
-            found.append(f"{path}{key} {a} -> {b}")
+            found.append(f"{path}{key} {_shown(a)} -> {_shown(b)}")
     return found
+
+
+def _shown(value: object) -> object:
+    """As it stands in params.yaml."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else value
 
 
 def _digest(description: dict) -> str:

@@ -86,10 +86,6 @@ def _after(turn, x):
     return ops.depend(x, turn)
 
 
-def _multiply(factor, x):
-    return ops.cast(x, ms.float32) * factor
-
-
 def _add(total, x):
     return ops.assign_add(total, ops.cast(x, ms.float32))
 
@@ -203,15 +199,15 @@ class Update(nn.Cell):
         if self.max_grad_norm > 0:
             # torch.nn.utils.clip_grad_norm_ has the same 1e-6
             factor = factor * ops.minimum(self.max_grad_norm / (norm + 1e-6), self.one)
-        if self.ranks > 1:
+        if self.ranks > 1:  # a kernel a bucket
             gradients = self.reduce.parts(gradients, factor)
-        elif self.multiplies:
-            gradients = self.map(ops.partial(_multiply, factor), gradients)
+        if self.ranks > 1 or not self.multiplies:
+            factor = None
         if not self.scaled:
-            self.optimizer(gradients, lr)
+            self.optimizer(gradients, lr, factor)
         else:
             if finite:  # a branch of the graph: the host waits for this number
-                self.optimizer(gradients, lr)
+                self.optimizer(gradients, lr, factor)
             self._rescale(finite)
         taken = ops.assign_add(self.taken, self.one)
         found = (loss, norm, finite, self.loss_scale, self.overflows, taken)

@@ -1,5 +1,6 @@
 """Checks of checkpoints, whose messages name tensors: what was found and what was wanted."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 from pipeline.stage import shown
@@ -22,7 +23,9 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[Shape, .
 
 
 def listed(kind: str, names: list[str]) -> str:
-    """`names` under a heading that counts them, cut at MOST."""
+    """`names` under a heading that counts them, cut at MOST. `kind`: as of several."""
+    if len(names) == 1:
+        kind = re.sub(r"^(fault|tensor)s\b", r"\1", kind)
     more = [f"    and {len(names) - MOST:,} more"] if len(names) > MOST else []
     return "\n".join([f"  {len(names):,} {kind}:", *(f"    {name}" for name in names[:MOST]), *more])
 

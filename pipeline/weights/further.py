@@ -29,7 +29,8 @@ def counted(found: dict[str, Tensor]) -> str:
     """One line that counts the tensors by kind; "" for none."""
     counts = Counter(map(_kind, found))
     kinds = [f"{counts[kind]:,} {kind}" for kind in _KINDS if kind in counts]
-    return f"  {len(found):,} further tensors, which are no part of SDXL: {'; '.join(kinds)}" if found else ""
+    are = "tensor, which is" if len(found) == 1 else "tensors, which are"
+    return f"  {len(found):,} further {are} no part of SDXL: {'; '.join(kinds)}" if found else ""
 
 
 def note(found: dict[str, Tensor]) -> str:
@@ -38,7 +39,8 @@ def note(found: dict[str, Tensor]) -> str:
     for name, tensor in found.items():
         kinds[_kind(name)].append(described(name, tensor))
     lines = [listed(kind, names) for kind, names in kinds.items() if names]
-    return "\n".join([f"{len(found):,} further tensors, which are no part of SDXL, are left out:", *lines])
+    are = ("tensor, which is", "is") if len(found) == 1 else ("tensors, which are", "are")
+    return "\n".join([f"{len(found):,} further {are[0]} no part of SDXL, {are[1]} left out:", *lines])
 
 
 def _kind(name: str) -> str:

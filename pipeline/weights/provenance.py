@@ -83,7 +83,7 @@ def metadata(run: dict, origin: dict, config: str, resolution: int, weights: str
     """The keys of a merged model, all but its hash. `run` and `origin` are what RUN and SOURCES hold; `weights` and
     `dtype` are the keys of `merge`."""
     return (
-        _modelspec(run, origin, config, resolution)
+        _modelspec(run, origin, config, resolution, date())
         | _kohya(run, origin, resolution, step(run, weights))
         | {PREFIX + key: value for key, value in own(run, origin, weights, dtype).items()}
     )
@@ -100,7 +100,7 @@ def adapter_metadata(run: dict, weights: str, dtype: str) -> dict[str, str]:
     """The keys of an adapter's file, all but its hashes; `run` says where its base comes from as well."""
     origin, train = run["description"]["origin"], run["description"]["train"]
     resolution, kind = origin["resolution"], train["adapter"]
-    spec = _modelspec(run, origin, origin["config"], resolution)
+    spec = _modelspec(run, origin, origin["config"], resolution, origin.get("date"))
     spec["modelspec.architecture"] += "/lora"
     module, arguments = _NETWORKS[kind]
     if kind == "lokr":
@@ -109,8 +109,9 @@ def adapter_metadata(run: dict, weights: str, dtype: str) -> dict[str, str]:
         "ss_network_module": module,
         "ss_network_dim": str(train["rank"]),
         "ss_network_alpha": str(train["alpha"]),
-        "ss_network_args": json.dumps(arguments),
     }
+    if arguments:
+        network["ss_network_args"] = json.dumps(arguments)
     found = spec | _kohya(run, origin, resolution, run["steps"]) | network
     return found | {PREFIX + key: value for key, value in own(run, origin, weights, dtype).items()}
 
@@ -122,6 +123,7 @@ def extracted_metadata(config: str, rank: int, base: Path, tuned: Path) -> dict[
         "modelspec.architecture": f"{_ARCHITECTURES[config]}/lora",
         "modelspec.implementation": _IMPLEMENTATION,
         "modelspec.title": f"{tuned.stem} less {base.stem}",
+        "ss_v2": "False",
         "ss_base_model_version": _BASE_VERSION,
         "ss_sd_model_name": base.name,
         "ss_network_module": "networks.lora",
@@ -149,7 +151,7 @@ def title(run: dict, origin: dict) -> str:
     return f"{Path(origin['base']['name']).stem} fine-tuned {run['name'][:8]}"
 
 
-def _modelspec(run: dict, origin: dict, config: str, resolution: int) -> dict[str, str]:
+def _modelspec(run: dict, origin: dict, config: str, resolution: int, date: str | None) -> dict[str, str]:
     """https://github.com/Stability-AI/ModelSpec"""
     prediction = run["description"]["diffusion"]["prediction"]
     found = {
@@ -160,12 +162,13 @@ def _modelspec(run: dict, origin: dict, config: str, resolution: int) -> dict[st
         "resolution": f"{resolution}x{resolution}",
         "prediction_type": prediction,
     }
-    if date := _date():
+    if date:
         found["date"] = date
     return {f"modelspec.{key}": value for key, value in found.items()}
 
 
-def _date() -> str | None:
+def date() -> str | None:
+    """Of SOURCE_DATE_EPOCH. Raises StageError where that is no date."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if not epoch:
         return None
@@ -181,6 +184,7 @@ def _kohya(run: dict, origin: dict, resolution: int, steps: int) -> dict[str, st
     train, split = run["description"]["train"], run["split"]
     rate = train["learning_rate"] * (train["global_batch"] if train["scale_lr"] else 1)
     found = {
+        "v2": False,  # Stable Diffusion 2
         "base_model_version": _BASE_VERSION,
         "sd_model_name": origin["base"]["name"],
         "new_sd_model_hash": base_sha256(origin),

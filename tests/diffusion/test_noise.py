@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.diffusion import draws, noise
+from pipeline.diffusion import draws, noise, schedule
 from tests.golden import objectives_rule as o
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "objectives.npz")
@@ -58,3 +58,13 @@ def test_a_perturbation_is_noise_of_its_strength_and_independent():
     assert abs((added * given).mean()) < 0.02
     wanted = draws.normal(3, draws.PERTURBATION, 7, SAMPLES, given.shape[1:])
     np.testing.assert_allclose(added, wanted, atol=1e-5)
+
+
+def test_a_perturbed_input_is_kohyas(monkeypatch):
+    """Of its own draws."""
+    latents, plain, further = o.perturbation()
+    monkeypatch.setattr(draws, "normal", lambda *_: further)
+    seen = noise.perturbed(plain, o.PERTURBATION, 0, 0, np.arange(4))
+    mixture = schedule.mixture("epsilon", o.HUBER_TIMESTEPS, schedule.alphas_cumprod(False))
+    np.testing.assert_allclose(schedule.add_noise(latents, seen, *mixture), GOLDEN["perturbed_input"], atol=2e-6)
+    np.testing.assert_array_equal(schedule.target("epsilon", latents, plain, *mixture), GOLDEN["perturbed_noise"])

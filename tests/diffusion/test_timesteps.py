@@ -82,6 +82,17 @@ def test_a_range_has_all_of_the_distribution(distribution):
             timesteps.density(distribution, low=low, high=high)
 
 
+@pytest.mark.parametrize("name", o.RANGES)
+def test_a_range_is_the_one_that_others_draw_from(name):
+    """4 million draws by sd-scripts, OneTrainer and musubi-tuner, of single timesteps; six deviations. Its upper end is
+    not drawn."""
+    found = chances("none", weights=timesteps.density(**o.RANGES[name], low=o.LOW, high=o.HIGH))
+    drawn = GOLDEN[f"range_{name}"]
+    assert drawn.sum() == o.DRAWS and not drawn[found == 0].any()
+    assert (found > 0).nonzero()[0][[0, -1]].tolist() == [o.LOW, o.HIGH - 1]
+    np.testing.assert_array_less(np.abs(found * o.DRAWS - drawn), 6 * np.sqrt(found * o.DRAWS) + 1e-9)
+
+
 def test_a_bias_comes_on_top():
     weights = timesteps.density("logit_normal")
     found = chances("earlier", multiplier=4.0, portion=0.3, weights=weights)

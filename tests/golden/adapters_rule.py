@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.models.config import UNetConfig
+from pipeline.models.config import TINY, CLIPConfig, SDXLConfig, UNetConfig
 from pipeline.weights.adapters import kinds
 from tests.golden import rule
 
@@ -12,6 +12,23 @@ LAYERS = {"linear": (64, 96), "conv": (32, 48, 3, 3)}  # shapes of weights; lokr
 UNET = UNetConfig(
     16, (1, 2), (0, 1), context_dim=24, vector_dim=40 + 6 * 256, head_dim=16, num_res_blocks=1, norm_groups=8
 )
+# SDXL's depths and a tenth of its widths, as kohya's scripts build their UNet; and the run in which they write files of it
+KOHYA = SDXLConfig(
+    unet=UNetConfig(32, (1, 2, 4), (0, 2, 10), context_dim=2048, vector_dim=96 + 6 * 256),
+    vae=TINY.vae,
+    clip_l=CLIPConfig(width=64, layers=3, heads=2, vocab_size=64),
+    clip_g=CLIPConfig(width=96, layers=2, heads=3, vocab_size=64, projection_dim=96),
+)
+# CLIP-L's last block, which SDXL does not use: kohya's adapters there never change from what does nothing
+KOHYA_UNUSED = f"lora_te1_text_model_encoder_layers_{KOHYA.clip_l.layers - 1}_"
+KOHYA_BASE, KOHYA_PICTURES, KOHYA_TEXT_RATE = "base.safetensors", 8, 5e-05
+KOHYA_ARGUMENTS = {
+    "resolution": 64, "network_dim": RANK, "network_alpha": ALPHA, "learning_rate": 0.001, "unet_lr": 0.001,
+    "lr_scheduler": "cosine", "lr_warmup_steps": 2, "optimizer_type": "AdamW", "max_train_steps": 6, "train_batch_size": 4,
+    "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "mixed_precision": "bf16", "seed": 3, "noise_offset": 0.05,
+    "min_snr_gamma": 5.0, "caption_dropout_rate": 0.1, "save_precision": "float", "save_model_as": "safetensors",
+    "max_data_loader_n_workers": 0,
+}  # fmt: skip
 INPUTS = {"linear": (2, 5, 96), "conv": (2, 48, 6, 4)}
 
 

@@ -26,6 +26,16 @@ def golden(label: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def unet_inputs(config, label: str) -> tuple[ms.Tensor, ...]:
+    """Of the golden outputs of a UNet of this configuration."""
+    return (
+        ms.Tensor(rule.normal("x", (rule.BATCH, 4, *rule.LATENT))),
+        ms.Tensor(rule.TIMESTEPS, ms.int32),
+        ms.Tensor(rule.normal("context", (rule.BATCH, 77, config.context_dim))),
+        ms.Tensor(golden(label)["vector"]),
+    )
+
+
 def assert_close(found: ms.Tensor, wanted: np.ndarray, tolerance: float = 1e-4) -> None:
     """The largest difference is within `tolerance` of the largest wanted value."""
     assert found.shape == wanted.shape

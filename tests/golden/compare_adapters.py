@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lycoris.wrapper import LycorisNetwork, create_lycoris_from_weights
 from PIL import Image
@@ -54,39 +54,57 @@ def pipe(source: Weights, tokenizer: Path) -> StableDiffusionXLPipeline:
     return made
 
 
-def by_diffusers_names(unet: UNet2DConditionModel, source: Weights, file: Path) -> dict[str, Weights]:
-    """diffusers' name of a layer, as its own conversion has it -> the parts of its adapter."""
+def by_diffusers_names(made: StableDiffusionXLPipeline, source: Weights, file: Path) -> dict[str, dict[str, Weights]]:
+    """Component -> diffusers' name of a layer in it -> the parts of its adapter."""
     names = [name for name in source if name.startswith(UNET)]
     numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
     theirs = {}
-    for name, number in convert_ldm_unet_checkpoint(numbered, unet.config).items():
+    for name, number in convert_ldm_unet_checkpoint(numbered, made.unet.config).items():  # its own conversion
         own = names[int(number)].removeprefix(UNET).removesuffix(".weight").replace(".", "_")
-        theirs[f"lora_unet_{own}"] = name.removesuffix(".weight")
-    found: dict[str, Weights] = {}
+        theirs[f"lora_unet_{own}"] = "unet", name.removesuffix(".weight")
+    for component, prefix in (("text_encoder", "lora_te1_"), ("text_encoder_2", "lora_te2_")):
+        for name, _ in getattr(made, component).named_modules():
+            theirs[prefix + name.replace(".", "_")] = component, name
+    found: dict[str, dict[str, Weights]] = {}
     for name, value in load_file(file).items():
         layer, part = name.split(".", 1)
-        found.setdefault(theirs[layer], {})[part] = value
+        component, own = theirs[layer]
+        found.setdefault(component, {}).setdefault(own, {})[part] = value
     return found
 
 
-def load_dora(made: StableDiffusionXLPipeline, layers: dict[str, Weights]) -> None:
+def load(made: StableDiffusionXLPipeline, kind: str, source: Weights, file: Path) -> None:
+    """An adapter of this project into diffusers' pipeline, as the first paragraph says; a LoRA or a DoRA by the name
+    "trained"."""
+    if kind == "lora":
+        made.load_lora_weights(file.parent, weight_name=file.name, adapter_name="trained")
+        return
+    for component, layers in by_diffusers_names(made, source, file).items():
+        if kind == "dora":
+            load_dora(made, component, layers)
+        else:
+            put_lycoris_in(getattr(made, component), layers)
+
+
+def load_dora(made: StableDiffusionXLPipeline, component: str, layers: dict[str, Weights]) -> None:
     weights = {}
     for layer, parts in layers.items():
         down, up, magnitude = parts["lora_down.weight"], parts["lora_up.weight"], parts["dora_scale"]
-        weights[f"unet.{layer}.lora_A.weight"] = down
-        weights[f"unet.{layer}.lora_B.weight"] = up * (parts["alpha"] / len(down))  # PEFT takes alpha for the rank here
+        weights[f"{component}.{layer}.lora_A.weight"] = down
+        # PEFT takes alpha for the rank here
+        weights[f"{component}.{layer}.lora_B.weight"] = up * (parts["alpha"] / len(down))
         shape = (1, -1, 1, 1) if magnitude.ndim == 4 else (-1,)
-        weights[f"unet.{layer}.lora_magnitude_vector"] = magnitude.reshape(shape)
+        weights[f"{component}.{layer}.lora_magnitude_vector"] = magnitude.reshape(shape)
     made.load_lora_weights(weights, adapter_name="trained")
 
 
-def put_lycoris_in(unet: UNet2DConditionModel, layers: dict[str, Weights]) -> None:
+def put_lycoris_in(model: torch.nn.Module, layers: dict[str, Weights]) -> None:
     prefix = LycorisNetwork.LORA_PREFIX
     weights = {
         f"{prefix}_{layer.replace('.', '_')}.{part}": value
         for layer, parts in layers.items() for part, value in parts.items()
     }  # fmt: skip
-    network, _ = create_lycoris_from_weights(1.0, "", unet, weights)
+    network, _ = create_lycoris_from_weights(1.0, "", model, weights)
     assert len(network.loras) == len(layers)
     network.apply_to()
 
@@ -134,11 +152,8 @@ def main(workspace: Path) -> None:
         made.set_adapters(list(weights), list(weights.values()))
     drawn = {"base": draw(made, sample)}
     adapter = workspace / "outs/train/weights/adapter.safetensors"
-    if kind == "lora":
-        made.load_lora_weights(adapter.parent, weight_name=adapter.name, adapter_name="trained")
-    elif kind != "none":
-        layers = by_diffusers_names(made.unet, source, adapter)
-        load_dora(made, layers) if kind == "dora" else put_lycoris_in(made.unet, layers)
+    if kind != "none":
+        load(made, kind, source, adapter)
     if kind in ("lora", "dora"):
         made.set_adapters([*weights, "trained"], [*weights.values(), 1.0])
     if kind != "none":

@@ -129,8 +129,7 @@ def table(part: str, probes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{part}_gradient_names": np.array(list(probes)), f"{part}_gradients": np.stack(list(probes.values()))}
 
 
-def unet(config) -> dict[str, np.ndarray]:
-    u = config.unet
+def unet(u) -> dict[str, np.ndarray]:
     model = unet_model(u).eval()
     seen = {}
     model.add_embedding.register_forward_pre_hook(lambda _, inputs: seen.update(vector=inputs[0].detach().numpy()))
@@ -143,7 +142,9 @@ def unet(config) -> dict[str, np.ndarray]:
             "time_ids": torch.tensor(rule.TIME_IDS),
         },
     ).sample
-    probes = gradients(out, model, unet_name, "model.diffusion_model.")
+    if u != rule.MINI:
+        return {"unet": out.detach().numpy(), "vector": seen["vector"]}
+    probes = gradients(out, model, lambda name: unet_name(name, u.num_res_blocks), "model.diffusion_model.")
     return {"unet": out.detach().numpy(), "vector": seen["vector"], **table("unet", probes)}
 
 
@@ -248,8 +249,11 @@ def clip_g_name(name: str) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for label, config in rule.CONFIGS.items():
-        outputs = unet(config) | vae(config) | clip_l(config) | clip_g(config)
+    made = {
+        label: unet(config.unet) | vae(config) | clip_l(config) | clip_g(config)
+        for label, config in rule.CONFIGS.items()
+    } | {"mini": unet(rule.MINI)}
+    for label, outputs in made.items():
         path = Path(__file__).parent / f"models_{label}.npz"
         np.savez_compressed(path, **outputs)
         print(path.name, path.stat().st_size, {name: a.shape for name, a in outputs.items()})

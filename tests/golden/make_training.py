@@ -13,9 +13,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from transformers.optimization import Adafactor
 
-from tests.golden import rule
+from tests.golden import make_models, rule
 from tests.golden import training_rule as t
-from tests.golden.make_models import unet_model, unet_name
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -83,10 +82,14 @@ def optimizers() -> dict[str, np.ndarray]:
     return found
 
 
+def unet_name(name: str) -> str:
+    return make_models.unet_name(name, t.UNET.num_res_blocks)
+
+
 def five_steps() -> dict[str, np.ndarray]:
     """Epsilon prediction with Min-SNR weights, clipping, weight decay on all but norms and biases, EMA."""
     scheduler = DDPMScheduler(**SCHEDULE)
-    model = unet_model(t.UNET).train()
+    model = make_models.unet_model(t.UNET).train()
     kinds = {id(p): type(module).__name__ for module in model.modules() for p in module.parameters(recurse=False)}
     decay = [p for n, p in model.named_parameters() if not n.endswith("bias") and "Norm" not in kinds[id(p)]]
     chosen = {id(p) for p in decay}

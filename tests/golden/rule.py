@@ -7,13 +7,13 @@ import numpy as np
 
 from pipeline.models.config import TINY, CLIPConfig, SDXLConfig, UNetConfig, VAEConfig
 
-# SDXL's proportions in a smaller width: heads of 64, depths 2 and 10, groups of 32, two residual blocks a level. The
-# projection is not square, so a transposed one can't pass.
+# SDXL's proportions in a smaller width: heads of 64, groups of 32, two residual blocks a level, and as many transformer
+# blocks as tell the levels apart. The projection is not square, so a transposed one can't pass.
 SMALL = SDXLConfig(
     unet=UNetConfig(
         model_channels=64,
         channel_mult=(1, 2, 4),
-        transformer_depth=(0, 2, 10),
+        transformer_depth=(0, 2, 3),
         context_dim=128 + 192,
         vector_dim=160 + 6 * 256,
     ),
@@ -22,6 +22,18 @@ SMALL = SDXLConfig(
     clip_g=CLIPConfig(width=192, layers=5, heads=3, vocab_size=512, projection_dim=160),
 )
 CONFIGS = {"tiny": TINY, "small": SMALL}
+# The least UNet with every kind of block, on the way down, in the middle and up: of what a graph with its gradients is
+# compared, which takes long to compile.
+MINI = UNetConfig(
+    model_channels=32,
+    channel_mult=(1, 2),
+    transformer_depth=(0, 1),
+    context_dim=24,
+    vector_dim=16 + 6 * 256,
+    head_dim=32,
+    num_res_blocks=1,
+    norm_groups=8,
+)
 BATCH = 2
 LATENT = (16, 8)  # height, width: not square, so that swapped sides can't pass
 PIXELS = (64, 32)

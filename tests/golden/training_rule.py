@@ -2,18 +2,9 @@
 
 import numpy as np
 
-from pipeline.models.config import UNetConfig
 from tests.golden import rule
 
-UNET = UNetConfig(
-    model_channels=32,
-    channel_mult=(1, 2),
-    transformer_depth=(0, 1),
-    context_dim=24,
-    vector_dim=16 + 6 * 256,
-    head_dim=32,
-    norm_groups=8,
-)
+UNET = rule.MINI
 STEPS, BATCH, LATENT = 5, 3, (8, 8)
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.01
 MAX_GRAD_NORM, SNR_GAMMA, EMA_DECAY = 1.0, 5.0, 0.9999

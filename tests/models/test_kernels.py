@@ -122,8 +122,9 @@ def convolution(x, weight, stride, padding):
         (1, 1, (0, 0, 0, 0)),
     ],
 )
-@pytest.mark.parametrize("size", [(4, 6), (7, 5), (16, 8)])
-@pytest.mark.parametrize(("b", "c", "o"), [(1, 5, 6), (2, 24, 64)])
+@pytest.mark.parametrize(
+    ("size", "b", "c", "o"), [((4, 6), 1, 5, 6), ((7, 5), 2, 24, 64), ((16, 8), 2, 24, 64), ((16, 8), 1, 5, 6)]
+)
 def test_convolution(kernel, stride, padding, size, b, c, o):
     inputs = [numbers(b, c, *size), numbers(o, c, kernel, kernel, seed=1) / c]
     check(Convolution(kernel, stride, padding), lambda x, w: convolution(x, w, stride, padding), inputs)

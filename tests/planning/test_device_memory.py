@@ -289,8 +289,10 @@ def test_what_changes_the_backward_pass(change, grows):
 def test_what_the_update_holds():
     whole = 4 * 2_567_463_684
     one = replace(FULL, devices=1)
-    # clipping makes a second set of them, before the first is written
-    assert device_memory.update(one) == {"gradients": whole, "gradients, unscaled and clipped": whole}
+    # each bucket's are clipped when it is its turn
+    assert device_memory.update(one) == {"gradients": whole, "gradients of a bucket, unscaled and clipped": 2**28}
+    halves = device_memory.update(replace(one, weights_dtype="bfloat16", sinks=True))
+    assert halves["gradients in float32"] == whole and halves["random numbers, of this update"] < 0.12e9
     assert device_memory.update(replace(one, max_grad_norm=0.0)) == {"gradients": whole}
     sharded = device_memory.update(replace(FULL, shard_optimizer=True))
     assert sharded["gradients summed over the ranks, in buffers"] == pytest.approx(whole / 8, rel=0.01)

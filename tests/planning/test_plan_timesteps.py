@@ -1,11 +1,14 @@
 """What a plan shows of the timesteps."""
 
+import base64
 import json
 import re
 
+import numpy as np
 import pytest
 
 from pipeline import plan
+from pipeline.diffusion import schedule
 from pipeline.planning import timesteps
 from pipeline.training.objective import objective
 from tests.training.training_samples import params
@@ -49,6 +52,29 @@ def test_the_plan_says_it_and_writes_it_as_a_page(tmp_path, monkeypatch, capsys)
     assert found[-1]["share"] > 5 * found[0]["share"] and {part["weight"] for part in found} == {1.0}
     text = page.read_text()
     assert "weight of the loss" in text and "Plotly.newPlot" in text and 'src="http' not in text
+
+
+def test_the_curves_of_the_page_are_the_trainings_own(tmp_path):
+    """Read back out of the page, as a browser does."""
+    of = drawn(**{"train.timestep_min": 200, "train.snr_gamma": 5.0})
+    timesteps.write_plot(of, tmp_path / "plan.html")
+    called = (tmp_path / "plan.html").read_text().rpartition("Plotly.newPlot(")[2]
+    curves, _ = json.JSONDecoder().raw_decode(called[called.index("[") :])
+    found = {curve["name"]: [numbers(curve[axis]) for axis in "xy"] for curve in curves}
+    alphas = schedule.alphas_cumprod(False)
+    share = np.where(np.arange(1000) >= 200, 1.25, 0)  # of a thousand, where 800 are drawn
+    weight = np.minimum(5 * (1 - alphas) / alphas, 1)  # Min-SNR's
+    assert list(found) == ["drawn (chance x 1000)", "weight of the loss", "both (of a mean of 1)"]
+    for (x, y), wanted in zip(found.values(), (share, weight, share * weight / (share * weight).mean()), strict=True):
+        np.testing.assert_array_equal(x, np.arange(1000))
+        np.testing.assert_allclose(y, wanted, rtol=1e-6)
+
+
+def numbers(values: dict | list) -> np.ndarray:
+    """As plotly writes an array."""
+    if isinstance(values, list):
+        return np.array(values)
+    return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"])
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,9 @@ def test_encoders_in_the_loop():
     assert disk.state_bytes(taught) == 3 * 4 * (2_567_463_684 + clip_l - unused) + 4
     assert disk.written(taught) == 2_567_463_684 + clip_l
     assert device_memory.kept_by_texts(live) == 0
-    parts = [device_memory.kept_by_texts(replace(taught, text_encoders=which)) for which in ("clip_l", "clip_g", "both")]
+    parts = [
+        device_memory.kept_by_texts(replace(taught, text_encoders=which)) for which in ("clip_l", "clip_g", "both")
+    ]
     assert 0 < parts[0] < parts[1] and sum(parts[:2]) == parts[2]
     middle = replace(taught, source="cache")
     assert disk.cache_parts(middle) == (disk.cache_parts(FULL)[0], 0)
@@ -117,11 +119,13 @@ def test_the_place_is_looked_at(tmp_path):
 
 
 def test_launches_bound_a_step():
-    assert duration.kernels(replace(FULL, gradient_checkpointing=False)) == 15_000 + 4 * 1_680
-    low, high = duration.launches(FULL)
-    assert (low, high) == pytest.approx((26_720 * 5e-6, 26_720 * 10e-6))
-    assert "level O2, which 2.10" in plan.report(FULL) and "0.13 to 0.27 s a step" in plan.report(FULL)
-    assert duration.launches(replace(FULL, config="tiny")) is None
+    assert duration.kernels(FULL) == 13_953 + 3_412 == 17_365
+    assert duration.kernels(replace(FULL, accumulation=2, gradient_checkpointing=False)) == 2 * 11_700 + 3_412
+    assert duration.launches(17_365) == pytest.approx((17_365 * 5e-6, 17_365 * 10e-6))
+    text = plan.report(FULL)
+    assert "level O2, which 2.10" in text and "0.09 to 0.17 s a step" in text and "17,365 kernels" in text
+    assert "O1 fuses kernels: 0.05 to 0.10 s" in text
+    assert "launches" not in plan.report(replace(FULL, config="tiny"))
 
 
 def test_steps_cache_and_hours():

@@ -1,10 +1,10 @@
-"""The text of the drawn PNGs, read by a parser of A1111's form that knows nothing of how it is written.
-
-sd-parsers 0.6 of PyPI read two of these texts as they were meant, once and by hand."""
+"""The text of the drawn PNGs: what A1111's own code and sd-parsers read in it (tests/golden/make_infotext.py), and a
+parser of A1111's form that knows nothing of how it is written."""
 
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ from PIL import Image
 
 from pipeline.params import Sample
 from pipeline.sampling.infotext import NAMES, infotext, png_info
-from pipeline.sampling.picture import Picture
 from pipeline.sampling.samplers import SAMPLERS
+from tests.golden.infotext_rule import CASES, SHA, picture
 
-SHA = "0123456789abcdef" * 4
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "infotext.json").read_text("utf-8"))
 
 
 def parsed(text: str) -> dict[str, str]:
@@ -32,11 +32,6 @@ def parsed(text: str) -> dict[str, str]:
     return found
 
 
-def picture(**own) -> Picture:
-    plain = {"prompt": "a red circle", "negative_prompt": None, "width": 64, "height": 96, "steps": 20}
-    return Picture(**(plain | {"guidance_scale": 5.0, "seed": 7, "number": 2} | own))
-
-
 def read(text: str) -> str:
     """Through a PNG."""
     file = io.BytesIO()
@@ -44,6 +39,58 @@ def read(text: str) -> str:
     with Image.open(io.BytesIO(file.getvalue())) as image:
         image.load()
         return image.text["parameters"]
+
+
+def meant(name: str) -> dict[str, str | None]:
+    """What a program is to read in the PNG of a case, under A1111's names; of brackets nothing (see below)."""
+    one, sampler, rescale, zero_terminal_snr, model, sha256, *further = CASES[name]
+    return {
+        "Prompt": one.prompt, "Negative prompt": one.negative_prompt or "", "Steps": str(one.steps),
+        "Sampler": NAMES[sampler][0], "Schedule type": NAMES[sampler][1], "CFG scale": f"{one.guidance_scale:g}",
+        "Seed": str(one.seed), "Size-1": str(one.width), "Size-2": str(one.height), "Model": model,
+        "Model hash": sha256 and sha256[:10], "CFG Rescale": f"{rescale:g}" if rescale else None,
+        "Noise Schedule": "Zero Terminal SNR" if zero_terminal_snr else None,
+        "Shift": f"{further[0]:g}" if further and further[0] else None, "Prompt number": str(one.number),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a1111_reads_what_is_meant(name):
+    found = GOLDEN["read"][name]
+    assert read(infotext(*CASES[name])) == found["text"]  # what it was given
+    wanted = meant(name)
+    assert {key: found["a1111"].get(key) for key in wanted} == wanted
+    own = parsed(found["text"])  # by the parser of the tests below
+    width, height = own.pop("Size").split("x")
+    own |= {"Prompt": own.pop("prompt"), "Negative prompt": own.pop("negative"), "Size-1": width, "Size-2": height}
+    assert own.items() <= found["a1111"].items()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sd_parsers_reads_what_is_meant(name):
+    found, wanted = GOLDEN["read"][name]["sd_parsers"], meant(name)
+    assert found["prompts"] == [wanted["Prompt"]] * bool(wanted["Prompt"])
+    assert found["negative"] == [wanted["Negative prompt"]] * bool(wanted["Negative prompt"])
+    assert found["sampler"] == wanted["Sampler"]
+    assert found["parameters"] == {
+        "scheduler": wanted["Schedule type"], "cfg_scale": wanted["CFG scale"], "seed": wanted["Seed"],
+        "steps": wanted["Steps"],
+    }  # fmt: skip
+    if name != "quoted":  # it takes a value apart at the commas in its quotes
+        assert found["model"] == [wanted["Model"], wanted["Model hash"]]
+
+
+def test_a1111_weighs_words_only_where_they_were_weighed_here():
+    found = {name: one["a1111"].get("Emphasis") for name, one in GOLDEN["read"].items()}
+    assert found.pop("brackets") == found.pop("half") == "None" and found.pop("weights") == "Original"
+    assert set(found.values()) == {None}
+
+
+def test_a1111_has_these_samplers_schedules_and_options():
+    names = GOLDEN["labels"]
+    assert {name for name, _ in NAMES.values()} <= set(names["samplers"])
+    assert {schedule for _, schedule in NAMES.values()} <= set(names["schedules"])
+    assert {"Model hash", "Noise Schedule", "Emphasis"} <= set(names["options"])
 
 
 def test_all_is_there():
@@ -58,7 +105,7 @@ def test_all_is_there():
 def test_a1111_is_told_where_brackets_are_text():
     weighted = picture(prompt="a (red:1.3) circle")
     assert parsed(infotext(weighted, "euler", 0.0, False, "base", None, emphasis="none"))["Emphasis"] == "None"
-    for one, emphasis in ((weighted, "a1111"), (picture(), "none"), (picture(prompt="a (red"), "none")):
+    for one, emphasis in ((weighted, "a1111"), (picture(), "none")):
         assert "Emphasis" not in infotext(one, "euler", 0.0, False, "base", None, emphasis=emphasis)
     negative = picture(negative_prompt="[red]")
     assert "Emphasis: None" in infotext(negative, "euler", 0.0, False, "base", None, emphasis="none")

@@ -4,7 +4,8 @@ one of several ranks also {"whole": ...}, what an NPU's form holds where each ra
 weights' dtype {"given": {dtype: {"norms": [...], "values": [...]}}}, what it gives with documented kernels.
 
     python -m tests.training.npu_update [float16]     # float16: with loss scaling, and half weights
-    python -m tests.training.npu_update optimizers    # {optimizer: {"kinds": {kind: count}, "moves": [bytes], "missing": ...}} of an NPU's form, in bfloat16"""
+    python -m tests.training.npu_update optimizers    # {optimizer: {"kinds": {kind: count}, "moves": [bytes], "missing": ...,
+                                                      # "peak": bytes of an update of MANY}} of an NPU's form, in bfloat16"""
 
 import json
 import os
@@ -15,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 SHAPES = [(8, 4, 3, 3), (8,), (8, 8), (8,), (8, 8), (5, 3), (8,), (16, 8)]  # (5, 3) divides among no ranks
+
+MANY = [(257, 257)] * 8  # each a bucket of its own
 
 
 def held(said: str) -> dict:
@@ -35,13 +38,14 @@ def main(half: bool, folder: str) -> None:
     from mindspore import Parameter, Tensor, nn, ops
 
     from benchmarks import kernels as benchmark
+    from benchmarks import liveness
     from pipeline.training import parameter_buckets
     from pipeline.training.optimizers.adafactor import Adafactor
     from pipeline.training.optimizers.adamw import AdamW
     from pipeline.training.optimizers.adamw8bit import AdamW8bit
     from pipeline.training.optimizers.lion import Lion
     from pipeline.training.optimizers.prodigy import Prodigy
-    from pipeline.training.step import Settings, Update
+    from pipeline.training.step import Apply, Settings, Update
     from tests.golden import rule
     from tests.golden import training_rule as golden
     from tests.training.documented import runs
@@ -60,21 +64,25 @@ def main(half: bool, folder: str) -> None:
         }
         found = {}
         for name, make in makes.items():
-            parameters = [
-                Parameter(ops.ones(shape, ms.bfloat16), name=f"p{n}")
-                for n, shape in enumerate([(8,), (8, 8), (65, 65)])
-            ]
-            with benchmark.npu_forms():
-                cell = Update(make(parameters, (False, True, True), 0.01), None, Settings(max_grad_norm=1.0))
-            missing = missed(cell)
+            missing = missed(half_update(make, [(8,), (8, 8), (65, 65)]))
             nodes = benchmark.dumped_nodes(Path(folder)).values()
             moves = [sum(node.made) for node in nodes if node.kind == "TensorMove"]
             found[name] = {"missing": missing, "kinds": kinds(), "moves": moves}
+            update = half_update(make, MANY)
+            missed(Apply(update), *[Tensor(1.0)] * 3, *ones(update))
+            nodes = liveness.largest(benchmark.dumped_nodes(Path(folder)))
+            found[name]["peak"] = max(liveness.lives(liveness.as_soon_as_ready(nodes)))
         return found
 
-    def missed(cell: Update) -> str | None:
+    def half_update(make, shapes: list[tuple[int, ...]]) -> Update:
+        parameters = [Parameter(ops.ones(shape, ms.bfloat16), name=f"p{n}") for n, shape in enumerate(shapes)]
+        decayed = [len(shape) > 1 for shape in shapes]
+        with benchmark.npu_forms():
+            return Update(make(parameters, decayed, 0.01), None, Settings(max_grad_norm=1.0))
+
+    def missed(cell: nn.Cell, *inputs) -> str | None:
         try:
-            compile(cell)
+            cell.compile(*(inputs or (Tensor(1.0), ones(cell), Tensor(0.1))))
         except RuntimeError as error:
             return re.search(r"Unsupported op \[(\w+)\]", str(error))[1]
         except TypeError as error:
@@ -136,9 +144,8 @@ def main(half: bool, folder: str) -> None:
         def construct(self, loss, lr, *gradients):
             return self.update(loss, gradients, lr)
 
-    def compile(cell: Update) -> None:
-        gradients = tuple(ops.ones(p.shape, p.dtype) for p in cell.parameters)
-        cell.compile(Tensor(1.0), gradients, Tensor(0.1))
+    def ones(cell: Update) -> tuple[Tensor, ...]:
+        return tuple(ops.ones(p.shape, p.dtype) for p in cell.parameters)
 
     def kinds() -> Counter:
         found: Counter = Counter()
@@ -149,7 +156,7 @@ def main(half: bool, folder: str) -> None:
     if "optimizers" in sys.argv:
         print("found", json.dumps(others()), flush=True)
         return
-    compile(update())
+    missed(update())
     found = {"CPU": kinds()}
     with benchmark.npu_forms():
         cell = update()

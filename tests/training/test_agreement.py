@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.stage import StageError
 from pipeline.training import agreement
+from pipeline.training.key import differences
 
 
 class Ranks(Device):
@@ -47,8 +48,15 @@ def test_ranks_that_differ_are_named_with_what_differs_once_a_kind():
 
 
 def test_keys_that_one_lacks_are_differences():
-    with pytest.raises(StageError, match="train.seed 0 -> None"):
+    with pytest.raises(StageError, match="train.seed 0 -> left out"):
         agreement.check(ranks(["n1", FOUND | {"train": {"learning_rate": 0.001}}]), FOUND, "")
+
+
+def test_what_a_description_leaves_out_is_not_null():
+    """A run whose steps do not depend on its length has no length in its description."""
+    old, new = {"train": {"steps": 600, "snr_gamma": None, "ema": True}}, {"train": {"snr_gamma": 5.0, "ema": False}}
+    wanted = ["train.ema true -> false", "train.snr_gamma null -> 5.0", "train.steps 600 -> left out"]
+    assert differences(old, new) == wanted
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])

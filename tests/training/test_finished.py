@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
+from pipeline.stage import StageError
 from pipeline.training import finished, stored
 from pipeline.training.key import Training
 from pipeline.training.stored import Reach, state_name
+from stages import train as stage
 from tests import deletions
+from tests.training.training_samples import params
 
 REACH = Reach(9, 9)
 
@@ -62,6 +65,21 @@ def test_the_state_that_a_longer_run_goes_on_from_stays(tmp_path, caplog):
     shutil.rmtree(states / state_name(12, Reach(20, 20)))
     assert finished.take(training(0), tmp_path / "other") and not states.exists()
     assert finished.take(training(0), tmp_path / "other", keep_state=True) and "begins anew" in caplog.text
+
+
+def test_an_adapter_with_another_date_in_it_is_another_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outs/convert").mkdir(parents=True)
+    (tmp_path / "outs/convert/sources.json").write_text('{"base": {}, "vae": {}}')
+    names, adapted = set(), params(**{"train.adapter": "lora"})
+    for epoch in ("", "1700000000", "1800000000"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+        names |= {Training({"origin": stage._origin(adapted)}, {}, REACH).exact_name}
+        assert stage._origin(params()) is None  # whole weights have no date
+    assert len(names) == 3
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "today")
+    with pytest.raises(StageError, match="SOURCE_DATE_EPOCH is today"):  # before the training, not after
+        stage._origin(adapted)
 
 
 def test_what_was_edited_under_another_name_is_not_taken(tmp_path, caplog):

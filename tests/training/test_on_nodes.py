@@ -6,6 +6,7 @@ import time
 import pytest
 
 from pipeline.training.layout import Layout, layout, split
+from tests import ray_nodes
 from tests.training.test_distributed import SETTINGS, assert_close, outcome
 from tests.training.test_resume import start, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
@@ -38,8 +39,8 @@ def cluster(tmp_path_factory, graphs):
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        for name, value in ray_nodes.SETTINGS.items():
+            patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(ROOT))  # for rank_on_stub.py; the project's code comes by Ray
         first = {"num_cpus": 0, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.2"}
         cluster = Cluster(initialize_head=True, head_node_args={**first, "include_dashboard": False})

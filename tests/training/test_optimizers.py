@@ -179,10 +179,10 @@ class Rounded(nn.Cell):
         self.rounding = Rounding([like], seed=3)
 
     def construct(self, values, update):
-        key, half = self.rounding.key(update), values.shape[0] // 2
+        bits, half = self.rounding.bits(update), values.shape[0] // 2
         return (
-            self.rounding(values, key, 100).astype(ms.float32),
-            self.rounding(values[half:], key, 100 + half).astype(ms.float32),
+            self.rounding(values, bits, 100).astype(ms.float32),
+            self.rounding(values[half:], bits, 100 + half).astype(ms.float32),
         )
 
 

@@ -96,15 +96,17 @@ class Answer(np.ndarray):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "changes"),
+    ("sampler", "changes", "rescale"),
     [
-        ("dpmpp_2m_karras", {}),
-        ("ddim", {"diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}),
-        ("euler", {"diffusion.prediction": "flow", "diffusion.flow_shift": 2.5}),
+        ("dpmpp_2m_karras", {}, 0.0),
+        ("ddim", {"diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}, 0.7),
+        ("euler", {"diffusion.prediction": "flow", "diffusion.flow_shift": 2.5}, 0.0),
     ],
     ids=["karras", "zero_terminal_snr", "flow"],
 )
-def test_each_picture_is_drawn_by_its_own_settings_and_those_of_the_run(monkeypatch, tmp_path, sampler, changes):
+def test_each_picture_is_drawn_by_its_own_settings_and_those_of_the_run(
+    monkeypatch, tmp_path, sampler, changes, rescale
+):
     diffusion = params(**{"diffusion.shift_factor": 0.3}, **changes).diffusion
     unet, decoded = Formula(), []
 
@@ -132,7 +134,7 @@ def test_each_picture_is_drawn_by_its_own_settings_and_those_of_the_run(monkeypa
         unet.set_train(False)
         for number, one in enumerate(pictures):
             own = [tuple(values[number : number + 1] for values in of) for of in (text, negative)]
-            wanted = alone.drawn(unet, one, *own, sampler, diffusion, 0.0)
+            wanted = alone.drawn(unet, one, *own, sampler, diffusion, rescale)
             np.testing.assert_allclose(decoded[number][0], wanted / 0.26 + 0.3, rtol=1e-5, atol=1e-5)
 
 

@@ -108,7 +108,7 @@ def test_a_killed_run_ends_in_the_same_bits(workspace, store, unbroken, kills):
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "further"),
     [
-        ("adafactor", "float32", []),
+        ("adafactor", "float32", FEW_GRAPHS),
         ("adamw8bit", "bfloat16", []),
         ("prodigy", "bfloat16", [*FEW_GRAPHS, *PREVIEWS, "train.learning_rate=100.0"]),
     ],

@@ -34,7 +34,10 @@ def test_frozen_ones_have_none():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"adapter_targets": ["*.attn3.*"]}, r"adapter_targets\.0: no linear layer or convolution .*'\*\.attn3\.\*'"),
+        (
+            {"adapter_targets": ["*.attn3.*"]},
+            r"adapter_targets\.0: no linear layer or convolution .*'\*\.attn3\.\*'; near it are \*attn[12]\*",
+        ),
         ({"adapter_targets": ["*.norm1.*"]}, r"adapter_targets\.0: no linear layer"),
         ({"adapter_targets": []}, r"adapter_targets: "),
         ({"groups": [{"pattern": "*", "freeze": True}]}, "groups: every parameter of the UNet is frozen"),

@@ -1,4 +1,6 @@
-"""train.tensorboard: event files with the points of log.jsonl, each once. On the stub of the UNet."""
+"""train.tensorboard: event files with the points of log.jsonl, each once. On the stub of the UNet.
+
+TensorBoard 2.21's own EventAccumulator read scalars and pictures of such files as they are, once and by hand."""
 
 import json
 import struct

@@ -65,7 +65,7 @@ def test_those_of_text_encoders_are_kohyas_and_lycoris(kind, golden):
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
-def test_metadata_are_kohyas(kind):
+def test_metadata_are_kohyas(kind, monkeypatch):
     run = provenance_samples.run(**{"train.adapter": kind, "train.rank": 8, "train.alpha": 4.0})
     base = {"name": "sd_xl_base_1.0.safetensors", "file": True, "sha256": "e" * 64}
     run["description"]["origin"] = {"base": base, "vae": base, "config": "sdxl-base", "resolution": 1024}
@@ -76,9 +76,13 @@ def test_metadata_are_kohyas(kind):
     assert found["ss_network_module"] == ("networks.lora" if kind == "lora" else "lycoris.kohya")
     assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("8", "4.0")
     assert found["ss_sd_model_name"] == base["name"] and found["ss_new_sd_model_hash"] == base["sha256"]
-    arguments = json.loads(found["ss_network_args"])
+    arguments = json.loads(found.get("ss_network_args", "{}"))
     assert arguments.get("algo", "lora") == ("lora" if kind == "dora" else kind)
     assert (arguments.get("dora_wd") == "True") == (kind == "dora")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # another than when the training was named
+    assert "modelspec.date" not in provenance.adapter_metadata(run, "raw", "float16")
+    run["description"]["origin"]["date"] = provenance.date()
+    assert provenance.adapter_metadata(run, "raw", "float16")["modelspec.date"] == "2023-11-14T22:13:20Z"
 
 
 def adapter(
@@ -175,6 +179,15 @@ def test_what_is_no_adapter_is_refused(tmp_path, fault):
         {name: np.ascontiguousarray(v) for name, v in tensors.items()}, tmp_path / "a.safetensors"
     )
     with pytest.raises(StageError, match=f"a.safetensors is not an adapter of this model.config(.|\n)*{said}"):
+        file.read(tmp_path / "a.safetensors", TINY)
+
+
+def test_one_fault_is_no_faults(tmp_path):
+    safetensors.numpy.save_file({"x": ONES}, tmp_path / "a.safetensors")
+    with pytest.raises(StageError, match=r"\n  1 fault:\n    x "):
+        file.read(tmp_path / "a.safetensors", TINY)
+    safetensors.numpy.save_file({"x": ONES, "y": ONES}, tmp_path / "a.safetensors")
+    with pytest.raises(StageError, match=r"\n  2 faults:\n    x "):
         file.read(tmp_path / "a.safetensors", TINY)
 
 

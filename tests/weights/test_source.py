@@ -103,7 +103,7 @@ def test_further_tensors_do_not_hide_what_is_missing(tmp_path, arrays):
         open_weights(path, path, TINY)
     assert f"2 missing:\n    {UNET_NORM} (32)" in str(error.value)
     assert "2 unknown:\n    model.diffusion_model.out.zero" in str(error.value)
-    assert "1 further tensors, which are no part of SDXL: 1 of a noise schedule" in str(error.value)
+    assert "1 further tensor, which is no part of SDXL: 1 of a noise schedule" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -25,17 +25,17 @@ class Adafactor(Optimizer):
     def state(self):
         return [(p, False) for p in (self.updates, *self.rows, *self.columns)]
 
-    def construct(self, gradients, lr):
-        updates, rates, key = self.begin(lr)
+    def construct(self, gradients, lr, factor=None):
+        updates, rates, bits = self.begin(lr)
         beta2 = 1.0 - ops.exp(-0.8 * ops.log(updates))
         return self.in_turns(
-            self._update, (rates, beta2, key), lr, self.groups, self.decay, self.offsets, self.rows, self.columns,
+            self._update, (rates, beta2, bits, factor), lr, self.groups, self.decay, self.offsets, self.rows, self.columns,
             self.parameters, gradients,
         )  # fmt: skip
 
     def _update(self, scalars, turn, group, decay, offset, rows, columns, parameter, gradient):
-        rates, beta2, key = scalars
-        gradient = ops.cast(ops.depend(gradient, turn), ms.float32)
+        rates, beta2, bits, factor = scalars
+        gradient = self.taken(gradient, turn, factor)
         squares = gradient * gradient + 1e-30
         if gradient.ndim > 1:
             squares = squares.reshape(gradient.shape[0], -1)
@@ -49,6 +49,6 @@ class Adafactor(Optimizer):
             saved = (ops.assign(rows, r),)
         update = gradient * scale.reshape(gradient.shape)
         update = update / ops.maximum(ops.sqrt((update * update).mean()), Tensor(1.0, ms.float32))
-        value = ops.cast(parameter, ms.float32)
+        value = ops.cast(ops.depend(parameter, turn), ms.float32)
         new = value - rates[group] * (update + decay * value)
-        return ops.depend(self.write(parameter, new, key, offset), saved)
+        return ops.depend(self.write(parameter, new, bits, offset), saved)

@@ -94,12 +94,12 @@ class AdamW(Optimizer):
         moments = [pair for moments in (self.moment1, self.moment2) for pair in zip(moments, self.cut, strict=True)]
         return [(self.updates, False), *moments]
 
-    def construct(self, gradients, lr):
-        updates, rates, key = self.begin(lr)
+    def construct(self, gradients, lr, factor=None):
+        updates, rates, bits = self.begin(lr)
         scalars = ()
         for rate in rates:
             scalars += (self.kernels(updates, rate),)
-        scalars = scalars, key
+        scalars = scalars, bits, factor
         turn = lr
         for bucket in self.buckets:
             start, stop = bucket.start, bucket.stop
@@ -118,7 +118,7 @@ class AdamW(Optimizer):
 
     def _slice(self, scalars, turn, group, decayed, offset, parameter, moment1, moment2, gradient):
         """The new values of this rank's slice, in the parameter's dtype."""
-        kernels, key = scalars
+        kernels, bits, _ = scalars
         count = moment1.shape[0]
         first = self.rank * count
         whole = ops.depend(parameter, turn)
@@ -127,14 +127,14 @@ class AdamW(Optimizer):
         value = ops.cast(self.part(whole, first, first + count), ms.float32)
         value = ops.depend(value, self.kernels.step(kernels[group], decayed, value, moment1, moment2, gradient))
         if parameter.dtype == ms.bfloat16:
-            value = self.rounding(value, key, offset + self.rank * value.size)
+            value = self.rounding(value, bits, offset + self.rank * value.size)
         return ops.cast(value, ms.float32 if self.wide else parameter.dtype)
 
     def _whole(self, scalars, turn, group, decayed, offset, parameter, moment1, moment2, gradient):
-        kernels, key = scalars
-        gradient = ops.cast(gradient, ms.float32)
+        kernels, bits, factor = scalars
+        gradient = self.taken(gradient, turn, factor)
         if parameter.dtype == ms.float32:
             return self.kernels.step(kernels[group], decayed, parameter, moment1, moment2, gradient)
         value = ops.cast(ops.depend(parameter, turn), ms.float32)
         value = ops.depend(value, self.kernels.step(kernels[group], decayed, value, moment1, moment2, gradient))
-        return self.write(parameter, value, key, offset)
+        return self.write(parameter, value, bits, offset)

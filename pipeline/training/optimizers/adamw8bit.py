@@ -99,10 +99,10 @@ class AdamW8bit(Optimizer):
         blocks = (*self.codes1, *self.codes2, *self.largest1, *self.largest2)
         return [(p, False) for p in (self.updates, *blocks, *self.moment1, *self.moment2)]
 
-    def construct(self, gradients, lr):
-        updates, rates, key = self.begin(lr)
+    def construct(self, gradients, lr, factor=None):
+        updates, rates, bits = self.begin(lr)
         correction1, correction2 = self.corrections(updates)
-        scalars, n = (rates, 1.0 / correction1, 1.0 / ops.sqrt(correction2), key), self.count
+        scalars, n = (rates, 1.0 / correction1, 1.0 / ops.sqrt(correction2), bits, factor), self.count
         gradients = self.map(ops.partial(_pick, gradients), self.order)
         groups, decay, offsets = self.rows
         turn = self.in_turns(
@@ -118,7 +118,7 @@ class AdamW8bit(Optimizer):
         self, scalars, turn, group, decay, offset, parameter, codes1, codes2, largest1, largest2, gradient
     ):  # fmt: skip
         count = gradient.size
-        flat = ops.cast(ops.depend(gradient, turn), ms.float32).reshape(-1)
+        flat = self.taken(gradient, turn, scalars[4]).reshape(-1)
         padding = codes1.shape[0] * BLOCK - count
         if padding:
             flat = ops.Concat()((flat, ops.zeros((padding,), ms.float32)))
@@ -139,21 +139,21 @@ class AdamW8bit(Optimizer):
         return ops.depend(written, saved)
 
     def _whole(self, scalars, turn, group, decay, offset, parameter, moment1, moment2, gradient):
-        gradient = ops.cast(ops.depend(gradient, turn), ms.float32)
+        gradient = self.taken(gradient, turn, scalars[4])
         new1, new2, change = self._adam(scalars, moment1, moment2, gradient)
         saved = (ops.assign(moment1, new1), ops.assign(moment2, new2))
         return ops.depend(self._write(scalars, turn, group, decay, offset, parameter, change), saved)
 
     def _adam(self, scalars, moment1, moment2, gradient):
         """-> the new moments, and what the learning rate is multiplied by"""
-        _, correction1, root2, _ = scalars  # 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
+        _, correction1, root2, _, _ = scalars  # 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
         moment1 = self.beta1 * moment1 + (1.0 - self.beta1) * gradient
         moment2 = self.beta2 * moment2 + (1.0 - self.beta2) * gradient * gradient
         return moment1, moment2, self.divide(moment1 * correction1, ops.sqrt(moment2) * root2 + self.epsilon)
 
     def _write(self, scalars, turn, group, decay, offset, parameter, change):
-        rates, _, _, key = scalars
+        rates, _, _, bits, _ = scalars
         value = ops.cast(ops.depend(parameter, turn), ms.float32)
         if decay > 0:
             change = change + decay * value
-        return self.write(parameter, value - rates[group] * change, key, offset)
+        return self.write(parameter, value - rates[group] * change, bits, offset)

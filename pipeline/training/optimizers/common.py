@@ -16,8 +16,9 @@ from pipeline.weights.adapters.kinds import MAGNITUDE
 
 
 class Optimizer(nn.Cell):
-    """A cell that takes the gradients, a tuple in the order of `parameters` and the shapes of `gradients_like`, and the
-    learning rate, a scalar, and changes the parameters in place; its state does not depend on their dtype.
+    """A cell that takes the gradients, a tuple in the order of `parameters` and the shapes of `gradients_like`, the
+    learning rate, a scalar, and what the gradients are to be multiplied by, a scalar or None, and changes the parameters
+    in place; its state does not depend on their dtype.
 
     `decayed` says for each parameter whether weight decay acts on it, and `factors` what its learning rate is
     multiplied by (None: 1 for all). `seed` is that of the rounding of bfloat16 parameters. With `ranks` > 1 this rank
@@ -43,18 +44,23 @@ class Optimizer(nn.Cell):
         self.rounding = Rounding(halves, seed) if halves else None
 
     def begin(self, lr):
-        """Counts this update. -> its number from 1, the learning rate of each group, the key of its rounding"""
+        """Counts this update. -> its number from 1, the learning rate of each group, the random bits of its rounding"""
         updates = self.updates + 1.0
         ops.assign(self.updates, updates)
         rates = ()
         for factor in self.factors:
             rates += (lr if factor == 1.0 else lr * factor,)
-        return updates, rates, 0 if self.rounding is None else self.rounding.key(updates)
+        return updates, rates, 0 if self.rounding is None else self.rounding.bits(updates)
 
-    def write(self, parameter, value, key, offset):
+    def taken(self, gradient, turn, factor):
+        """In float32 and multiplied when it is its turn: those of all parameters would be in memory at once."""
+        gradient = ops.cast(ops.depend(gradient, turn), ms.float32)
+        return gradient if factor is None else gradient * factor
+
+    def write(self, parameter, value, bits, offset):
         """parameter := value, which is float32."""
         if parameter.dtype == ms.bfloat16:
-            value = self.rounding(value, key, offset)
+            value = self.rounding(value, bits, offset)
         return assign(parameter, value)
 
     def state(self) -> list[tuple[Parameter, bool]]:

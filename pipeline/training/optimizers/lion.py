@@ -22,16 +22,16 @@ class Lion(Optimizer):
     def state(self):
         return [(p, False) for p in (self.updates, *self.moment1)]
 
-    def construct(self, gradients, lr):
-        _, rates, key = self.begin(lr)
+    def construct(self, gradients, lr, factor=None):
+        _, rates, bits = self.begin(lr)
         return self.in_turns(
-            self._update, (rates, key), lr, self.groups, self.decay, self.offsets, self.parameters, self.moment1,
+            self._update, (rates, bits, factor), lr, self.groups, self.decay, self.offsets, self.parameters, self.moment1,
             gradients,
         )  # fmt: skip
 
     def _update(self, scalars, turn, group, decay, offset, parameter, moment, gradient):
-        rates, key = scalars
-        gradient = ops.cast(ops.depend(gradient, turn), ms.float32)
+        rates, bits, factor = scalars
+        gradient = self.taken(gradient, turn, factor)
         old = ops.depend(moment, turn)
         update = ops.sign(self.beta1 * old + (1.0 - self.beta1) * gradient)
         value = ops.cast(ops.depend(parameter, turn), ms.float32)
@@ -39,4 +39,4 @@ class Lion(Optimizer):
             update = update + decay * value
         new = value - rates[group] * update
         saved = ops.assign(moment, self.beta2 * old + (1.0 - self.beta2) * gradient)
-        return ops.depend(self.write(parameter, new, key, offset), saved)
+        return ops.depend(self.write(parameter, new, bits, offset), saved)

@@ -55,8 +55,8 @@ class Prodigy(Optimizer):
         arrays = (*self.moment1, *self.moment2, *self.first, *self.sums)
         return [(p, False) for p in (self.updates, self.d, self.numerator, *arrays)]
 
-    def construct(self, gradients, lr):
-        updates, rates, key = self.begin(lr)
+    def construct(self, gradients, lr, factor=None):
+        updates, rates, bits = self.begin(lr)
         correction1, correction2 = self.corrections(updates)
         d = self.d + 0.0
         step = d * ops.sqrt(correction2) / correction1
@@ -66,7 +66,7 @@ class Prodigy(Optimizer):
         totals, now = self.nothing, lr
         for start, stop in self.in_turns.ranges:
             found = self.map(
-                ops.partial(self._update, (steps, d, key), now), self.groups[start:stop], self.decay[start:stop],
+                ops.partial(self._update, (steps, d, bits, factor), now), self.groups[start:stop], self.decay[start:stop],
                 self.offsets[start:stop], self.parameters[start:stop], self.first[start:stop], self.sums[start:stop],
                 self.moment1[start:stop], self.moment2[start:stop], gradients[start:stop],
             )  # fmt: skip
@@ -82,20 +82,20 @@ class Prodigy(Optimizer):
         self, scalars, turn, group, decay, offset, parameter, first, sums, moment1, moment2, gradient
     ):  # fmt: skip
         """-> (1, 2): this parameter's part of d's numerator and denominator"""
-        steps, d, key = scalars
-        gradient = ops.cast(ops.depend(gradient, turn), ms.float32)
+        steps, d, bits, factor = scalars
+        gradient = self.taken(gradient, turn, factor)
         value = ops.cast(ops.depend(parameter, turn), ms.float32)
         some = self.part(gradient.reshape(-1), 0, gradient.size, PRODIGY_SLICE)
         product = (some * (first - self.part(value.reshape(-1), 0, value.size, PRODIGY_SLICE))).sum()
         new_sums = self.beta3 * sums + d / FIRST * d * some
-        new1 = self.beta1 * moment1 + (1.0 - self.beta1) * d * gradient
-        new2 = self.beta2 * moment2 + (1.0 - self.beta2) * d * d * gradient * gradient
+        new1 = self.beta1 * ops.depend(moment1, turn) + (1.0 - self.beta1) * d * gradient
+        new2 = self.beta2 * ops.depend(moment2, turn) + (1.0 - self.beta2) * d * d * gradient * gradient
         change = self.divide(new1, ops.sqrt(new2) + d * self.epsilon)
         if decay > 0:
             change = change + decay * value
         saved = (
             ops.assign(sums, new_sums), ops.assign(moment1, new1), ops.assign(moment2, new2),
-            self.write(parameter, value - steps[group] * change, key, offset),
+            self.write(parameter, value - steps[group] * change, bits, offset),
         )  # fmt: skip
         parts = ops.Concat()((product.reshape(1), ops.abs(new_sums).sum().reshape(1))).reshape(1, 2)
         return ops.depend(parts, saved)

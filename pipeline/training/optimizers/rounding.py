@@ -52,16 +52,17 @@ class Rounding(nn.Cell):
         # each has a kernel on its target only, or none of CANN's newer ones
         self.xor = ops.BitwiseXor() if forms.on_cpu() else ops.auto_generate.BitwiseXorTensor()
 
-    def key(self, updates):
-        """(1,) int32, of the update of this number."""
+    def bits(self, updates):
+        """The table of the update of this number."""
         fast = ops.cast(updates % float(KEYS), ms.int32).reshape(1)
         slow = ops.cast(updates / float(KEYS), ms.int32).reshape(1)
-        return self.xor(self.gather(self.keys, 0, fast), self.gather(self.keys, 0, KEYS - 1 - slow))
+        key = self.xor(self.gather(self.keys, 0, fast), self.gather(self.keys, 0, KEYS - 1 - slow))
+        return self.xor(self.table, key)
 
-    def construct(self, value, key, first: int):
-        """`first`: where in the table the numbers for `value` begin."""
-        bits = self.xor(self.part(self.table, first, first + value.size), key)
-        x = ops.cast(bits, ms.float32) * 2.0**-32
+    def construct(self, value, bits, first: int):
+        """`first`: where in `bits` those for `value` begin."""
+        bits = ops.depend(bits, value)  # else all weights would have theirs at once
+        x = ops.cast(self.part(bits, first, first + value.size), ms.float32) * 2.0**-32
         turns = (x + 1.2345) * x * _TURNS
         d = (turns - ops.round(turns)).reshape(value.shape)
         near = ops.cast(ops.cast(value, ms.bfloat16), ms.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import progress, store
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.training.groups import matches
+from pipeline.training.groups import matches, near_to
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.adapters.apply import base_unet
 from pipeline.weights.names import PREFIX
@@ -38,8 +38,8 @@ def extract(
     for pattern in targets:
         if not any(matches(pattern, name) for name in names):
             raise StageError(
-                f"no weight of the UNet that can have a LoRA has a name like {pattern}; they are called "
-                f"{names[len(names) // 2]} and so on"
+                f"no weight of the UNet that can have a LoRA has a name like {pattern}; near it are "
+                f"{near_to(pattern, names)}"
             )
     parts: dict[str, np.ndarray] = {}
     left, whole, adapted = dict.fromkeys(sorted({*RANKS, rank}), 0.0), 0.0, 0.0
