@@ -56,6 +56,7 @@ NOT_HERE = {
     "python -m tests.training.kill_nodes": "minutes; by hand",
     "python -m benchmarks.cluster_nodes FOLDER": "minutes",
     "python -m benchmarks.kernels": "tests/models/test_kernels.py",
+    "python -m benchmarks.full_graph --npu": "ten minutes and 22 GB",
     "python -m pipeline cache show": "tests/cache/test_cache_tools.py, and the report's latents",
     "python -m pipeline doctor --no-training": "tests/test_doctor.py",
     "python -m pipeline doctor --json": "tests/test_doctor.py",

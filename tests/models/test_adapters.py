@@ -12,6 +12,8 @@ from tests.golden import adapters_rule as rule
 from tests.golden.rule import probe
 from tests.project import ROOT
 
+pytestmark = pytest.mark.usefixtures("device")
+
 GOLDEN = np.load(ROOT / "tests/golden/adapters.npz")
 
 

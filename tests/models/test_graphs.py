@@ -12,6 +12,8 @@ from pipeline.models.graphs import compiled
 import mindspore as ms  # isort: skip
 from mindspore import nn  # isort: skip
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class Double(nn.Cell):
     def construct(self, x):
