@@ -42,8 +42,12 @@ def colors(picture: np.ndarray) -> tuple[str, str]:
 
 
 def agrees(picture: np.ndarray, caption: str) -> tuple[bool, bool]:
-    """Whether the shape's and the background's colours are those of the caption."""
-    scene = parse(caption)
+    """Whether the shape's and the background's colours are those of the caption. Ends the program where it is none of
+    the demo's."""
+    try:
+        scene = parse(caption)
+    except ValueError as error:
+        sys.exit(f"sample.prompts: {error}")
     shape, background = colors(picture)
     return shape == scene.color, background == scene.background
 

@@ -93,6 +93,8 @@ def test_wrong_colors_are_seen():
     ground = "dark gray" if background != "dark gray" else "light gray"
     other = pictures.Scene("", color, "star", "", ground)
     assert check.agrees(picture, other.caption) == (False, False)
+    with pytest.raises(SystemExit, match="sample.prompts: 'a cat' is not a caption of demo/pictures.py, as 'a large red"):
+        check.agrees(picture, "a cat")
 
 
 def test_data_images_are_the_new_style_as_the_script_draws_it():
