@@ -143,14 +143,13 @@ def _groups(train: "Train", config: SDXLConfig) -> Iterator[tuple[str, str]]:
         names = targets.targets(shapes, train.adapter_targets, ())
         for number, pattern in enumerate(train.adapter_targets):
             if not targets.targets(shapes, [pattern], ()):
-                near = groups.near_to(pattern, targets.adaptable(shapes))
                 yield (
                     f"train.adapter_targets.{number}",
-                    f"no linear layer or convolution of the UNet has a weight of such a name: {pattern!r}; near it are "
-                    f"{near}",
+                    f"no linear layer or convolution of the UNet has a weight of such a name: {pattern!r}; "
+                    f"{groups.near_to(pattern, targets.adaptable(shapes))}",
                 )
     if train.groups and names and not unclear:
-        for number, fault in groups.faults(groups.groups(train.groups), names):
+        for number, fault in groups.faults(groups.groups(train.groups), names, list(shapes)):
             yield "train.groups" if number < 0 else f"train.groups.{number}.pattern", fault
 
 

@@ -34,18 +34,17 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern)
 
 
-def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
-    """(number, what is wrong) of each group that changes nothing of the parameters of these names; -1 for all groups
-    together, when they freeze all."""
+def faults(groups: Groups, names: list[str], everyone: list[str]) -> Iterator[tuple[int, str]]:
+    """(number, what is wrong) of each group that changes nothing of the parameters of these names, which are trained or
+    have an adapter, of the UNet's `everyone`; -1 for all groups together, when they freeze all."""
     left = names
     for number, (pattern, _) in enumerate(groups):
         parts = (pattern.removeprefix("!"), pattern)
         unknown = next((part for part in parts if not any(matches(part, name) for name in names)), None)
-        if unknown is not None:
-            yield (
-                number,
-                f"no parameter of the UNet has such a name: {unknown!r}; near it are {near_to(unknown, names)}",
-            )
+        if unknown is not None and any(matches(unknown, name) for name in everyone):
+            yield number, f"no weight of such a name has an adapter (train.adapter_targets): {unknown!r}"
+        elif unknown is not None:
+            yield number, f"no parameter of the UNet has such a name: {unknown!r}; {near_to(unknown, names)}"
         elif not any(matches(pattern, name) for name in left):
             yield number, f"{pattern!r} changes nothing: the groups before it have all that it matches"
         left = [name for name in left if not matches(pattern, name)]
@@ -55,11 +54,13 @@ def faults(groups: Groups, names: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def near_to(pattern: str, names: list[str]) -> str:
-    """Names like the pattern, those of many blocks once."""
+    """What an error says of names like the pattern, those of many blocks once."""
     plain = pattern.lstrip("!")
     parts = {part for name in names for part in _parts(name)}
     found = difflib.get_close_matches(plain.strip("*.").lower(), sorted(parts), _SHOWN, 0.5)
-    return ", ".join(f"*{part}*" for part in found) or ", ".join(names[: _SHOWN - 2])
+    if found:
+        return "near it are " + ", ".join(f"*{part}*" for part in found)
+    return f"they are called {', '.join(names[: _SHOWN - 2])} and so on"
 
 
 def _parts(name: str) -> Iterator[str]:

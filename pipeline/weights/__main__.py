@@ -101,7 +101,7 @@ def _config_of(path: Path) -> str:
 
 def _show(given: argparse.Namespace) -> int:
     found = show(given.file)
-    code = 1 if found["data"] == DAMAGED else 0
+    code = 1 if found["data"] == provenance.DAMAGED else 0
     if given.json:
         cli.print_json(found)
         return code
@@ -117,9 +117,6 @@ def _show(given: argparse.Namespace) -> int:
 def _listed(written: dict[str, str]) -> list[str]:
     lines = [f"    {shown(name)}: {shown(text)}" for name, text in itertools.islice(written.items(), _SHOWN)]
     return lines + ([f"    ... and {len(written) - _SHOWN:,} more"] if len(written) > _SHOWN else [])
-
-
-DAMAGED = "the tensors are not those that its header names: it was changed or damaged"
 
 
 def show(file: Path) -> dict:
@@ -148,13 +145,12 @@ def show(file: Path) -> dict:
 def _of_safetensors(file: Path) -> tuple[str, dict[str, str], Sequence[str]]:
     """What is said of its tensors, its metadata, and the stages whose facts are in them."""
     safetensors.read(file)  # that it is whole
-    written = safetensors.metadata(file)
-    named = written.get(provenance.HASH)
-    data = "no hash of its tensors is in its header"
-    if named is not None:
-        same = f"0x{safetensors.data_sha256(file)}" == named.lower()
-        data = "the tensors have the hash that its header names" if same else DAMAGED
-    return data, written, tuple(_FACTS)
+    data = {
+        True: "the tensors have the hash that its header names",
+        False: provenance.DAMAGED,
+        None: "no hash of its tensors is in its header",
+    }[provenance.intact(file)]
+    return data, safetensors.metadata(file), tuple(_FACTS)
 
 
 def _of_ckpt(file: Path) -> tuple[str, dict[str, str], Sequence[str]]:

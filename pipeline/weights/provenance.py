@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.stage import StageError
+from pipeline.weights import safetensors
 
 PREFIX = "sdxl_mindspore_dvc."
 SOURCES = "sources.json"
@@ -24,6 +25,7 @@ _ARCHITECTURES = {"sdxl-base": "stable-diffusion-xl-v1-base", "tiny": "stable-di
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # whose names the tensors have
 _BASE_VERSION = "sdxl_base_v1-0"  # kohya's name of SDXL
 HASH = "modelspec.hash_sha256"
+DAMAGED = "the tensors are not those that its header names: it was changed or damaged"
 # Of adapters: the module by which kohya's scripts make such a network, and its arguments.
 _NETWORKS = {
     "lora": ("networks.lora", {}),
@@ -41,6 +43,12 @@ def sha256(path: Path) -> str:
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.safetensors"))
     lines = [f"{sha256(path / file)}  {file}\n" for file in files]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def intact(path: Path) -> bool | None:
+    """Whether the tensors of a .safetensors file have the hash that its header names; None where it names none."""
+    named = safetensors.metadata(path).get(HASH)
+    return None if named is None else f"0x{safetensors.data_sha256(path)}" == named.lower()
 
 
 def sources(base: Path, vae: Path, loras: Sequence[tuple[Path, float]] = ()) -> dict[str, Any]:

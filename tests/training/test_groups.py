@@ -28,7 +28,7 @@ def test_attention_only_is_one_line(config, blocks):
     trained = [name for name in named(config) if groups.factor((ATTENTION,), name)]
     assert len(trained) == blocks * 2 * 5  # self and cross attention: q, k, v, and out with a bias
     assert all(".attn1.to_" in name or ".attn2.to_" in name for name in trained)
-    assert list(groups.faults((ATTENTION,), named(config))) == []
+    assert list(groups.faults((ATTENTION,), named(config), named(config))) == []
 
 
 def test_the_first_group_that_matches_counts():

@@ -43,7 +43,7 @@ def test_frozen_ones_have_none():
         ({"groups": [{"pattern": "*", "freeze": True}]}, "groups: every parameter of the UNet is frozen"),
         (
             {"adapter_targets": ["*.attn1.*"], "groups": [{"pattern": "*.attn2.*", "learning_rate": 2.0}]},
-            r"groups\.0\.pattern: no parameter",
+            r"groups\.0\.pattern: no weight of such a name has an adapter .train\.adapter_targets",
         ),
         ({"rank": 0}, "rank: "),
         ({"alpha": 0.0}, "alpha: "),

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +30,7 @@ from tests.golden import rule
 from tests.weights.synthetic import values
 
 ROOT = Path(__file__).resolve().parents[2]
-UNET = config.UNetConfig(
-    model_channels=32,
-    channel_mult=(1, 2),
-    transformer_depth=(0, 1),
-    context_dim=12,
-    vector_dim=6 + 6 * 256,
-    head_dim=32,
-    num_res_blocks=1,
-    norm_groups=8,
-)
+UNET = replace(rule.MINI, context_dim=12, vector_dim=6 + 6 * 256)
 CLIP_L = config.CLIPConfig(width=4, layers=2, heads=2, vocab_size=1024)
 CLIP_G = config.CLIPConfig(width=8, layers=2, heads=2, vocab_size=1024, projection_dim=6)
 CONFIG = config.SDXLConfig(UNET, config.TINY.vae, CLIP_L, CLIP_G)

@@ -169,6 +169,6 @@ def test_a_pattern_that_names_no_weight(tmp_path):
     base = write(tmp_path / "base.ckpt")
     with pytest.raises(
         StageError,
-        match=r"no weight of the UNet that can have a LoRA has a name like \*\.attn9\.\*; near it are \*attn[12]\*",
+        match=r"no weight of the UNet that can have a LoRA has a name like '\*\.attn9\.\*'; near it are \*attn[12]\*",
     ):
         extract.extract(base, base, TINY, 4, ("*", "*.attn9.*"), "float32", tmp_path / "out.safetensors", {})

@@ -161,6 +161,23 @@ def test_files_that_are_no_lora(tiny, tmp_path):
     refused(tiny, tmp_path, path, f"is the layer of ({other}|{LAYER}); keep one of them")
     lora(path, **{"lora_A.weight": np.ones((2, 64), np.float32)})
     refused(tiny, tmp_path, path, "which is there by another name too")
+    safetensors.numpy.save_file({f"{LAYER}.alpha": np.array(1, np.float32)}, path)
+    refused(tiny, tmp_path, path, "1 fault:\n.* has no parts but its alpha, wanted those of a LoRA")
+    lora(path, layer="lora_te_text_model_encoder_layers_0_mlp_fc1")
+    refused(tiny, tmp_path, path, "lora_te_… is of Stable Diffusion 1 or 2, and SDXL's text encoders are lora_te1_")
+
+
+def test_a_changed_file_is_said(tiny, tmp_path, caplog):
+    path = tmp_path / "a.safetensors"
+    shapes = kinds.shapes("lora", (64, 64), 2)
+    file.write(path, {f"{LAYER}.{part}": np.ones(s, np.float32) for part, s in shapes.items()}, {LAYER: 2.0}, {})
+    convert(tiny, tiny, TINY, tmp_path / "a", [(path, 1.0)])
+    assert "damaged" not in caplog.text
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    convert(tiny, tiny, TINY, tmp_path / "b", [(path, 1.0)])
+    assert f"{path}: the tensors are not those that its header names: it was changed or damaged" in caplog.text
 
 
 # diffusers' words

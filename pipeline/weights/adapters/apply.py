@@ -1,5 +1,6 @@
 """Weights with adapters merged into them, one tensor in memory at a time."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -9,13 +10,15 @@ import numpy as np
 
 from pipeline.models.config import SDXLConfig
 from pipeline.stage import StageError
-from pipeline.weights import layout
+from pipeline.weights import layout, provenance
 from pipeline.weights.adapters import file, kinds
 from pipeline.weights.adapters.file import Adapter
 from pipeline.weights.names import part_of, to_mindspore
 from pipeline.weights.numeric import cast
 from pipeline.weights.source import open_part
 from pipeline.weights.tensor import CHUNK, Tensor, size
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ def apply(
     configuration, or changes a tensor that is not there, unless `others` says that it may."""
     changes: dict[str, tuple[tuple[Adapter, float], ...]] = {}
     for path, strength in adapters:
-        for name, own in file.read(path, config).items():
+        found = file.read(path, config)
+        if provenance.intact(path) is False:  # no error: tools that edit tensors may leave the hash as it was
+            log.warning("%s: %s", path, provenance.DAMAGED)
+        for name, own in found.items():
             if name not in tensors and others:
                 continue
             if name not in tensors:

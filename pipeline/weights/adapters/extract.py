@@ -38,8 +38,7 @@ def extract(
     for pattern in targets:
         if not any(matches(pattern, name) for name in names):
             raise StageError(
-                f"no weight of the UNet that can have a LoRA has a name like {pattern}; near it are "
-                f"{near_to(pattern, names)}"
+                f"no weight of the UNet that can have a LoRA has a name like {pattern!r}; {near_to(pattern, names)}"
             )
     parts: dict[str, np.ndarray] = {}
     left, whole, adapted = dict.fromkeys(sorted({*RANKS, rank}), 0.0), 0.0, 0.0

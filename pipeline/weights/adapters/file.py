@@ -27,6 +27,7 @@ _PART = re.compile(
 )
 _TUCKER = re.compile(r".+\.(lora_mid\.weight|hada_t[12]|lokr_t[12])")
 _KOHYA = {"unet": "lora_unet_", "clip_l": "lora_te1_", "clip_g": "lora_te2_"}
+_ONE_ENCODER = "lora_te_"
 _SETS = (
     {kinds.DOWN, kinds.UP},
     {f"hada_w{n}_{side}" for n in (1, 2) for side in "ab"},
@@ -133,6 +134,10 @@ def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
         faults, why = faults or ["no tensors"], ""
         if not found and any(part_of(canonical(name)) for name in safetensors.read(path)):
             why = ", but a model, which model.base takes"
+        elif any(layer.startswith(_ONE_ENCODER) for layer in found):
+            why = (
+                f": {_ONE_ENCODER}… is of Stable Diffusion 1 or 2, and SDXL's text encoders are lora_te1_ and lora_te2_"
+            )
         elif found and not any(layer in places for layer in found):
             why = ", for none of its layers is: it was made for another model"
         raise StageError(f"{path} is not an adapter of this model.config{why}:\n{check.listed('faults', faults)}")
@@ -175,7 +180,8 @@ def _fault(parts: Mapping[str, Tensor], shape: layout.Shape) -> str:
     """What keeps parts from being an adapter of a weight of this shape; "" for nothing."""
     names = set(parts) - {kinds.MAGNITUDE}
     if names not in _SETS:
-        return f"has the parts {', '.join(sorted(parts)) or 'none'}, wanted those of a LoRA, LoHa or LoKr"
+        given = f"the parts {', '.join(sorted(parts))}" if parts else "no parts but its alpha"
+        return f"has {given}, wanted those of a LoRA, LoHa or LoKr"
     of = {name: tensor.shape for name, tensor in parts.items()}
     outputs, width = shape[0], prod(shape[1:])
     if any(0 in one or len(one) > 4 for one in of.values()) or any(len(of[name]) < 2 for name in names):
