@@ -5,10 +5,6 @@ import pytest
 
 from tests import ray_nodes
 
-# Where it is set, each of the many processes of the tests would compile all of the project's code for itself.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
-
 # MindSpore, when it is imported, looks where the script is whose graphs it keeps; a worker of xdist has none.
 if sys.argv[0] == "-c":
     sys.argv[0] = __file__
