@@ -32,12 +32,11 @@ class InTurns(nn.Cell):
     """Maps a function over tuples as long as the parameters, one bucket after the other.
 
     MindSpore 2.10.0 runs every kernel that can run before those that write parameters, so that without turns the
-    temporaries of all parameters would be in memory together. In a turn each kernel that waits for it waits for each that
-    ends the turn before; with `joins` a kernel stands between two turns, which is faster where many wait."""
+    temporaries of all parameters would be in memory together. A kernel stands between two turns: without it each kernel
+    of a turn would wait for each that ends the turn before, 10,000 edges of the graph where 100 come after 100."""
 
-    def __init__(self, parameters, joins: bool = False):
+    def __init__(self, parameters):
         super().__init__(auto_prefix=False)
-        self.joins = joins
         self.negate = ops.Neg()  # any kernel: nobody reads a turn's value
         self.ranges = ranges(parameters, (False,) * len(parameters))
         self.map = ops.HyperMap()
@@ -47,10 +46,10 @@ class InTurns(nn.Cell):
         after all turns"""
         now = turn
         for start, stop in self.ranges:
+            if start:
+                now = self.negate(now)
             items = [values[start:stop] for values in tuples]
             now = ops.depend(turn, self.map(ops.partial(function, scalars, now), *items))
-            if self.joins:
-                now = self.negate(now)
         return now
 
 

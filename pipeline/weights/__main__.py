@@ -6,18 +6,19 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline import cli
+from pipeline import cli, params
 from pipeline.models.config import CONFIGS
 from pipeline.stage import StageError, shown
-from pipeline.weights import ckpt, marks, provenance, safetensors, source
+from pipeline.weights import ckpt, marks, provenance, recognise, safetensors, source
 from pipeline.weights.adapters import extract, file, kinds
 from pipeline.weights.adapters.apply import base_unet
 from pipeline.weights.files import has_parts, is_ckpt, read_file
 from pipeline.weights.names import PREFIX, canonical, part_of
 from pipeline.weights.starts import TEXTS
+from pipeline.weights.tensor import Tensor
 
 _SHOWN = 100  # keys of a group
 _NAMES = {"unet": "UNet", **TEXTS, "vae": "VAE"}
@@ -71,6 +72,12 @@ def _extract(given: argparse.Namespace) -> None:
             raise StageError(f"--out {out} is {path}, which would be lost; wanted another name")
     if out.exists():
         raise StageError(f"{out} exists and is left as it is; remove it, or name another by --out")
+    for path in (given.base, given.tuned):
+        if recognise.is_adapter(read_file(path)):
+            raise StageError(
+                f"{path} is an adapter already; wanted the whole UNet before (--base) and after (--tuned), such as "
+                "outs/merge/merged.safetensors of the run that made it"
+            )
     config = _config_of(given.base)
     metadata = provenance.extracted_metadata(config, given.rank, given.base, given.tuned)
     arguments = given.rank, given.targets, given.dtype, out, metadata
@@ -144,7 +151,8 @@ def show(file: Path) -> dict:
 
 def _of_safetensors(file: Path) -> tuple[str, dict[str, str], Sequence[str]]:
     """What is said of its tensors, its metadata, and the stages whose facts are in them."""
-    safetensors.read(file)  # that it is whole
+    if not safetensors.read(file):  # which also says whether it is whole
+        return "it holds no tensors", safetensors.metadata(file), tuple(_FACTS)
     data = {
         True: "the tensors have the hash that its header names",
         False: provenance.DAMAGED,
@@ -226,13 +234,13 @@ def inspect(path: Path) -> dict:
 
 
 def _open(path: Path) -> tuple[str, str, dict]:
-    faults = []
+    faults, own = {}, _own_config()
     for kind, read in (("base model", lambda config: source.open_weights(path, path, config)), ("VAE", _vae(path))):
         for name, config in CONFIGS.items():
             try:
                 return kind, name, read(config)
             except StageError as error:
-                faults.append(error)
+                faults.setdefault(name, error)
     held = _held(path)
     for name, config in CONFIGS.items():
         with contextlib.suppress(StageError):
@@ -240,18 +248,27 @@ def _open(path: Path) -> tuple[str, str, dict]:
             if found and len(held) < len(PREFIX):
                 return ", ".join(_NAMES[part] for part in held), name, dict(found)
         with contextlib.suppress(StageError):
-            adapters = file.read(path, config)
-            return (
-                "adapter",
-                name,
-                {
-                    f"{weight}.{number}.{part}": tensor
-                    for weight, several in adapters.items()
-                    for number, one in enumerate(several)
-                    for part, tensor in one.parts.items()
-                },
-            )
-    raise faults[0]  # as a base for sdxl-base
+            return "adapter", name, _parts_of(file.read(path, config))
+    if path.is_file() and recognise.is_adapter(read_file(path)):
+        file.read(path, CONFIGS[own])
+    raise faults[own]
+
+
+def _own_config() -> str:
+    """The model.config that this workspace has, for which a file is called wrong that fits none."""
+    try:
+        return params.load().model.config
+    except params.ParamsError:
+        return next(iter(CONFIGS))
+
+
+def _parts_of(adapters: Mapping[str, Sequence[file.Adapter]]) -> dict[str, Tensor]:
+    return {
+        f"{weight}.{number}.{part}": tensor
+        for weight, several in adapters.items()
+        for number, one in enumerate(several)
+        for part, tensor in one.parts.items()
+    }
 
 
 def _held(path: Path) -> list[str]:

@@ -22,10 +22,15 @@ _KINDS = {  # a name that no other model has
 }
 
 
+def is_adapter(found: dict[str, Tensor]) -> bool:
+    """Whether most tensors have names of an adapter's."""
+    return 2 * sum(bool(_ADAPTER.search(name)) for name in found) > len(found)
+
+
 def what(found: dict[str, Tensor], wanted: list[str]) -> str:
     """What these tensors seem to be in place of the components `wanted`, as the end of a sentence; "" when that is
     not to be seen."""
-    if 2 * sum(bool(_ADAPTER.search(name)) for name in found) > len(found):
+    if is_adapter(found):
         return (
             "seems to be an adapter (LoRA, LyCORIS), which changes a base model: that one is model.base, and this "
             "goes into model.loras"

@@ -95,8 +95,8 @@ def test_five_steps_equal_pytorch(stepping):
 
 # Kernels by part, with convolutions by oneDNN and by products. Who needs more raises them, and says why.
 BUDGET = {
-    False: {"forward": 480, "backward": 620, "update": 620},
-    True: {"forward": 600, "backward": 760, "update": 620},
+    False: {"forward": 480, "backward": 620, "update": 622},
+    True: {"forward": 600, "backward": 760, "update": 622},
 }
 
 

@@ -172,3 +172,23 @@ def test_a_pattern_that_names_no_weight(tmp_path):
         match=r"no weight of the UNet that can have a LoRA has a name like '\*\.attn9\.\*'; near it are \*attn[12]\*",
     ):
         extract.extract(base, base, TINY, 4, ("*", "*.attn9.*"), "float32", tmp_path / "out.safetensors", {})
+
+
+def test_an_adapter_is_no_fine_tune(tmp_path, capsys):
+    base, tuned = write(tmp_path / "base.ckpt"), tmp_path / "tuned.safetensors"
+    safetensors.numpy.save_file({f"{file.layer_name(PROJ)}.lora_down.weight": np.ones((4, 64), np.float32)}, tuned)
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "extract",
+                "--rank",
+                "4",
+                "--base",
+                str(base),
+                "--tuned",
+                str(tuned),
+                "--out",
+                str(tmp_path / "o.safetensors"),
+            ]
+        )
+    assert re.search("tuned.safetensors is an adapter already", f"{ended.value.code} {capsys.readouterr().err}")

@@ -224,3 +224,14 @@ def test_metadata_that_are_none(tmp_path, text, said):
     safetensors.numpy.save_file(arrays, path, {"lora_adapter_metadata": text})
     with pytest.raises(StageError, match=f"{re.escape(str(path))}.*{said}"):
         file.read(path, TINY)
+
+
+def test_kohyas_names_need_no_metadata_of_diffusers(tmp_path):
+    path = tmp_path / "a.safetensors"
+    layer = "lora_unet_middle_block_1_proj_in"
+    arrays = {
+        f"{layer}.lora_down.weight": np.ones((2, 128), np.float32),
+        f"{layer}.lora_up.weight": np.ones((128, 2), np.float32),
+    }
+    safetensors.numpy.save_file(arrays, path, {"lora_adapter_metadata": "[1"})
+    assert set(file.read(path, TINY)) == {"model.diffusion_model.middle_block.1.proj_in.weight"}

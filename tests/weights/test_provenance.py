@@ -298,6 +298,11 @@ def test_files_of_others_are_shown_too(project, monkeypatch, tmp_path):
         assert shown(project, str(file), monkeypatch)["workspace"] == "no"
 
 
+def test_a_file_without_tensors_is_told(tmp_path):
+    safetensors.numpy.save_file({}, tmp_path / "none.safetensors")
+    assert tool.show(tmp_path / "none.safetensors")["data"] == "it holds no tensors"
+
+
 def test_of_a_ckpt_what_stands_beside_it_is_shown(project, monkeypatch, tmp_path, capsys):
     """Its form has no metadata."""
     found = shown(project, "outs/train/weights/unet.ckpt", monkeypatch)

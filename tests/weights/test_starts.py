@@ -138,3 +138,23 @@ def test_inspect_refuses_a_unet_that_lacks_something(tmp_path):
             writer.add(to_mindspore(name), synthetic.values(name, SHAPES[name], 0))
     with pytest.raises(StageError, match="does not hold the weights"):
         inspect(path)
+
+
+def test_inspect_says_what_a_broken_adapter_lacks(tmp_path):
+    path = tmp_path / "one.safetensors"
+    layer = "lora_unet_input_blocks_4_1_proj_in"
+    safetensors.numpy.save_file({f"{layer}.lora_down.weight": np.ones((4, 128), np.float32)}, path)
+    with pytest.raises(
+        StageError, match=f"not an adapter of this model.config:\n.*\n.*{layer} has the parts lora_down"
+    ):
+        inspect(path)
+
+
+@pytest.mark.parametrize(("config", "wanted"), [("tiny", "782"), ("sdxl-base", "2,514")])
+def test_inspect_counts_for_the_model_of_params_yaml(tmp_path, monkeypatch, config, wanted):
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(text.replace("config: tiny", f"config: {config}"), encoding="utf-8")
+    safetensors.numpy.save_file({"some.weight": np.ones((4, 4), np.float32)}, "one.safetensors")
+    with pytest.raises(StageError, match=f"holds 0 of the {wanted} tensors"):
+        inspect(Path("one.safetensors"))

@@ -93,7 +93,7 @@ class AdamW8bit(Optimizer):
             filled(large, f"largest_{name}", [(n, 1) for n in blocks]) for name in ("moment1", "moment2")
         )
         self.moment1, self.moment2 = (filled(small, name, [p.shape for p in small]) for name in ("moment1", "moment2"))
-        self.in_turns, self.in_turns_small = InTurns(large, joins=True), InTurns(small, joins=True)
+        self.in_turns, self.in_turns_small = InTurns(large), InTurns(small)
 
     def state(self):
         blocks = (*self.codes1, *self.codes2, *self.largest1, *self.largest2)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from pipeline.stage import StageError, shown
 from pipeline.weights.adapters import kinds
@@ -32,19 +33,24 @@ def renamed(name: str) -> str:
 
 def alphas(metadata: Mapping[str, str], path: object) -> Callable[[str, int], float | None]:
     """Of a file's metadata the function of a layer, such as unet.….to_q, and its rank that gives its alpha, as PEFT scales
-    by alpha / rank; None where they say nothing, and PEFT takes the rank. Raises StageError, which calls the file by
+    by alpha / rank; None where they say nothing, and PEFT takes the rank. It raises StageError, which calls the file by
     `path`, for metadata that are not diffusers'."""
-    if METADATA not in metadata:
-        return lambda layer, rank: None
-    try:
-        found = json.loads(metadata[METADATA])
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise StageError(f"{path}: {METADATA} of its metadata is not a JSON object; save the LoRA again by diffusers")
+
+    @cache
+    def said() -> dict:
+        try:
+            found = json.loads(metadata[METADATA])
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise StageError(f"{path}: {METADATA} of its metadata is not a JSON object; save the LoRA again by diffusers")
+        return found
 
     def alpha(layer: str, rank: int) -> float | None:
-        component, _, module = layer.partition(".")
+        component, dot, module = layer.partition(".")
+        if not dot or METADATA not in metadata:  # kohya's names, whose alphas are tensors
+            return None
+        found = said()
         number = found.get(f"{component}.lora_alpha")
         patterns = found.get(f"{component}.alpha_pattern") or {}
         for name, own in patterns.items() if isinstance(patterns, dict) else ():
