@@ -11,7 +11,7 @@ PUBLISHED = ((1, 0.53, 1.10), (4, 1.07, None), (6, 2.15, 2.70))
 # Kernels at jit level O0 of sdxl-base's gradients and their norm, with gradient checkpointing, as MindSpore would hand
 # them to an NPU (benchmarks/full_graph.py --npu); without it 0.66 of the forward pass's 3,422 fewer, as of the tiny model.
 KERNELS = {True: 13_953, False: 11_700}
-UPDATE = 3_412  # AdamW's, the same way
+UPDATE = 3_412 + 41  # AdamW's, the same way, and what stands between its 42 turns since
 JOINABLE = 7_194  # casts, sums and products among the gradients': what O1 may fuse
 LAUNCH = (5e-6, 10e-6)  # seconds of the host for each: an assumption, not measured here
 
