@@ -51,15 +51,16 @@ class Bar(tqdm):
 
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
-    """What is done in the block stands in no open bar's rate, estimate and time: a compilation comes once."""
+    """What is done in the block stands in no open bar's rate, estimate and time: a compilation comes once. A block in such
+    a block is a part of it."""
+    starts = {bar: (bar.start_t, bar.last_print_t) for bar in Bar.all_open}
     begin = time.time()
     try:
         yield
     finally:
         seconds = time.time() - begin
-        for bar in Bar.all_open:
-            bar.start_t += seconds
-            bar.last_print_t += seconds
+        for bar, (start, last) in starts.items():
+            bar.start_t, bar.last_print_t = start + seconds, max(bar.last_print_t, last + seconds)
 
 
 def close() -> None:

@@ -38,7 +38,9 @@ def main(params):
         for done in range(1, 301):
             if done == 101:
                 with progress.outside():
-                    clock[0] += 600
+                    clock[0] += 200
+                    with progress.outside():  # a graph that a validation compiles
+                        clock[0] += 400
                 logging.getLogger("x").info("something is said")
             clock[0] += 0.5
             bar.update()
