@@ -6,6 +6,7 @@ parts are as large beside it as SDXL's are beside SDXL's UNet, or nearly. The st
 stands for one, of the same random pictures; then each kind takes one step in turns, in the train stage's environment.
 A step's time is from when it is asked for to its loss: with the encoders, and with the wait for pictures."""
 
+import argparse
 import contextlib
 import dataclasses
 import os
@@ -118,6 +119,7 @@ def steps(kind: str, device, graphs: dict) -> Iterator[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "DEFAULT")  # as the train stage has it
     import pipeline.device
 

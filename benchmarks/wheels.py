@@ -3,6 +3,7 @@ installed, so that nothing is left to resolve.
 
     python -m benchmarks.wheels      # asks the package index, some minutes"""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def lacking(pins: list[str], machine: str) -> list[str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     pins = [line for name in FILES for line in (PROJECT / name).read_text().split("\n") if "==" in line]
     for machine in ("x86_64", "aarch64"):
         print(

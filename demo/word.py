@@ -34,6 +34,7 @@ def write(out: Path) -> None:
             text = f"{WORD} {caption}" if style == "sticker" else caption
             lines.append(json.dumps({"file_name": f"{number:04d}.png", "text": text}) + "\n")
         (folder / "metadata.jsonl").write_text("".join(lines))
+    print(f"{out}: {COUNT} pictures with captions, half of them with the word {WORD}; docs/pictures.md trains on them")
 
 
 def check() -> None:

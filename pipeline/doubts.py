@@ -23,6 +23,7 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     yield from (_of_sdxl if params.model.config == "sdxl-base" else _of_tiny)(params)
     yield from _optimizer(params)
     yield from _alpha(params.train)
+    yield from _loras(params)
     yield from _bias(params.train)
     yield from _too_short(params.train)
     yield from _flow(params)
@@ -106,6 +107,15 @@ def _optimizer(params: "Params") -> Iterator[tuple[str, str]]:
         )
 
 
+def _loras(params: "Params") -> Iterator[tuple[str, str]]:
+    paths = [lora.path for lora in params.model.loras]
+    for path in sorted({path for path in paths if paths.count(path) > 1}):
+        yield "model.loras", f"{path} stands there more than once, and each one's change is added"
+    for lora in params.model.loras:
+        if not lora.weight:
+            yield "model.loras", f"{lora.path} has the weight 0, and changes nothing"
+
+
 def _alpha(train: "Train") -> Iterator[tuple[str, str]]:
     if train.adapter != "none" and train.alpha > 8 * train.rank:
         yield (
@@ -117,18 +127,23 @@ def _alpha(train: "Train") -> Iterator[tuple[str, str]]:
 
 def _of_sdxl(params: "Params") -> Iterator[tuple[str, str]]:
     train, index = params.train, params.index
-    if (rate := peak_rate(params)) > 2e-3 and train.adapter != "none" and train.optimizer != "prodigy":
+    if (rate := peak_rate(params)) > 7e-4 and train.adapter != "none" and train.optimizer != "prodigy":
         yield "train.learning_rate", f"{rate:g} is high for an adapter of SDXL: 5e-5 to 5e-4 is usual"
     if rate > 5e-5 and train.optimizer not in ("lion", "prodigy") and train.adapter == "none":
         yield "train.learning_rate", f"{rate:g} is high for all of SDXL's UNet: 4e-7 to 1e-5 is usual; {PRESET}"
     texts, adapts = train.text_encoder_learning_rate, train.adapter != "none"
-    if (
-        train.text_encoders != "none"
-        and texts > (1e-3 if adapts else 1e-5)
-        and train.optimizer not in ("lion", "prodigy")
-    ):
+    own = train.optimizer in ("lion", "prodigy")  # which have rates of their own
+    if adapts and rate < 2e-5 and not own:
+        yield (
+            "train.learning_rate",
+            f"{rate:g} is low for an adapter of SDXL, which learns next to nothing by it: 5e-5 to 5e-4 is usual",
+        )
+    if train.text_encoders != "none" and not own:
         of = "adapters of SDXL's text encoders: 1e-5 to 1e-4" if adapts else "SDXL's text encoders: 1e-6 to 3e-6"
-        yield "train.text_encoder_learning_rate", f"{texts:g} is high for {of} is usual"
+        if texts > (5e-4 if adapts else 1e-5):
+            yield "train.text_encoder_learning_rate", f"{texts:g} is high for {of} is usual"
+        if adapts and texts < 5e-6:
+            yield "train.text_encoder_learning_rate", f"{texts:g} is low for {of} is usual"
     if index.resolution < 768:
         yield "index.resolution", f"SDXL was trained at 1024 and draws worse at {index.resolution}; {PRESET}"
     if index.buckets and index.bucket_step < 64:

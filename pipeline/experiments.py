@@ -36,6 +36,7 @@ def _run(given: argparse.Namespace) -> None:
     if not Path("dvc.yaml").is_file():
         raise StageError("dvc.yaml is not there; start it in the project's folder")
     from dvc.api import exp_show  # takes a second or two
+    from scmrepo.exceptions import SCMError
 
     try:
         head, counts = _commits()
@@ -43,6 +44,10 @@ def _run(given: argparse.Namespace) -> None:
         rows = table(exp_show(revs=[head, *others] if given.all else None))
     except DvcException as error:
         raise StageError(f"the experiments cannot be read: {error}") from error
+    except SCMError as error:  # the folder of a task whose clone is being made
+        raise StageError(
+            f"the experiments cannot be read: {error}; a task of the queue is just starting, try again in a few seconds"
+        ) from error
     if given.json:
         cli.print_json(rows)
         return
@@ -69,8 +74,8 @@ def _commits() -> tuple[str, dict[str, int]]:
 def table(found: list[dict]) -> list[dict]:
     """Rows with the same columns: the experiment and its state, the METRICS that one of them has, and the keys of
     params.yaml that are not the same in all. `found` are rows of dvc.api.exp_show, which has "!" for what it cannot
-    read."""
-    found = [{name: None if value == "!" else value for name, value in row.items()} for row in found]
+    read, and "None" for null."""
+    found = [{name: None if value in ("!", "None") else value for name, value in row.items()} for row in found]
     metrics = [name for name in METRICS if any(row.get(name) is not None for row in found)]
     keys = dict.fromkeys(key for row in found for key in row if key not in METRICS)
     keys = [key for key in keys if key.split(".")[0] in params.Params.model_fields and "/" not in key]

@@ -187,6 +187,10 @@ def _time(run: Run, place: disk.Place | None) -> list[str]:
             "    no longer has. They are not of this program.",
             *["    The lower ones are of cached latents and text, and here both are encoded in every step."]
             * run.encodes,
+            *[
+                "    They are of text encoders that are not trained: CLIP-L alone took a CPU's step 1.21 times as long (docs/pictures.md)."
+            ]
+            * (run.text_encoders != "none"),
         ]
     else:
         lines.append("  Hours: no step times were published for this configuration")

@@ -26,7 +26,8 @@ def main(params: Params) -> None:
     if params.train.source == "pictures":
         made_with = describe(params, Path(VAE))
         found = pictures.open_pictures(IMAGES, source, made_with, replace(usual(params.cache_latents), fresh=True))
-        print(f"cache_latents: {stand_in.write(OUT, 'latents', made_with, (found.names, found.bucket))}")
+        rows = found.names, found.bucket
+        print(f"cache_latents: {stand_in.write(OUT, 'latents', made_with, rows, 'train.source is pictures')}")
         return
     files = {name: Path(name) for name in (IMAGES, VAE)}
     job = make(params, files, source)

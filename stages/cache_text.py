@@ -27,7 +27,9 @@ def main(params: Params) -> None:
     files = {name: Path(name) for name in (CAPTIONS, CLIP_L, CLIP_G, tokenizer)}
     if params.train.reads_captions:
         names, _ = captions.distinct(Path(CAPTIONS), [""], p.emphasis)
-        print(f"cache_text: {stand_in.write(OUT, 'text', describe(params, files), (names,))}")
+        live, trained = params.train.source == "pictures", params.train.text_encoders
+        setting = "train.source is pictures" if live else f"train.text_encoders is {trained}"
+        print(f"cache_text: {stand_in.write(OUT, 'text', describe(params, files), (names,), setting)}")
         return
     job = make(params, files)
     with crew(params.device, partial(engine.worker, partial(make, params), job.wanted.key), files) as workers:

@@ -116,13 +116,7 @@ def _sections(params: Params) -> list[str]:
 
 
 def _for_nodes(params: Params) -> tuple[Params, dict[str, Path]]:
-    """`params` as they are on a node of a cluster, and what it needs of this computer, by its place there. Raises
-    StageError where nodes would need the pictures themselves."""
-    if params.train.source == "pictures":
-        raise StageError(
-            "device.cluster is set and train.source is pictures, which a node of the cluster may not have; set train.source "
-            "to cache, or device.cluster to null and start the stage on each node (docs/sdxl-on-npus.md)"
-        )
+    """`params` as they are on a node of a cluster, and what it needs of this computer, by its place there."""
     files = {str(path): path for path in (*vars(PATHS).values(), SOURCES) if path != PATHS.out and path.exists()}
     start, there = Path(params.train.init_from), {}
     if start != PATHS.unet:

@@ -51,7 +51,8 @@ def test_pictures_of_a_new_word_and_what_is_seen_of_it(tmp_path, monkeypatch, ca
     for number, one in enumerate(drawn):
         Image.fromarray(one).save(f"outs/sample/{number:02d}_tuned.png")
     word.check()
-    with_word, without = capsys.readouterr().out.splitlines()
+    said, with_word, without = capsys.readouterr().out.splitlines()
+    assert "words: 8 pictures with captions, half of them with the word zorp" in said
     assert re.match(r"4 prompts with zorp: near white 0\.[1-9]", with_word) and "shape 100%" in with_word
     assert without == "4 prompts without zorp: near white 0.000, colour of the shape 100%, of the background 100%"
 

@@ -54,6 +54,8 @@ NOT_HERE = {
     "export PIPELINE_STORE=/data/store": "as /shared/store",
     "python -m tests.cache.kill_nodes": "minutes; by hand",
     "python -m tests.training.kill_nodes": "minutes; by hand",
+    "python -m tests.cluster_demo CLONE": "minutes; by hand",
+    "python -m tests.training.compare_sources CLONE": "minutes; by hand",
     "python -m benchmarks.cluster_nodes FOLDER": "minutes",
     "python -m benchmarks.kernels": "tests/models/test_kernels.py",
     "python -m benchmarks.full_graph --npu": "ten minutes and 22 GB",

@@ -247,6 +247,34 @@ def test_an_alpha_far_above_the_rank(alpha, doubted):
     assert alpha != 1000 or re.search("1000 with a rank of 16 .* by 62.5", said["train.alpha"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"train.learning_rate": 5e-6}, "train.learning_rate", "5e-06 is low for an adapter of SDXL"),
+        ({"train.learning_rate": 1e-3}, "train.learning_rate", "0.001 is high for an adapter of SDXL"),
+        ({"train.learning_rate": 5e-5}, "train.learning_rate", None),
+        ({"train.learning_rate": 5e-4}, "train.learning_rate", None),
+        ({"train.text_encoder_learning_rate": 2e-6}, "train.text_encoder_learning_rate", "2e-06 is low for adapters"),
+    ],
+)  # fmt: skip
+def test_rates_of_adapters(changes, key, said):
+    tree = changed(SDXL, {"train.adapter": "lora", "train.learning_rate": 1e-4, "train.text_encoders": "both", "train.source": "pictures",
+                          "train.text_encoder_learning_rate": 5e-5} | changes)  # fmt: skip
+    found = dict(doubts(params.check(tree, "params.yaml")))
+    assert said in found[key] if said else key not in found
+
+
+def test_loras_that_change_nothing_or_twice():
+    loras = [{"path": "a.safetensors", "weight": 0.0}, {"path": "b.safetensors"}, {"path": "b.safetensors"}]
+    found = [
+        text
+        for key, text in doubts(params.check(changed(TINY, {"model.loras": loras}), "params.yaml"))
+        if key == "model.loras"
+    ]
+    assert found == ["b.safetensors stands there more than once, and each one's change is added",
+                     "a.safetensors has the weight 0, and changes nothing"]  # fmt: skip
+
+
 def test_the_demo_is_not_doubted():
     assert list(doubts(params.check(TINY, "params.yaml"))) == []
 

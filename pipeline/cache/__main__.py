@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import cli, leftovers, store
 from pipeline.cache.building import shelf
-from pipeline.cache.format import shards
+from pipeline.cache.format import shards, stand_in
 from pipeline.cache.tools import verify
 from pipeline.cache.tools.collect import collect
 from pipeline.stage import StageError
@@ -71,7 +71,8 @@ def list_caches(as_json: bool = False) -> None:
         notes = [f"{one[key]} {key}" for key in ("parts", "damaged") if one[key]]
         size = f"{one['folder']}: {one['kind']}, {one['rows']:,} rows, {one['shards']:,} shards, {_size(one['bytes'])}"
         print(size, *notes, sep=", ")
-        print(*(f"    {text}" for text in one["made_with"]), sep="\n")
+        for text in one["made_with"]:
+            print(f"    {text}")
     print(f"{states} states in the store ({store.root()})")
     for item in found:
         if item.kind != "memo":
@@ -91,6 +92,9 @@ def _cache(kind: shards.Kind, folder: Path) -> dict:
         except shards.ShardError:
             damaged += 1
     parts = sum(map(shelf.is_part, paths))
+    if stand_in.is_in(folder):
+        found = stand_in.read(folder, kind.name)
+        made_with = {found["why"], shards.canonical(found["made_with"])}
     return {
         "folder": str(folder), "kind": kind.name, "rows": rows, "shards": len(paths) - parts, "parts": parts,
         "damaged": damaged, "bytes": sum(path.stat().st_size for path in paths), "made_with": sorted(made_with),

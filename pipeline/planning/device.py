@@ -214,6 +214,8 @@ def relies_on_checkpointing(run: Run) -> bool:
 def ways_to_fit(run: Run) -> list[str]:
     """Single settings, and then all of them together, with which the run fits a card."""
     changes = {}
+    if run.adapter != "none" and run.rank > 32:
+        changes["train.rank: 32"] = {"rank": 32}
     if not run.gradient_checkpointing:
         changes["train.gradient_checkpointing: true"] = {"gradient_checkpointing": True}
     if run.attention_kind == "plain":

@@ -142,7 +142,15 @@ def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path)
             parameter.requires_grad = _factor(train, parameter.name) > 0
         return cell.set_train()
     shapes = {parameter.name: parameter.shape for parameter in cell.get_parameters()}
-    _attach(cell, targets(shapes, train.adapter_targets, groups.groups(train.groups)), train)
+    chosen = targets(shapes, train.adapter_targets, groups.groups(train.groups))
+    if train.adapter == "lokr":
+        whole = [
+            name for name in chosen if "lokr_w2" in kinds.shapes("lokr", shapes[name], train.rank, train.lokr_factor)
+        ]
+        if whole:
+            log.info("lokr: in %d of %d layers the second part is a whole matrix, and train.rank and train.alpha change nothing",
+                     len(whole), len(chosen))  # fmt: skip
+    _attach(cell, chosen, train)
     if recompute:
         recompute_blocks(cell)
     return cell.set_train()

@@ -104,7 +104,9 @@ def check_master(device: Device) -> None:
     """Raises StageError when the ranks could not find each other at device.master, and would wait until they give up."""
     host, _, port = device.master.rpartition(":")
     found = f"device.master is {device.master}"
-    wanted = "wanted an address of node 0 that all nodes can reach, or a name of it, and a free port: 10.0.0.1:8118"
+    wanted = "wanted an address of node 0 that all nodes can reach, or a name of it, and a free port: 10.0.0.1:8119"
+    if device.nodes == 1:
+        wanted = "wanted an address of node 0, which is this computer, and a free port: 127.0.0.1:8119"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:  # the latter for what is no host's name

@@ -6,7 +6,8 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline import cli, params
@@ -62,8 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _extract(given: argparse.Namespace) -> None:
     for path in (given.base, given.tuned):
         if not path.is_file():
+            found = "is a folder" if path.is_dir() else "does not exist"
             raise StageError(
-                f"{path} does not exist; wanted a UNet's .ckpt, or SDXL in one file: that of a training of the whole UNet "
+                f"{path} {found}; wanted a UNet's .ckpt, or SDXL in one file: that of a training of the whole UNet "
                 "(train.adapter none) as --tuned, and what it began with as --base"
             )
     out = given.out or Path(f"lora-rank-{given.rank}.safetensors")
@@ -182,6 +184,10 @@ def _of_the_workspace(own: dict[str, str], stages: Sequence[str]) -> tuple[str, 
     if not own:
         return "no: it does not say that this pipeline made it", []
     wanted: dict[str, str] = {}
+    if "tuned" in own:  # what extract writes
+        beside = {"base": CONVERTED / "unet.ckpt", "tuned": TRAINED / "unet.ckpt"}
+        wanted = {key: provenance.sha256(path) if path.is_file() else "none" for key, path in beside.items()}
+        stages = ()
     try:
         for stage in stages:
             path, facts = _FACTS[stage]
@@ -202,8 +208,8 @@ def _inspect(given: argparse.Namespace) -> None:
         print(f"  {part['name']}: {part['tensors']:,} tensors, {part['parameters']:,} parameters, {part['dtypes']}")
     for mark, where in found["marks"].items():
         print(f"  marked {mark}: {where}")
-    print(*(f"  {line}" for line in found["notes"]), sep="\n", end="\n" * bool(found["notes"]))
-    print(*(f"  {name}: {text}" for name, text in found["metadata"].items()), sep="\n")
+    for line in (*found["notes"], *(f"{name}: {text}" for name, text in found["metadata"].items())):
+        print(f"  {line}")
 
 
 def inspect(path: Path) -> dict:
@@ -248,7 +254,10 @@ def _open(path: Path) -> tuple[str, str, dict]:
             if found and len(held) < len(PREFIX):
                 return ", ".join(_NAMES[part] for part in held), name, dict(found)
         with contextlib.suppress(StageError):
-            return "adapter", name, _parts_of(file.read(path, config))
+            adapters = file.read(path, config)
+            for line in _counted(adapters):
+                print(line)
+            return "adapter", name, _parts_of(adapters)
     if path.is_file() and recognise.is_adapter(read_file(path)):
         file.read(path, CONFIGS[own])
     raise faults[own]
@@ -260,6 +269,18 @@ def _own_config() -> str:
         return params.load().model.config
     except params.ParamsError:
         return next(iter(CONFIGS))
+
+
+def _counted(adapters: Mapping[str, Sequence[file.Adapter]]) -> Iterator[str]:
+    """A line for each kind, rank and alpha of layers."""
+    found = Counter(
+        (kinds.kind_of(one.parts), kinds.rank_of(one.parts), one.alpha)
+        for several in adapters.values()
+        for one in several
+    )
+    for (kind, rank, alpha), count in found.most_common(_SHOWN):
+        said = f" of rank {rank}, alpha {rank if alpha is None else alpha:g}" if rank else " of whole matrices"
+        yield f"{kind}{said}: {count:,} layer{'s' * (count > 1)}"
 
 
 def _parts_of(adapters: Mapping[str, Sequence[file.Adapter]]) -> dict[str, Tensor]:

@@ -125,15 +125,22 @@ def adapter_metadata(run: dict, weights: str, dtype: str) -> dict[str, str]:
 
 
 def extracted_metadata(config: str, rank: int, base: Path, tuned: Path) -> dict[str, str]:
-    """The keys of the LoRA that is the difference of two files, all but its hashes."""
+    """The keys of the LoRA that is the difference of two files, all but its hashes. What convert and train wrote beside
+    them names the model and the run."""
+    name, made = base.name, f"{tuned.stem} less {base.stem}"
+    origin, run = base.with_name(SOURCES), tuned.with_name(RUN)
+    if origin.is_file():
+        origin = read(origin, "convert")
+        name = origin["base"]["name"]
+        made = title(read(run, "train"), origin) if run.is_file() else f"{tuned.stem} less {base_title(origin)}"
     return {
         "modelspec.sai_model_spec": _SPEC,
         "modelspec.architecture": f"{_ARCHITECTURES[config]}/lora",
         "modelspec.implementation": _IMPLEMENTATION,
-        "modelspec.title": f"{tuned.stem} less {base.stem}",
+        "modelspec.title": f"{made}, rank {rank}",
         "ss_v2": "False",
         "ss_base_model_version": _BASE_VERSION,
-        "ss_sd_model_name": base.name,
+        "ss_sd_model_name": name,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),

@@ -1,5 +1,7 @@
 """pipeline/experiments.py: the small table. tests/test_docs_run.py has it from DVC itself."""
 
+import pytest
+
 from pipeline import experiments
 
 
@@ -47,6 +49,26 @@ def test_as_people_read_it(monkeypatch, capsys, tmp_path):
     assert lines[1].split() == ["low-rate", "done", "0.2", "0.5", "600", "2e-05", "-"]
     assert lines[4].startswith("waits       queued")
     assert lines[5:] == ["3 more start from other commits: `python -m pipeline exps --all`"]
+
+
+def test_what_is_null_is_none_and_no_text():
+    """As DVC gives it of a task that runs: no validation yet but the base's."""
+    runs = row("runs", 0.1, **{"State": "Running", "validation.best_loss": "None"})
+    assert experiments.table([runs, *ROWS])[-1]["validation.best_loss"] is None
+
+
+def test_a_task_whose_folder_is_being_made(monkeypatch, capsys, tmp_path):
+    from scmrepo.exceptions import SCMError
+
+    def fails():
+        raise SCMError("Empty git repo")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.setattr(experiments, "_commits", fails)
+    with pytest.raises(SystemExit) as ended:
+        experiments.main([])
+    assert "Empty git repo; a task of the queue is just starting" in f"{ended.value.code}{capsys.readouterr().err}"
 
 
 def test_what_dvc_cannot_read_of_a_commit_comes_last():

@@ -49,7 +49,11 @@ FOUR_SHARDED = ["device.workers=4", "train.batch_size=2", "train.shard_optimizer
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    root = write_workspace(tmp_path_factory.mktemp("ranks"), count=30, buckets=((64, 64), (64, 32)), vae=b"vae")
+    return with_cache(tmp_path_factory.mktemp("ranks"))
+
+
+def with_cache(root):
+    write_workspace(root, count=30, buckets=((64, 64), (64, 32)), vae=b"vae")
     write_stub(root / "outs/convert/unet.ckpt")
     return root
 

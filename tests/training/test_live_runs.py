@@ -21,7 +21,12 @@ CHANGES = {"train.source": "pictures", "cache_latents.crop": "random", "cache_la
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    root = write_originals(tmp_path_factory.mktemp("live"), count=24)
+    return with_pictures(tmp_path_factory.mktemp("live"))
+
+
+def with_pictures(root):
+    """A workspace whose pictures are encoded while training."""
+    write_originals(root, count=24)
     with patched(root / "store"):
         run_stages(root, **CHANGES)
     return root

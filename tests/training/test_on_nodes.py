@@ -93,12 +93,6 @@ def test_what_the_nodes_cannot_do_is_said_before_they_are_asked(workspace, tmp_p
     assert "train.precision: bfloat16 needs an Ascend NPU and no node of the cluster has one" in said
 
 
-def test_pictures_themselves_are_refused(workspace, tmp_path, cluster):
-    settings = ["train.source=pictures", f"device.cluster={cluster.address}"]
-    said = train(workspace, tmp_path / "store", *SETTINGS, *settings, code=1)
-    assert "device.cluster is set and train.source is pictures" in said
-
-
 def left(cluster):
     """What trainings have left in the stores of the nodes."""
     patterns = "train/*", "trained/*", "nodes/train-*"

@@ -26,7 +26,12 @@ HOW = {"whole": [], "adapters": ["train.adapter=lora", "train.rank=2"]}
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    root = write_originals(tmp_path_factory.mktemp("texts"), count=24, sizes=((64, 64),))
+    return with_captions(tmp_path_factory.mktemp("texts"))
+
+
+def with_captions(root):
+    """A workspace whose captions are encoded while training."""
+    write_originals(root, count=24, sizes=((64, 64),))
     (root / "outs/convert/sources.json").write_text(json.dumps({name: SOURCE for name in ("base", "vae")}))
     with patched(root / "store"):
         run_stages(root, **CHANGES)

@@ -1,5 +1,6 @@
 """LoRAs out of whole fine-tunes."""
 
+import json
 import re
 import tracemalloc
 
@@ -132,7 +133,10 @@ def test_by_default_the_transformers_linear_layers(tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(lambda name, value: value, "do not differ"), (lambda name, value: value * np.float32("nan"), "no numbers")],
+    [
+        (lambda name, value: value, "do not differ"),
+        (lambda name, value: value * np.float32("nan"), "of .*tuned.ckpt holds .* no numbers"),
+    ],
 )
 def test_what_is_refused(tmp_path, change, said):
     base, tuned = write(tmp_path / "base.ckpt"), write(tmp_path / "tuned.ckpt", change)
@@ -192,3 +196,41 @@ def test_an_adapter_is_no_fine_tune(tmp_path, capsys):
             ]
         )
     assert re.search("tuned.safetensors is an adapter already", f"{ended.value.code} {capsys.readouterr().err}")
+
+
+def test_a_rank_that_no_layer_has(tmp_path):
+    base, tuned = write(tmp_path / "base.ckpt"), write(tmp_path / "tuned.ckpt", lambda name, value: value * 1.01)
+    with pytest.raises(StageError, match="rank 1000 is more than any of these layers has; wanted 128 at most"):
+        extract.extract(base, tuned, TINY, 1000, extract.TARGETS, "float32", tmp_path / "out.safetensors", {})
+
+
+def test_layers_that_learned_nothing_have_no_lora(tmp_path):
+    base, out = write(tmp_path / "base.ckpt"), tmp_path / "lora.safetensors"
+    tuned = write(tmp_path / "tuned.ckpt", lambda name, value: value + (of_rank(3, value.shape) if name == PROJ else 0))
+    run(4, base, tuned, out)
+    assert list(file.read(out, TINY)) == [PROJ]
+
+
+def test_what_is_extracted_in_a_workspace_is_known_there(tmp_path, capsys, monkeypatch):
+    for folder in ("convert", "train/weights"):
+        (tmp_path / "outs" / folder).mkdir(parents=True)
+    write(tmp_path / "outs/convert/unet.ckpt")
+    write(
+        tmp_path / "outs/train/weights/unet.ckpt",
+        lambda name, value: value + (of_rank(3, value.shape) if name == PROJ else 0),
+    )
+    origin = {"base": {"name": "my-base.safetensors", "file": True, "sha256": "b" * 64}, "vae": {}}
+    (tmp_path / "outs/convert/sources.json").write_text(json.dumps(origin))
+    monkeypatch.chdir(tmp_path)
+    for command in (["extract", "--rank", "4"], ["show", "lora-rank-4.safetensors"]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "of this workspace: yes" in said and "title: unet less my-base, rank 4" in said
+    assert "sd_model_name: my-base.safetensors" in said
+    write(tmp_path / "outs/train/weights/unet.ckpt")
+    with pytest.raises(SystemExit):
+        main(["show", "lora-rank-4.safetensors"])
+    said = capsys.readouterr().out
+    assert "of this workspace: no" in said and len(re.findall(" there, .* here", said)) == 1

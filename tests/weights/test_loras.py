@@ -213,7 +213,7 @@ def test_attention_processors_of_older_diffusers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [("[1", "not a JSON object"), ("[]", "not a JSON object"), ('{"unet.lora_alpha": "8"}', "wanted a number"),
-     ('{"unet.lora_alpha": Infinity}', "wanted a number"), ('{"unet.lora_alpha": true}', "wanted a number")],
+     ('{"unet.lora_alpha": null}', "wanted a number"), ('{"unet.lora_alpha": Infinity}', "wanted a number"), ('{"unet.lora_alpha": true}', "wanted a number")],
 )  # fmt: skip
 def test_metadata_that_are_none(tmp_path, text, said):
     layer, path = "unet.mid_block.attentions.0.proj_in", tmp_path / "a.safetensors"
@@ -223,6 +223,53 @@ def test_metadata_that_are_none(tmp_path, text, said):
     }
     safetensors.numpy.save_file(arrays, path, {"lora_adapter_metadata": text})
     with pytest.raises(StageError, match=f"{re.escape(str(path))}.*{said}"):
+        file.read(path, TINY)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", ""])
+def test_pefts_own_names_are_told(tmp_path, prefix):
+    """Their alpha lies in another file."""
+    layer, path = f"{prefix}mid_block.attentions.0.proj_in", tmp_path / "a.safetensors"
+    arrays = {
+        f"{layer}.lora_A.weight": np.ones((2, 128), np.float32),
+        f"{layer}.lora_B.weight": np.ones((128, 2), np.float32),
+    }
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(StageError, match="of PEFT's save_pretrained, .* save it by diffusers' save_lora_weights"):
+        file.read(path, TINY)
+
+
+@pytest.mark.parametrize(
+    ("part", "array", "said"),
+    [
+        ("dora_scale", np.ones((1, 128), np.float32), r"dora_scale \(1, 128\) along the inputs, wanted \(128, 1\)"),
+        ("alpha", np.array(2), r"alpha I64 scalar, wanted float32, float16, bfloat16"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_said(tmp_path, part, array, said):
+    layer, path = "lora_unet_middle_block_1_transformer_blocks_0_ff_net_2", tmp_path / "a.safetensors"
+    shape = layout.shapes(TINY)["model.diffusion_model.middle_block.1.transformer_blocks.0.ff.net.2.weight"]
+    arrays = {
+        f"{layer}.lora_down.weight": np.ones((2, shape[1]), np.float32),
+        f"{layer}.lora_up.weight": np.ones((shape[0], 2), np.float32),
+        f"{layer}.{part}": array if part == "alpha" else np.ones((1, shape[1]), np.float32),
+    }
+    safetensors.numpy.save_file(arrays, path)
+    said = said.replace("(1, 128", f"(1, {shape[1]}").replace("128, 1", f"{shape[0]}, 1")
+    with pytest.raises(StageError, match=said):
+        file.read(path, TINY)
+
+
+def test_an_adapter_of_another_model_is_told(tmp_path):
+    layer, path = "lora_unet_input_blocks_4_1_proj_in", tmp_path / "a.safetensors"
+    arrays = {
+        f"{layer}.lora_down.weight": np.ones((4, 640), np.float32),
+        f"{layer}.lora_up.weight": np.ones((640, 4), np.float32),
+    }
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(
+        StageError, match="is an adapter of model.config sdxl-base, and this one is another; set model.config"
+    ):
         file.read(path, TINY)
 
 

@@ -266,6 +266,6 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     layer, adapter = "lora_unet_input_blocks_8_1_proj_in", tmp_path / "adapter.safetensors"
     shapes = kinds.shapes("lora", (1280, 1280), 2)
     file.write(adapter, {f"{layer}.{part}": np.ones(s, np.float32) for part, s in shapes.items()}, {layer: 2.0}, {})
-    with pytest.raises(StageError, match=rf"not an adapter of this model.config:(.|\n)*{layer} .*does not fit"):
+    with pytest.raises(StageError, match="is an adapter of model.config sdxl-base"):
         merge(converted(tmp_path), TINY, "float16", tmp_path / "merge", adapter=adapter)
     assert not (tmp_path / "merge").exists()

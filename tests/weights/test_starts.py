@@ -127,6 +127,7 @@ def test_inspect_knows_an_adapter(tmp_path):
     file.write(tmp_path / "one.safetensors", parts, {file.layer_name(name): 4.0}, {"ss_network_dim": "4"})
     found = inspect(tmp_path / "one.safetensors")
     assert (found["kind"], found["config"], found["marks"]) == ("adapter", "tiny", {})
+    assert found["notes"] == ["lora of rank 4, alpha 4: 1 layer"]
     assert [part["name"] for part in found["components"]] == ["unet"] and found["metadata"]["ss_network_dim"] == "4"
 
 

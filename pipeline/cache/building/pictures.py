@@ -89,7 +89,7 @@ def prepare(
     except FileNotFoundError as error:
         raise StageError(
             f"{pictures.describe(row)} was there when the index read it, and is no more: {error}; put it back, or run "
-            "`dvc repro`, which goes on without it"
+            "`dvc repro`, which begins anew without it"
         ) from None
     image = pictures.images[picture].tobytes()
     of_mask = masks.OF_ALPHA if mask == b"" else mask and _hash(mask)

@@ -14,13 +14,13 @@ from pipeline.stage import StageError
 
 FILE = "not-cached.json"
 _WHAT = {"latents": "pictures", "text": "captions"}
-_WHEN = {"latents": "train.source is pictures", "text": "train.source is pictures or train.text_encoders are trained"}
 
 
-def write(folder: str | Path, kind: str, fingerprint: dict, rows: Sequence[np.ndarray]) -> str:
+def write(folder: str | Path, kind: str, fingerprint: dict, rows: Sequence[np.ndarray], setting: str) -> str:
     """Make the out of `kind` (latents or text); `fingerprint` is what its rows would be made with, and `rows` are their
-    names and whatever else tells them apart. Returns why it holds nothing."""
-    why = f"{_WHEN[kind]}: {_WHAT[kind]} are encoded while training, and none is cached"
+    names and whatever else tells them apart. `setting` is the one for which it holds nothing, such as "train.source is
+    pictures". Returns why it holds nothing."""
+    why = f"{setting}: {_WHAT[kind]} are encoded while training, and none is cached"
     with store.out(folder) as temporary:
         temporary.mkdir()
         text = json.dumps({"why": why, **_about(fingerprint, rows)}, indent=1, sort_keys=True)
@@ -42,11 +42,11 @@ def check(folder: str | Path, kind: str, fingerprint: dict, rows: Sequence[np.nd
 
 
 def read(folder: str | Path, kind: str) -> dict:
-    """Raises StageError."""
+    """`why`, `made_with` and `rows`. Raises StageError."""
     path = Path(folder) / FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {"made_with": dict(found["made_with"]), "rows": found["rows"]}
+        return {"why": str(found["why"]), "made_with": dict(found["made_with"]), "rows": found["rows"]}
     except FileNotFoundError:
         raise StageError(
             f"{path} is not there: {folder} was not made for a training that encodes {_WHAT[kind]} itself; "

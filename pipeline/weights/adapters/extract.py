@@ -40,17 +40,22 @@ def extract(
             raise StageError(
                 f"no weight of the UNet that can have a LoRA has a name like {pattern!r}; {near_to(pattern, names)}"
             )
+    chosen = {PREFIX["unet"] + name for name in names if any(matches(pattern, name) for pattern in targets)}
+    most = max(min(before[name].shape[0], before[name].count // before[name].shape[0]) for name in chosen)
+    if rank > most:
+        raise StageError(f"rank {rank} is more than any of these layers has; wanted {most} at most")
     parts: dict[str, np.ndarray] = {}
-    left, whole, adapted = dict.fromkeys(sorted({*RANKS, rank}), 0.0), 0.0, 0.0
+    ranks = {*(one for one in RANKS if one <= most), rank}
+    left, whole, adapted = dict.fromkeys(sorted(ranks), 0.0), 0.0, 0.0
     with progress.Bar(len(before), "tensor", "extract") as bar:
         for name, tensor in before.items():
             change = file.values(after[name]).astype(np.float64) - file.values(tensor)
             square = float(np.square(change).sum())
             if not np.isfinite(square):
-                raise StageError(f"{name} of {base} or {tuned} holds values that are no numbers")
+                wrong = tuned if np.isfinite(file.values(tensor)).all() else base
+                raise StageError(f"{name} of {wrong} holds values that are no numbers; take another file")
             whole += square
-            own = name.removeprefix(PREFIX["unet"])
-            if change.ndim > 1 and any(matches(pattern, own) for pattern in targets):
+            if square and name in chosen:
                 adapted += square
                 up, down, squares = low_rank(change.reshape(len(change), -1), rank)
                 for count in left:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.models.config import SDXLConfig
+from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.stage import StageError, shown
 from pipeline.weights import check, diffusers, layout, provenance, safetensors
 from pipeline.weights.adapters import kinds, peft
@@ -28,6 +28,7 @@ _PART = re.compile(
 _TUCKER = re.compile(r".+\.(lora_mid\.weight|hada_t[12]|lokr_t[12])")
 _KOHYA = {"unet": "lora_unet_", "clip_l": "lora_te1_", "clip_g": "lora_te2_"}
 _ONE_ENCODER = "lora_te_"
+_DTYPES = ("float32", "float16", "bfloat16")
 _SETS = (
     {kinds.DOWN, kinds.UP},
     {f"hada_w{n}_{side}" for n in (1, 2) for side in "ab"},
@@ -91,6 +92,25 @@ def write(
 def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
     """Weight's name in Stability's layout -> its adapters: one, or up to three of a joined weight's rows. Reads headers
     and alphas. Raises StageError for what is no adapter of this configuration."""
+    try:
+        return _read(path, config)
+    except StageError:
+        for name, other in CONFIGS.items():
+            if other is not config and _is_one(path, other):
+                raise StageError(
+                    f"{path} is an adapter of model.config {name}, and this one is another; set model.config, or take another file"
+                ) from None
+        raise
+
+
+def _is_one(path: Path, config: SDXLConfig) -> bool:
+    try:
+        return bool(_read(path, config))
+    except StageError:
+        return False
+
+
+def _read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise StageError(f"{path} {found}; wanted an adapter, a .safetensors file")
@@ -98,9 +118,11 @@ def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
     faults: list[str] = []
     for name, tensor in safetensors.read(path).items():
         match = _PART.fullmatch(peft.renamed(name))
-        if match is None or tensor.dtype not in ("float32", "float16", "bfloat16"):
+        if match is None:
             why = "; convolutions in Tucker's form are not read" if _TUCKER.fullmatch(name) else ""
             faults.append(f"{check.described(name, tensor)}, which is no part of an adapter{why}")
+        elif tensor.dtype not in _DTYPES:
+            faults.append(f"{check.described(name, tensor)}, wanted {', '.join(_DTYPES)}")
         else:
             parts = found.setdefault(match["layer"], {})
             if match["part"] in parts:
@@ -137,6 +159,11 @@ def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
         elif any(layer.startswith(_ONE_ENCODER) for layer in found):
             why = (
                 f": {_ONE_ENCODER}… is of Stable Diffusion 1 or 2, and SDXL's text encoders are lora_te1_ and lora_te2_"
+            )
+        elif any(peft.is_of_peft(layer) for layer in found):
+            why = (
+                ", but of PEFT's save_pretrained, which keeps the alpha in a file beside it; save it by diffusers' "
+                "save_lora_weights"
             )
         elif found and not any(layer in places for layer in found):
             why = ", for none of its layers is: it was made for another model"
@@ -198,6 +225,8 @@ def _fault(parts: Mapping[str, Tensor], shape: layout.Shape) -> str:
         sound = o1 * o2 == outputs and i1 * i2 == width and shape[1] % i1 == 0
     if kinds.MAGNITUDE in of and (of[kinds.MAGNITUDE][:1] != (outputs,) or prod(of[kinds.MAGNITUDE]) != outputs):
         sound = False
+        if prod(of[kinds.MAGNITUDE]) in (width, shape[1]):
+            return f"has a {kinds.MAGNITUDE} {of[kinds.MAGNITUDE]} along the inputs, wanted ({outputs}, 1), one of each output"
     given = ", ".join(f"{name} {one}" for name, one in of.items())
     return "" if sound else f"({given}) does not fit a weight of shape {shape}"
 

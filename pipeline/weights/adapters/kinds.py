@@ -11,7 +11,7 @@ s = alpha / r, but 1 for a lokr of two whole parts, which has no rank. Needs no 
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -55,6 +55,14 @@ def split(number: int, factor: int) -> tuple[int, int]:
     most = number if factor < 0 else factor
     small = max(n for n in range(1, int(number**0.5) + 1) if number % n == 0 and (n <= most or n == 1))
     return small, number // small
+
+
+def kind_of(names: Iterable[str]) -> str:
+    """Of the names of an adapter's parts."""
+    names = set(names)
+    if DOWN in names:
+        return "dora" if MAGNITUDE in names else "lora"
+    return "loha" if "hada_w1_a" in names else "lokr"
 
 
 def scale(parts: Mapping, rank: int, alpha: float) -> float:

@@ -10,7 +10,11 @@ from functools import cache
 from pipeline.stage import StageError, shown
 from pipeline.weights.adapters import kinds
 
+_NOT_SAID = object()
 METADATA = "lora_adapter_metadata"
+_SAVED = re.compile(
+    r"base_model\.model\.|(down_blocks|mid_block|up_blocks|time_embedding|add_embedding|conv_in|conv_out)\b"
+)
 _PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight")  # before diffusers 0.26
 _ENDS = {
     re.compile(r"\.(lora_A(\.default)?|lora(_linear_layer)?\.down)\.weight"): kinds.DOWN,
@@ -31,6 +35,11 @@ def renamed(name: str) -> str:
     return name
 
 
+def is_of_peft(layer: str) -> bool:
+    """Whether a layer has the name by which PEFT itself saves it (`save_pretrained`), which knows of no component."""
+    return _SAVED.match(layer) is not None
+
+
 def alphas(metadata: Mapping[str, str], path: object) -> Callable[[str, int], float | None]:
     """Of a file's metadata the function of a layer, such as unet.….to_q, and its rank that gives its alpha, as PEFT scales
     by alpha / rank; None where they say nothing, and PEFT takes the rank. It raises StageError, which calls the file by
@@ -43,7 +52,9 @@ def alphas(metadata: Mapping[str, str], path: object) -> Callable[[str, int], fl
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise StageError(f"{path}: {METADATA} of its metadata is not a JSON object; save the LoRA again by diffusers")
+            raise StageError(
+                f"{path}: {METADATA} of its metadata is not a JSON object; save the LoRA again by diffusers"
+            )
         return found
 
     def alpha(layer: str, rank: int) -> float | None:
@@ -51,13 +62,13 @@ def alphas(metadata: Mapping[str, str], path: object) -> Callable[[str, int], fl
         if not dot or METADATA not in metadata:  # kohya's names, whose alphas are tensors
             return None
         found = said()
-        number = found.get(f"{component}.lora_alpha")
+        number = found.get(f"{component}.lora_alpha", _NOT_SAID)
         patterns = found.get(f"{component}.alpha_pattern") or {}
         for name, own in patterns.items() if isinstance(patterns, dict) else ():
             if f".{module}".endswith(f".{name.removeprefix('^')}"):
                 number = own
                 break
-        if number is None:
+        if number is _NOT_SAID:
             return None
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise StageError(f"{path}: the alpha of {shown(layer)} is {shown(repr(number))}; wanted a number")
