@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import locks, store
 from pipeline.cache import __main__ as tools
 from pipeline.cache.building import engine, latents
-from pipeline.cache.format import shards
+from pipeline.cache.format import shards, stand_in
 from pipeline.cache.format.preparation import Preparation
 from pipeline.cache.tools import sheet, verify
 from pipeline.cache.tools.collect import collect
@@ -91,6 +91,14 @@ def test_ls_counts_rows_shards_and_damage(capsys):
         "outs/latents: latents, " in out and "4 shards" in out and "1 damaged" in out and f'"vae":"{"0" * 32}"' in out
     )
     assert rest < 40
+
+
+def test_ls_says_why_nothing_is_cached(capsys):
+    stand_in.write("outs/text", "text", {"chunks": 1}, (np.zeros(2, np.uint8),), "train.text_encoders is clip_l")
+    tools.list_caches()
+    said = capsys.readouterr().out
+    assert "train.text_encoders is clip_l: captions are encoded while training" in said and '"chunks":1' in said.replace(" ", "")
+    assert "\n\n" not in said
 
 
 def test_gc_keeps_the_workspace_and_the_newest_states():

@@ -223,6 +223,13 @@ def test_loras_that_were_merged_into_the_base_are_said():
     assert "loras" not in card.render(run, ORIGIN, 1024, "raw", "float16")
 
 
+def test_text_encoders_that_were_trained_are_in_the_card():
+    trained = {"train.text_encoders": "clip_l", "train.text_encoder_learning_rate": 1e-5, "train.source": "pictures"}
+    text = card.render(provenance_samples.run(**trained), ORIGIN, 1024, "raw", "float16")
+    assert "| text encoders | CLIP-L, learning rate 1e-05 |" in text
+    assert "text encoders |" not in card.render(provenance_samples.run(), ORIGIN, 1024, "raw", "float16")
+
+
 def test_the_stage_writes_the_card(project):
     text = (project / "outs/merge/README.md").read_text()
     assert text.startswith("---\nbase_model: ") and "| weights | raw, as float16 |" in text
