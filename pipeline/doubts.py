@@ -26,6 +26,7 @@ def doubts(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _loras(params)
     yield from _bias(params.train)
     yield from _too_short(params.train)
+    yield from _for_nothing(params)
     yield from _flow(params)
     yield from without_effect.doubts(params)
     if params.model.loras and params.train.init_from != BASE_UNET:
@@ -48,6 +49,40 @@ def _of_previews(params: "Params") -> Iterator[tuple[str, str]]:
         yield "train.previews", "none are drawn, as train.sample_interval is 0; 100 or 500 is usual"
 
 
+def _for_nothing(params: "Params") -> Iterator[tuple[str, str]]:
+    """Values with which a key does not do what it is for."""
+    train, sample = params.train, params.sample
+    if train.save_dtype != "float32" and train.adapter == "none" and not train.save_interval and not train.keep_best:
+        yield (
+            "train.save_dtype",
+            f"{train.save_dtype} has no effect without train.save_interval or train.keep_best; merge.dtype is that of the model",
+        )
+    if train.lr_scheduler == "wsd" and not train.lr_decay_steps:
+        yield (
+            "train.lr_decay_steps",
+            "0 leaves wsd without its decay, as constant_with_warmup; a tenth of the steps is usual",
+        )
+    if train.multires_noise_iterations and not train.multires_noise_discount:
+        yield "train.multires_noise_discount", "0 adds nothing of the further noises; 0.1 to 0.4 is usual"
+    if train.loss_type == "huber" and train.huber_schedule == "exponential" and train.huber_c > 1:
+        yield (
+            "train.huber_c",
+            f"{train.huber_c:g} with the exponential schedule, which begins at 1, rises; 0.1 is usual",
+        )
+    if sample.guidance_scale == 1 and sample.guidance_rescale:
+        yield (
+            "sample.guidance_rescale",
+            f"{sample.guidance_rescale:g} has no effect with guidance_scale 1, which draws without guidance",
+        )
+    for number, one in enumerate(sample.prompts):
+        guidance = sample.guidance_scale if isinstance(one, str) or one.guidance_scale is None else one.guidance_scale
+        if guidance == 1 and not isinstance(one, str) and one.negative_prompt is not None:
+            yield (
+                f"sample.prompts.{number}",
+                "its negative prompt has no effect with guidance_scale 1, which draws without guidance",
+            )
+
+
 def _too_short(train: "Train") -> Iterator[tuple[str, str]]:
     """What a run of so many steps does not come to; of epochs the data say how many steps they are."""
     if train.steps is None:
@@ -55,6 +90,22 @@ def _too_short(train: "Train") -> Iterator[tuple[str, str]]:
     for key, none in (("save_interval", "none in between are kept"), ("sample_interval", "no pictures are drawn")):
         if (interval := getattr(train, key)) > train.steps:
             yield f"train.{key}", f"{none}: {interval} is above train.steps ({train.steps})"
+    if train.keep_best and train.validation_interval >= train.steps:
+        yield (
+            "train.keep_best",
+            f"the only validation is that of the last step: train.validation_interval {train.validation_interval} is not below "
+            f"train.steps ({train.steps})",
+        )
+    if train.log_interval > train.steps:
+        yield (
+            "train.log_interval",
+            f"the curves have one point: {train.log_interval} is above train.steps ({train.steps})",
+        )
+    if train.lr_scheduler == "cosine_with_restarts" and train.lr_num_cycles > train.steps // 2:
+        yield (
+            "train.lr_num_cycles",
+            f"{train.lr_num_cycles} in {train.steps} steps leaves no cycle two steps; 1 to 10 is usual",
+        )
     first = (train.patience + 1) * train.validation_interval  # one is the best by then, and as many are no better
     if train.patience and first >= train.steps:
         yield (

@@ -264,6 +264,26 @@ def test_rates_of_adapters(changes, key, said):
     assert said in found[key] if said else key not in found
 
 
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"train.keep_best": True, "train.validation_interval": 600}, "train.keep_best", "only validation is that of the last step"),
+        ({"train.log_interval": 1000}, "train.log_interval", "have one point"),
+        ({"train.lr_scheduler": "cosine_with_restarts", "train.lr_num_cycles": 1000}, "train.lr_num_cycles", "1000 in 600 steps"),
+        ({"train.lr_scheduler": "wsd", "train.lr_decay_steps": 0}, "train.lr_decay_steps", "without its decay"),
+        ({"train.multires_noise_iterations": 3, "train.multires_noise_discount": 0.0}, "train.multires_noise_discount", "adds nothing"),
+        ({"train.loss_type": "huber", "train.huber_schedule": "exponential", "train.huber_c": 2.0}, "train.huber_c", "rises"),
+        ({"train.save_dtype": "float16"}, "train.save_dtype", "float16 has no effect without"),
+        ({"sample.guidance_scale": 1.0, "sample.guidance_rescale": 0.7}, "sample.guidance_rescale", "0.7 has no effect"),
+        ({"sample.prompts": ["x", {"prompt": "y", "negative_prompt": "z", "guidance_scale": 1.0}]}, "sample.prompts.1",
+         "its negative prompt has no effect"),
+    ],
+)  # fmt: skip
+def test_values_with_which_a_key_does_nothing(changes, key, said):
+    found = list(doubts(params.check(changed(TINY, changes), "params.yaml")))
+    assert [name for name, _ in found] == [key] and said in found[0][1]
+
+
 def test_loras_that_change_nothing_or_twice():
     loras = [{"path": "a.safetensors", "weight": 0.0}, {"path": "b.safetensors"}, {"path": "b.safetensors"}]
     found = [

@@ -166,7 +166,12 @@ def test_a_float_is_a_float_however_dvc_writes_it(tmp_path, text):
         ),
         (
             {"train.lr_scheduler": "wsd", "train.lr_warmup_steps": 30, "train.lr_decay_steps": 571},
-            r"train\.lr_warmup_steps: must not be above steps \(600\) together with lr_decay_steps, found 30 and 571",
+            r"train\.lr_warmup_steps: must not be above steps \(600\) together with lr_decay_steps, found 30 and 571, 601 "
+            r"in all; add `-S train\.lr_warmup_steps=60 -S train\.lr_decay_steps=120`",
+        ),
+        (
+            {"diffusion.prediction": "v", "diffusion.zero_terminal_snr": True, "train.snr_gamma": 5.0, "train.timestep_min": 999},
+            r"train\.snr_gamma: gives the only timestep that is drawn, 999, the weight 0",
         ),
         ({"train.timestep_min": 500, "train.timestep_max": 500}, r"train\.timestep_min: must be below timestep_max"),
         ({"train.weights_dtype": "float16"}, r"train\.weights_dtype: float16 needs precision float16"),

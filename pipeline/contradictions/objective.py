@@ -11,6 +11,13 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     yield from _diffusion(params.diffusion)
     if params.diffusion.prediction == "flow":
         yield from _flow(params.train)
+    elif params.diffusion.zero_terminal_snr and params.train.timestep_min == 999:
+        for key, found in weightings(params.train):
+            if key != "debiased_estimation":
+                yield (
+                    f"train.{key}",
+                    f"gives the only timestep that is drawn, 999, the weight 0 with zero_terminal_snr; wanted null, found {found}",
+                )
 
 
 def _diffusion(diffusion: "Diffusion") -> Iterator[tuple[str, str]]:

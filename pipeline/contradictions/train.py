@@ -174,7 +174,8 @@ def warm_up_fault(train: "Train", steps: int) -> str | None:
     if train.lr_scheduler == "wsd" and warm_up + train.lr_decay_steps > steps:
         return (
             f"must not be above steps ({steps}) together with lr_decay_steps, found {warm_up} and "
-            f"{train.lr_decay_steps}"
+            f"{train.lr_decay_steps}, {warm_up + train.lr_decay_steps} in all; add `-S train.lr_warmup_steps={steps // 10} "
+            f"-S train.lr_decay_steps={steps // 5}`"
         )
     if warm_up > steps:
         return (

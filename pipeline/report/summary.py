@@ -19,6 +19,7 @@ class Summary:
     validations: int  # done
     best_loss: float | None
     best_step: int | None  # of the validation that had it
+    best_of_averages: bool
     stopped: bool  # early, by train.patience
     weights: list[str]
     train_loss: float | None  # mean of the last twentieth
@@ -44,7 +45,8 @@ def of(run: Run) -> Summary:
         return float(np.median(curves[name].values)) if name in curves else None
 
     validation, train = curves.get("validation/loss"), curves.get("train/loss")
-    best = validation.best if validation else None
+    averages = curves.get("validation/ema_loss")  # by which the best weights are chosen where there are some
+    best = (averages or validation).best if validation else None
     seconds, waited = curves.get("train/step_seconds"), curves.get("train/data_wait_seconds")
     stage = run.stage("train")
     noted = stage.time if stage else None
@@ -58,6 +60,7 @@ def of(run: Run) -> Summary:
         validations=len(validation.values) if validation else 0,
         best_loss=best[1] if best else None,
         best_step=best[0] if best else None,
+        best_of_averages=averages is not None,
         stopped=bool((run.metrics.value or {}).get("train", {}).get("stopped_early")),
         weights=run.weights.value or [],
         train_loss=float(train.values[-max(1, len(train.values) // 20) :].mean()) if train else None,

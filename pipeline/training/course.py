@@ -16,10 +16,15 @@ class Course:
     saved: tuple[int, ...] = ()  # steps whose weights are outs (train.save_interval)
 
 
+def judged(values: Mapping[str, float]) -> float:
+    """The loss that counts of a validation's `values` of the curves: that of the averages where there are some, for their
+    weights are what people draw with then."""
+    return values.get("validation/ema_loss", values["validation/loss"])
+
+
 def validated(course: Course, values: Mapping[str, float]) -> Course:
-    """After a validation that gave these `values` of the curves. What counts is the loss of the averages where there
-    are some: their weights are what people draw with then."""
-    loss = values.get("validation/ema_loss", values["validation/loss"])
+    """After a validation that gave these `values` of the curves."""
+    loss = judged(values)
     course = replace(course, validated=course.step)
     if course.step == 0:
         return course

@@ -12,7 +12,7 @@ from pathlib import Path
 from dvclive import Live
 
 from pipeline import progress
-from pipeline.training import tensorboard
+from pipeline.training import course, tensorboard
 from pipeline.training.data import PICTURES
 
 # In metrics.json, a column each of `dvc exp show`; the rest has its curves.
@@ -93,7 +93,8 @@ class Log:
         validation = self._summary.get("validation", {})
         if (loss := values.get("validation/loss")) is not None:
             if self._live.step:  # as the best weights are of those after a step
-                found["validation/best_loss"] = min(loss, validation.get("best_loss", loss))
+                best = course.judged(values)
+                found["validation/best_loss"] = min(best, validation.get("best_loss", best))
             found["validation/base_loss"] = validation.get("base_loss", loss)  # of the first, before any step
         for name, value in found.items():
             self._put(name, value)
