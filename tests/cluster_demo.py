@@ -8,7 +8,6 @@ byte for byte one computer's; losses, weights and pictures, which two ranks made
 and Ray, so pytest does not run it."""
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,8 @@ import yaml
 from PIL import Image
 
 from pipeline.weights import ckpt
-from tests.cache.kill_nodes import RAY, bytes_of, end, inside
-from tests.training.kill_nodes import FIRST, NODES, network
+from tests.cache.kill_nodes import bytes_of, inside
+from tests.training.kill_nodes import FIRST, NODES, network, nodes
 
 CACHED = ("outs/index", "outs/latents", "outs/text")
 
@@ -85,45 +83,6 @@ def outcome(clone: Path) -> tuple[dict, list[float], dict, dict]:
         for path in sorted((clone / "outs/sample").rglob("*.png"))
     }
     return files, losses, weights, drawn
-
-
-@contextlib.contextmanager
-def nodes(top: Path, hidden: Path) -> Iterator[None]:
-    """Ray on all; only the first one sees the folder `hidden`."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    common = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
-    started = []
-    try:
-        for name, address in NODES.items():
-            role = [f"--address={NODES[FIRST]}:6379", "--num-cpus=1"]
-            if name == FIRST:
-                role = [
-                    "--head",
-                    "--port=6379",
-                    f"--temp-dir={top / 'ray'}",
-                    "--include-dashboard=false",
-                    "--num-cpus=0",
-                ]
-            ray = (
-                f"exec {RAY} start {' '.join(role)} --node-ip-address={address} --object-store-memory=200000000 --block"
-            )
-            store = hidden / ".store" if name == FIRST else top / f"store of {name}"
-            before = "" if name == FIRST else f"mount -t tmpfs none {hidden} && "
-            started.append(
-                subprocess.Popen(
-                    [*inside(name), "unshare", "--mount", "sh", "-c", before + ray],
-                    cwd=top,
-                    env={**common, "PIPELINE_STORE": str(store)},
-                    **quiet,
-                )  # fmt: skip
-            )
-            time.sleep(20 if name == FIRST else 5)  # until the first one listens
-        yield
-    finally:
-        for name in NODES:
-            end(name)
-        for process in started:
-            process.wait()
 
 
 if __name__ == "__main__":

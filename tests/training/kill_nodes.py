@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -122,20 +123,25 @@ def network() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def nodes(top: Path) -> Iterator[Callable[[str], None]]:
-    """Ray on all. Gives a function that starts it on one again."""
+def nodes(top: Path, clone: Path | None = None) -> Iterator[Callable[[str], None]]:
+    """Ray on all, each with a store below `top`. Gives a function that starts it on one again. With a clone of the project
+    the first one has its store, and the others do not see it; else all have this project's modules."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     started = []
 
     def start(name: str) -> None:
-        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": str(ROOT)}
+        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
+        own |= {"PIPELINE_STORE": str(clone / ".store" if clone and name == FIRST else top / f"store of {name}")}
+        own |= {} if clone else {"PYTHONPATH": str(ROOT)}
         role = ["--head", "--port=6379", f"--temp-dir={top / 'ray'}", "--include-dashboard=false", "--num-cpus=0"]
         if name != FIRST:
             role = [f"--address={NODES[FIRST]}:6379", "--num-cpus=1"]
-        command = [*inside(name), str(RAY), "start", *role, f"--node-ip-address={NODES[name]}"]
-        command += ["--object-store-memory=100000000", "--block"]
-        environment = {**os.environ, **own, "PIPELINE_STORE": str(top / f"store of {name}")}
-        started.append(subprocess.Popen(command, cwd=top, env=environment, **quiet))
+        command = [str(RAY), "start", *role, f"--node-ip-address={NODES[name]}"]
+        command += ["--object-store-memory=200000000", "--block"]
+        if clone and name != FIRST:
+            hidden = f"mount -t tmpfs none {clone} && exec {shlex.join(command)}"
+            command = ["unshare", "--mount", "sh", "-c", hidden]
+        started.append(subprocess.Popen([*inside(name), *command], cwd=top, env={**os.environ, **own}, **quiet))
 
     try:
         for name in NODES:
