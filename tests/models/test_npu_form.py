@@ -321,7 +321,7 @@ UPDATES_MAY_STAY = {
     "adafactor": {"Assign": 6, "AssignAdd": 1, "ReduceMean": 9},
 }
 # All their kernels, most of which round to bfloat16.
-UPDATES_BUDGET = {"adamw": 124, "adamw8bit": 205, "lion": 151, "prodigy": 237, "adafactor": 203}
+UPDATES_BUDGET = {"adamw": 124, "adamw8bit": 205, "lion": 152, "prodigy": 237, "adafactor": 204}
 
 
 def test_every_optimizer_compiles_for_an_npu(aclnn):
