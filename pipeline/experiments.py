@@ -44,9 +44,9 @@ def _run(given: argparse.Namespace) -> None:
         rows = table(exp_show(revs=[head, *others] if given.all else None))
     except DvcException as error:
         raise StageError(f"the experiments cannot be read: {error}") from error
-    except SCMError as error:  # the folder of a task whose clone is being made
+    except SCMError as error:  # among others for the folder of a task whose clone is being made
         raise StageError(
-            f"the experiments cannot be read: {error}; a task of the queue is just starting, try again in a few seconds"
+            f"the experiments cannot be read: {error}; while a queue runs, a task may just be starting: try again in a few seconds"
         ) from error
     if given.json:
         cli.print_json(rows)

@@ -55,6 +55,7 @@ NOT_HERE = {
     "python -m tests.cache.kill_nodes": "minutes; by hand",
     "python -m tests.training.kill_nodes": "minutes; by hand",
     "python -m tests.cluster_demo CLONE": "minutes; by hand",
+    "python -m tests.cluster_demo CLONE --steps 20": "minutes; by hand",
     "python -m tests.training.eight_ranks": "minutes; by hand",
     "python -m tests.training.compare_sources CLONE": "minutes; by hand",
     "python -m benchmarks.cluster_nodes FOLDER": "minutes",

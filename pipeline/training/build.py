@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +116,20 @@ def with_text(unet: UNet, config: SDXLConfig, train: params.Train, paths: Paths,
         for parameter in cell.get_parameters():
             parameter.requires_grad = own and not parameter.name.startswith(unused)
         if adapted and is_trained:
-            _attach(cell, list(text_targets(part, config)), train)
+            _attach(cell, text_targets(part, config), train, part)
     return WithText(unet, clip_l, clip_g).set_train()
 
 
-def _attach(cell: nn.Cell, chosen: list[str], train: params.Train) -> None:
-    attach(cell, forms.chosen(), train.adapter, chosen, train.rank, train.alpha, train.lokr_factor, train.seed)
+def _attach(cell: nn.Cell, layers: Mapping[str, tuple[int, ...]], train: params.Train, called: str) -> None:
+    """Adapters for the weights `layers`, name -> shape, of the network that is `called` so in the log."""
+    if train.adapter == "lokr":
+        whole = sum(
+            "lokr_w2" in kinds.shapes("lokr", shape, train.rank, train.lokr_factor) for shape in layers.values()
+        )
+        if whole:
+            log.info("lokr: in %d of %d layers of %s the second part is a whole matrix, and train.rank and train.alpha change nothing",
+                     whole, len(layers), called)  # fmt: skip
+    attach(cell, forms.chosen(), train.adapter, list(layers), train.rank, train.alpha, train.lokr_factor, train.seed)
 
 
 def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path) -> UNet:
@@ -143,14 +152,7 @@ def unet(config: SDXLConfig, device: Device, train: params.Train, weights: Path)
         return cell.set_train()
     shapes = {parameter.name: parameter.shape for parameter in cell.get_parameters()}
     chosen = targets(shapes, train.adapter_targets, groups.groups(train.groups))
-    if train.adapter == "lokr":
-        whole = [
-            name for name in chosen if "lokr_w2" in kinds.shapes("lokr", shapes[name], train.rank, train.lokr_factor)
-        ]
-        if whole:
-            log.info("lokr: in %d of %d layers the second part is a whole matrix, and train.rank and train.alpha change nothing",
-                     len(whole), len(chosen))  # fmt: skip
-    _attach(cell, chosen, train)
+    _attach(cell, {name: shapes[name] for name in chosen}, train, "the UNet")
     if recompute:
         recompute_blocks(cell)
     return cell.set_train()

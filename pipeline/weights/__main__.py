@@ -253,13 +253,15 @@ def _open(path: Path) -> tuple[str, str, dict]:
             found = [tensor for part in held for tensor in source.open_part(path, part, config).items()]
             if found and len(held) < len(PREFIX):
                 return ", ".join(_NAMES[part] for part in held), name, dict(found)
-        with contextlib.suppress(StageError):
-            adapters = file.read(path, config)
-            for line in _counted(adapters):
-                print(line)
+    if path.is_file():
+        try:
+            name, adapters = file.read_any(path)
+        except StageError:
+            if recognise.is_adapter(read_file(path)):
+                file.read(path, CONFIGS[own])
+        else:
+            print(*_counted(adapters), sep="\n")
             return "adapter", name, _parts_of(adapters)
-    if path.is_file() and recognise.is_adapter(read_file(path)):
-        file.read(path, CONFIGS[own])
     raise faults[own]
 
 

@@ -34,6 +34,15 @@ def test_sdxl_of_rank_32_and_batch_8_fits_a_card():
     assert sum(host.host_bytes(RUN).values()) < sum(host.host_bytes(replace(RUN, adapter="none")).values())
 
 
+def test_a_smaller_rank_is_a_way_to_fit():
+    large = replace(RUN, rank=512)
+    assert not device.fits(large) and "train.rank: 32" in device.ways_to_fit(large)
+    assert device.fits(replace(large, rank=32))
+    # a smaller rank is no way for one of 32, nor for a training without adapters
+    for other in (replace(RUN, batch_size=16), replace(RUN, adapter="none", batch_size=16)):
+        assert not device.fits(other) and not any("rank" in way for way in device.ways_to_fit(other))
+
+
 def test_text_encoders_with_adapters():
     """66 of CLIP-L's layers and 192 of bigG's, which stay as precise as they are cached."""
     taught = replace(RUN, text_encoders="both", encoder_bytes=(4, 2))

@@ -68,7 +68,10 @@ def test_a_task_whose_folder_is_being_made(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(experiments, "_commits", fails)
     with pytest.raises(SystemExit) as ended:
         experiments.main([])
-    assert "Empty git repo; a task of the queue is just starting" in f"{ended.value.code}{capsys.readouterr().err}"
+    assert (
+        "Empty git repo; while a queue runs, a task may just be starting"
+        in f"{ended.value.code}{capsys.readouterr().err}"
+    )
 
 
 def test_what_dvc_cannot_read_of_a_commit_comes_last():

@@ -1,6 +1,7 @@
 """Text encoders among the parts of a run: their own rate by every optimizer, what of them is trained, and the precision
 that each has."""
 
+import re
 from types import SimpleNamespace
 
 import pipeline.device  # noqa: F401  (before MindSpore)
@@ -101,3 +102,15 @@ def test_graphs_know_the_encoders_precision_and_rate(device, monkeypatch):
     assert same == network and other != update
     frozen = {"train.text_encoders": "none"}
     assert keys("float32", **frozen) == keys("bfloat16", **frozen, **{"train.text_encoder_learning_rate": 1e-4})
+
+
+def test_layers_of_lokr_for_which_the_rank_does_nothing_are_told(made, caplog):
+    """By component; of bigG's layers there are none."""
+    with caplog.at_level("INFO"):
+        network = made(**{"train.adapter": "lokr", "train.rank": 1}).network
+    found = re.findall(r"lokr: in (\d+) of (\d+) layers of (.+) the second part is a whole matrix", caplog.text)
+    wanted = []
+    for part, called in (("unet", "the UNet"), ("clip_l", "clip_l"), ("clip_g", "clip_g")):
+        names = [p.name.split(".")[-1] for p in network.trainable_params() if part_of(p.name) == part]
+        wanted.append((str(names.count("lokr_w2")), str(names.count("lokr_w1")), called))
+    assert found == wanted[:2] and wanted[2][0] == "0" != wanted[2][1]

@@ -92,31 +92,52 @@ def write(
 def read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
     """Weight's name in Stability's layout -> its adapters: one, or up to three of a joined weight's rows. Reads headers
     and alphas. Raises StageError for what is no adapter of this configuration."""
+    tensors, metadata = _contents(path)
     try:
-        return _read(path, config)
+        return _adapters(path, tensors, metadata, config)
     except StageError:
-        for name, other in CONFIGS.items():
-            if other is not config and _is_one(path, other):
-                raise StageError(
-                    f"{path} is an adapter of model.config {name}, and this one is another; set model.config, or take another file"
-                ) from None
-        raise
+        try:
+            name, _ = _fitting(path, tensors, metadata)
+        except StageError:
+            name = None
+        if name is None:
+            raise
+        own = next(own for own, one in CONFIGS.items() if one is config)
+        raise StageError(
+            f"{path} is an adapter of model.config {name}, and model.config is {own}; set it, or take another file"
+        ) from None
 
 
-def _is_one(path: Path, config: SDXLConfig) -> bool:
-    try:
-        return bool(_read(path, config))
-    except StageError:
-        return False
+def read_any(path: Path) -> tuple[str, dict[str, list[Adapter]]]:
+    """The name of the configuration of which the file is an adapter, and what `read` gives. Raises StageError."""
+    return _fitting(path, *_contents(path))
 
 
-def _read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
+def _fitting(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[str, dict[str, list[Adapter]]]:
+    faults = []
+    for name, config in CONFIGS.items():
+        try:
+            return name, _adapters(path, tensors, metadata, config)
+        except StageError as error:
+            faults.append(error)
+    raise faults[0]
+
+
+def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise StageError(f"{path} {found}; wanted an adapter, a .safetensors file")
+    return safetensors.read(path), safetensors.metadata(path)
+
+
+def _adapters(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], config: SDXLConfig
+) -> dict[str, list[Adapter]]:
     found: dict[str, dict[str, Tensor]] = {}
     faults: list[str] = []
-    for name, tensor in safetensors.read(path).items():
+    for name, tensor in tensors.items():
         match = _PART.fullmatch(peft.renamed(name))
         if match is None:
             why = "; convolutions in Tucker's form are not read" if _TUCKER.fullmatch(name) else ""
@@ -128,7 +149,7 @@ def _read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
             if match["part"] in parts:
                 faults.append(f"{check.described(name, tensor)}, which is there by another name too")
             parts[match["part"]] = _along_outputs(name, tensor)
-    alpha_of = peft.alphas(safetensors.metadata(path), path)
+    alpha_of = peft.alphas(metadata, path)
     places, shapes = _places(config), layout.shapes(config)
     adapters: dict[str, list[Adapter]] = {}
     taken: dict[tuple[str, tuple[int, int] | None], str] = {}
@@ -154,7 +175,7 @@ def _read(path: Path, config: SDXLConfig) -> dict[str, list[Adapter]]:
             adapters.setdefault(weight, []).append(Adapter(path, parts, number, rows))
     if faults or not adapters:
         faults, why = faults or ["no tensors"], ""
-        if not found and any(part_of(canonical(name)) for name in safetensors.read(path)):
+        if not found and any(part_of(canonical(name)) for name in tensors):
             why = ", but a model, which model.base takes"
         elif any(layer.startswith(_ONE_ENCODER) for layer in found):
             why = (
