@@ -57,7 +57,7 @@ def main(params: Params) -> None:
     from pipeline.workers import cluster
 
     with cluster.connected(d.cluster):
-        target = cluster.nodes(d)[0].target
+        target = cluster.target(d)
         hardware.check_cluster(params, target, *_sections(params))
         params = replaced(params, {"device.target": target})
         _train(params, target, partial(on_nodes.train, *_for_nodes(params), PATHS.out, RANK))

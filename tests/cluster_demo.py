@@ -3,8 +3,9 @@
     python -m tests.cluster_demo CLONE [--steps 40]
 
 CLONE is a clone of the repository with the outs of `make repro`, which it loses. The nodes are network namespaces of this
-computer; the second and the third have a rank of the training each, and do not see CLONE. The index and both caches must be
-byte for byte one computer's; losses, weights and pictures, which two ranks made, to rounding. It wants root, iproute2 (`ip`)
+computer; the first and one of the others have a rank of the training each, and these do not see CLONE. The index and both caches
+must be byte for byte one computer's; losses, weights and pictures, which two ranks made, to rounding. Then a `dvc exp run` draws
+other pictures there. It wants root, iproute2 (`ip`)
 and Ray, so pytest does not run it."""
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,11 @@ def main() -> None:
         cluster = {"cluster": f"{NODES[FIRST]}:6379", "nodes": 2}
         repro(clone, {**train, "batch_size": 8}, cluster, *inside(FIRST))
         print(f"dvc repro on the cluster: {time.monotonic() - began:.0f} s", flush=True)
-    found = outcome(clone)
+        found = outcome(clone)
+        repro(clone, {**train, "batch_size": 8}, cluster, *inside(FIRST), command=["exp", "run", "-S", "sample.seed=7"])
+        again = outcome(clone)
+    assert again[:2] == found[:2] and not any((again[3][name] == drawn).all() for name, drawn in found[3].items())
+    print("dvc exp run -S sample.seed=7: other pictures of the same training")
     assert found[0] == files, [name for name in files if found[0].get(name) != files[name]]
     print(f"index and caches: the same bytes, {len(files)} files")
     apart = np.abs(np.array(found[1]) / losses - 1).max()
@@ -56,7 +62,7 @@ def main() -> None:
     )
 
 
-def repro(clone: Path, train: dict, device: dict, *before: str) -> None:
+def repro(clone: Path, train: dict, device: dict, *before: str, command: Sequence[str] = ("repro",)) -> None:
     path = clone / "params.yaml"
     text = path.read_bytes()
     try:
@@ -65,7 +71,7 @@ def repro(clone: Path, train: dict, device: dict, *before: str) -> None:
         tree["device"] |= device
         path.write_text(yaml.safe_dump(tree))
         environment = {**os.environ, "PIPELINE_STORE": str(clone / ".store")}
-        subprocess.run([*before, sys.executable, "-m", "dvc", "repro"], cwd=clone, env=environment, check=True)
+        subprocess.run([*before, sys.executable, "-m", "dvc", *command], cwd=clone, env=environment, check=True)
     finally:
         path.write_bytes(text)
 

@@ -4,6 +4,8 @@ tests/test_docs_run.py runs the commands."""
 
 import argparse
 import ast
+import gzip
+import json
 import re
 import shlex
 import sys
@@ -17,6 +19,7 @@ from pipeline import cli, params
 from pipeline.__main__ import TOOLS
 from pipeline.data import sets_file
 from tests.project import ROOT
+from tests.reference.make_raycluster_schema import SCHEMA
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.S | re.M)
@@ -227,6 +230,27 @@ def test_the_clusters_manifest_is_of_this_ray():
     npus = container["resources"]["limits"]["huawei.com/Ascend910"]
     # one for each that the device plug-in gives; as `ray start --resources` takes it, in a shell's quotes
     assert yaml.safe_load(yaml.safe_load(workers["rayStartParams"]["resources"])) == {"NPU": int(npus)}
+
+
+def manifest_changes():
+    """-> what a user may do to the manifest, each of which Kubernetes would refuse or drop."""
+    yield "as it is", lambda tree: None
+    yield "a field of another name", lambda tree: tree["spec"]["workerGroupSpecs"][0].update(replica=4)
+    yield "no image's container", lambda tree: tree["spec"]["headGroupSpec"]["template"]["spec"].pop("containers")
+    yield (
+        "a number where text is wanted",
+        lambda tree: tree["spec"]["headGroupSpec"]["rayStartParams"].update(port=6379),
+    )
+    yield "no name of a group", lambda tree: tree["spec"]["workerGroupSpecs"][0].pop("groupName")
+
+
+@pytest.mark.parametrize("change", [pytest.param(change, id=name) for name, change in manifest_changes()])
+def test_the_clusters_manifest_is_one_of_kuberays(request, change):
+    jsonschema = pytest.importorskip("jsonschema", reason="it comes with Ray: pip install -r requirements-ray.txt")
+    tree = yaml.safe_load((ROOT / "docs/raycluster.yaml").read_text())
+    change(tree)
+    checked = jsonschema.Draft202012Validator(json.loads(gzip.decompress(SCHEMA.read_bytes())))
+    assert checked.is_valid(tree) == (request.node.callspec.id == "as it is"), list(checked.iter_errors(tree))
 
 
 def test_keys_that_are_named_exist():

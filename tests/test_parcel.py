@@ -68,3 +68,12 @@ def test_a_damaged_file_is_fetched_again(first):
     files["one.ckpt"].write_text("bytes of one.akp?")
     files, _ = first.parcel.unpack()
     assert files["one.ckpt"].read_text() == "bytes of one.akpt"
+
+
+@pytest.mark.parametrize(("root", "sees"), [("s3://bucket/set", True), ("{here}", True), ("/of/the/first/node", False)])
+def test_a_node_reads_pictures_itself_where_it_can(tmp_path, first, root, sees):
+    """At a URL, or in a folder that it has; else by way of the first node."""
+    source = SimpleNamespace(root=root.format(here=tmp_path), read=lambda path: b"of here", file=None)
+    first.parcel.first.read = SimpleNamespace(remote=lambda path: b"by way of the first")
+    _, found = parcel.Parcel({}, source, first.parcel.first).unpack()
+    assert found.read("a.png") == (b"of here" if sees else b"by way of the first")

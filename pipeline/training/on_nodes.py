@@ -127,7 +127,7 @@ def _gathered(device: Device) -> Iterator[list[_Here]]:
 def _asked(device: Device) -> list[_Here]:
     """An actor on each node."""
     here, found = ray.get_runtime_context().get_node_id(), []
-    for node in sorted(cluster.nodes(device), key=lambda node: (node.key != here, node.name)):
+    for node in sorted(cluster.nodes(device.target, device.workers), key=lambda node: (node.key != here, node.name)):
         places = min(node.places, device.workers)
         found.append(_Here(node.name, places, Node.options(**node.share(places)).remote()))
     return found

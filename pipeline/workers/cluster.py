@@ -65,33 +65,41 @@ class Node:
         return wanted | {"scheduling_strategy": NodeAffinitySchedulingStrategy(self.key, soft=False)}
 
 
-def nodes(device: Device) -> list[Node]:
-    """Those of the cluster that have the device that is asked for. Raises StageError when none can have it."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    npus = [int(node["Resources"].get("NPU", 0)) for node in alive]
-    target = "CPU" if device.target == "CPU" or device.target == "auto" and not any(npus) else "Ascend"
-    if target == "Ascend" and not any(npus):
+def target(device: Device) -> str:
+    """What device.target is on this cluster: CPU, or Ascend where a node has the resource NPU. Raises StageError.
+
+    It is asked once, when a stage begins: a cluster that loses its last NPU does not go on with CPUs, whose last bits are
+    others."""
+    npus = any(node["Resources"].get("NPU") for node in ray.nodes() if node["Alive"])
+    if device.target == "Ascend" and not npus:
         raise StageError(
             "device.target is Ascend, and no node of the cluster has the resource NPU: start their Ray with "
             "`--resources='{\"NPU\": 8}'` if it does not find them itself, or set device.target to auto or CPU"
         )
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in alive]
-    return [
-        Node(node["NodeName"], node["NodeID"], target, places, cpu)
-        for node, npu, cpu in zip(alive, npus, cpus, strict=True)
-        if (places := npu if target == "Ascend" else device.workers * (cpu > 0))
-    ]
+    return "Ascend" if npus and device.target != "CPU" else "CPU"
+
+
+def nodes(target: str, workers: int) -> list[Node]:
+    """Those of the cluster that have such a device now, each with so many places where it has no NPUs."""
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        cpus, npus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "NPU"))
+        if places := npus if target == "Ascend" else workers * (cpus > 0):
+            found.append(Node(node["NodeName"], node["NodeID"], target, places, cpus))
+    return found
 
 
 class Actors:
     """A crew of actors, which each call `make` once."""
 
     def __init__(self, device: Device, make: Callable[[], Work]):
-        self._device, self._make = device, ray.put(make)
+        self._target, self._workers, self._make = target(device), device.workers, ray.put(make)
         self._nodes: dict[str, Node] = {}
 
     def places(self) -> list[Place]:
-        found = nodes(self._device)
+        found = nodes(self._target, self._workers)
         self._nodes = {node.key: node for node in found}
         return [Place(node.name, number, node.key) for node in found for number in range(node.places)]
 

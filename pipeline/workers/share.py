@@ -117,10 +117,12 @@ def share(crew: Crew, units: list, counted: Callable[[str, int], None]) -> Itera
     """The result of each unit, as they come; by the time that one is given, its worker has the next unit.
 
     counted(node, number): called with what was done, and with less than 0 where it was lost with its worker. Raises
-    StageError when a worker says that something must be mended, and when none is left."""
+    StageError when a worker says that something must be mended, and when none is left. When all nodes have gone it waits
+    for one, as long as for a worker that says nothing."""
     waiting, tries, ends, ended = deque(range(len(units))), Counter(), Counter(), ""
     at: dict[Worker, _At] = {}
     looked = told_wait = time.monotonic() - _LOOK_SECONDS
+    alone: float | None = None  # since when there has been no place, and there was one
 
     def lose(worker: Worker, reason: str) -> None:
         state = at.pop(worker)
@@ -142,14 +144,21 @@ def share(crew: Crew, units: list, counted: Callable[[str, int], None]) -> Itera
             now = time.monotonic()
             if now - looked >= _LOOK_SECONDS:
                 looked = now
-                taken = {worker.place for worker in at}
-                for place in crew.places():
+                taken, places = {worker.place for worker in at}, crew.places()
+                for place in places:
                     if place not in taken and ends[place] < _ENDS and len(at) < len(waiting) + len(taken):
                         at[crew.start(place)] = _At(now)
-                if not at:
+                if at:
+                    alone = None
+                elif places or not ended or now - (alone := alone or now) > STUCK_SECONDS:
                     raise StageError(
                         f"no worker is left{ended and ', the last ended so: '}{ended}. What is done is kept: run again"
                     )
+                elif alone == now:
+                    log.warning("no node is left; waits for one, for %g minutes at most", STUCK_SECONDS / 60)
+            if not at:
+                time.sleep(_WAIT_SECONDS)
+                continue
             results = []
             for worker in crew.wait(list(at), _WAIT_SECONDS):
                 state = at[worker]

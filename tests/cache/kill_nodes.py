@@ -1,23 +1,25 @@
 """Index and caches on a Ray cluster of two nodes without a shared disk, whose processes are killed:
 
-    python -m tests.cache.kill_nodes [--kills 6]
+    python -m tests.cache.kill_nodes [--kills 2]
 
 The nodes are network namespaces of this computer with an address each. The second has the NPUs that the caches' workers
 want (no process uses them), and sees neither the project nor its pictures nor the first node's store: a mount namespace
-hides them. While each stage runs, processes of workers and Ray's own (the raylet, which is then started again) are
-killed at random moments. The outs must be byte for byte those of one computer. It wants root, iproute2 (`ip`) and Ray,
-so pytest does not run it."""
+hides them. While each stage runs, workers, the raylet and all that is the node's are killed at random moments, and what is Ray's is
+started again; a stage is run from an empty store until each kind had --kills. The outs must be byte for byte those of one
+computer. It wants root, iproute2 (`ip`) and Ray, so pytest does not run it."""
 
 import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,15 +29,17 @@ from tests.training.two_nodes import NODES, network
 FIRST, SECOND = NODES
 STAGES = {"index": "outs/index", "cache_latents": "outs/latents", "cache_text": "outs/text"}
 RAY = Path(sys.executable).parent / "ray"
+RAYLET = rb"\S*/raylet/raylet\0"  # Ray's own process on each node
+KINDS = ("worker", "raylet", "node")
 _LIMITS = ["--object-store-memory=100000000", "--num-cpus=2", "--block"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=6, help="in each stage")
+    parser.add_argument("--kills", type=int, default=2, help="of each kind, in each stage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    draw, killed = random.Random(args.seed), 0
+    draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         project = top / "project"
@@ -44,21 +48,29 @@ def main() -> None:
         params = project / "params.yaml"
         params.write_text(params.read_text().replace("cluster: null", f"cluster: {NODES[FIRST]}:6379"))
         with network(), nodes(top) as start_second:
-            for stage, out in STAGES.items():
-                shutil.rmtree(project / ".store")
-                shutil.rmtree(project / out)
-                run = subprocess.Popen([*inside(FIRST), sys.executable, "-m", f"stages.{stage}"], cwd=project,
-                                       env=environment(project), stderr=subprocess.PIPE, text=True)  # fmt: skip
-                kills = 0
-                while run.poll() is None and kills < args.kills:
-                    time.sleep(draw.uniform(1, 8))
-                    kills += kill(draw, start_second)
-                said = run.communicate()[1]
-                assert run.returncode == 0, said
-                assert bytes_of(project / out) == wanted[stage], f"{stage}: other bytes"
-                print(f"{stage}: {kills} kills, the bytes of one computer", flush=True)
-                killed += kills
-    print(f"two nodes without a shared disk, {killed} kills: nothing was lost")
+            for stage in STAGES:
+                kills, runs = Counter(), 0
+                while not runs or min(kills[kind] for kind in KINDS) < args.kills:
+                    run(project, stage, kills, args.kills, draw, start_second)
+                    assert bytes_of(project / STAGES[stage]) == wanted[stage], f"{stage}: other bytes"
+                    runs += 1
+                said = ", ".join(f"{kills[kind]} of a {kind}" for kind in KINDS)
+                print(f"{stage}: killed {said} in {runs} runs: the bytes of one computer", flush=True)
+
+
+def run(project: Path, stage: str, kills: Counter, most: int, draw: random.Random, start_second) -> None:
+    """One run of a stage, from an empty store, beside the kills that are still to be done, which it counts in `kills`."""
+    shutil.rmtree(project / ".store", ignore_errors=True)
+    shutil.rmtree(project / STAGES[stage], ignore_errors=True)
+    work = subprocess.Popen([*inside(FIRST), sys.executable, "-m", f"stages.{stage}"], cwd=project,
+                            env=environment(project), stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while work.poll() is None:
+        time.sleep(draw.uniform(1, 8))
+        kind = min(KINDS, key=kills.__getitem__)
+        if kills[kind] < most:
+            kills[kind] += kill(kind, draw, start_second)
+    said = work.communicate()[1]
+    assert work.returncode == 0, said
 
 
 def made(project: Path, stage: str) -> dict[str, bytes]:
@@ -117,22 +129,29 @@ def end(node: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def kill(draw: random.Random, start_second) -> bool:
-    """A worker of the second node, or all of the node, which comes again. Whether there was one."""
-    workers = []
-    for pid in pids(SECOND):
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            workers += [pid] if command.startswith((b"ray::_Actor", b"ray::_call")) else []
+def kill(kind: str, draw: random.Random, start_second) -> bool:
+    """A worker of the second node, Ray's raylet there, or all of the node. Whether there was a worker, at work or about to be."""
+    workers = processes(SECOND, rb"ray::(_Actor|_call)")
     if not workers:
         return False
-    if draw.random() < 0.3:
+    if kind == "node":
         end(SECOND)
-        start_second()
     else:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(draw.choice(workers), signal.SIGKILL)
+            os.kill(draw.choice(workers if kind == "worker" else processes(SECOND, RAYLET)), signal.SIGKILL)
+    if kind != "worker":
+        start_second()
     return True
+
+
+def processes(node: str, command: bytes) -> list[int]:
+    """Those of a node whose command begins so: a pattern."""
+    found = []
+    for pid in pids(node):
+        with contextlib.suppress(OSError):
+            if re.match(command, Path(f"/proc/{pid}/cmdline").read_bytes()):
+                found.append(pid)
+    return found
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pipeline.workers.crew import crew
 from pipeline.workers.share import Done
 from tests.cache import cache_jobs, cache_workers
 from tests.cache.cache_jobs import Encoder, folder_bytes, job
-from tests.cache.cache_workers import COUNT, ROWS_PER_SHARD, encoded, maker
+from tests.cache.cache_workers import COUNT, ROWS_PER_SHARD, encoded, maker, workers
 
 ray = pytest.importorskip("ray", reason="Ray is not installed here: pip install -r requirements-ray.txt")
 
@@ -70,24 +70,39 @@ def test_the_nodes_give_the_bytes_of_one_process(tmp_path, nodes, alone, capsys,
     found = encoded(tmp_path)
     assert os.getpid() not in found
     assert sum(len(set(names)) for names in found.values()) == COUNT == len(set().union(*found.values()))
+    made = workers(tmp_path)
+    assert made.keys() == found.keys() and {one["encoders"] for one in made.values()} == {1}
+    assert {one["node"] for one in made.values()} == {node.node_id for node in nodes.list_all_nodes()}
     last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latents: ")][-1]
     assert f"latents: 100%, {COUNT} of {COUNT}, " in last and re.search(r"nodes?: 127\.0\.0\.\d .*/s", last)
     assert build(tmp_path, nodes).encoded == 0
 
 
 def test_deaths_cost_shards_in_flight_and_a_node_that_joins_gets_work(tmp_path, nodes, alone, caplog):
-    """A worker is killed, then its whole node, while a third one joins."""
+    """A worker is killed, then its whole node, while a third one joins, whose two workers have an NPU each."""
 
     with crew(device(nodes), maker(tmp_path, "dies first", pause=0.4), {}) as found, ThreadPoolExecutor(1) as behind:
         built = behind.submit(engine.build, job(range(COUNT), Encoder()), tmp_path / "out", found)
         while not (tmp_path / "went wrong").exists() and not built.done():
             time.sleep(0.1)
         # In this thread, as Ray wants it.
-        nodes.add_node(num_cpus=1, object_store_memory=100 << 20, node_ip_address="127.0.0.4", resources={"NPU": 1})
+        (tmp_path / "hold").touch()
+        third = nodes.add_node(
+            num_cpus=1, object_store_memory=100 << 20, node_ip_address="127.0.0.4", resources={"NPU": 2},
+            env_vars={"DEVICE_ID": "5"},
+        )  # fmt: skip
         second = next(node for node in nodes.list_all_nodes() if node.node_ip_address == "127.0.0.3")
         nodes.remove_node(second, allow_graceful=False)
-        assert not built.done()
+        try:
+            until = time.monotonic() + 120
+            while len(joined := [one for one in workers(tmp_path).values() if one["node"] == third.node_id]) < 2:
+                assert not built.done() and time.monotonic() < until
+                time.sleep(0.1)
+        finally:
+            (tmp_path / "hold").unlink()
         report = built.result(300)
+    assert {one["ASCEND_RT_VISIBLE_DEVICES"] for one in joined} == {"0", "1"}
+    assert {one["DEVICE_ID"] for one in joined} == {None}
     assert report.shards_written == 8 and folder_bytes(tmp_path / "out") == alone
     # a shard that was made and not yet fetched goes with its node
     again = [record for record in caplog.records if record.getMessage().startswith("encoded again: ")]
@@ -99,6 +114,33 @@ def test_what_a_node_finds_wrong_ends_the_stage_and_names_it(tmp_path, nodes):
     with pytest.raises(StageError, match=r"^127\.0\.0\.[234]: a bad picture was found$"):
         build(tmp_path, nodes, "fails always")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("asked", ["auto", "Ascend"])
+def test_no_cpu_takes_over_when_the_last_npu_is_lost(nodes, monkeypatch, asked):
+    """Its last bits are others. When the NPU is there again it has work again."""
+    from pipeline.workers import cluster
+
+    alive = []
+    monkeypatch.setattr(ray, "nodes", lambda: [
+        {"NodeName": name, "NodeID": name, "Alive": name in alive, "Resources": {"CPU": 8.0} | npus}
+        for name, npus in (("head", {}), ("npus", {"NPU": 2.0}))
+    ])  # fmt: skip
+    monkeypatch.setattr(ray, "put", lambda made: made)
+    alive[:] = "head", "npus"
+    actors = cluster.Actors(device(nodes, asked), None)
+    both = actors.places()
+    assert [place.node for place in both] == ["npus", "npus"]
+    alive.remove("npus")
+    assert actors.places() == []
+    alive.append("npus")
+    assert actors.places() == both
+    alive.remove("npus")
+    if asked == "auto":
+        assert cluster.target(device(nodes, asked)) == "CPU"
+    else:
+        with pytest.raises(StageError, match="no node of the cluster has the resource NPU"):
+            cluster.target(device(nodes, asked))
 
 
 @dataclass(frozen=True)
@@ -163,10 +205,10 @@ def test_where_workers_can_be(monkeypatch, target, npus, places):
     ]
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
     monkeypatch.setattr(cluster.ray, "put", lambda value: value)
-    found = cluster.Actors(SimpleNamespace(target=target, workers=3), make)
+    device = SimpleNamespace(target=target, workers=3)
     if places is None:
         with pytest.raises(StageError, match="no node of the cluster has the resource NPU"):
-            found.places()
+            cluster.Actors(device, make)
     else:
-        names = [f"{place.node}{place.number}" for place in found.places()]
+        names = [f"{place.node}{place.number}" for place in cluster.Actors(device, make).places()]
         assert names == places or len(names) == places

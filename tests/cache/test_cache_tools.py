@@ -97,7 +97,10 @@ def test_ls_says_why_nothing_is_cached(capsys):
     stand_in.write("outs/text", "text", {"chunks": 1}, (np.zeros(2, np.uint8),), "train.text_encoders is clip_l")
     tools.list_caches()
     said = capsys.readouterr().out
-    assert "train.text_encoders is clip_l: captions are encoded while training" in said and '"chunks":1' in said.replace(" ", "")
+    assert (
+        "train.text_encoders is clip_l: captions are encoded while training" in said
+        and '"chunks":1' in said.replace(" ", "")
+    )
     assert "\n\n" not in said
 
 

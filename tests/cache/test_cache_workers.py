@@ -118,6 +118,46 @@ def test_a_shard_that_is_lost_before_it_is_fetched_is_encoded_again(tmp_path, al
     assert caplog.text.count("encoded again: far has ended") == 1
 
 
+class Leaving(Losing):
+    """Its only node goes with the first shard, and is there again after `looks` looks."""
+
+    def __init__(self, wanted, made, looks):
+        super().__init__(wanted, made)
+        self._away, self._looks = False, looks
+
+    def places(self):
+        self._looks -= self._away
+        return [] if self._away and self._looks > 0 else [self.place]
+
+    def _read(self, name):
+        self._away = True
+        return super()._read(name)
+
+    def hear(self):
+        if self._away and self._looks > 0:
+            raise share.Gone("far has ended")
+        return super().hear()
+
+    def wait(self, workers, seconds):
+        return workers
+
+
+@pytest.mark.parametrize(("looks", "ends"), [(3, True), (10**6, False)])
+def test_when_the_last_node_goes_another_is_waited_for(tmp_path, alone, monkeypatch, caplog, looks, ends):
+    """Not for ever."""
+    monkeypatch.setattr(share, "STUCK_SECONDS", 2.0)
+    monkeypatch.setattr(share, "_WAIT_SECONDS", 0.02)
+    crew = Leaving(job(range(COUNT), Encoder()).wanted, tmp_path / "alone store", looks)
+    if ends:
+        engine.build(job(range(COUNT), Encoder()), tmp_path / "out", crew)
+        assert folder_bytes(tmp_path / "out") == alone
+    else:
+        with pytest.raises(StageError, match="no worker is left, the last ended so: far has ended"):
+            engine.build(job(range(COUNT), Encoder()), tmp_path / "out", crew)
+        assert not (tmp_path / "out").exists()
+    assert caplog.text.count("no node is left; waits for one, for 0.0333333 minutes at most") == 1
+
+
 def test_a_worker_elsewhere_that_has_the_same_store_leaves_nothing_there(tmp_path):
     """It removes each file once it is fetched, when the store's own already lies under that name."""
     wanted = job(range(COUNT), Encoder()).wanted

@@ -1,6 +1,7 @@
 """Who draws the pictures: this process, several, or a cluster's nodes."""
 
 import os
+import signal
 import sys
 from functools import partial
 
@@ -23,6 +24,9 @@ def painter(pids, params, files):
         (pids / f"{weights} {unit.chosen[0]} {os.getpid()}").touch()
         if params.sample.prompts[unit.chosen[0]] == "broken":
             raise StageError("the latents are not finite")
+        if params.sample.prompts[unit.chosen[0]] == "dies" and not (pids.parent / "died").exists():
+            (pids.parent / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         stepped()
         pixels = [MODELS.index(weights), unit.chosen[0]]
         return {
@@ -72,12 +76,16 @@ def test_several_processes_draw(tmp_path):
 
 
 def test_nodes_of_a_cluster_draw(tmp_path, nodes):
-    """Which have none of the tests' code, so it is sent."""
+    """Which have none of the tests' code, so it is sent. One worker dies meanwhile."""
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    found, steps, pids = painted(tmp_path, PROMPTS, cluster=nodes.address)
-    assert found == WANTED and str(os.getpid()) not in pids
-    assert steps == 6 * params().sample.steps
+    found, _, pids = painted(tmp_path, ["a", "b", "dies", "d", "e"], cluster=nodes.address)
+    assert found == WANTED and str(os.getpid()) not in pids and len(pids) > 1 and (tmp_path / "died").exists()
+
+
+def test_a_process_that_dies_loses_no_picture(tmp_path):
+    found, _, pids = painted(tmp_path, ["a", "b", "dies", "d", "e"], workers=2)
+    assert found == WANTED and len(pids) > 1 and (tmp_path / "died").exists()
 
 
 def test_what_a_worker_finds_wrong_is_said(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.training.layout import Layout, layout, split
 from tests import ray_nodes
-from tests.training.test_distributed import SETTINGS, assert_close, outcome
-from tests.training.test_resume import start, train
+from tests.training.test_distributed import SETTINGS
+from tests.training.test_resume import ends, start, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
 
 ray = pytest.importorskip("ray", reason="Ray is not installed here: pip install -r requirements-ray.txt")
@@ -28,9 +28,10 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(workspace, graphs, tmp_path_factory):
-    train(workspace, share_graphs(tmp_path_factory.mktemp("alone"), graphs), *SETTINGS, "train.batch_size=8")
-    return outcome(workspace)
+def unbroken(workspace, graphs, tmp_path_factory):
+    """Two ranks of this computer."""
+    train(workspace, share_graphs(tmp_path_factory.mktemp("unbroken"), graphs), *SETTINGS, *TWO)
+    return ends(workspace)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,20 @@ def test_what_the_nodes_cannot_do_is_said_before_they_are_asked(workspace, tmp_p
     assert "train.precision: bfloat16 needs an Ascend NPU and no node of the cluster has one" in said
 
 
+def test_as_many_nodes_are_waited_for_as_are_wanted(monkeypatch, caplog):
+    from pipeline.training import on_nodes
+
+    nodes, ended, answers = ["a", "b", "c"], [], iter([1, 1, 2])
+    here = [on_nodes._Here(name, places, None) for name, places in zip(nodes, (1, 2, 2), strict=True)]
+    monkeypatch.setattr(on_nodes, "_asked", lambda device: here)
+    monkeypatch.setattr(on_nodes, "_answers", lambda asked, device: asked[: next(answers)])
+    monkeypatch.setattr(on_nodes, "_end", lambda nodes: ended.append([node.name for node in nodes]))
+    monkeypatch.setattr(on_nodes, "_LOOK_SECONDS", 0.0)
+    with on_nodes._gathered(params(**{"device.min_nodes": 2, "device.nodes": 2}).device) as found:
+        assert [node.name for node in found] == ["b", "a"] and ended == [nodes, nodes]
+    assert ended == [nodes] * 3 and caplog.text.count("waits for nodes: 1 answer, device.min_nodes is 2") == 1
+
+
 def left(cluster):
     """What trainings have left in the stores of the nodes."""
     patterns = "train/*", "trained/*", "nodes/train-*"
@@ -101,7 +116,7 @@ def left(cluster):
     }
 
 
-def test_a_node_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, alone):
+def test_a_node_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, unbroken):
     """Nor does it lose the state that it had written: it is in the store of the node where the stage began."""
     before = left(cluster)
     run = start(workspace, tmp_path / "store", *SETTINGS, *TWO, f"device.cluster={cluster.address}")
@@ -120,6 +135,6 @@ def test_a_node_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, alo
     assert f"2 ranks on {at}, each with batches of 2 x 2" in said and f"{at} is lost" in said
     assert f"2 ranks on {other}" in said and "goes on after step" in said
     assert "train/loss" in curves
-    assert_close(outcome(workspace), alone)
+    assert ends(workspace) == unbroken
     assert not list(tmp_path.glob("store/train/*/s*-*"))  # a finished run's states
     assert left(cluster)[other] == before[other]
