@@ -103,7 +103,9 @@ def test_as_many_nodes_are_waited_for_as_are_wanted(monkeypatch, caplog):
     monkeypatch.setattr(on_nodes, "_answers", lambda asked, device: asked[: next(answers)])
     monkeypatch.setattr(on_nodes, "_end", lambda nodes: ended.append([node.name for node in nodes]))
     monkeypatch.setattr(on_nodes, "_LOOK_SECONDS", 0.0)
-    with on_nodes._gathered(params(**{"device.min_nodes": 2, "device.nodes": 2}).device) as found:
+    with on_nodes._gathered(
+        params(**{"device.min_nodes": 2, "device.nodes": 2, "device.cluster": "auto"}).device
+    ) as found:
         assert [node.name for node in found] == ["b", "a"] and ended == [nodes, nodes]
     assert ended == [nodes] * 3 and caplog.text.count("waits for nodes: 1 answer, device.min_nodes is 2") == 1
 
