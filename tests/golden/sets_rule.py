@@ -112,7 +112,7 @@ flip_aug = true
     },
     "tags behind a prefix": {
         **TAGS,
-        "dataset.toml": toml('caption_prefix = "sks"', "shuffle_caption = true", "keep_tokens = 2"),
+        "dataset.toml": toml('caption_prefix = "sks,"', "shuffle_caption = true", "keep_tokens = 2"),
     },
     "wildcards": {**LINES, "dataset.toml": toml("enable_wildcard = true")},
     "class pictures with repeats": {
