@@ -64,6 +64,7 @@ def ours(tmp_path: Path, peer: str, case: str) -> list[dict]:
             "flip": bool(one.flip),
             "crop": one.crop or "center",
             "sides": sorted(one.resolutions or (64,)),
+            "alpha_mask": bool(one.alpha_mask),
             "mask": images[row["image"]]["mask"],
         }
     totals = {key: sum(several.values()) for key, several in captions.items()}
@@ -96,6 +97,15 @@ def test_the_index_has_the_samples_of_the_peers_own_loader(tmp_path, peer, case)
 
 def test_all_cases_are_in_the_golden_file():
     assert {peer: set(cases) for peer, cases in CASES.items()} == {peer: set(GOLDEN[peer]) for peer in CASES}
+
+
+def test_a_concept_as_onetrainer_writes_it_is_read_with_its_settings(tmp_path):
+    """All of them, of which those of pictures stand in place of params.yaml's."""
+    written = json.dumps([GOLDEN["onetrainer_writes"]])
+    data = write_folder(tmp_path / "data", CASES["onetrainer"]["settings left out"] | {"concepts.json": written})
+    (one,), notes = find(str(data), open_source(str(data)))
+    assert (one.folder, one.repeats, one.loss_weight, one.rules, notes) == ("cats", 1, 1, None, [])
+    assert (one.crop, one.flip, one.resolutions) == ("random", False, ())
 
 
 def told(samples: list[dict], *names: str) -> dict:

@@ -13,7 +13,7 @@ in the project's folder, each in an environment of its own (Python 3.11) with nu
         opencv-python-headless safetensors huggingface_hub
     datasets: datasets==5.2.0
 
-Each writes its own part of the file. Code is run as it stands at the revisions below, which are read out of the clones."""
+Each writes its own part of the file, and OneTrainer's a concept with the settings that it comes with as well. Code is run as it stands at the revisions below, which are read out of the clones."""
 
 import argparse
 import json
@@ -112,6 +112,7 @@ def kohya(clones: list[str], scratch: Path):
                         "flip": subset.flip_aug,
                         "crop": "random" if subset.random_crop else "center",
                         "sides": [dataset.width],
+                        "alpha_mask": bool(subset.alpha_mask),
                         "mask": info.cond_img_path and os.path.relpath(info.cond_img_path, root),
                     }
                 )
@@ -128,6 +129,7 @@ def onetrainer(clones: list[str], scratch: Path):
     from mgds.OutputPipelineModule import OutputPipelineModule
     from modules.dataLoader.mixin.DataLoaderMgdsMixin import DataLoaderMgdsMixin
     from modules.dataLoader.mixin.DataLoaderText2ImageMixin import DataLoaderText2ImageMixin
+    from modules.util.config.ConceptConfig import ConceptConfig
     from modules.util.config.TrainConfig import TrainConfig
     from modules.util.enum.DataType import DataType
     from modules.util.TrainProgress import TrainProgress
@@ -185,6 +187,7 @@ def onetrainer(clones: list[str], scratch: Path):
         }
 
     read.keep = library
+    read.further = {"onetrainer_writes": ConceptConfig.default_values().to_dict() | {"seed": 0, "path": "cats"}}
     return read
 
 
@@ -232,7 +235,7 @@ def main() -> None:
             firsts = first_copies(root)
             rows = [row | {"path": firsts[row["path"]]} for row in read(root)]
             found[case] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
-    golden[given.peer] = found
+    golden |= {given.peer: found, **getattr(read, "further", {})}
     used = {"kohya": ["sd-scripts"], "onetrainer": ["OneTrainer", "mgds"], "datasets": ["datasets"]}[given.peer]
     golden["revisions"] |= {name: REVISIONS[name] for name in used}
     GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

@@ -82,13 +82,14 @@ batch_size = 1
   caption_prefix = ""
   class_tokens = "an animal"
 [[datasets]]
-resolution = 96
+resolution = [96, 96]
 flip_aug = true
   [[datasets.subsets]]
   image_dir = "dogs"
   num_repeats = 2
   caption_suffix = "at night"
   random_crop = true
+  alpha_mask = true
   flip_aug = false
   [[datasets.subsets]]
   image_dir = "cats"
@@ -253,6 +254,15 @@ ONETRAINER: dict[str, Files] = {
                     "tag_dropout_probability": 0.3,
                 },
             }
+        ),
+    },
+    "as older versions wrote it": {
+        **DOGS,
+        "concepts.json": json.dumps(
+            [
+                {"name": "dogs", "path": "dogs", "repeats": 2.0, "seed": 1, "image": {"enable_crop_jitter": False}},
+                {"name": "validation", "path": "dogs", "repeats": 3.0, "seed": 2, "validation_concept": True},
+            ]
         ),
     },
     # From here on theirs differs.
