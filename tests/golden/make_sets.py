@@ -1,19 +1,20 @@
 """Make sets.json: the samples that kohya's own loader, OneTrainer's and `datasets` make of the data sets of sets_rule.py: of
 each its path, set, times an epoch, captions with the share of each, and what the set says of flip, crop, resolution and masks.
 
-    python -m tests.golden.make_sets kohya SD_SCRIPTS          # a clone of kohya-ss/sd-scripts
-    python -m tests.golden.make_sets onetrainer ONETRAINER MGDS  # of Nerogar/OneTrainer, and of Nerogar/mgds, which it loads data with
+    python -m tests.golden.make_sets kohya SD_SCRIPTS            # a clone of kohya-ss/sd-scripts
+    python -m tests.golden.make_sets onetrainer ONETRAINER MGDS  # of Nerogar/OneTrainer, and of Nerogar/mgds, its loader
     python -m tests.golden.make_sets datasets
 
 in the project's folder, each in an environment of its own (Python 3.11) with numpy and pillow and
 
-    kohya: torch==2.13.0 torchvision==0.28.0 transformers==4.54.1 diffusers==0.32.1 accelerate toml voluptuous imagesize
-        opencv-python-headless einops safetensors tqdm
-    onetrainer: torch==2.13.0 torchvision==0.28.0 transformers==5.24.0 diffusers==0.39.0 accelerate parse gguf av tqdm
-        opencv-python-headless safetensors huggingface_hub
+    kohya: torch==2.13.0 torchvision==0.28.0 transformers==4.54.1 diffusers==0.32.1 accelerate==1.15.0 toml==0.10.2
+        voluptuous==0.16.0 imagesize==2.0.1 opencv-python-headless==5.0.0.93 einops==0.8.2 tqdm
+    onetrainer: torch==2.13.0 torchvision==0.28.0 transformers==5.24.0 diffusers==0.39.0 accelerate==1.15.0 parse==1.22.4
+        gguf==0.19.0 av==18.1.0 opencv-python-headless==5.0.0.93 tensorboard==2.21.0 tqdm
     datasets: datasets==5.2.0
 
-Each writes its own part of the file, and OneTrainer's a concept with the settings that it comes with as well. Code is run as it stands at the revisions below, which are read out of the clones."""
+Each writes its own part of the file, and OneTrainer's a concept with the settings that it comes with as well. Code is run as it
+stands at the revisions below, which are read out of the clones."""
 
 import argparse
 import json
