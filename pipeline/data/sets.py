@@ -186,16 +186,19 @@ def multipliers(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
         elif one.samples is not None:
             found.append(one.samples / total if total else 0.0)
         elif one.class_images and one.repeats is None:
-            found.append(None)  # below
+            found.append(None)  # _of_class
         else:
             found.append(1.0 if one.repeats is None else one.repeats)
-    for place, one in enumerate(sets):
-        if found[place] is None:
-            mine = [(o, t, f) for o, t, f in zip(sets, totals, found) if o.group == one.group]
-            beside = sum(total * often for other, total, often in mine if not other.class_images)
-            same = sum(total for _, total, often in mine if often is None)
-            found[place] = beside / same if same else 0.0
-    return found
+    return [_of_class(number, sets, totals, found) if often is None else often for number, often in enumerate(found)]
+
+
+def _of_class(number: int, sets: tuple[Set, ...], totals: list[float], found: list[float | None]) -> float:
+    """How often an epoch has each picture of a class set, which together with the other such sets of its group has as
+    many samples as the sets beside them."""
+    mine = [place for place, one in enumerate(sets) if one.group == sets[number].group]
+    beside = sum(totals[place] * found[place] for place in mine if not sets[place].class_images)
+    same = sum(totals[place] for place in mine if found[place] is None)
+    return beside / same if same else 0.0
 
 
 def check(sets: tuple[Set, ...], counts: Counter) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _WILDCARD = re.compile(r"\{([^{}]*)\}")  # the innermost
+_BRACES = re.compile(r"\{\{|\}\}|[{}]")
 _OPEN, _CLOSE = "\0(", "\0)"  # for {{ and }}: no caption has a null
 _MOST_WILDCARDS = 1000
 
@@ -54,7 +55,7 @@ def _variant(text: str, rules: Rules, number: int) -> str:
 
 def _chosen(text: str, numbers: Callable[[int], np.ndarray]) -> str:
     """With one of each wildcard's texts, those within others first."""
-    text = text.replace("\0", "").replace("{{", _OPEN).replace("}}", _CLOSE)
+    text = _without_braces(text.replace("\0", ""))
     for _ in range(_MOST_WILDCARDS):
         match = _WILDCARD.search(text)
         if match is None:
@@ -62,6 +63,22 @@ def _chosen(text: str, numbers: Callable[[int], np.ndarray]) -> str:
         options = match[1].split("|")
         text = text[: match.start()] + options[int(numbers(1)[0]) % len(options)] + text[match.end() :]
     return " ".join(text.replace(_OPEN, "{").replace(_CLOSE, "}").split())
+
+
+def _without_braces(text: str) -> str:
+    """With others for {{ and }}; where two wildcards are open, }} closes both."""
+    opened: list[str] = []
+
+    def instead(match: re.Match) -> str:
+        found = match[0]
+        if found[0] == "{":
+            opened.append(found)
+            return _OPEN if found == "{{" else found
+        both = opened[-2:] == ["{", "{"] and found == "}}"
+        del opened[-2 if both else -1 :]
+        return _CLOSE if found == "}}" and not both else found
+
+    return _BRACES.sub(instead, text)
 
 
 def _stream(text: str, seed: int, number: int) -> Callable[[int], np.ndarray]:

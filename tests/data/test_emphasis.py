@@ -1,5 +1,6 @@
-"""Weights of words: how they are read, and what they do to hidden states, against an implementation in PyTorch."""
+"""Weights of words: how they are read, and what they do to hidden states, against A1111's own code."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,36 @@ SPECIAL = str.maketrans({letter: f"\\{letter}" for letter in "()[]\\"})
         ("a\n(b\nc)", [("a\n", 1), ("b\nc", 1.1)]),
     ],
 )
-def test_brackets_are_read_as_a1111_does(text, wanted):
+def test_how_brackets_are_read(text, wanted):
     found = parse(text)
     assert [piece for piece, _ in found] == [piece for piece, _ in wanted]
     np.testing.assert_allclose([weight for _, weight in found], [weight for _, weight in wanted], rtol=1e-12)
     assert is_weighted(text) == (wanted != [(text, 1)])
+
+
+def read_there() -> dict[str, list]:
+    """Texts -> their pieces by A1111's parse_prompt_attention."""
+    return json.loads((ROOT / "tests/golden/emphasis.json").read_text())
+
+
+def alike(found: list, wanted: list) -> bool:
+    """With the products of brackets in any order."""
+    weights = [np.array([weight for _, weight in pieces]) for pieces in (found, wanted)]
+    same = [piece for piece, _ in found] == [piece for piece, _ in wanted]
+    return same and np.allclose(*weights, rtol=1e-12, atol=0)
+
+
+def test_brackets_are_read_as_by_a1111():
+    there = read_there()
+    assert [text for text in emphasis_rule.TEXTS if not alike(parse(text), there[text])] == []
+    assert len(emphasis_rule.TEXTS) > 200
+
+
+@pytest.mark.parametrize("text", emphasis_rule.OTHERWISE)
+def test_what_is_read_otherwise_than_by_a1111(text):
+    """As docs/own-data.md says."""
+    wanted = emphasis_rule.OTHERWISE[text]
+    assert alike(parse(text), wanted) and not alike(wanted, read_there()[text])
 
 
 @given(st.text(st.sampled_from("()[]\\:1.5a \n")))
@@ -112,19 +138,38 @@ def chunks(ids: list[int], tokenizer: tokens.Tokenizer, pad: int) -> np.ndarray:
     return tokens.chunk(ids, emphasis_rule.CHUNKS, tokenizer.begin, tokenizer.end, pad)
 
 
-def test_states_are_those_of_another_implementation():
+def test_states_are_a1111s():
+    """Ids and weights by its chunks, and states by its emphasis "Original"."""
     golden, tokenizer = np.load(ROOT / "tests/golden/emphasis.npz"), tokens.Tokenizer(ROOT / "data/tokenizer")
     width_l = emphasis_rule.WIDTHS[0]
     for number, text in enumerate(emphasis_rule.CASES):
         ids, weights = tokens.weighted(tokenizer, text, "a1111")
-        assert ids == golden[f"{number}_ids"].tolist()
-        np.testing.assert_allclose(weights, golden[f"{number}_weights"], rtol=1e-12)
-        both = [emphasis_rule.hidden(chunks(ids, tokenizer, pad), n) for n, pad in enumerate((tokenizer.end, 0))]
+        both = [chunks(ids, tokenizer, pad) for pad in (tokenizer.end, 0)]
+        for one, padded in enumerate(both):  # there padding is put in behind the first end, after this
+            told = golden[f"{number}_ids_{one}"]
+            ends = np.cumsum(told == tokenizer.end, axis=1)
+            assert np.array_equal(np.where(ends - (told == tokenizer.end) > 0, (tokenizer.end, 0)[one], told), padded)
         of_both = np.stack([tokens.chunk_weights(weights, emphasis_rule.CHUNKS)] * 2)
-        found = tokens.emphasised(np.concatenate(both, axis=2), of_both, width_l)
+        np.testing.assert_allclose(of_both[0], golden[f"{number}_weights"], rtol=1e-6)
+        hidden = [emphasis_rule.hidden(padded, one) for one, padded in enumerate(both)]
+        found = tokens.emphasised(np.concatenate(hidden, axis=2), of_both, width_l)
         assert found.dtype == np.float32
         for name, part in (("encoder_0", found[..., :width_l]), ("encoder_1", found[..., width_l:])):
-            np.testing.assert_allclose(part, golden[f"{number}_{name}"], rtol=2e-6, atol=2e-6)
+            np.testing.assert_allclose(part, golden[f"{number}_{name}"], rtol=5e-6, atol=5e-6)
+
+
+def test_words_behind_a_comma_are_not_moved_to_the_next_chunk():
+    """As A1111 does by its setting comma_padding_backtrack, 20 as it comes."""
+    moved, tokenizer = (
+        np.load(ROOT / "tests/golden/emphasis.npz")["moved_ids"],
+        tokens.Tokenizer(ROOT / "data/tokenizer"),
+    )
+    found = chunks(tokenizer(emphasis_rule.MOVED), tokenizer, tokenizer.end)
+    comma = found[0].tolist().index(tokenizer(",")[0], 60)
+    assert (
+        np.array_equal(moved[0, : comma + 1], found[0, : comma + 1]) and (moved[0, comma + 1 :] == tokenizer.end).all()
+    )
+    assert np.array_equal(moved[1, 1 : 76 - comma], found[0, comma + 1 : 76]) and comma < 75
 
 
 def test_without_weights_states_stay_bit_for_bit():

@@ -236,6 +236,8 @@ def test_how_often_a_set_is_seen():
     assert multipliers(sets, [10, 30, 5]) == [3, 1 / 6, 7]  # 30 and 5 samples, and as many class pictures
     sets = Set("a", group=0), Set("b", class_images=True, group=0), Set("c", class_images=True, group=1)
     assert multipliers(sets, [10, 30, 5]) == [1, 1 / 3, 0]
+    sets = Set("a", repeats=3), Set("b", class_images=True), Set("c", class_images=True)
+    assert multipliers(sets, [10, 30, 20]) == [3, 0.6, 0.6]  # 30 class pictures in both sets together
     sets = Set("a"), Set("b", class_images=True, repeats=0.5), Set("c", weight=1)
     assert multipliers(sets, [10, 30, 0]) == [1, 0.5, 0]
 

@@ -52,7 +52,13 @@ def test_wildcards():
     assert colours == {"red", "green", ""} and len(found) == 6
     assert all(text.endswith(" {x|y}") for text in found)
     assert all(abs(600 * chance - 100) < 50 for chance in found.values())
-    assert texts("{a|{b|c} }", count=200, wildcards=True).keys() == {"a", "b", "c"}
+    for text in ("{a|{b|c} }", "{a|{b|c}}", "{ {a|b}|c}"):
+        assert texts(text, count=200, wildcards=True).keys() == {"a", "b", "c"}, text
+    nested = texts("{a|{b|c}}", count=1000, wildcards=True)
+    assert abs(nested["a"] - 1 / 2) < 0.06 and abs(nested["b"] - 1 / 4) < 0.06
+    assert texts("{a|{b|{c|{{d}}}}} {{e}}", count=200, wildcards=True).keys() == {
+        f"{one} {{e}}" for one in ("a", "b", "c", "{d}")
+    }
     assert texts("{ a", count=3, wildcards=True) == {"{ a": 1}
     assert texts("{" * 5000 + "|" * 5000 + "}" * 5000, count=1, wildcards=True)
 

@@ -1,16 +1,20 @@
-"""Loss weights against diffusers' `compute_snr` and closed forms."""
+"""Loss weights against diffusers' `compute_snr`, closed forms, and losses of sd-scripts, OneTrainer and diffusers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline import params
 from pipeline.diffusion import loss, schedule
+from tests.golden import losses_rule
 from tests.golden import objectives_rule as o
 from tests.golden import training_rule as t
 from tests.golden.compare import training
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "objectives.npz")
+LOSSES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 
 
 def snr(rescaled=False):
@@ -88,9 +92,42 @@ def test_a_padded_batch_has_the_mean_of_its_real_samples():
     assert (losses * found).mean() == pytest.approx((3 + 10 + 3.5) / 3)
 
 
-def test_a_mask_is_onetrainers_and_a_white_one_changes_nothing():
+def test_a_white_mask_changes_nothing_and_others_have_their_shares():
     masks = np.array([[[0, 51], [204, 255]], [[255, 255], [255, 255]]], np.uint8)
     found = loss.masked(np.array([2.0, 3.0]), masks, 0.3)
     assert found.dtype == np.float32 and found.shape == (2, 1, 2, 2)
-    np.testing.assert_allclose(found[0, 0], 2 * np.clip([[0, 0.2], [0.8, 1]], 0.3, 1), rtol=1e-6)  # torch.clamp there
+    np.testing.assert_allclose(found[0, 0], 2 * np.array([[0.3, 0.3], [0.8, 1]]), rtol=1e-6)
     assert (found[1] == 3).all()
+
+
+def of_batch(floor: float | None = None, **weighting) -> float:
+    """The loss of losses_rule's batch: weights by sample as training.feed has them, by pixel where there is a floor."""
+    prediction, target, masks = losses_rule.batch()
+    weight = loss.weights(snr()[losses_rule.TIMESTEPS], "epsilon", **weighting) * losses_rule.LOSS_WEIGHTS
+    weight = loss.batch_weights(weight, np.ones(4, bool), 4, 4)
+    weight = weight[:, None, None, None] if floor is None else loss.masked(weight, masks, floor)
+    return float((weight * (prediction - target).astype(np.float64) ** 2).mean())
+
+
+def test_masks_are_kohyas_and_onetrainers():
+    """By sd-scripts' process_batch and OneTrainer's _diffusion_losses (tests/golden/make_losses.py), with the weights of class
+    pictures and Min-SNR over them."""
+    assert of_batch(0.0) == pytest.approx(LOSSES["sd_scripts"]["masks"], rel=1e-6)
+    assert LOSSES["sd_scripts"]["alpha masks"] == LOSSES["sd_scripts"]["masks"]
+    assert of_batch(0.0, snr_gamma=losses_rule.SNR_GAMMA) == pytest.approx(
+        LOSSES["sd_scripts"]["masks, min_snr_gamma"], rel=1e-5
+    )
+    assert of_batch(losses_rule.FLOOR) == pytest.approx(LOSSES["onetrainer"]["masks"], rel=1e-6)
+
+
+def test_the_floor_as_it_comes_is_onetrainers():
+    floor = params.load(Path(__file__).parents[2] / "presets/tiny.yaml").train.mask_floor
+    assert floor == LOSSES["onetrainer"]["unmasked_weight"]
+    assert of_batch(floor) == pytest.approx(LOSSES["onetrainer"]["masks, unmasked_weight as it comes"], rel=1e-6)
+
+
+def test_class_pictures_count_as_in_prior_preservation():
+    """The same as kohya's prior_loss_weight and OneTrainer's loss_weight; diffusers adds the mean over the class pictures to
+    the mean over the others, which is twice the mean over a batch that has as many of both."""
+    for peer, times in (("sd_scripts", 1), ("onetrainer", 1), ("diffusers", 2)):
+        assert times * of_batch() == pytest.approx(LOSSES[peer]["class pictures"], rel=1e-6)

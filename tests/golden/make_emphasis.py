@@ -1,99 +1,85 @@
-"""Write emphasis.npz: hidden states of texts with weights, as A1111's web UI makes them, by PyTorch and transformers.
+"""Write emphasis.npz and emphasis.json: the pieces of texts with weights, and the hidden states of such texts, by A1111's web
+UI's own code: its modules prompt_parser, sd_hijack_clip and sd_emphasis as they stand.
 
-    pip install torch transformers        (made with torch 2.13.0, transformers 4.57.1)
-    python -m tests.golden.make_emphasis
+In an environment of its own: pip install torch==2.13.0 transformers==5.24.0 lark==1.3.1; then with a clone of
+github.com/AUTOMATIC1111/stable-diffusion-webui (v1.10.1, commit 82a973c)
+`python -m tests.golden.make_emphasis path/to/stable-diffusion-webui` in the project's folder.
 
-Written from the descriptions of it: the wiki's page Features, "Attention/emphasis" (brackets), and the emphasis that is
-called "Original" there (states times weights, then each encoder's mean restored). The tokenizer is data/tokenizer."""
+In place of the rest of A1111 stand its settings as they come, but for comma_padding_backtrack (see BACKTRACK), no embeddings,
+and for an encoder the numbers of emphasis_rule.hidden. The tokenizer is data/tokenizer."""
 
+import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from tests.golden.emphasis_rule import CASES, CHUNKS, hidden
+from tests.golden.emphasis_rule import CASES, CHUNKS, MOVED, OTHERWISE, TEXTS, hidden
 
-TOKENIZER = CLIPTokenizer.from_pretrained("data/tokenizer")
-BEGIN, END = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
-
-
-def letters(text: str) -> list[tuple[str, float]]:
-    """Each letter with its weight: read from left to right, where a bracket closes what it began is multiplied."""
-    found: list[list] = []
-    begun: dict[str, list[int]] = {"(": [], "[": []}
-    place = 0
-    while place < len(text):
-        letter = text[place]
-        if letter == "\\" and text[place + 1] in "()[]\\":
-            found.append([text[place + 1], 1.0])
-            place += 1
-        elif letter in begun:
-            begun[letter].append(len(found))
-        elif letter == "]":
-            multiply(found, begun["["].pop(), 1 / 1.1)
-        elif letter == ")":
-            multiply(found, begun["("].pop(), 1.1)
-        elif letter == ":" and (number := weight_at(text, place)) is not None:
-            multiply(found, begun["("].pop(), number)
-            place = text.index(")", place)
-        else:
-            found.append([letter, 1.0])
-        place += 1
-    return [tuple(pair) for pair in found]
+HERE = Path(__file__).parent
+BACKTRACK = 20  # A1111's default; 0 does not move what follows a comma near a chunk's end
 
 
-def multiply(found: list[list], begin: int, times: float) -> None:
-    for pair in found[begin:]:
-        pair[1] *= times
+def module(name: str, **content) -> None:
+    sys.modules[f"modules.{name}"] = ModuleType(name)
+    vars(sys.modules[f"modules.{name}"]).update(content)
 
 
-def weight_at(text: str, place: int) -> float | None:
-    """The number between a colon and the bracket that closes."""
-    inside = text[place + 1 :].partition(")")[0]
-    try:
-        return float(inside)
-    except ValueError:
-        return None
+sys.path.insert(0, sys.argv[1])
+OPTIONS = SimpleNamespace(
+    emphasis="Original", comma_padding_backtrack=0, textual_inversion_add_hashes_to_infotext=False,
+    use_old_emphasis_implementation=False,
+)  # fmt: skip
+NONE = SimpleNamespace(find_embedding_at_position=lambda tokens, position: (None, None))
+HIJACK = SimpleNamespace(embedding_db=NONE, extra_generation_params={}, fixes=None)
+module("shared", opts=OPTIONS)
+module("devices", device="cpu", torch_npu_set_device=lambda: None)
+module("sd_hijack", model_hijack=HIJACK)
+from modules import prompt_parser, sd_hijack_clip  # noqa: E402
 
 
-def pieces(text: str) -> list[tuple[str, float]]:
-    found = []
-    for letter, weight in letters(text):
-        if found and abs(found[-1][1] - weight) < 1e-9:
-            found[-1] = found[-1][0] + letter, weight
-        else:
-            found.append((letter, weight))
-    return found
+class Encoder(sd_hijack_clip.TextConditionalModel):
+    """A1111's, with our numbers for what its transformer would give."""
 
+    def __init__(self, number: int):
+        super().__init__()
+        self.number, self.tokenizer = number, CLIPTokenizer.from_pretrained("data/tokenizer")
+        self.id_start, self.id_end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        self.id_pad = 0 if number else self.id_end  # of bigG, sd_hijack_open_clip.py; of CLIP-L, sd_hijack_clip.py
+        self.comma_token = self.tokenizer.get_vocab()[",</w>"]
 
-def chunked(values: list, begin, end, pad) -> list[list]:
-    rows = []
-    for number in range(CHUNKS):
-        part = values[75 * number : 75 * number + 75]
-        rows.append([begin, *part, end, *[pad] * (75 - len(part))])
-    return rows
+    def tokenize(self, texts):
+        return self.tokenizer(texts, truncation=False, add_special_tokens=False)["input_ids"]
+
+    def encode_with_transformers(self, tokens):
+        return torch.from_numpy(hidden(tokens.numpy(), self.number))
 
 
 def states(text: str) -> dict[str, np.ndarray]:
-    ids, weights = [], []
-    for piece, weight in pieces(text):
-        own = TOKENIZER(piece, add_special_tokens=False).input_ids
-        ids += own
-        weights += [weight] * len(own)
-    found = {"ids": np.array(ids), "weights": np.array(weights)}
-    times = torch.tensor(chunked(weights, 1.0, 1.0, 1.0))
-    for encoder, pad in enumerate((END, 0)):
-        own = np.array(chunked(ids, BEGIN, END, pad))
-        z = torch.from_numpy(hidden(own, encoder))
-        for row in range(CHUNKS):  # each chunk is a run of the encoder
-            mean = z[row].mean()
-            z[row] *= times[row].unsqueeze(-1)
-            z[row] *= mean / z[row].mean()
-        found[f"encoder_{encoder}"] = z.numpy()
+    found = {}
+    for number in range(2):
+        encoder = Encoder(number)
+        chunks, _ = encoder.tokenize_line(text)
+        chunks += [encoder.empty_chunk()] * (CHUNKS - len(chunks))
+        # One after the other, as its forward has them: each has a mean of its own.
+        parts = [encoder.process_tokens([chunk.tokens], [chunk.multipliers]) for chunk in chunks]
+        found[f"encoder_{number}"] = torch.cat(parts).numpy()
+        found["weights"] = np.array([chunk.multipliers for chunk in chunks], np.float32)
+        found[f"ids_{number}"] = np.array([chunk.tokens for chunk in chunks], np.int16)
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
     arrays = {f"{number}_{name}": values for number, text in enumerate(CASES) for name, values in states(text).items()}
-    np.savez_compressed(Path(__file__).parent / "emphasis.npz", **arrays)
+    OPTIONS.comma_padding_backtrack = BACKTRACK
+    arrays["moved_ids"] = states(MOVED)["ids_0"]
+    np.savez_compressed(HERE / "emphasis.npz", **arrays)
+    parsed = {text: prompt_parser.parse_prompt_attention(text) for text in (*TEXTS, *OTHERWISE)}
+    (HERE / "emphasis.json").write_text(json.dumps(parsed, ensure_ascii=False, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()
