@@ -92,7 +92,8 @@ def listing(path: str) -> dict[str, Far]:
     as names. Raises SourceError."""
     wanted = urls(path)
     if len(wanted) > 1 or wanted[0].endswith((".tar", ".parquet")) or wanted[0].rpartition("/")[2] in SETS:
-        with ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
+        at_once = 1 if path.startswith("hf://") else _LISTED_AT_ONCE  # the hub's library lists the files' folder, once
+        with ThreadPoolExecutor(at_once) as pool:
             return dict(zip(wanted, pool.map(_look, wanted)))
     (folder,) = (url.rstrip("/") for url in wanted)
     if folder.startswith(("http://", "https://")):
@@ -260,4 +261,7 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SECONDS, "retries": once}
     files = fsspec.filesystem(scheme, **options)
     files.retries = 1  # s3fs's own: _ask tries again
+    if package == "huggingface_hub":  # else it lists the file's folder, and asks for 5 MB behind each range
+        cat_file = type(files).cat_file.__get__(files)
+        files.cat_file = lambda url, start, end: cat_file(url, start, end, cache_type="none", size=end)
     return files

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from pipeline.data.summary import Summary
 from pipeline.params import check
 from pipeline.stage import StageError
 from tests.data import far_servers
-from tests.data.data_sets import contents, picture, write_parquet, write_tar
+from tests.data.data_sets import contents, picture, write_folder, write_parquet, write_tar
 from tests.project import ROOT, copy_project
 
 KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI-bPxRfiCYEXAMPLEKEY"
@@ -151,6 +152,88 @@ def test_web_tars_by_a_pattern_are_read_by_range(tmp_path, monkeypatch):
     assert not list((tmp_path / "store").rglob("*.png")) and sum(
         file.stat().st_size for file in (tmp_path / "store").rglob("*") if file.is_file()
     ) < sum(map(len, PICTURES.values()))  # no copy on this disk
+
+
+def alike(first: int, count: int = 2) -> dict[str, bytes]:
+    """Tars of eight pictures each, all of the same sizes in bytes whatever their content."""
+    found = {}
+    for number in range(count):
+        with tempfile.TemporaryDirectory() as folder:
+            files = {f"{n}.bmp": picture(first + 8 * number + n, 70, 60, "BMP") for n in range(8)}
+            found[f"set/{number}.tar"] = write_tar(Path(folder, "a.tar"), files).read_bytes()
+    return found
+
+
+def test_a_tar_of_the_same_size_is_another_by_its_etag(wire, server, tmp_path):
+    old, new = alike(0), alike(100)
+    assert {name: len(data) for name, data in old.items()} == {name: len(data) for name, data in new.items()}
+    changed = old | {"set/1.tar": new["set/1.tar"]}
+    write_folder(tmp_path / "near", changed)
+    run(str(tmp_path / "near/set"), tmp_path / "of the new")
+    put(server, write_folder(tmp_path, old) / "set", "alike")
+    held = dict(old)
+    with far_servers.web(held) as address:
+        urls = {"s3": "s3://alike/set", "web": address + "/set/{0..1}.tar"}
+        assert {name: run(url, tmp_path / name).read for name, url in urls.items()} == dict.fromkeys(urls, 16)
+        put(server, write_folder(tmp_path, changed) / "set", "alike")
+        held |= changed
+        assert {name: run(url, tmp_path / name).read for name, url in urls.items()} == dict.fromkeys(urls, 8)
+        assert {name: run(url, tmp_path / name).read for name, url in urls.items()} == dict.fromkeys(urls, 0)
+    assert contents(tmp_path / "s3") == contents(tmp_path / "of the new")
+    images = [pq.read_table(tmp_path / name / "images.parquet")["image"] for name in ("web", "of the new")]
+    assert images[0] == images[1]
+
+
+# In a process of its own, as the hub's library asks once where the hub is.
+OF_HUB = """
+import sys
+import tempfile
+from pathlib import Path
+from tests.data.test_far import run
+for url, out in zip(sys.argv[1::2], sys.argv[2::2]):
+    print(run(url, Path(out)).read)
+"""
+
+
+def test_the_hub_is_read_as_a_disk(tmp_path, monkeypatch):
+    """Tars, those in folders below, and Parquet, over its API."""
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    files, asked, held = alike(0), [], {}
+    files["set/deep/1.tar"] = files.pop("set/1.tar")
+    images = [{"bytes": data, "path": None} for data in PICTURES.values()]
+    write_parquet(tmp_path / "a.parquet", {"image": images, "text": list(PICTURES)}, row_group_size=3)
+    files |= {f"table/{n}.parquet": (tmp_path / "a.parquet").read_bytes() for n in range(3)}
+
+    def read(*urls: str) -> list[int]:
+        words = [word for url in urls for word in (url, str(tmp_path / url.rpartition("/")[2]))]
+        env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", OF_HUB, *words], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return list(map(int, done.stdout.split()))
+
+    def near(name: str) -> dict[str, bytes]:
+        write_folder(tmp_path / "near", files)
+        run(str(tmp_path / "near" / name), tmp_path / f"near {name}")
+        return contents(tmp_path / f"near {name}")
+
+    hub = "hf://datasets/owner/name@main"
+    with far_servers.web(held, asked) as address:
+        held |= far_servers.hub("owner/name", "main", files)
+        assert read(f"{hub}/set", f"{hub}/table", f"{hub}/table/{{0..2}}.parquet") == [16, 24, 24]
+        assert contents(tmp_path / "set") == near("set") and contents(tmp_path / "table") == near("table")
+        by_pattern = pq.read_table(tmp_path / "{0..2}.parquet/images.parquet")
+        assert by_pattern["image"] == pq.read_table(tmp_path / "table/images.parquet")["image"]
+        spans = [span.removeprefix("bytes=").split("-") for path, span in asked if path.endswith(".tar")]
+        tars = sum(len(data) for name, data in files.items() if name.endswith(".tar"))
+        assert sum(int(last) - int(first) + 1 for first, last in spans) < 2 * tars  # each once for its headers
+        asked.clear()
+        files["set/0.tar"] = alike(100)["set/0.tar"]
+        held |= far_servers.hub("owner/name", "main", files)
+        assert read(f"{hub}/set", f"{hub}/table/{{0..2}}.parquet") == [8, 0]
+        assert contents(tmp_path / "set") == near("set")
+        assert {path.rpartition("/")[2] for path, _ in asked if path.endswith(".tar")} == {"0.tar"}
+        listed = [path.partition("?")[0].rpartition("/")[2] for path, _ in asked if "/tree/" in path]
+        assert listed == ["set", "table"]  # each once: not for each file of the pattern, and not for reading
 
 
 SETS = {
