@@ -90,10 +90,11 @@ def _choices(inside: str, pattern: str) -> list[str]:
 def listing(path: str) -> dict[str, Far]:
     """Name, relative to a folder, -> the file, of all in the folder `path`; of a file or a pattern, all with their URLs
     as names. Raises SourceError."""
-    wanted = urls(path)
+    wanted, hub = urls(path), path.startswith("hf://")
+    if hub:
+        _filesystem("hf").invalidate_cache()  # or it lists what was there when it was first asked
     if len(wanted) > 1 or wanted[0].endswith((".tar", ".parquet")) or wanted[0].rpartition("/")[2] in SETS:
-        at_once = 1 if path.startswith("hf://") else _LISTED_AT_ONCE  # the hub's library lists the files' folder, once
-        with ThreadPoolExecutor(at_once) as pool:
+        with ThreadPoolExecutor(1 if hub else _LISTED_AT_ONCE) as pool:  # the first of the hub's lists its folder
             return dict(zip(wanted, pool.map(_look, wanted)))
     (folder,) = (url.rstrip("/") for url in wanted)
     if folder.startswith(("http://", "https://")):
