@@ -7,12 +7,17 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from pipeline import cli, params
 from pipeline.__main__ import TOOLS
+from pipeline.cache.building import previews
+from pipeline.cache.building.text import make_job
 from pipeline.data import __main__ as data_main
 from pipeline.params import ParamsError
+from pipeline.report.show_command import show
 from pipeline.stage import StageError
+from stages import index as index_stage
 from tests import project
 from tests.data import data_sets
 from tests.training.training_samples import ROOT
@@ -165,6 +170,44 @@ def test_data_show_shows_captions_with_their_variants(clone):
     done = start(clone, "data", "show", "tags", "--count", "1")
     assert done.returncode == 0 and "a.png, set ." in done.stdout and "b.png" not in done.stdout
     assert f"cache_text will have {found['rows']} rows of 25,024 bytes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("section", "changed", "rows"),
+    [
+        ("index", {}, 4 + 1),  # and the empty one
+        ("index", {"max_samples": 1}, 1 + 1),
+        ("train", {"previews": ["a fox", "x 0"]}, 4 + 1 + 1),
+        ("cache_text", {"emphasis": "a1111"}, 4 + 1),
+        ("train", {"source": "pictures"}, 0),
+    ],
+    ids=str,
+)
+def test_data_show_counts_the_rows_of_the_cache(clone, monkeypatch, section, changed, rows):
+    """Those that cache_text makes after index: of previews too, and not of pictures that are rejected or left out."""
+    pictures = {f"{n}.png": data_sets.picture(n % 4, 64, 64) for n in range(5)} | {
+        "broken.png": b"x"
+    }  # 4 is a copy of 0
+    captions = {"0": "x 0", "1": "(x:1.2) [y]", "2": "x 2", "3": "x 3", "4": "x 2", "broken": "of no picture"}
+    data_sets.write_folder(clone / "data/images", pictures | {f"{name}.txt": text for name, text in captions.items()})
+    monkeypatch.chdir(clone)
+    tree = yaml.safe_load((clone / "params.yaml").read_text())
+    tree["index"]["max_rejected"] = 0.5
+    tree[section] |= changed
+    settings = params.check(tree, "params.yaml")
+    index_stage.main(settings)
+    found = show(None, settings, 9)
+    assert (found["rows"], found["bytes"]) == (rows, 25_024 * rows)
+    if rows:
+        text, further = settings.cache_text, previews.texts(settings.train.previews)
+        job = make_job("outs/index/captions.parquet", {}, None, None, text.chunks, 1, further, text.emphasis)
+        assert rows == len(job.wanted.rows)
+    used = 1 if "max_samples" in changed else 5
+    assert (found["pictures"], len(found["shown"])) == (used, used)
+    assert found["given"] == len({captions[one["path"].removesuffix(".png")] for one in found["shown"]})
+    copies = [one["captions"] for one in found["shown"] if one["path"] in ("0.png", "4.png")]
+    if used == 5:
+        assert [{(one["share"], one["text"]) for one in copy} for copy in copies] == [{(0.5, "x 0"), (0.5, "x 2")}] * 2
 
 
 def test_data_gives_up_the_buckets_that_the_index_would(tmp_path):

@@ -1,8 +1,8 @@
 """Look at pictures and captions before they are indexed: all names and captions, and some of the pictures. Writes
 nothing; `dvc repro index` looks at every picture. Which buckets index.min_bucket gives up is reckoned from these.
 
-`data show` shows captions as training will have them, with their variants. `data report` looks at all pictures and
-writes a page about them."""
+`data show` shows captions as training will have them, with their variants, and `data report` writes a page; both look
+at all pictures."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
-from pipeline.data import masks, show
+from pipeline.data import masks
 from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
 from pipeline.data.fit import reject
@@ -24,12 +24,10 @@ from pipeline.data.summary import counted
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["show"]:
-        return show.main(arguments[1:])
-    if arguments[:1] == ["report"]:
-        from pipeline.report import data_command  # which is above this folder
+    if arguments[:1] in (["show"], ["report"]):
+        from pipeline.report import data_command, show_command  # which are above this folder
 
-        return data_command.main(arguments[1:])
+        return {"show": show_command, "report": data_command}[arguments[0]].main(arguments[1:])
     made = cli.parser("data", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
     made.add_argument(

@@ -90,9 +90,11 @@ def _choices(inside: str, pattern: str) -> list[str]:
 def listing(path: str) -> dict[str, Far]:
     """Name, relative to a folder, -> the file, of all in the folder `path`; of a file or a pattern, all with their URLs
     as names. Raises SourceError."""
-    wanted = urls(path)
+    wanted, hub = urls(path), path.startswith("hf://")
+    if hub:
+        _filesystem("hf").invalidate_cache()  # or it lists what was there when it was first asked
     if len(wanted) > 1 or wanted[0].endswith((".tar", ".parquet")) or wanted[0].rpartition("/")[2] in SETS:
-        with ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(1 if hub else _LISTED_AT_ONCE) as pool:  # the first of the hub's lists its folder
             return dict(zip(wanted, pool.map(_look, wanted)))
     (folder,) = (url.rstrip("/") for url in wanted)
     if folder.startswith(("http://", "https://")):
@@ -260,4 +262,7 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SECONDS, "retries": once}
     files = fsspec.filesystem(scheme, **options)
     files.retries = 1  # s3fs's own: _ask tries again
+    if package == "huggingface_hub":  # else it lists the file's folder, and asks for 5 MB behind each range
+        cat_file = type(files).cat_file.__get__(files)
+        files.cat_file = lambda url, start, end: cat_file(url, start, end, cache_type="none", size=end)
     return files

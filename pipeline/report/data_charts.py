@@ -8,7 +8,10 @@ from pipeline.report.data import Bucket, Data, Histogram
 
 _RATIOS = ((1, 8), (1, 4), (1, 3), (1, 2), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (2, 1), (3, 1), (4, 1), (8, 1))
 _ABOUT_TOKENS = "CLIP's tokens of distinct captions, begin and end included; a chunk takes 77."
-_ABOUT_LETTERS = "Letters of distinct captions."
+_ABOUT_LETTERS = (  # of the page that index leaves, which must not depend on the tokenizer
+    "Letters of distinct captions. python -m pipeline data report gives them in CLIP's tokens, where the tokenizer "
+    "(model.tokenizer) is there."
+)
 
 
 def of_data(data: Data, suffix: str) -> list[Chart]:

@@ -14,12 +14,7 @@ import pyarrow as pa
 
 from pipeline import cli, params
 from pipeline.cache.building.tokens import Tokenizer, length, weighted
-from pipeline.data.buckets import sizes
-from pipeline.data.index import index
-from pipeline.data.sets_file import find
-from pipeline.data.sources import open_source
-from pipeline.data.views import sizes_of, with_usual
-from pipeline.report import data, data_page
+from pipeline.report import data, data_page, trial
 
 OUT = Path("dvc_plots/data.html")
 _COUNTED = 20_000  # captions whose tokens are counted
@@ -41,29 +36,9 @@ def _run(given: argparse.Namespace) -> None:
 
 def write(path: str, settings: params.Params, out: Path) -> str:
     """-> the index's summary. Raises StageError, OSError; no page is written then."""
-    chosen, columns = settings.index, settings.data
-    source = open_source(path, chosen.caption_lines, columns.image_column, columns.caption_column)
-    sets, _ = find(path, source, chosen.caption_variants, chosen.caption_seed)
-    sets = with_usual(sets, tuple(chosen.further_resolutions))
     with tempfile.TemporaryDirectory() as folder:
-        summary = index(
-            source,
-            Path(folder),
-            sizes(chosen.resolution, chosen.bucket_step, chosen.buckets),
-            chosen.min_side,
-            chosen.max_enlargement,
-            chosen.max_pixels,
-            None,
-            chosen.workers,
-            chosen.min_bucket,
-            sets,
-            chosen.max_samples,
-            chosen.alpha_mask,
-            sizes_of(sets, chosen.bucket_step, chosen.buckets),
-            chosen.neighbors,
-            settings.cache_text.emphasis,
-        )
-        data_page.write(Path(folder), source, path, chosen.max_pixels, out, _measure(settings))
+        source, summary, _ = trial.write(path, settings, Path(folder))
+        data_page.write(Path(folder), source, path, settings.index.max_pixels, out, _measure(settings))
     return str(summary)
 
 

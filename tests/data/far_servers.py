@@ -1,12 +1,16 @@
 """Servers on the loopback for data that lie far away: S3 (moto), a web server that gives ranges, and a connection that
 breaks or is slow before either."""
 
+import hashlib
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def web(files: dict[str, bytes], asked: list[tuple[str, str]] | None = None, **s
             self._answer(body=True)
 
         def _answer(self, body: bool):
-            data = files.get(self.path.lstrip("/"))
+            data = files.get(unquote(self.path).lstrip("/").partition("?")[0])
             if data is None:
                 self.send_error(404)
                 return
@@ -64,6 +68,25 @@ def web(files: dict[str, bytes], asked: list[tuple[str, str]] | None = None, **s
     finally:
         server.shutdown()
         server.server_close()
+
+
+def hub(repo: str, revision: str, files: dict[str, bytes]) -> dict[str, bytes]:
+    """What a web server has to hold to answer as the Hugging Face hub does of a data set: that it is there, what is in
+    each folder, and its files."""
+    answers = {f"datasets/{repo}/resolve/{revision}/{name}": data for name, data in files.items()}
+    answers |= dict.fromkeys(
+        (f"api/datasets/{repo}", f"api/datasets/{repo}/revision/{revision}"), b'{"id": "%s"}' % repo.encode()
+    )
+    entries = [
+        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        for name, data in files.items()
+    ]
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents} - {"."}
+    entries += [{"type": "directory", "path": folder, "size": 0, "oid": "0"} for folder in folders]
+    for folder in folders:
+        inside = [entry for entry in entries if entry["path"].startswith(f"{folder}/")]
+        answers[f"api/datasets/{repo}/tree/{revision}/{folder}"] = json.dumps(inside).encode()
+    return answers
 
 
 class Wire:

@@ -7,14 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from pipeline import recorded
-from pipeline.data import examine, far, memo, tar
+from pipeline.cache.building import engine, latents
+from pipeline.cache.format import shards
+from pipeline.cache.format.preparation import Preparation
+from pipeline.data import examine, far, memo, parquet, tar
 from pipeline.data.buckets import buckets
 from pipeline.data.index import index
 from pipeline.data.part import SourceError
@@ -24,7 +30,7 @@ from pipeline.data.summary import Summary
 from pipeline.params import check
 from pipeline.stage import StageError
 from tests.data import far_servers
-from tests.data.data_sets import contents, picture, write_parquet, write_tar
+from tests.data.data_sets import contents, picture, write_folder, write_parquet, write_tar
 from tests.project import ROOT, copy_project
 
 KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI-bPxRfiCYEXAMPLEKEY"
@@ -151,6 +157,92 @@ def test_web_tars_by_a_pattern_are_read_by_range(tmp_path, monkeypatch):
     assert not list((tmp_path / "store").rglob("*.png")) and sum(
         file.stat().st_size for file in (tmp_path / "store").rglob("*") if file.is_file()
     ) < sum(map(len, PICTURES.values()))  # no copy on this disk
+
+
+def alike(first: int, count: int = 2) -> dict[str, bytes]:
+    """Tars of eight pictures each, all of the same sizes in bytes whatever their content."""
+    found = {}
+    for number in range(count):
+        with tempfile.TemporaryDirectory() as folder:
+            files = {f"{n}.bmp": picture(first + 8 * number + n, 70, 60, "BMP") for n in range(8)}
+            found[f"set/{number}.tar"] = write_tar(Path(folder, "a.tar"), files).read_bytes()
+    return found
+
+
+def test_a_tar_of_the_same_size_is_another_by_its_etag(wire, server, tmp_path):
+    old, new = alike(0), alike(100)
+    assert {name: len(data) for name, data in old.items()} == {name: len(data) for name, data in new.items()}
+    changed = old | {"set/1.tar": new["set/1.tar"]}
+    write_folder(tmp_path / "near", changed)
+    run(str(tmp_path / "near/set"), tmp_path / "of the new")
+    put(server, write_folder(tmp_path, old) / "set", "alike")
+    held = dict(old)
+    with far_servers.web(held) as address:
+        urls = {"s3": "s3://alike/set", "web": address + "/set/{0..1}.tar"}
+        assert {name: run(url, tmp_path / name).read for name, url in urls.items()} == dict.fromkeys(urls, 16)
+        put(server, write_folder(tmp_path, changed) / "set", "alike")
+        held |= changed
+        assert {name: run(url, tmp_path / name).read for name, url in urls.items()} == dict.fromkeys(urls, 8)
+        assert {name: run(url, tmp_path / name).read for name, url in urls.items()} == dict.fromkeys(urls, 0)
+    assert contents(tmp_path / "s3") == contents(tmp_path / "of the new")
+    images = [pq.read_table(tmp_path / name / "images.parquet")["image"] for name in ("web", "of the new")]
+    assert images[0] == images[1]
+
+
+# In a process of its own, as the hub's library asks once where the hub is.
+OF_HUB = """
+import sys
+from pathlib import Path
+from tests.data.test_far import run
+for line in sys.stdin:
+    url, out = line.split()
+    print(run(url, Path(out)).read, flush=True)
+"""
+
+
+def test_the_hub_is_read_as_a_disk(tmp_path, monkeypatch):
+    """Tars, those in folders below, and Parquet, over its API; and what changes there while a process runs is seen."""
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    files, asked, held = alike(0), [], {}
+    files["set/deep/1.tar"] = files.pop("set/1.tar")
+    images = [{"bytes": data, "path": None} for data in PICTURES.values()]
+    write_parquet(tmp_path / "a.parquet", {"image": images, "text": list(PICTURES)}, row_group_size=3)
+    files |= {f"table/{n}.parquet": (tmp_path / "a.parquet").read_bytes() for n in range(3)}
+
+    def read(*names: str) -> list[int]:
+        for name in names:
+            print(f"hf://datasets/owner/name@main/{name}", tmp_path / Path(name).name, file=child.stdin, flush=True)
+        return [int(child.stdout.readline()) for _ in names]
+
+    def near(name: str) -> dict[str, bytes]:
+        write_folder(tmp_path / "near", files)
+        run(str(tmp_path / "near" / name), tmp_path / f"near {name}")
+        return contents(tmp_path / f"near {name}")
+
+    with far_servers.web(held, asked) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        held |= far_servers.hub("owner/name", "main", files)
+        with subprocess.Popen(
+            [sys.executable, "-c", OF_HUB], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert read("set", "table", "table/{0..2}.parquet") == [16, 24, 24]
+            assert contents(tmp_path / "set") == near("set") and contents(tmp_path / "table") == near("table")
+            by_pattern = pq.read_table(tmp_path / "{0..2}.parquet/images.parquet")
+            assert by_pattern["image"] == pq.read_table(tmp_path / "table/images.parquet")["image"]
+            spans = [span.removeprefix("bytes=").split("-") for path, span in asked if path.endswith(".tar")]
+            tars = sum(len(data) for name, data in files.items() if name.endswith(".tar"))
+            assert sum(int(last) - int(first) + 1 for first, last in spans) < 2 * tars  # each once for its headers
+            asked.clear()
+            files["set/0.tar"] = alike(100)["set/0.tar"]
+            held |= far_servers.hub("owner/name", "main", files)
+            assert read("set", "table/{0..2}.parquet") == [8, 0]
+            assert contents(tmp_path / "set") == near("set")
+            assert {path.rpartition("/")[2] for path, _ in asked if path.endswith(".tar")} == {"0.tar"}
+            listed = [path.partition("?")[0].rpartition("/")[2] for path, _ in asked if "/tree/" in path]
+            assert listed == ["set", "table"]  # each once: not for each file of the pattern, and not for reading
+            child.stdin.close()
 
 
 SETS = {
@@ -298,6 +390,74 @@ def test_an_answer_of_the_wrong_length_is_asked_for_again_and_never_taken(tmp_pa
     with pytest.raises(SourceError, match="2 bytes came, of 3"):
         far.read("s3://a/b.tar", 3, 0)
     assert len(files.answers) == 10 - far.ATTEMPTS
+
+
+# --- the cache of latents
+
+
+class Vae:
+    """Notes how many pictures went in, and breaks the wire at one of them, or never."""
+
+    def __init__(self, at: int = -1, wire: far_servers.Wire | None = None):
+        self.encoded, self._at, self._wire = 0, at, wire
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        if self.encoded == self._at:
+            self._wire.breaks("closed")
+        self.encoded += len(pixels)
+        return np.concatenate([pixels[:, :, ::8, ::8]] * 3, axis=1)[:, :8]
+
+
+HOW = Preparation("moments", "center", 1, False, "area", (255, 255, 255))
+
+
+def cache(url: str, index_folder: Path, out: Path, vae: Vae) -> int:
+    """-> rows encoded, which are those that the store lacked."""
+    job = latents.make_job(
+        index_folder / "images.parquet", open_source(url), HOW.fingerprint, HOW, lambda: vae, 1, workers=2
+    )
+    held = sum(len(shards.open_shard(path, shards.LATENTS)) for path in job.wanted.folder.glob("[!.]*.parquet"))
+    report = engine.build(job, out)
+    assert report.encoded == vae.encoded == len(job.wanted.rows) - held
+    return report.encoded
+
+
+@pytest.mark.parametrize("form", ["tars", "parquet"])
+def test_latents_of_far_data_are_those_of_a_disk_though_connections_break(wire, server, tmp_path, monkeypatch, form):
+    folder = tars(tmp_path / "set")
+    if form == "parquet":
+        images = [picture(number, 70, 60) for number in range(16)]
+        shutil.rmtree(folder)
+        write_parquet(folder / "0.parquet", {"image": images, "text": ["x"] * 16}, row_group_size=1)
+    put(server, folder, f"cached-{form}")
+    url = f"s3://cached-{form}/set"
+    run(str(folder), tmp_path / "near")
+    assert cache(str(folder), tmp_path / "near", tmp_path / "near latents", Vae()) == 16
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "another store"))
+    monkeypatch.setattr(far, "ATTEMPTS", 2)
+    parquet._pictures.cache_clear()
+    run(url, tmp_path / "far")
+    broken = Vae(3, wire)
+    with pytest.raises(SourceError, match=rf"{url}/.* cannot be read \(bytes .*tried 2 times.*is remembered"):
+        cache(url, tmp_path / "far", tmp_path / "latents", broken)
+    assert 3 < broken.encoded < 16 and not (tmp_path / "latents").exists()
+    wire.breaks("cut", 1)  # of what is asked for next, which is asked for again
+    assert cache(url, tmp_path / "far", tmp_path / "latents", Vae()) == 16 - broken.encoded
+    assert wire.times == 0 and contents(tmp_path / "latents") == contents(tmp_path / "near latents")
+
+
+def test_of_parquet_far_away_a_row_group_is_asked_for_and_not_the_file(wire, server, tmp_path, monkeypatch):
+    images = [picture(number, 120, 100) for number in range(20)]
+    file = write_parquet(tmp_path / "set/0.parquet", {"image": images, "text": ["x"] * 20}, row_group_size=1)
+    put(server, tmp_path / "set", "rows")
+    asked, plain = [], far.read
+    monkeypatch.setattr(far, "read", lambda url, size, at: asked.append(size) or plain(url, size, at))
+    source = open_source("s3://rows/set")
+    assert source.read("0.parquet#13") == images[13]
+    assert len(images[13]) < sum(asked) < file.stat().st_size / 3
+    asked.clear()
+    assert [len(part.texts) for part in source.parts()] == [20]
+    assert sum(asked) < file.stat().st_size / 3  # captions, without the pictures between them
 
 
 # --- messages
@@ -451,14 +611,12 @@ def test_workers_read_far_data(wire, server, tmp_path, monkeypatch):
 # --- DVC
 
 
-def test_dvc_runs_index_again_when_the_data_far_away_change(server, tmp_path, monkeypatch):
-    """dvc.yaml's own dependency on data.images, by the ETags of the listing; what is edited while index runs is seen too."""
-    root = tmp_path / "project"
+def watched(root: Path, url: str, server: str) -> Callable[..., str]:
+    """A project with data.images far away; -> a function that calls DVC there."""
     copy_project(root)
     shutil.rmtree(root / ".dvc", ignore_errors=True)
-    put(server, tars(tmp_path / "set"), "watched")
     text = (root / "params.yaml").read_text()
-    (root / "params.yaml").write_text(text.replace("images: data/images", "images: s3://watched/set"))
+    (root / "params.yaml").write_text(text.replace("images: data/images", f"images: {url}"))
     env = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PIPELINE_STORE")} | {
         "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": server,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -470,14 +628,32 @@ def test_dvc_runs_index_again_when_the_data_far_away_change(server, tmp_path, mo
         return done.stdout + done.stderr
 
     dvc("init", "--no-scm", "--quiet")
+    return dvc
+
+
+def test_dvc_runs_index_again_when_the_data_far_away_change(server, tmp_path):
+    """dvc.yaml's own dependency on data.images, by the ETags of the listing; what is edited while index runs is seen too."""
+    put(server, tars(tmp_path / "set"), "watched")
+    dvc = watched(tmp_path / "project", "s3://watched/set", server)
     assert "16 of 16 pictures are used" in dvc("repro", "index")
     assert "didn't change" in dvc("repro", "index")
     write_tar(tmp_path / "more/set/1.tar", {"x.png": picture(500, 70, 60)})
     put(server, tmp_path / "more/set", "watched")
     said = dvc("repro", "index")
     assert "9 of 9 pictures are used" in said and "1 picture was read" in said
-    lock = (root / "dvc.lock").read_text()
+    lock = (tmp_path / "project/dvc.lock").read_text()
     assert "s3://watched/set" in lock and KEY not in lock and SECRET not in lock
+
+
+def test_dvc_runs_index_again_when_a_tar_on_a_web_server_changes(server, tmp_path):
+    """By its ETag alone: the new one is as long."""
+    held = {"a.tar": alike(0)["set/0.tar"]}
+    with far_servers.web(held) as address:
+        dvc = watched(tmp_path / "project", f"{address}/a.tar", server)
+        assert "8 pictures were read" in dvc("repro", "index")
+        assert "didn't change" in dvc("repro", "index")
+        held["a.tar"] = alike(100)["set/0.tar"]
+        assert "8 pictures were read" in dvc("repro", "index")
 
 
 def test_data_that_cannot_be_listed_are_not_taken_for_none(monkeypatch):

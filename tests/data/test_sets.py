@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cache.building.tokens import Tokenizer
 from pipeline.data import memo
 from pipeline.data.buckets import buckets
 from pipeline.data.index import index
@@ -15,6 +16,8 @@ from pipeline.data.summary import Summary
 from pipeline.data.views import sizes_of
 from pipeline.stage import StageError
 from tests.data.data_sets import contents, jsonl, name, picture, rows, write_folder, write_parquet, write_tar
+from tests.golden import trigger_rule
+from tests.project import ROOT
 
 P = [picture(number) for number in range(12)]
 
@@ -324,6 +327,37 @@ def test_variants_of_tags_are_captions_like_others(tmp_path):
     before = contents(tmp_path / "out")
     run(data, tmp_path / "again")
     assert contents(tmp_path / "again") == before
+
+
+@pytest.mark.parametrize("case", trigger_rule.CASES)
+def test_a_trigger_word_has_its_place_whatever_becomes_of_the_tags(tmp_path, case):
+    """All that can come of it, as of kohya's own code and of OneTrainer's (tests/golden/make_trigger.py)."""
+    golden = json.loads((ROOT / "tests/golden/trigger.json").read_text())
+    given = trigger_rule.CASES[case]
+    rules = {"folder": ".", "shuffle_tags": True, "drop_tags": trigger_rule.DROP, "variants": 1000}
+    data = write_folder(tmp_path / "data", {"a.png": P[0], "a.txt": given["caption"]})
+
+    def texts() -> set[str]:
+        run(data, tmp_path / "out")
+        return {row["text"] for row in rows(tmp_path / "out/captions.parquet")}
+
+    write_folder(data, {"sets.yaml": json.dumps({"sets": [rules | given["set"]]})})
+    # A comma of a prefix or suffix stands as it was written: with a space before it, which is nothing to CLIP's
+    # tokenizer, and also where no tag is left.
+    found = texts()
+    tidy = {text.replace(" ,", ",").removesuffix(",") for text in found}
+    assert tidy == set(golden["kohya"][case]) == set(golden["onetrainer"].get(case, tidy))
+    tokenizer = Tokenizer(ROOT / "data/tokenizer")
+    assert all(tokenizer(text) == tokenizer(text.replace(" ,", ",")) for text in found)
+    if "keep_tokens_separator" in given["kohya"]:
+        return
+    (data / "sets.yaml").unlink()
+    keys = given["kohya"] | {"shuffle_caption": True, "caption_tag_dropout_rate": trigger_rule.DROP}
+    keys |= {"image_dir": ".", "caption_extension": ".txt"}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+    write_folder(data, {"dataset.toml": "\n".join(["[[datasets]]", "[[datasets.subsets]]", *lines])})
+    found = texts()
+    assert len(found) > 4 and found <= set(golden["kohya"][case])  # 8 variants
 
 
 def test_several_captions_with_chances(tmp_path):
