@@ -171,6 +171,14 @@ def test_the_tables_of_no_key_are_unknown():
     assert {*KEYS} == {*_Set.model_fields} - {"folder"}
 
 
+def test_weights_are_shares_of_the_samples(tmp_path):
+    """Of the 3 of an epoch `cats` has three quarters, with two pictures, and `dogs` one."""
+    sets = "sets: [{folder: cats, weight: 3}, {folder: dogs, weight: 1}]"
+    data = {"cats/a.png": P[0], "cats/b.png": P[1], "dogs/c.png": P[2], "sets.yaml": sets}
+    run(write_folder(tmp_path / "data", data), tmp_path / "out")
+    assert told(tmp_path / "out", "repeats") == {(0, 0): (1.125,), (1, 0): (1.125,), (2, 1): (0.75,)}
+
+
 def test_sets_of_tars_and_parquet(tmp_path):
     sets = "sets: [{folder: 0.tar, repeats: 2}, {folder: more, prefix: sks}]"
     write_tar(tmp_path / "tars/0.tar", {"a.png": P[0], "a.txt": "x"})
