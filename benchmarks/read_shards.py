@@ -1,6 +1,6 @@
 """Shuffled training batches from our shards against what other trainers write, at SDXL's row sizes.
 
-    python -m benchmarks.read_shards FOLDER [--rows 2000] [--layouts | --against COMMIT]
+    python -m benchmarks.read_shards FOLDER [--rows 2000] [--layouts | --against COMMIT | --sets]
 
 A sample is a latent's moments (8, 128, 128) float16, hidden states (77, 2048) float16 and a pooled embedding (1280)
 float32:
@@ -9,7 +9,9 @@ once to warm the page cache, then read three times in one shuffled order, in bat
 reader ends with the same three arrays a batch. `datasets` must be installed for its line (benchmarks/requirements.in).
 
 --layouts reads 512 rows from Parquet files of other row group sizes, column types and compressions instead. --against
-reads our shards alone, with this code and with that of another commit in turn, and gives the ratio of both speeds."""
+reads our shards alone, with this code and with that of another commit in turn, and gives the ratio of both speeds; of
+a5613e8, say, the last before repeats and sets. --sets reads in turn plain rows and those of half as many pictures, each in
+two buckets, of two captions with chances, every other one with a mask."""
 
 import argparse
 import importlib.util
@@ -36,6 +38,8 @@ from pipeline.data.tables import SAMPLES
 BATCH = 16
 PASSES = 3
 LATENT, CONTEXT, POOLED = (8, 128, 128), (77, 2048), (1280,)
+BUCKETS = (1024, 1024), (1152, 896)  # width, height; the second with --sets alone
+CHANCES = 0.7, 0.3
 SAMPLE_BYTES = 2 * int(np.prod(LATENT)) + 2 * int(np.prod(CONTEXT)) + 4 * int(np.prod(POOLED))
 
 
@@ -53,35 +57,52 @@ def image(number: int) -> bytes:
 # ---- one writer and one reader for each form; a reader gives a batch for each list of sample numbers -----------------
 
 
-def write_ours(folder: Path, rows: int) -> None:
-    count = shards.shard_count(rows)
-    for kind in ("latents", "text"):
-        (folder / kind).mkdir(parents=True)
-    names = [image(n) for n in range(rows)]
-    place = shards.shard_of(lookup.as_names([latent_row(name, False, 0) for name in names]), count)
-    for index in range(count):
-        latents = [latent_dict(names[n], sample(n)[0]) for n in np.flatnonzero(place == index).tolist()]
-        shards.write(
-            folder / "latents" / shards.shard_name(index, count), shards.LATENTS, latents, {"vae": "benchmark"}
-        )
-    keys = [*(captions.name(f"caption {n}", None) for n in range(rows)), EMPTY_CAPTION]
-    count = shards.shard_count(len(keys))
-    place = shards.shard_of(lookup.as_names(keys), count)
-    for index in range(count):
-        texts = [text_dict(keys[n], *sample(n)[1:]) for n in np.flatnonzero(place == index).tolist()]
-        shards.write(folder / "text" / shards.shard_name(index, count), shards.TEXT, texts, {"clip_l": "benchmark"})
-    columns = {"image": names, "set": [0] * rows, "caption": keys[:-1], "chance": [1.0] * rows, "repeats": [1.0] * rows}
-    columns |= {"loss_weight": [1.0] * rows, "caption_dropout": [None] * rows, "class_images": [False] * rows}
-    columns |= {"buckets": [None] * rows}
-    pq.write_table(pa.table(columns, schema=SAMPLES), folder / "samples.parquet")
+def write_ours(folder: Path, rows: int, sets: bool = False) -> None:
+    """So many latents and captions; with `sets` as --sets says."""
+    each = 2 if sets else 1
+    pictures = sorted(image(n) for n in range(rows // each))
+    views = [(name, view) for name in pictures for view in range(each)]
+    keys = [captions.name(f"caption {n}", None) for n in range(len(views))]
+
+    def latent(number: int) -> dict:
+        name, view = views[number]
+        return latent_dict(name, sample(number)[0], BUCKETS[view], sets and number // each % 2 == 0)
+
+    names = [latent_row(name, False, 0) for name, _ in views]
+    write_shards(folder / "latents", shards.LATENTS, names, latent, {"vae": "benchmark"})
+    names = [*keys, EMPTY_CAPTION]
+    write_shards(
+        folder / "text", shards.TEXT, names, lambda n: text_dict(names[n], *sample(n)[1:]), {"clip_l": "benchmark"}
+    )
+    count = len(views)
+    columns = {"image": [name for name, _ in views], "set": [0] * count, "caption": keys}
+    columns |= {"chance": [CHANCES[view] if sets else 1.0 for _, view in views], "repeats": [1.0] * count}
+    columns |= {"loss_weight": [1.0] * count, "caption_dropout": [None] * count, "class_images": [False] * count}
+    columns |= {"buckets": [[side for bucket in BUCKETS for side in bucket] if sets else None] * count}
+    table = pa.table(columns, schema=SAMPLES)
+    pq.write_table(table, folder / "samples.parquet")
+    pq.write_table(table.select(["image", "caption"]), folder / "captions.parquet")  # what readers before sets take
 
 
-def latent_dict(name: bytes, latent: np.ndarray) -> dict:
-    channels, height, width = latent.shape
-    numbers = dict.fromkeys(("original_height", "original_width", "target_height", "target_width"), 1024)
-    shape = {"channels": channels, "latent_height": height, "latent_width": width}
+def write_shards(folder: Path, kind: shards.Kind, names: list[bytes], row: Callable[[int], dict], made: dict) -> None:
+    folder.mkdir(parents=True)
+    count = shards.shard_count(len(names))
+    place = shards.shard_of(lookup.as_names(names), count)
+    for index in range(count):
+        found = [row(number) for number in np.flatnonzero(place == index).tolist()]
+        shards.write(folder / shards.shard_name(index, count), kind, found, made)
+
+
+def latent_dict(name: bytes, values: np.ndarray, bucket: tuple[int, int], masked: bool) -> dict:
+    """values: of a latent of the first of BUCKETS, of which another takes as many as it holds."""
+    (width, height), channels = bucket, len(values)
+    latent = values.reshape(channels, -1)[:, : width * height // 64]
+    numbers = {"original_height": height, "original_width": width, "target_height": height, "target_width": width}
+    shape = {"channels": channels, "latent_height": height // 8, "latent_width": width // 8}
     crop = dict.fromkeys(("crop_top", "crop_left", "flip", "crop"), 0)
-    return {"row": latent_row(name, False, 0), "image": name, "latent": latent.tobytes(), **shape, **numbers, **crop}
+    mask = {"mask": bytes(range(256)) * (width * height // 64 // 256)} if masked else {}
+    payload = {"latent": latent.tobytes(), **mask}
+    return {"row": latent_row(name, False, 0), "image": name, **payload, **shape, **numbers, **crop}
 
 
 def text_dict(name: bytes, context: np.ndarray, pooled: np.ndarray) -> dict:
@@ -325,47 +346,78 @@ def _timed(function: Callable, *arguments) -> float:
     return time.perf_counter() - started
 
 
-# ---- another commit's reader ------------------------------------------------------------------------------------------
+# ---- two readers, or forms of rows, in turn ---------------------------------------------------------------------------
 
 ROUNDS = 5
 _READ = f"""
-import sys, time
+import inspect, sys, time
 from pathlib import Path
 import numpy as np
-from pipeline.cache.reading.reader import Reader
-folder, rows, best = Path(sys.argv[1]), int(sys.argv[2]), float("inf")
-order = np.random.default_rng(0).permutation(rows)
-with Reader(folder / "latents", folder / "text", folder / "samples.parquet") as reader:
+try:
+    from pipeline.cache.reading.reader import Reader
+except ImportError:  # of commits before the cache was put in folders
+    from pipeline.cache.reader import Reader
+folder, how, best = Path(sys.argv[1]), {{}}, float("inf")
+if "views" in sys.argv:
+    from pipeline.cache.format.preparation import Preparation
+    how["preparation"] = Preparation("moments", "center", 1, False, "area", (255, 255, 255))
+table = list(inspect.signature(Reader).parameters)[2]  # samples; captions before there were sets
+with Reader(folder / "latents", folder / "text", folder / (table + ".parquet"), **how) as reader:
+    order = np.random.default_rng(0).permutation(reader.n)
+    batches = []
+    for bucket in np.unique(reader.buckets, axis=0):
+        alike = order[(reader.buckets[order] == bucket).all(axis=1)]
+        batches += [alike[start : start + {BATCH}] for start in range(0, len(alike), {BATCH})]
     for _ in range({PASSES} + 1):
         begin = time.perf_counter()
-        for start in range(0, rows, {BATCH}):
-            reader.read(order[start : start + {BATCH}], epoch=0, seed=0)
+        for batch in batches:
+            reader.read(batch, epoch=0, seed=0)
         best = min(best, time.perf_counter() - begin)
-print(rows / best)
+    print(reader.n / best)
 """
 
 
+def in_turn(sides: dict[str, tuple[Path, list]]) -> None:
+    """Prints the speeds of two: what it is called -> whose code, and what _READ is given. Each turn is a process of its
+    own."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, (code, arguments) in sides.items():
+            command = [sys.executable, "-c", _READ, *map(str, arguments)]
+            done = subprocess.run(command, cwd=code, check=True, stdout=subprocess.PIPE, text=True)
+            rates[name].append(float(done.stdout))
+    ratios = sorted(one / two for one, two in zip(*rates.values()))
+    found = ", ".join(f"{statistics.median(each):,.0f} {name}" for name, each in rates.items())
+    print(f"samples/s, median of {ROUNDS} turns: {found}; ratio {statistics.median(ratios):.3f} ", end="")
+    print(f"({ratios[0]:.3f} to {ratios[-1]:.3f})")
+
+
+HERE = Path(__file__).resolve().parents[1]
+
+
 def against(folder: Path, rows: int, commit: str) -> None:
-    """Both readers take the same files; each turn is a process of its own."""
-    here, other = Path(__file__).resolve().parents[1], folder / "other"
-    subprocess.run(["git", "worktree", "add", "--detach", "--force", other.resolve(), commit], cwd=here, check=True)
+    """Both readers take the same files."""
+    form, other = (folder / "form").resolve(), (folder / "other").resolve()
+    subprocess.run(["git", "worktree", "add", "--detach", "--force", other, commit], cwd=HERE, check=True)
     try:
-        write_ours(folder / "form", rows)
+        write_ours(form, rows)
         os.sync()
-        rates: dict[Path, list[float]] = {here: [], other.resolve(): []}
-        for _ in range(ROUNDS):
-            for place, found in rates.items():
-                command = [sys.executable, "-c", _READ, (folder / "form").resolve(), str(rows)]
-                done = subprocess.run(command, cwd=place, check=True, capture_output=True, text=True)
-                found.append(float(done.stdout))
-        ours, theirs = rates.values()
-        ratios = sorted(one / two for one, two in zip(ours, theirs))
-        print(f"{rows} samples, samples/s, median of {ROUNDS} turns: {statistics.median(ours):,.0f} now, ", end="")
-        print(f"{statistics.median(theirs):,.0f} at {commit}; ratio {statistics.median(ratios):.3f} ", end="")
-        print(f"({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        in_turn({"now": (HERE, [form]), f"at {commit}": (other, [form])})
     finally:
-        shutil.rmtree(folder / "form", ignore_errors=True)
-        subprocess.run(["git", "worktree", "remove", "--force", other.resolve()], cwd=here, check=True)
+        shutil.rmtree(form, ignore_errors=True)
+        subprocess.run(["git", "worktree", "remove", "--force", other], cwd=HERE, check=True)
+
+
+def with_sets(folder: Path, rows: int) -> None:
+    plain, made = (folder / "plain").resolve(), (folder / "sets").resolve()
+    try:
+        write_ours(plain, rows)
+        write_ours(made, rows, sets=True)
+        os.sync()
+        in_turn({"with views, masks and chances": (HERE, [made, "views"]), "of plain rows": (HERE, [plain])})
+    finally:
+        for place in (plain, made):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def main() -> None:
@@ -373,13 +425,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="an empty folder on the disk to measure")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--layouts", action="store_true")
-    parser.add_argument("--against", metavar="COMMIT", help="such as 377831d, the first with today's layout")
+    parser.add_argument("--against", metavar="COMMIT", help="such as a5613e8, the last before repeats and sets")
+    parser.add_argument("--sets", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.layouts:
         layouts(args.folder)
     elif args.against:
         against(args.folder, args.rows, args.against)
+    elif args.sets:
+        with_sets(args.folder, args.rows)
     else:
         compare(args.folder, args.rows)
 

@@ -71,7 +71,8 @@ class ParquetFiles:
             paths = [f"{name}#{row}" for row in range(rows)]
             stamps = np.tile(np.array(status, np.int64), (rows, 1))
             found, times, focus = _captions(place, status, rows, self.caption_column)
-            yield make_part(places.absolute(place), paths, stamps, found, [], times=times, focus=focus)
+            of_column = "" if self.image_column == "image" else f", column {self.image_column}"
+            yield make_part(places.absolute(place) + of_column, paths, stamps, found, [], times=times, focus=focus)
         if self.others or self.unmatched:
             yield beside(self.root, self.others, self.unmatched)
 

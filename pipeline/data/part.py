@@ -48,7 +48,7 @@ class Part:
     Source.read, null where there is none; mask_stamps (n, 4) int64 of their files, of which those without a mask mean
     nothing."""
 
-    place: str  # absolute path of the folder or file
+    place: str  # absolute path of the folder or file, and which column; what is known of its pictures goes by it
     paths: pa.StringArray
     stamps: np.ndarray
     caption_rows: np.ndarray

@@ -5,7 +5,8 @@
     python tests/cache/kill_cache.py --damage             # a flipped byte: verify --remove, then dvc repro
 
 Works in a copy of the project, with encoders that take no MindSpore, a tenth of a second a batch, and small shards. A
-third of the pictures have a mask, a quarter a centre of interest, and each is encoded at two resolutions.
+third of the pictures have a mask, a quarter a centre of interest. They are in two sets: of one each picture is mirrored
+too and its caption's tags are shuffled in eight ways, of the other each is encoded at two resolutions.
 After each kill: every file of the store and the outs is whole, every row that the store held is still there, no process
 is left.
 In the end the outs are byte for byte those of a run that nobody killed."""
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,10 @@ from tests.weights.synthetic import write_checkpoint  # noqa: E402
 
 PICTURES = 120
 ROWS = 2 * PICTURES  # of latents
+SETS = [
+    {"folder": "a", "flip": True, "shuffle_tags": True, "variants": 8},
+    {"folder": "b", "resolution": [64, 96]},
+]
 STAGES = ("cache_latents", "cache_text")
 
 ENCODERS = '''
@@ -89,17 +95,18 @@ def make_project(root: Path) -> None:
     (root / "pipeline/device.py").write_text("def setup(target):\n    return target\n")
     _replace(root / "pipeline/cache/format/shards.py", "ROWS_PER_SHARD = 800", "ROWS_PER_SHARD = 64")
     _replace(root / "pipeline/cache/building/engine.py", "PART_SECONDS = 30.0", "PART_SECONDS = 0.3")
-    (root / "data/images").mkdir()
     lines = []
     for number in range(PICTURES):
+        name = f"{'ab'[number % 2]}/{number}"
+        (root / f"data/images/{name}.png").parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (80, 100, 3), np.uint8)
-        Image.fromarray(pixels).save(root / f"data/images/{number}.png")
+        Image.fromarray(pixels).save(root / f"data/images/{name}.png")
         if number % 3 == 0:
-            Image.fromarray(pixels[:, :, 0]).save(root / f"data/images/{number}.mask.png")
-        line = {"file_name": f"{number}.png", "text": f"picture {number}"}
+            Image.fromarray(pixels[:, :, 0]).save(root / f"data/images/{name}.mask.png")
+        line = {"file_name": f"{name}.png", "text": f"red, green, blue, yellow, black, picture {number}"}
         lines.append(line | ({"bbox": [number % 60, 10, 40, 30]} if number % 4 == 0 else {}))
     (root / "data/images/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _replace(root / "params.yaml", "further_resolutions: []", "further_resolutions: [96]")
+    (root / "data/images/sets.yaml").write_text(json.dumps({"sets": SETS}))
     (root / "data/base").mkdir()
     write_checkpoint(root / "data/base/tiny_sdxl.safetensors", TINY)
     subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=root, check=True)
@@ -108,6 +115,13 @@ def make_project(root: Path) -> None:
     dvc(root, "repro", "index", "convert")
     subprocess.run(["git", "add", "--all"], cwd=root, check=True)
     subprocess.run(["git", "commit", "--quiet", "--message=start"], cwd=root, check=True)
+
+
+def captions(root: Path) -> int:
+    """How many there are, with the empty one: of one set nearly eight of each picture's, of the other one."""
+    count = len(set(pq.read_table(root / "outs/index/captions.parquet")["caption"].to_pylist())) + 1
+    assert PICTURES // 2 * 7 < count - 1 - PICTURES // 2 <= PICTURES // 2 * 8, count
+    return count
 
 
 def _replace(path: Path, old: str, new: str) -> None:
@@ -197,7 +211,7 @@ def kill_often(root: Path, stages: list[str], kills: int, seed: int = 0) -> None
     for stage in stages:
         kind = stage.removeprefix("cache_")
         log.write_bytes(b"")
-        done = attempts = finished = 0
+        done = attempts = finished = encoding = 0
         before = rows_of(store) if store.exists() else set()  # of other kinds of runs
         held = set(before)
         while done < kills:
@@ -205,9 +219,13 @@ def kill_often(root: Path, stages: list[str], kills: int, seed: int = 0) -> None
             assert attempts < 5 * kills + 20, "the kills never hit a running stage"
             mode = draw.choice(["stage", "dvc", "group"])
             process = start(root, sys.executable, "-m", "dvc", "repro", "--single-item", stage)
+            before_it = log.stat().st_size
             _wait_for_stage(root, process)
+            if draw.random() < 0.75:  # else perhaps while it starts, which may take longer than that
+                _wait_for_batch(process, log)
             time.sleep(draw.uniform(0.0, 2.5))
-            done += kill(root, process, mode)
+            was_killed = kill(root, process, mode)
+            done, encoding = done + was_killed, encoding + (was_killed and log.stat().st_size > before_it)
             wait_until_alone(root)
             now = rows_of(store) | rows_of(root / "outs" / kind) if (root / "outs" / kind).exists() else rows_of(store)
             assert held <= now, f"{len(held - now)} rows are gone after a kill of the {mode}"
@@ -222,7 +240,8 @@ def kill_often(root: Path, stages: list[str], kills: int, seed: int = 0) -> None
         component = {"latents": "vae", "text": "clip_l"}[kind]
         needed = sum(component in fingerprint for fingerprint, *_ in rows_of(store) - before)
         print(
-            f"{stage}: {done} kills in {attempts} runs, {finished} of them finished; {needed} rows, {encoded} encoded",
+            f"{stage}: {done} kills in {attempts} runs, {encoding} of them after a first batch, {finished} finished; "
+            f"{needed} rows, {encoded} encoded",
             flush=True,
         )
         lost = encoded - needed  # what was in flight: up to a part's 0.3 s, and the batches around the encoder
@@ -231,7 +250,7 @@ def kill_often(root: Path, stages: list[str], kills: int, seed: int = 0) -> None
         opened = [shards.open_shard(path, verify.kind_of(path)) for path in (root / "outs" / kind).iterdir()]
         count = sum(map(len, opened))
         masked = sum(int(shard.columns["masked"].sum()) for shard in opened if "masked" in shard.columns)
-        assert kind == "text" or (count, masked) == (ROWS, ROWS // 3)
+        assert (count, masked) == ((ROWS, ROWS // 3) if kind == "latents" else (captions(root), 0))
         shutil.rmtree(root / ".store")
         shutil.rmtree(root / "outs" / kind)
         dvc(root, "repro", "--single-item", "--force", stage)
@@ -241,6 +260,13 @@ def kill_often(root: Path, stages: list[str], kills: int, seed: int = 0) -> None
 def _wait_for_stage(root: Path, process: subprocess.Popen) -> None:
     """Until the stage's process is there, or dvc has ended without one."""
     while process.poll() is None and not any("-m stages.cache_" in command for command in processes(root).values()):
+        time.sleep(0.02)
+
+
+def _wait_for_batch(process: subprocess.Popen, log: Path) -> None:
+    """Until the encoder was called, or dvc has ended."""
+    size = log.stat().st_size
+    while process.poll() is None and log.stat().st_size == size:
         time.sleep(0.02)
 
 

@@ -131,6 +131,14 @@ def test_columns_of_other_names(tmp_path):
     assert samples(tmp_path / "out") == {name(A): (1, {"one"})}
 
 
+def test_another_column_of_pictures(tmp_path):
+    """Before: what was known of the first column's was taken for this one's."""
+    write_parquet(tmp_path / "x.parquet", {"image": [A, B], "later": [B, A], "text": ["one", "two"]})
+    for column, first in (("image", A), ("later", B), ("image", A)):
+        run(tmp_path / "x.parquet", tmp_path / "out", image_column=column)
+        assert samples(tmp_path / "out")[name(first)] == (1, {"one"})
+
+
 @pytest.mark.parametrize("form", ["folder", "tars"])
 def test_so_many_pictures_and_no_more(tmp_path, form):
     """The same ones whatever else there is, in any order, and only those are read."""

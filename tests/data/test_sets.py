@@ -10,7 +10,7 @@ from pipeline.data import memo
 from pipeline.data.buckets import buckets
 from pipeline.data.index import index
 from pipeline.data.sets import Set, SetsError, multipliers
-from pipeline.data.sets_file import find
+from pipeline.data.sets_file import _Set, find
 from pipeline.data.sources import open_source
 from pipeline.data.summary import Summary
 from pipeline.data.views import sizes_of
@@ -123,15 +123,63 @@ def test_a_picture_of_two_sets(tmp_path):
     assert sorted(row["text"] for row in rows(tmp_path / "out/captions.parquet")) == ["", "sks x", "x"]
 
 
-def test_a_changed_number_of_a_set_changes_samples_parquet_alone(tmp_path):
-    """So that DVC runs neither cache again."""
-    data = write_folder(tmp_path / "data", FILES | {"sets.yaml": "sets: [{folder: cats}, {folder: dogs}]"})
-    run(data, tmp_path / "one")
-    for change in ("repeats: 3", "samples: 7", "loss_weight: 0.5", "caption_dropout: 0", "class_images: true"):
-        write_folder(data, {"sets.yaml": f"sets: [{{folder: cats, {change}}}, {{folder: dogs}}]"})
-        run(data, tmp_path / "two")
-        one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-        assert {file for file in one if one[file] != two[file]} == {"samples.parquet"}, change
+# Of each key of a set: a value, beside what else, and which tables another one changes. Of images.parquet cache_latents is
+# made, of captions.parquet cache_text, and of samples.parquet training; tests/test_dvc.py has DVC run them.
+NUMBERS, CAPTIONS, ROWS = {"samples"}, {"captions", "samples"}, {"images", "samples"}
+KEYS = {
+    "name": ("others", {}, NUMBERS),
+    "repeats": (3, {}, NUMBERS),
+    "samples": (7, {}, NUMBERS),
+    "weight": (3, {}, NUMBERS),
+    "class_images": (True, {}, NUMBERS),
+    "loss_weight": (0.5, {}, NUMBERS),
+    "caption_dropout": (0, {}, NUMBERS),
+    "chances": ({"txt": 1, "caption": 3}, {}, NUMBERS),  # both are drawn as it is without
+    "caption": ("a cat", {}, CAPTIONS),
+    "prefix": ("sks", {}, CAPTIONS),
+    "suffix": ("sks", {}, CAPTIONS),
+    "shuffle_tags": (True, {}, CAPTIONS),
+    "keep_tags": (2, {"shuffle_tags": True}, CAPTIONS),
+    "drop_tags": (0.5, {}, CAPTIONS),
+    "separator": (";", {"shuffle_tags": True}, CAPTIONS),
+    "wildcards": (True, {}, CAPTIONS),
+    "variants": (3, {"shuffle_tags": True}, CAPTIONS),
+    "resolution": (96, {}, ROWS),
+    "flip": (True, {}, ROWS),
+    "crop": ("random", {}, ROWS),
+    "crops": (2, {"crop": "random"}, ROWS),
+    "background": ([0, 0, 0], {}, ROWS),
+    "masks": ("masks", {}, ROWS | CAPTIONS),  # a mask is of its picture's name
+    "alpha_mask": (True, {}, ROWS | CAPTIONS),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_of_a_set_changes_these_tables_alone(tmp_path, key):
+    """So that DVC runs no cache again that holds what it held before."""
+    value, beside, changed = KEYS[key]
+    files = {"cats/a.png": picture(0, 130, 100, transparent=True), "cats/b.png": P[1], "dogs/c.png": P[2]}
+    files |= {"cats/a.txt": "u, v, {w|x}, y, z", "cats/a.caption": "short", "masks/a.png": picture(3, 130, 100)}
+    other = {"folder": "dogs"} | ({"weight": 1} if key == "weight" else {})
+    for out, one in (("one", beside), ("two", {**beside, key: value})):
+        sets = {"sets": [{"folder": "cats", **one}, other]}
+        run(write_folder(tmp_path / "data", files | {"sets.yaml": json.dumps(sets)}), tmp_path / out)
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert {file for file in one if one[file] != two[file]} - {"unmatched.csv"} == {
+        f"{name}.parquet" for name in changed
+    }
+
+
+def test_the_tables_of_no_key_are_unknown():
+    assert {*KEYS} == {*_Set.model_fields} - {"folder"}
+
+
+def test_weights_are_shares_of_the_samples(tmp_path):
+    """Of the 3 of an epoch `cats` has three quarters, with two pictures, and `dogs` one."""
+    sets = "sets: [{folder: cats, weight: 3}, {folder: dogs, weight: 1}]"
+    data = {"cats/a.png": P[0], "cats/b.png": P[1], "dogs/c.png": P[2], "sets.yaml": sets}
+    run(write_folder(tmp_path / "data", data), tmp_path / "out")
+    assert told(tmp_path / "out", "repeats") == {(0, 0): (1.125,), (1, 0): (1.125,), (2, 1): (0.75,)}
 
 
 def test_sets_of_tars_and_parquet(tmp_path):

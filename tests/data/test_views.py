@@ -109,6 +109,35 @@ def test_each_set_has_its_own_rows_and_what_two_share_is_encoded_once(tmp_path):
     assert run(folder(tmp_path, [{"folder": "."}]), out) == 2  # those of b and c alone, at the usual size
 
 
+def test_a_row_has_the_mask_of_what_it_shows(tmp_path):
+    """Mirrored with its picture, and of the part that a random crop took."""
+    data, mask = picture(0, 130, 100), picture(20, 130, 100)
+    files = {f"{folder}/{name}": one for folder in "ab" for name, one in (("0.png", data), ("0.mask.png", mask))}
+    sets = [{"folder": "a", "flip": True}, {"folder": "b", "flip": True, "crop": "random", "crops": 3}]
+    out = tmp_path / "out"
+    assert run(folder(tmp_path, sets, files), out) == 2 + 6
+    content = rows(out / "index/samples.parquet")[0]["image"]
+    randomly = USUAL.of(How(flip=True, crop="random", crops=3))
+    generators = [geometry.generator(randomly.row(content, False, n, USUAL.fingerprint)) for n in range(3)]
+    ways = [[("center", None)], [("random", generator) for generator in generators]]
+    with open_reader(out) as reader:
+        for view, crops in enumerate(ways):
+            bucket = tuple(reader.buckets[view].tolist())
+            shown = [
+                geometry.prepare(data, bucket, crop, "area", USUAL.background, generator, mask)
+                for crop, generator in crops
+            ]
+            both = [(vae(as_input(one.pixels)[None]).astype(np.float16), one.mask) for one in shown]
+            # these show the same part, mirrored
+            both += [(vae(as_input(one.pixels[:, ::-1])[None]).astype(np.float16), one.mask[:, ::-1]) for one in shown]
+            wanted = {(latent.tobytes(), mask.tobytes()) for latent, mask in both}
+            batches = [reader.read(np.array([view]), epoch, 5) for epoch in range(40)]
+            found = {(batch.latents.tobytes(), batch.masks.tobytes()) for batch in batches}
+            assert found == wanted
+            places = {one.crop_top_left for one in shown}
+            assert len({mask for _, mask in found}) == 2 * len(places) and (len(places) > 1) == (len(crops) > 1)
+
+
 def test_sets_that_say_what_is_usual_leave_all_as_it_was(tmp_path):
     data, out = folder(tmp_path, [{"folder": "."}]), tmp_path / "out"
     run(data, out)

@@ -381,16 +381,18 @@ KARRAS = {
 }
 ENDS_IN_NOISE = {"sample.sampler": "ddim", "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}
 FLOW = {"diffusion.prediction": "flow", "diffusion.flow_shift": 2.5}
+WEIGHTS = {"cache_text.emphasis": "a1111"}
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (KARRAS, "Sampler: DPM++ 2M, Schedule type: Karras, {}, CFG Rescale: 0.7, {}"),
+        (KARRAS, "Sampler: DPM++ 2M, Schedule type: Karras, {}, CFG Rescale: 0.7, Emphasis: None, {}"),
         (ENDS_IN_NOISE, "Sampler: DDIM, Schedule type: Automatic, {}, Noise Schedule: Zero Terminal SNR, {}"),
         (FLOW, "Sampler: Euler, Schedule type: Automatic, {}, Shift: 2.5, {}"),
+        (WEIGHTS, "Sampler: Euler, Schedule type: Automatic, {}, Model: merged, Prompt number: 0"),
     ],
-    ids=["karras", "zero_terminal_snr", "flow"],
+    ids=["karras", "zero_terminal_snr", "flow", "weights of words"],
 )
 def test_every_setting_reaches_the_stages_pictures(project, monkeypatch, changes, said):
     """With formulas in the networks' places, each picture as it is drawn alone."""
@@ -400,14 +402,14 @@ def test_every_setting_reaches_the_stages_pictures(project, monkeypatch, changes
     from pipeline.sampling import unet as unets
 
     factor = {sample_stage.BASE: 0.1, Path("outs/train/weights/step-00000002.ckpt"): 0.3, sample_stage.MERGED: 0.9}
-    loaded, decoded, rows = [], [], []
+    loaded, decoded, rows, width_l = [], [], [], TINY.clip_l.width
 
     def predict(x_t, timesteps, context, vector):
-        of_each = context.mean(axis=(1, 2)) + vector.mean(axis=1) + timesteps / 1000
+        of_each = (context**2).mean(axis=(1, 2)) + vector.mean(axis=1) + timesteps / 1000
         return np.tanh(loaded[-1] * x_t + of_each.reshape(-1, 1, 1, 1)).astype(np.float32)
 
     def encoder(ids, ids_2):
-        return np.sin(ids[:, :, None] + np.arange(8, dtype=np.float32)), np.cos(ids[:, :6]).astype(np.float32)
+        return np.sin(ids[:, :, None] + np.arange(width_l + 8, dtype=np.float32)), np.cos(ids[:, :6]).astype(np.float32)
 
     def decode(latents):
         decoded.append(latents[0])
@@ -419,7 +421,7 @@ def test_every_setting_reaches_the_stages_pictures(project, monkeypatch, changes
     monkeypatch.setattr(networks, "vae_decoder", lambda *_: decode)
     monkeypatch.setattr(unets, "make", lambda *_: (lambda path, _: loaded.append(factor[path]), predict))
     monkeypatch.setattr(sheet, "grid", lambda found, prompts: (rows.extend(found), grid(found, prompts))[1])
-    own = {"prompt": "a blue star", "negative_prompt": "a square", "steps": 3, "seed": 5, "guidance_scale": 2.0}
+    own = {"prompt": "a (blue:1.5) star", "negative_prompt": "a [square]", "steps": 3, "seed": 5, "guidance_scale": 2.0}
     own |= {"width": 96, "height": 32}
     tokenizer = ROOT / "data/tokenizer"
     shared = {"prompts": ["a circle", own], "saved_steps": [2], "steps": 4, "width": 64, "height": 64}
@@ -432,16 +434,17 @@ def test_every_setting_reaches_the_stages_pictures(project, monkeypatch, changes
     sample_stage.main(p)
 
     first = picture("a circle", 64, 64, 4, guidance_scale=4.0, seed=1)
-    second = picture(own["prompt"], 96, 32, 3, negative_prompt="a square", guidance_scale=2.0, seed=5)
+    second = picture(own["prompt"], 96, 32, 3, negative_prompt="a [square]", guidance_scale=2.0, seed=5)
     scale = p.diffusion.scaling_factor or TINY.vae.scaling_factor
+    how = tokens.Tokenizer(tokenizer), encoder, 1, p.cache_text.emphasis, width_l
     for index, (model, one) in enumerate((model, one) for model in factor for one in (first, second)):
         loaded.append(factor[model])
-        text, negative = encode([one.prompt], [one.negative_prompt], tokens.Tokenizer(tokenizer), encoder, 1)
+        text, negative = encode([one.prompt], [one.negative_prompt], *how)
         drawn = alone.drawn(predict, one, text, negative, p.sample.sampler, p.diffusion, p.sample.guidance_rescale)
         np.testing.assert_allclose(decoded[index], drawn / scale + p.diffusion.shift_factor, rtol=1e-5, atol=1e-5)
     assert len(decoded) == 6 and rows == ["base", "step 2", "fine-tuned"]
     text = Image.open("outs/sample/01_tuned.png").text["parameters"]
-    assert text.startswith("a blue star\nNegative prompt: a square\nSteps: 3, ")
+    assert text.startswith("a (blue:1.5) star\nNegative prompt: a [square]\nSteps: 3, ")
     for part in said.split(", {}"):
         assert part in text
     assert "CFG scale: 2, Seed: 5, Size: 96x32" in text

@@ -49,9 +49,11 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def write_originals(root: Path, count: int = 18, sizes=SIZES, sets: list[dict] | None = None) -> Path:
-    """data/images, the tokenizer, small text encoders, and a checkpoint that stands for the VAE's; half of the pictures have two captions,
-    and every fifth a mask."""
+def write_originals(
+    root: Path, count: int = 18, sizes=SIZES, sets: list[dict] | None = None, star: str = "star"
+) -> Path:
+    """data/images, the tokenizer, small text encoders, and a checkpoint that stands for the VAE's; half of the pictures have
+    two captions, and every fifth a mask. star: how that word is written in all but the second captions."""
     folder = root / "data/images"
     (root / "outs/convert").mkdir(parents=True)
     for number in range(count):
@@ -59,7 +61,7 @@ def write_originals(root: Path, count: int = 18, sizes=SIZES, sets: list[dict] |
         place.parent.mkdir(parents=True, exist_ok=True)
         size = sizes[number % len(sizes)]
         picture(number, size).save(place)
-        captions = [f"a star number {number}", f"a red circle {number}"]
+        captions = [f"a {star} number {number}", f"a red circle {number}"]
         place.with_suffix(".txt").write_text("\n".join(captions[: 1 + number % 2]))
         if number % 5 == 0:
             picture(number + 1000, size).convert("L").save(place.with_suffix(".mask.png"))

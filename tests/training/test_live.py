@@ -37,6 +37,11 @@ PREPARATIONS = {
     "mean, long captions": {"cache_latents.store": "mean", "cache_text.chunks": 2},
     "sets": {},
     "resolutions": {"index.further_resolutions": [96], "index.neighbors": 1},
+    "weights of words": {
+        "cache_text.emphasis": "a1111",
+        "cache_text.chunks": 2,
+        "train.previews": ["a [green] star", "a red circle 3"],
+    },
 }
 
 
@@ -65,7 +70,9 @@ def open_reader(root: Path, **changes):
     """As the stage does it; with the encoders."""
     p = params(**changes)
     with contextlib.chdir(root):
-        opened = data.open_data(stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), *given(p))
+        opened = data.open_data(
+            stage.PATHS, stage.made_with(p), p.train, usual(p.cache_latents), *given(p), p.cache_text.emphasis
+        )
     if p.train.source == "pictures":
         opened.reader.encode_pixels, opened.reader.texts.encode_ids = encode_pixels, encode_ids
     return opened
@@ -85,7 +92,8 @@ def both(root: Path, **changes):
 
 @pytest.mark.parametrize("name", PREPARATIONS)
 def test_batches_are_those_of_the_cache(tmp_path, name, monkeypatch):
-    write_originals(tmp_path, sets=SETS if name == "sets" else None)
+    words = {"star": "(star:1.4)"} if name == "weights of words" else {}
+    write_originals(tmp_path, sets=SETS if name == "sets" else None, **words)
     cached, live = both(tmp_path, **PREPARATIONS[name])
     monkeypatch.chdir(tmp_path)
     assert isinstance(live.reader, LiveReader)
@@ -263,7 +271,9 @@ def fine_tune(root: Path, device, out: Path, **changes):
     p = params(**changes)
     with contextlib.chdir(root):
         paths = data.Paths(**vars(stage.PATHS) | {"out": out})
-        opened = data.open_data(paths, stage.made_with(p), p.train, usual(p.cache_latents), *given(p))
+        opened = data.open_data(
+            paths, stage.made_with(p), p.train, usual(p.cache_latents), *given(p), p.cache_text.emphasis
+        )
         end, _ = data.count_steps(opened, p.train, 1)
         training = key.training(paths, "tiny", {"target": device.target}, p.diffusion, p.train, 1, end)
         run.fine_tune(training, opened, paths, "tiny", device, p.diffusion, p.train)
