@@ -456,7 +456,8 @@ def sets(project):
             (root / f"{folder}/{number}.caption").write_text(f"short {number}")
     found = {name: {"folder": name} for name in "ab"}
     write_sets(project, found)
-    changed(project, "data.images=data/sets", "train.previews=[]")
+    as_before = ("index.alpha_mask=false", "index.further_resolutions=[]")  # other tests change them
+    changed(project, "data.images=data/sets", "train.previews=[]", *as_before)
     return found
 
 

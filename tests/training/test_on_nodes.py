@@ -16,7 +16,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed here: pip install 
 
 TWO = [
     *("device.workers=2", "train.batch_size=2", "train.gradient_accumulation_steps=2", "train.shard_optimizer=true"),
-    "train.checkpointing_steps=2",
+    *("train.checkpointing_steps=2", "train.steps=30"),  # so that a state is seen before the end
 ]
 
 
