@@ -15,7 +15,7 @@ import argparse
 from collections import Counter, deque
 
 from benchmarks.kernels import Node, dumped_nodes, dumping, npu_forms, npu_step
-from pipeline.models.config import CONFIGS
+from pipeline.models.config import CONFIGS, UNetConfig
 from pipeline.planning import device, step, unet
 from pipeline.planning.run import Run
 from pipeline.training import memory
@@ -134,8 +134,8 @@ def planned_update(config: str, optimizer: str, dtype: str, bucket: int) -> int:
     return sum(parts.values()) - parts["gradients"]  # which are inputs
 
 
-def planned(config: str, side: int, batch: int, recompute: bool, adapts: bool) -> int:
-    blocks = unet.blocks(CONFIGS[config].unet, batch, side, side, 2, "flash")
+def planned(config: UNetConfig, side: int, batch: int, recompute: bool, adapts: bool) -> int:
+    blocks = unet.blocks(config, batch, side, side, 2, "flash")
     if adapts:
         return step.peak(map(step.frozen, blocks), recompute, 0).together
     return step.peak(blocks, recompute, 4).together
@@ -158,7 +158,7 @@ def main() -> None:
     else:
         wanted = options.config, options.side, options.batch, options.recompute
         nodes, _ = npu_step(*wanted, options.adapter)
-        count = planned(*wanted, options.adapter != "none")
+        count = planned(CONFIGS[options.config].unet, *wanted[1:], options.adapter != "none")
     for order, found in ("as listed", nodes), ("as soon as ready", as_soon_as_ready(largest(nodes))):
         most = max(lives(found))
         print(f"planned {count / 1e6:.1f} MB, replayed {order} {most / 1e6:.1f} MB: {count / most:.2f} times")

@@ -218,15 +218,3 @@ def sink(step: Callable, source, names: list[str]) -> Callable[[], tuple]:
     )
     signature = tuple(ms.Tensor(value) for value in source[0])
     return ms.data_sink(step, dataset, sink_size=1, jit_config=None, input_signature=signature)
-
-
-def lazy_inline(init: Callable) -> Callable:
-    """Decorate a cell's `__init__`: on Ascend equal cells share one subgraph, which is compiled once. Elsewhere it does
-    nothing (the CPU's graph optimiser fails on such graphs), so `setup` comes before the cell is made."""
-    shared = ms.lazy_inline(init)
-
-    @functools.wraps(init)
-    def choose(self, *args, **kwargs):
-        (shared if ms.get_context("device_target") == "Ascend" else init)(self, *args, **kwargs)
-
-    return choose

@@ -173,18 +173,6 @@ def test_the_scheduler_joins_and_ends(calls, monkeypatch, target):
     assert calls[-1][0] == "init" and end.value.code == 0
 
 
-def test_lazy_inline_is_for_ascend_only(monkeypatch):
-    class Block(ms.nn.Cell):
-        @pipeline.device.lazy_inline
-        def __init__(self, width):
-            super().__init__()
-            self.width = width
-
-    assert not hasattr(Block(3), "cell_init_args")
-    monkeypatch.setattr(ms, "get_context", lambda key: "Ascend")
-    assert "Block" in Block(3).cell_init_args  # what marks a cell as shared
-
-
 ROWS = [(np.full((2, 3), n, np.float32), np.array(n, np.float32), np.array([n, n], np.int32)) for n in range(5)]
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline import cli, params
+from pipeline import cli, params, preset
 from pipeline.__main__ import TOOLS
 from pipeline.data import sets_file
 from tests.project import ROOT
@@ -293,6 +293,18 @@ def test_the_readme_says_what_an_npu_wants_and_that_none_was_there():
     words = ["CANN", "driver", "firmware", "`set_env.sh`", "first things to try", "deterministic", "exact resume"]
     words += ["**Nothing was run on an NPU so far**", "compiled, not run"]
     assert [word for word in words if word not in text] == []
+    page = " ".join((ROOT / "docs/sdxl-on-npus.md").read_text(encoding="utf-8").split())
+    assert [release for release in ("CANN 9.1.0", "CANN 8.5.0", "Ascend HDK 26.0.RC1") if release not in page] == []
+
+
+def test_the_first_things_to_try_stand_as_the_table_says():
+    rows = re.findall(
+        r"^\| `(device\.\w+)` \| `(\w+)`", (ROOT / "docs/sdxl-on-npus.md").read_text(encoding="utf-8"), re.M
+    )
+    assert len(rows) == 5
+    for name in preset.PRESETS:
+        settings = preset.values(name)
+        assert {key: settings[key] for key, _ in rows} == {key: yaml.safe_load(value) for key, value in rows}, name
 
 
 def test_the_doctors_page_lists_all_tools():

@@ -4,7 +4,7 @@ layers a cell is made of: models/layers.py or models/cpu/layers.py."""
 import math
 from types import ModuleType
 
-import pipeline.device
+import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
 
 import mindspore as ms
 import numpy as np
@@ -70,7 +70,6 @@ class FeedForward(nn.Cell):
 
 
 class TransformerBlock(nn.Cell):
-    @pipeline.device.lazy_inline
     def __init__(
         self, layers: ModuleType, channels: int, context_dim: int, head_dim: int, attention: str, dtype: ms.Type
     ):

@@ -8,9 +8,9 @@ from pipeline.planning.disk import written
 from pipeline.planning.run import Run
 
 PYTHON = 650 * 10**6  # of each process, with MindSpore and its first kernels: measured on a CPU
-# What the compilation of the gradients' graph takes at its fullest; of it three quarters stay. Measured on a CPU in its
-# forms (docs/measured.md), of sdxl-base with gradient checkpointing.
-COMPILING = {"tiny": 1_750 * 10**6, "sdxl-base": 18 * 10**9}
+# What the compilation of a step's graphs takes at its fullest. Measured on a CPU (docs/measured.md): of the tiny model in a
+# CPU's forms, of sdxl-base in an NPU's with gradient checkpointing, first the gradients' graph and then the update's.
+COMPILING = {"tiny": 1_750 * 10**6, "sdxl-base": 22 * 10**9}
 PER_SAMPLE = 126  # bytes of reader and an epoch's plan: 1.26 GB for ten million (benchmarks/plan_10m.py)
 AHEAD = 4  # steps' inputs that are made ahead or on their way, at most
 

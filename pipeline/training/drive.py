@@ -123,7 +123,7 @@ def results(
     """Take all `steps`; `sink_size` of them between two results, 0 for no sink. The results come in order.
 
     They are read when the next step is launched already, so that the device does not wait for the host, and only at
-    multiples of `log_interval`, those in between together with it. Where `looks` says so of a launch, and at the end,
+    multiples of `log_interval`, those in between together with it: each enters a mean, and must be a number. Where `looks` says so of a launch, and at the end,
     nothing is launched before the last result was taken: then the host may look at weights and state."""
     launches = _sinks(graphs, steps, rates, sink_size) if sink_size else _one_by_one(graphs, steps, rates)
     waiting, begin, compiled = [], time.perf_counter(), graphs.compiler.seconds

@@ -59,8 +59,9 @@ class SampleLoss(nn.Cell):
             if self.exponential:
                 c = ops.exp(timesteps.reshape(-1, 1) * self.log_c)
             elif self.thresholds is not None:
-                c = ops.gather(self.thresholds, timesteps.astype(ms.int32), 0).reshape(-1, 1)
-            squares = 2.0 * c * (ops.sqrt(squares + c * c) - c)
+                c = ops.gather_elements(self.thresholds, 0, timesteps.astype(ms.int32)).reshape(-1, 1)
+            # Of a power, other than of Sqrt, an NPU has the gradient by aclnn.
+            squares = 2.0 * c * ((squares + c * c) ** 0.5 - c)
         if weight is None:
             return squares.mean(1)
         if weight.ndim == 1:

@@ -2,8 +2,8 @@
 
 Writes to its output, as JSON, for each case what stopped its compilation (a kernel that a CPU lacks; null if nothing
 did), how often each primitive is in its graph before MindSpore selects kernels, how many kernels each part has
-(benchmarks/kernels.py), and how many branches. The dumps that this is read from are switched on by variables that
-MindSpore reads once."""
+(benchmarks/kernels.py), how many branches, and the memory at its fullest by both orders of its kernels
+(benchmarks/liveness.py). The dumps that this is read from are switched on by variables that MindSpore reads once."""
 
 import collections
 import dataclasses
@@ -29,12 +29,13 @@ import numpy as np  # noqa: E402
 from mindspore import nn  # noqa: E402
 
 from benchmarks import kernels as benchmark  # noqa: E402
+from benchmarks import liveness  # noqa: E402
 from pipeline.models import layers  # noqa: E402
 from pipeline.models.adapters import attach  # noqa: E402
 from pipeline.models.attention import TiledAttention  # noqa: E402
 from pipeline.models.clip import ClipG, ClipL  # noqa: E402
 from pipeline.models.config import TINY, CLIPConfig, UNetConfig  # noqa: E402
-from pipeline.models.unet import UNet  # noqa: E402
+from pipeline.models.unet import UNet, recompute_blocks  # noqa: E402
 from pipeline.models.vae import VAEDecoder, VAEEncoder  # noqa: E402
 from pipeline.models.with_text import WithText  # noqa: E402
 from pipeline.training.optimizers.adafactor import Adafactor  # noqa: E402
@@ -52,11 +53,13 @@ from pipeline.training.step import (  # noqa: E402
     Update,
     average_of,
 )
-from pipeline.training.targets import text_targets  # noqa: E402
+from pipeline.training.targets import targets, text_targets  # noqa: E402
 from pipeline.training.validation import _PutBack, _Replace  # noqa: E402
 from pipeline.weights.adapters import kinds  # noqa: E402
+from pipeline.weights.adapters.extract import TARGETS  # noqa: E402
 from tests.models.stub_unet import StubUNet  # noqa: E402
 
+BATCH, SIDE = 8, 32  # of the latents of whole networks, whose memory is looked at
 UNET = UNetConfig(16, (1, 2), (0, 1), context_dim=24, vector_dim=40, head_dim=16, num_res_blocks=1, norm_groups=4)
 
 
@@ -78,14 +81,31 @@ def unet(attention: str, dtype: ms.Type, **options) -> tuple:
     return cell, inputs
 
 
+def half(cell: nn.Cell, dtype: ms.Type = ms.float16) -> nn.Cell:
+    """With all weights but the norms' in this dtype, as frozen ones are."""
+    norms = layers.norm_parameters(cell)
+    for parameter in cell.get_parameters():
+        if parameter.name not in norms:
+            parameter.set_dtype(dtype)
+    return cell
+
+
+def lora() -> nn.Cell:
+    """A UNet of frozen halves whose transformers have a LoRA, with gradient checkpointing."""
+    network = half(unet("flash", ms.float16)[0])
+    chosen = targets({p.name: p.shape for p in network.get_parameters()}, TARGETS, ())
+    attach(network, layers, "lora", chosen, rank=2, alpha=1.0, factor=-1, seed=0)
+    recompute_blocks(network)
+    return network
+
+
 class Adapted(nn.Cell):
     """A linear layer and a convolution with an adapter each, frozen in half precision."""
 
     def __init__(self, kind: str):
         super().__init__()
         self.conv, self.linear = layers.Conv(8, 12, 3), layers.Linear(12, 16)
-        for parameter in self.get_parameters():
-            parameter.set_dtype(ms.float16)
+        half(self)
         attach(self, layers, kind, ["conv.weight", "linear.weight"], rank=2, alpha=1.0, factor=-1, seed=0)
 
     def construct(self, x):
@@ -123,6 +143,12 @@ FORWARD = {
     "VAEDecoder": lambda: (VAEDecoder(TINY.vae, layers=layers), (array(1, 4, 4, 2),)),
     "ClipL": lambda: (ClipL(TINY.clip_l, layers=layers), (IDS,)),
     "ClipG": lambda: (ClipG(TINY.clip_g, layers=layers), (IDS,)),
+    "VAEEncoder in bfloat16": lambda: (
+        half(VAEEncoder(TINY.vae, layers=layers), ms.bfloat16),
+        (array(1, 3, 32, 16, dtype=ms.bfloat16),),
+    ),
+    "ClipL in bfloat16": lambda: (half(ClipL(TINY.clip_l, layers=layers), ms.bfloat16), (IDS,)),
+    "ClipG in bfloat16": lambda: (half(ClipG(TINY.clip_g, layers=layers), ms.bfloat16), (IDS,)),
     "UNet": lambda: unet("flash", ms.bfloat16),
 }
 GRADIENTS = {
@@ -160,13 +186,16 @@ def part_of(
     precision: ms.Type,
     micro_batches: int = 1,
     optimizer: str = "adamw",
+    batch_size: int = 2,
+    side: int = 8,
+    **settings,
 ) -> tuple:
     """As `part`, of this network."""
     scale = 1024.0 if precision == ms.float16 else None
-    settings = Settings(max_grad_norm=1.0, loss_scale=scale, gradient_accumulation_steps=micro_batches)
+    settings = Settings(max_grad_norm=1.0, loss_scale=scale, gradient_accumulation_steps=micro_batches, **settings)
     whole, loss = update(network, settings, optimizer), SampleLoss(network, settings)
-    x = array(2, 4, 8, 8)
-    batch = x, ms.Tensor([3.0, 871.0]), array(2, 77, config.context_dim), array(2, config.vector_dim), x, array(2)
+    b, x = batch_size, array(batch_size, 4, side, side)
+    batch = x, SCALAR.broadcast_to((b,)), array(b, 77, config.context_dim), array(b, config.vector_dim), x, array(b)
     weights = tuple(array(*p.shape) for p in whole.parameters)
     return {
         "gradients": lambda: (Gradients(loss, whole), batch),
@@ -180,20 +209,40 @@ def part_of(
     }[name]()
 
 
+HUBER = ("constant", "exponential", "snr")
+
+
+def huber(schedule: str) -> tuple:
+    """(the gradients' graph of the stub with this schedule of a Huber loss, its inputs)"""
+    thresholds = np.linspace(1.0, 0.1, 1000) if schedule == "snr" else None
+    settings = {"loss_type": "huber", "huber_c": 0.1, "huber_schedule": schedule, "huber_thresholds": thresholds}
+    return part_of(StubUNet(UNET, compute_dtype=ms.float16), UNET, "gradients", ms.float16, **settings)
+
+
 # What an NPU runs without a data sink (training/drive.py, training/validation.py), in the precision of the presets.
-PARTS = {
-    name: lambda name=name: part(name, ms.float16)
-    for name in ("gradients", "update", "average", "average to weights", "weights back", "validation")
-} | {
-    "gradients in bfloat16": lambda: part("gradients", ms.bfloat16),
-    "update in bfloat16": lambda: part("update", ms.bfloat16),
-    "micro-batch": lambda: part("micro-batch", ms.float16, 2),
-    "boundary": lambda: part("boundary", ms.float16, 2),
-    "boundary of Adafactor": lambda: part("boundary", ms.float16, 2, "adafactor"),
-    "gradients of the tiny model": lambda: part_of(
-        UNet(TINY.unet, "flash", ms.float16), TINY.unet, "gradients", ms.float16
-    ),
-}
+PARTS = (
+    {
+        name: lambda name=name: part(name, ms.float16)
+        for name in ("gradients", "update", "average", "average to weights", "weights back", "validation")
+    }
+    | {
+        "gradients in bfloat16": lambda: part("gradients", ms.bfloat16),
+        "update in bfloat16": lambda: part("update", ms.bfloat16),
+        "micro-batch": lambda: part("micro-batch", ms.float16, 2),
+        "boundary": lambda: part("boundary", ms.float16, 2),
+        "boundary of Adafactor": lambda: part("boundary", ms.float16, 2, "adafactor"),
+        "gradients of the tiny model": lambda: part_of(
+            UNet(TINY.unet, "flash", ms.float16), TINY.unet, "gradients", ms.float16, batch_size=BATCH, side=SIDE
+        ),
+        "gradients, recomputed": lambda: part_of(
+            unet("flash", ms.float16, recompute=True)[0], UNET, "gradients", ms.float16, batch_size=BATCH, side=SIDE
+        ),
+        "gradients of a LoRA, recomputed": lambda: part_of(
+            lora(), UNET, "gradients", ms.float16, batch_size=BATCH, side=SIDE
+        ),
+    }
+    | {f"gradients by Huber, {schedule}": lambda schedule=schedule: huber(schedule) for schedule in HUBER}
+)
 
 
 class SquaredError(nn.Cell):
@@ -238,7 +287,9 @@ def compiled(function, inputs: tuple) -> dict:
         primitives[kind] += count
         parts[part] += count
     branches = sum(node.kind == "Switch" for node in nodes.values())
-    return {"stop": stop, "primitives": primitives, "parts": parts, "branches": branches}
+    orders = nodes, liveness.as_soon_as_ready(liveness.largest(nodes))
+    peaks = [max(liveness.lives(order)) for order in orders]
+    return {"stop": stop, "primitives": primitives, "parts": parts, "branches": branches, "peaks": peaks}
 
 
 CLIP_L = CLIPConfig(width=8, layers=2, heads=2, vocab_size=200)
@@ -259,11 +310,7 @@ class Joined(nn.Cell):
 
 def text_adapted(make, kind: str) -> tuple:
     """(an encoder in half precision with an adapter in all layers that may have one, its inputs)"""
-    cell = make()
-    norms = layers.norm_parameters(cell)
-    for parameter in cell.get_parameters():
-        if parameter.name not in norms:
-            parameter.set_dtype(ms.float16)
+    cell = half(make())
     part = "clip_l" if isinstance(cell, ClipL) else "clip_g"
     config = dataclasses.replace(TINY, clip_l=CLIP_L, clip_g=CLIP_G)
     attach(cell, layers, kind, list(text_targets(part, config)), rank=2, alpha=1.0, factor=-1, seed=0)
@@ -292,11 +339,9 @@ class Reader(nn.Cell):
 def text_step() -> tuple:
     """(a whole training step with CLIP-L trained in float32 and bigG frozen in a half, on captions of two chunks; its
     inputs)"""
-    large = ClipG(CLIP_G, layers=layers)
+    large = half(ClipG(CLIP_G, layers=layers), ms.bfloat16)
     for parameter in large.get_parameters():
         parameter.requires_grad = False
-        if parameter.name not in layers.norm_parameters(large):
-            parameter.set_dtype(ms.bfloat16)
     with benchmark.npu_forms():
         network = WithText(Reader(), ClipL(CLIP_L, layers=layers), large)
         optimizer = AdamW(network.trainable_params(), decays(network), 0.01, 0.9, 0.999, 1e-8)

@@ -236,12 +236,12 @@ def test_each_graph_of_a_cpu_has_scratchpads_of_its_own():
 
 @pytest.mark.parametrize(("recompute", "replayed"), REPLAYED)
 def test_the_npus_form_is_within_a_quarter_of_mindspores_orders(recompute, replayed):
-    assert liveness.planned("tiny", 32, 8, recompute, False) / 1e6 == pytest.approx(replayed, rel=0.25)
+    assert liveness.planned(TINY.unet, 32, 8, recompute, False) / 1e6 == pytest.approx(replayed, rel=0.25)
 
 
 def test_a_loras_plan_lies_between_mindspores_orders():
     """Of the same with gradient checkpointing: as its runtime runs it, and as MindSpore lists it (docs/adapters.md)."""
-    assert 33.2 < liveness.planned("tiny", 32, 8, True, True) / 1e6 < 81.8
+    assert 33.2 < liveness.planned(TINY.unet, 32, 8, True, True) / 1e6 < 81.8
 
 
 def test_what_was_published_fits_and_what_was_not_does_not():
