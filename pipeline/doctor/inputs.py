@@ -71,7 +71,9 @@ def data(params: Params) -> list[Finding]:
     data = params.data
     if is_far(data.images) and (data.images.startswith("hf://") or "{" in data.images):
         do = f"Write it into a file such as data/web{urls.END}, and set data.images to that (docs/far-data.md)"
-        return [Finding("data", BAD, f"data.images is {data.images}", "what DVC can watch: no hf:// and no pattern", do)]
+        return [
+            Finding("data", BAD, f"data.images is {data.images}", "what DVC can watch: no hf:// and no pattern", do)
+        ]
     source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
     part = next((part for part in source.parts() if len(part.paths) or part.lost), None)
     if part is None:
