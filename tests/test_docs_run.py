@@ -37,7 +37,7 @@ NOT_HERE = {
     "hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/base": "7 GB",
     "hf download openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir data/clip_tokenizer": "a network",
     "make repro S3=1": "a network",
-    "dvc repro --force index": "as dvc repro index of tests/data/test_far.py",
+    "python -m pipeline data refresh": "tests/data/test_far_dvc.py",
     "dvc status": "DVC's own",
     "make docs": "a network; CI runs it",
     "make test": "this is it",
