@@ -124,7 +124,7 @@ def test_a_picture_of_two_sets(tmp_path):
 
 
 # Of each key of a set: a value, beside what else, and which tables another one changes. Of images.parquet cache_latents is
-# made, of captions.parquet cache_text, and of samples.parquet training; tests/test_dvc.py has DVC run them.
+# made, of captions.parquet cache_text, and of samples.parquet training; test_sets_dvc.py has DVC run them.
 NUMBERS, CAPTIONS, ROWS = {"samples"}, {"captions", "samples"}, {"images", "samples"}
 KEYS = {
     "name": ("others", {}, NUMBERS),
