@@ -12,12 +12,16 @@ NPU ?= $(wildcard /dev/davinci[0-9]*)
 # What s3:// takes is installed where params.yaml names it, and with `make repro S3=1`.
 S3 ?= $(shell grep -E '^ *images: *["'"'"']?s3://' params.yaml 2>/dev/null)
 
+# DVC watches a list of URLs and not what is behind them; the servers are asked before each run (docs/far-data.md).
+URLS ?= $(shell grep -iE '^ *images: *[^#]*\.urls' params.yaml 2>/dev/null)
+
 # Ray is installed where params.yaml names a cluster, and with `make repro RAY=1`.
 RAY ?= $(shell grep -E '^ *cluster: *["'"'"']?(auto|[^ :]+:[0-9]+)' params.yaml 2>/dev/null)
 
 .PHONY: repro test preset doctor report exps docs requirements
 
 repro: .venv/.run $(if $(NPU),.venv/.npu) $(if $(S3),.venv/.s3) $(if $(RAY),.venv/.ray)
+	$(if $(URLS),python -m pipeline data refresh)
 	dvc repro
 
 # One HTML page of the workspace, or of experiments side by side: make report EXP="a b" AGAINST=presets/tiny.yaml

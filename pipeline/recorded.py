@@ -11,15 +11,19 @@ import stat
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ruamel.yaml import YAML
 
 from pipeline import store
 from pipeline.params import Params, parse
+
+if TYPE_CHECKING:
+    from pipeline.data.far import Far
 
 PROJECT = Path(__file__).resolve().parent.parent
 _OWN = ("outs/", "stages/", "pipeline")  # dependencies that are other stages' outs, or code
@@ -40,13 +44,13 @@ class Recorded:
 
 def take(stage: str, params: Params) -> Recorded:
     """What DVC will record of the stage of this name in dvc.yaml, if it knows it. Raises StageError where data far away
-    cannot be listed."""
+    cannot be listed, or are not what the list of them says."""
     listed = _stages().get(stage, {})
     places = [place for place in deps(stage, params) if not place.startswith(_OWN)]
     values = {name: value for key in listed.get("params", []) for name, value in leaves(key, _value(params, key))}
     # Pictures alone may be far away. An address as base or tokenizer is a path that is not there; its stage says so.
-    far = params.data.images if "://" in params.data.images else None
-    return Recorded(_code(), values, {place: _far_files(place) if place == far else _files(place) for place in places})
+    data = {place: _pictures(place) if place == params.data.images else _files(place) for place in places}
+    return Recorded(_code(), values, data)
 
 
 def deps(stage: str, params: Params) -> list[str]:
@@ -177,11 +181,18 @@ def _files(place: str) -> Files:
     return found
 
 
-def _far_files(url: str) -> Files:
-    """Raises StageError where it cannot be listed: whether it changed could not be said."""
-    from pipeline.data import far  # which takes its errors from pipeline/stage.py, and that what is here
+def _pictures(place: str) -> Files:
+    """Those of data.images, wherever they are. Raises StageError."""
+    from pipeline.data import far, urls  # which take their errors from pipeline/stage.py, and that what is here
 
-    listed = far.listing(url).values()
+    if "://" in place:
+        return _far_files(far.listing(place).values())
+    if place.lower().endswith(urls.END):
+        return _files(place) | _far_files(urls.listing(place))
+    return _files(place)
+
+
+def _far_files(listed: "Iterable[Far]") -> Files:
     folders: dict[str, dict[str, tuple[int, ...]]] = {}
     for file in listed:
         folder, _, name = file.url.rpartition("/")

@@ -148,8 +148,9 @@ def keys(section: str) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_given_the_params_that_it_reads(stage):
     text, read = (ROOT / f"stages/{stage}.py").read_text(), set()
-    if stage == "sample":  # which leaves drawing to workers
-        text += (ROOT / "pipeline/sampling/paint.py").read_text()
+    # Drawing is left to workers, and the index is for looking as well.
+    further = {"sample": "pipeline/sampling/paint.py", "index": "pipeline/data/by_params.py"}
+    text += (ROOT / further[stage]).read_text() if stage in further else ""
     for section, key in re.findall(r"\bparams\.(\w+)(?:\.(\w+))?", text):
         if f"{section}.{key}" in FOLLOWS:
             read |= FOLLOWS[f"{section}.{key}"]

@@ -2,7 +2,7 @@
 nothing; `dvc repro index` looks at every picture. Which buckets index.min_bucket gives up is reckoned from these.
 
 `data show` shows captions as training will have them, with their variants, and `data report` writes a page; both look
-at all pictures."""
+at all pictures. `data refresh` asks the servers behind a .urls file whether something has changed."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
-from pipeline.data import masks
+from pipeline.data import masks, refresh
 from pipeline.data.buckets import choose, common, sizes
 from pipeline.data.examine import look
 from pipeline.data.fit import reject
@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
         from pipeline.report import data_command, show_command  # which are above this folder
 
         return {"show": show_command, "report": data_command}[arguments[0]].main(arguments[1:])
+    if arguments[:1] == ["refresh"]:
+        return refresh.main(arguments[1:])
     made = cli.parser("data", __doc__)
     made.add_argument("path", nargs="?", help="a folder, .tar or .parquet; default: data.images of params.yaml")
     made.add_argument(

@@ -26,8 +26,6 @@ _NOT_DONE = {
     "caption_dropout_every_n_epochs": 0,
     "token_warmup_step": 0,
     "custom_attributes": {},
-    "keep_tokens_separator": "",
-    "secondary_separator": "",
     "metadata_file": None,
 }
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -42,8 +40,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "enable_wildcard": bool,
     "shuffle_caption": bool,
     "keep_tokens": int,
+    "keep_tokens_separator": str,
     "caption_tag_dropout_rate": (int, float),
     "caption_separator": str,
+    "secondary_separator": str,
     "alpha_mask": bool,
     "flip_aug": bool,
     "random_crop": bool,
@@ -123,11 +123,12 @@ def _resolutions(given: int | list | None) -> tuple[int, ...]:
 
 def _rules(given: dict) -> Rules | None:
     shuffle, drop = given.get("shuffle_caption", False), float(given.get("caption_tag_dropout_rate", 0))
-    wildcards = given.get("enable_wildcard", False)
-    if not (shuffle or drop or wildcards):
+    wildcards, binder = given.get("enable_wildcard", False), given.get("secondary_separator", "")
+    if not (shuffle or drop or wildcards or binder):
         return None
     keep, separator = given.get("keep_tokens", 0), given.get("caption_separator", ",")
-    return Rules(0, 0, shuffle, keep, drop, separator, ", ", wildcards, framed=True)
+    fence = given.get("keep_tokens_separator", "")
+    return Rules(0, 0, shuffle, keep, drop, separator, ", ", wildcards, framed=True, fence=fence, binder=binder)
 
 
 def _check(given: dict, where: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.data import far
+from pipeline.data import far, urls
 from pipeline.data.folder import Folder
 from pipeline.data.kinds import SETS, is_metadata, is_picture, not_read
 from pipeline.data.parquet import ParquetFiles, holds_pictures
@@ -54,7 +54,7 @@ def open_source(
     writes them, are left alone. `caption_lines` (params.index.caption_lines) says what the lines of name.txt in a
     folder are; it does not matter for reading pictures, nor does `caption_column`, the column of metadata, JSON and
     Parquet that holds captions. `image_column` is the one of Parquet that holds pictures. Raises SourceError."""
-    if is_far(path) or path.lower().endswith(".urls"):
+    if is_far(path) or path.lower().endswith(urls.END):
         return _open_far(path, image_column, caption_column)
     if not os.path.exists(path):
         raise SourceError(f"data.images is {path!r}, and {broken_link(path) or 'there is no such folder or file'}")
@@ -109,8 +109,8 @@ def open_source(
 def _open_far(path: str, image_column: str, caption_column: str) -> Source:
     found: dict[str, far.Far] = {}
     sets = []
-    for line in [path] if is_far(path) else _lines(path):
-        for name, file in far.listing(line).items():
+    for url in [path] if is_far(path) else [line.url for line in urls.read(path)]:
+        for name, file in far.listing(url).items():
             if file.url in found:
                 raise SourceError(f"{path} names {file.url} twice")
             if name in SETS or is_far(name) and name.rpartition("/")[2] in SETS:
@@ -153,20 +153,6 @@ def _open_far(path: str, image_column: str, caption_column: str) -> Source:
     if tars:
         return WebDataset(root, tuple(chosen), *beside, caption_column, stamps, tuple(sets))
     return ParquetFiles(root, tuple(chosen), *beside, image_column, caption_column, stamps, tuple(sets))
-
-
-def _lines(path: str) -> list[str]:
-    """The URLs of a .urls file. Raises SourceError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"data.images is {path!r}, which cannot be read as a list of URLs: {error}") from None
-    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not found or not all(map(is_far, found)):
-        raise SourceError(
-            f"{path}: wanted a URL of a .tar or .parquet, or a pattern of them, or of their sets.yaml, a line"
-        )
-    return found
 
 
 def _instead(others: list[str]) -> str:

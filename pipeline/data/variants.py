@@ -28,6 +28,10 @@ class Rules:
     joined: str = ", "  # what stands between tags then
     wildcards: bool = False  # {a|b} is a or b; {{ and }} are braces
     framed: bool = False  # prefix and suffix are parts of the tags beside them, as for kohya
+    fence: str = (
+        ""  # tags before the first of these, and behind the second, stay where they are, in the place of `keep`
+    )
+    binder: str = ""  # what stands for the separator within a tag
 
 
 def expand(text: str, text_2: str | None, rules: Rules) -> list[tuple[str, str | None, float]]:
@@ -42,15 +46,23 @@ def _variant(text: str, rules: Rules, number: int) -> str:
     numbers = _stream(text, rules.seed, number)
     if rules.wildcards:
         text = _chosen(text, numbers)
-    if not (rules.shuffle or rules.drop):
-        return text
-    tags = [tag for tag in (part.strip() for part in text.split(rules.separator)) if tag]
-    kept, others = tags[: rules.keep], tags[rules.keep :]
-    if rules.shuffle:
-        others = [others[place] for place in np.argsort(numbers(len(others)), kind="stable")]
-    if rules.drop:
-        others = [tag for tag, draw in zip(others, numbers(len(others)) / 2.0**64) if draw >= rules.drop]
-    return rules.joined.join(kept + others)
+    if rules.shuffle or rules.drop:
+        before, others, behind = _parts(text, rules)
+        if rules.shuffle:
+            others = [others[place] for place in np.argsort(numbers(len(others)), kind="stable")]
+        if rules.drop:
+            others = [tag for tag, draw in zip(others, numbers(len(others)) / 2.0**64) if draw >= rules.drop]
+        text = rules.joined.join(before + others + behind)
+    return text.replace(rules.binder, rules.separator) if rules.binder else text
+
+
+def _parts(text: str, rules: Rules) -> tuple[list[str], list[str], list[str]]:
+    """The tags that stay before the others, the others, and those that stay behind them."""
+    parts = text.split(rules.fence, 2) if rules.fence else [text]
+    first, *further = ([tag for tag in map(str.strip, part.split(rules.separator)) if tag] for part in parts)
+    if not further:
+        return first[: rules.keep], first[rules.keep :], []
+    return first, further[0], further[1] if further[1:] else []
 
 
 def _chosen(text: str, numbers: Callable[[int], np.ndarray]) -> str:

@@ -13,10 +13,11 @@ from pipeline import preset
 from pipeline.cache.building.tokens import check_vocabulary
 from pipeline.contradictions.model import PRESET
 from pipeline.contradictions.paths import BASE_UNET
+from pipeline.data import urls
 from pipeline.data.buckets import sizes
 from pipeline.data.examine import look as decode
 from pipeline.data.fit import reject
-from pipeline.data.part import Part
+from pipeline.data.part import Part, is_far
 from pipeline.data.sources import open_source
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.hub import hint
@@ -68,6 +69,11 @@ def tokenizer(params: Params) -> Finding:
 def data(params: Params) -> list[Finding]:
     """The first parts of the data set up to one with pictures, of which some are decoded."""
     data = params.data
+    if is_far(data.images) and (data.images.startswith("hf://") or "{" in data.images):
+        do = f"Write it into a file such as data/web{urls.END}, and set data.images to that (docs/far-data.md)"
+        return [
+            Finding("data", BAD, f"data.images is {data.images}", "what DVC can watch: no hf:// and no pattern", do)
+        ]
     source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
     part = next((part for part in source.parts() if len(part.paths) or part.lost), None)
     if part is None:

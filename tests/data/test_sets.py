@@ -124,7 +124,7 @@ def test_a_picture_of_two_sets(tmp_path):
 
 
 # Of each key of a set: a value, beside what else, and which tables another one changes. Of images.parquet cache_latents is
-# made, of captions.parquet cache_text, and of samples.parquet training; tests/test_dvc.py has DVC run them.
+# made, of captions.parquet cache_text, and of samples.parquet training; test_sets_dvc.py has DVC run them.
 NUMBERS, CAPTIONS, ROWS = {"samples"}, {"captions", "samples"}, {"images", "samples"}
 KEYS = {
     "name": ("others", {}, NUMBERS),
@@ -323,7 +323,7 @@ def test_how_often_a_set_is_seen():
         ("concepts.json", '[{"name": "x"}]', r"0: no path"),
         ("sets.yaml", "sets: [{folder: cats, chances: {png: 1}}]", r"sets.0.chances.png: there is no such key; there are 'txt', 'caption' or 'table'"),
         ("sets.yaml", "sets: [{folder: cats, drop_tags: 2}]", r"sets.0.drop_tags: Input should be less than"),
-        ("dataset.toml", TOML.replace("class_tokens", "secondary_separator"), r"secondary_separator is not done here"),
+        ("dataset.toml", TOML.replace("class_tokens", "metadata_file"), r"metadata_file is not done here"),
         ("dataset.toml", TOML.replace("num_repeats", "keep_tokens = -1\nnum_repeats"), r"keep_tokens: found -1"),
         ("concepts.json", '[{"path": "cats", "text": {"caps_randomize_enable": true}}]', r"caps_randomize_enable is not"),
         ("concepts.json", '[{"path": "cats", "text": {"tag_dropout_enable": true, "tag_dropout_probability": 1}}]',
@@ -397,9 +397,8 @@ def test_a_trigger_word_has_its_place_whatever_becomes_of_the_tags(tmp_path, cas
     assert tidy == set(golden["kohya"][case]) == set(golden["onetrainer"].get(case, tidy))
     tokenizer = Tokenizer(ROOT / "data/tokenizer")
     assert all(tokenizer(text) == tokenizer(text.replace(" ,", ",")) for text in found)
-    if "keep_tokens_separator" in given["kohya"]:
-        return
     (data / "sets.yaml").unlink()
+    write_folder(data, {"a.txt": given.get("caption for kohya", given["caption"])})
     keys = given["kohya"] | {"shuffle_caption": True, "caption_tag_dropout_rate": trigger_rule.DROP}
     keys |= {"image_dir": ".", "caption_extension": ".txt"}
     lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]

@@ -46,6 +46,22 @@ def test_a_separator_of_ones_own():
     }  # fmt: skip
 
 
+def test_a_fence_keeps_what_is_before_it_and_behind_a_second():
+    draws = {"count": 200, "shuffle": True, "keep": 1, "fence": "|||"}
+    assert texts("a, b ||| c, d", **draws).keys() == {"a, b, c, d", "a, b, d, c"}
+    assert texts("a ||| c, d ||| e, f", **draws).keys() == {"a, c, d, e, f", "a, d, c, e, f"}
+    assert texts("||| c, d", **draws).keys() == {"c, d", "d, c"}
+    assert texts("a, c, d", **draws).keys() == {"a, c, d", "a, d, c"}  # without one `keep` counts
+    assert texts("a ||| c", count=3, fence="|||") == {"a ||| c": 1}  # no tag is moved
+    assert texts("a ||| c, d ||| e", count=9, drop=1.0, fence="|||") == {"a, e": 1}
+
+
+def test_a_binder_holds_tags_together():
+    found = texts("a;;;b, c", count=50, shuffle=True, binder=";;;")
+    assert found.keys() == {"a,b, c", "c, a,b"}
+    assert texts("a;;;b", count=3, binder=";;;") == {"a,b": 1}
+
+
 def test_wildcards():
     found = texts("a {red|green|} {cat|dog} {{x|y}}", count=600, wildcards=True)
     colours = {text.split()[1] if len(text.split()) == 4 else "" for text in found}

@@ -115,6 +115,24 @@ flip_aug = true
         **TAGS,
         "dataset.toml": toml('caption_prefix = "sks,"', "shuffle_caption = true", "keep_tokens = 2"),
     },
+    "tags between separators": {
+        **TAGS,
+        "cats/0.txt": "fox, snow ||| red, dusk;;;dawn ||| high quality, ||| sharp",
+        "dataset.toml": toml(
+            'keep_tokens_separator = "|||"', 'secondary_separator = ";;;"', subset="shuffle_caption = true"
+        ),
+    },
+    "tags behind a separator of the prefix": {
+        **TAGS,
+        "dataset.toml": toml(
+            'keep_tokens_separator = "|||"', "caption_tag_dropout_rate = 0.3", subset='caption_prefix = "sks |||"'
+        ),
+    },
+    "separators where nothing is drawn": {
+        **TAGS,
+        "cats/0.txt": "fox ||| snow;;;red",
+        "dataset.toml": toml('keep_tokens_separator = "|||"', 'secondary_separator = ";;;"'),
+    },
     "wildcards": {**LINES, "dataset.toml": toml("enable_wildcard = true")},
     "class pictures with repeats": {
         **CATS,

@@ -321,6 +321,13 @@ def test_data_that_is_not(tmp_path):
     assert "name.txt beside name.png" in captions.do
 
 
+@pytest.mark.parametrize("images", ["hf://datasets/owner/name@main/data", "https://host/{00..99}.tar"])
+def test_data_that_dvc_cannot_watch(images):
+    finding = only(data(images))
+    assert finding.state == BAD and f"data.images is {images}; wanted what DVC can watch" in str(finding)
+    assert "into a file such as data/web.urls" in finding.do
+
+
 def test_pictures_that_are_too_small_name_the_keys_and_a_preset_where_one_helps(tmp_path):
     small = {f"{n}.png": data_sets.picture(n, 64, 64) for n in range(8)} | {f"{n}.txt": "x" for n in range(8)}
     pictures, _ = data(data_sets.write_folder(tmp_path / "small", small), sdxl)
