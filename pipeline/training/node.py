@@ -14,6 +14,7 @@ import ray
 import yaml
 
 from pipeline import store
+from pipeline.data.part import is_far
 from pipeline.params import Device
 from pipeline.stage import StageError
 from pipeline.training import launch
@@ -50,6 +51,12 @@ class Node:
             target = self._workspace / place
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(path)
+        images = params["data"]["images"]
+        if params["train"]["source"] == "pictures" and not is_far(images) and not (self._workspace / images).exists():
+            raise StageError(
+                f"train.source is pictures, and this node does not see data.images, {images}: give a URL of them "
+                "(docs/far-data.md), or a folder of a disk that all nodes have under this path; or set train.source to cache"
+            )
         (self._workspace / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         if state is not None:
             store.remove(self._folder)

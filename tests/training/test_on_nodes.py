@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.training.layout import Layout, layout, split
 from tests import ray_nodes
-from tests.training.test_distributed import SETTINGS
+from tests.training.test_distributed import SETTINGS, port
 from tests.training.test_resume import ends, start, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
 
@@ -30,13 +30,14 @@ def workspace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(workspace, graphs, tmp_path_factory):
     """Two ranks of this computer."""
-    train(workspace, share_graphs(tmp_path_factory.mktemp("unbroken"), graphs), *SETTINGS, *TWO)
+    train(workspace, share_graphs(tmp_path_factory.mktemp("unbroken"), graphs), *SETTINGS, *TWO, port())
     return ends(workspace)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, graphs):
-    """Two nodes to train on, and one without CPUs where the stage begins; each with a store of its own."""
+    """A node to train on and one without CPUs where the stage begins, and start(address, store) for more; each with a store
+    of its own."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -45,11 +46,16 @@ def cluster(tmp_path_factory, graphs):
         patch.setenv("PYTHONPATH", str(ROOT))  # for rank_on_stub.py; the project's code comes by Ray
         first = {"num_cpus": 0, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.2"}
         cluster = Cluster(initialize_head=True, head_node_args={**first, "include_dashboard": False})
-        cluster.stores = {name: tmp_path_factory.mktemp(name) / "store" for name in ("127.0.0.3", "127.0.0.4")}
-        for name, store in cluster.stores.items():
-            patch.setenv("PIPELINE_STORE", str(share_graphs(store, graphs)))
-            cluster.add_node(num_cpus=1, object_store_memory=100 << 20, node_ip_address=name)
-    yield cluster
+
+        def start(address, store):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PIPELINE_STORE", str(share_graphs(store, graphs)))
+                return cluster.add_node(num_cpus=1, object_store_memory=100 << 20, node_ip_address=address)
+
+        cluster.start = start
+        cluster.store = tmp_path_factory.mktemp("second") / "store"
+        cluster.start("127.0.0.3", cluster.store)
+        yield cluster
     cluster.shutdown()
 
 
@@ -110,33 +116,35 @@ def test_as_many_nodes_are_waited_for_as_are_wanted(monkeypatch, caplog):
     assert ended == [nodes] * 3 and caplog.text.count("waits for nodes: 1 answer, device.min_nodes is 2") == 1
 
 
-def left(cluster):
-    """What trainings have left in the stores of the nodes."""
-    patterns = "train/*", "trained/*", "nodes/train-*"
-    return {
-        name: {path for pattern in patterns for path in store.glob(pattern)} for name, store in cluster.stores.items()
-    }
+def left(store):
+    """What trainings have left in a node's store."""
+    return {path for pattern in ("train/*", "trained/*", "nodes/train-*") for path in store.glob(pattern)}
 
 
-def test_a_node_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, unbroken):
-    """Nor does it lose the state that it had written: it is in the store of the node where the stage began."""
-    before = left(cluster)
-    run = start(workspace, tmp_path / "store", *SETTINGS, *TWO, f"device.cluster={cluster.address}")
+def test_nodes_train_together_and_one_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, unbroken):
+    """A rank each on the node where the stage began and on another; when the first dies, on the other and one that joins.
+    No state is lost with it: it is in the store of the node where the stage began."""
+    before, own = left(cluster.store), tmp_path / "store"
+    first = cluster.start("127.0.0.2", own)
+    settings = ["device.nodes=2", "device.min_nodes=2", "device.workers=1", f"device.cluster={cluster.address}"]
+    run = start(workspace, own, *SETTINGS, *TWO, *settings)
     until = time.monotonic() + 300
-    while not list(tmp_path.glob("store/train/*/step-*")) and run.poll() is None:
+    while not list(own.glob("train/*/step-*")) and run.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.1)
+    slices = sorted(path.name for path in own.glob("train/*/slices-*/*"))
+    print(slices)
     assert not (workspace / "outs/train/weights").exists()
+    assert not list(cluster.store.glob("train/*/step-*"))
     curves = (workspace / "outs/train/live/log.jsonl").read_text()
-    (at,) = (name for name, store in cluster.stores.items() if list(store.glob("train/*/step-*")))
-    node = next(node for node in cluster.list_all_nodes() if node.node_ip_address == at)
-    cluster.remove_node(node, allow_graceful=False)
+    joined = tmp_path / "joined"
+    cluster.start("127.0.0.4", joined)
+    cluster.remove_node(first, allow_graceful=False)
     said = run.wait()
     assert run.returncode == 0, said
-    (other,) = cluster.stores.keys() - {at}
-    assert f"2 ranks on {at}, each with batches of 2 x 2" in said and f"{at} is lost" in said
-    assert f"2 ranks on {other}" in said and "goes on after step" in said
+    assert "2 ranks on 127.0.0.2, 127.0.0.3, each with batches of 2 x 2" in said and "127.0.0.2 is lost" in said
+    assert "2 ranks on 127.0.0.3, 127.0.0.4" in said and "goes on after step" in said
     assert "train/loss" in curves
     assert ends(workspace) == unbroken
-    assert not list(tmp_path.glob("store/train/*/s*-*"))  # a finished run's states
-    assert left(cluster)[other] == before[other]
+    assert not list(own.glob("train/*/s*-*"))  # a finished run's states
+    assert left(cluster.store) == before and not left(joined)
