@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from pipeline import progress, store
@@ -166,11 +167,24 @@ def make(files, source, away):
     return work
 
 
+def listening(pid: int) -> set:
+    return {one.laddr for one in psutil.Process(pid).net_connections("inet") if one.status == psutil.CONN_LISTEN}
+
+
 def test_pictures_come_by_way_of_the_first_node(tmp_path, nodes):
+    """Through Ray's connections: our code listens at no port."""
+    before = len(listening(os.getpid()))
     for name in ("a", "b", "weights"):
         (tmp_path / name).write_text(name)
     with crew(device(nodes), make, {"weights": tmp_path / "weights"}, Elsewhere(str(tmp_path))) as found:
-        made = [file.read().tobytes() for (file,) in share.share(found, ["a", "b"], lambda *_: None)]
+        results = share.share(found, ["a", "b"], lambda *_: None)
+        made = [next(results)[0].read().tobytes()]
+        ours = {process.pid: process.name() for process in psutil.Process().children(recursive=True)}
+        ours = {pid: name for pid, name in ours.items() if name.startswith(("ray::_First", "ray::_Actor"))}
+        assert {"ray::_First", "ray::_Actor"} <= {name.partition(".")[0] for name in ours.values()}
+        # by which Ray calls them
+        assert [len(listening(pid)) for pid in (*ours, os.getpid())] == [1] * len(ours) + [before + 1]
+        made += [file.read().tobytes() for (file,) in results]
         assert sorted(made) == [b"aweights", b"bweights"]
         with pytest.raises(StageError, match="No such file.*/c'"):
             list(share.share(found, ["c"], lambda *_: None))
@@ -204,6 +218,15 @@ def test_the_nodes_run_the_code_of_the_project_where_the_stage_began(tmp_path, n
     assert done.returncode == 0, done.stderr[-2000:]
     found, *files = done.stdout.split()
     assert found == "edited" and not any(Path(file).is_relative_to(PROJECT) for file in files)
+
+
+def test_who_does_not_have_the_clusters_token_is_refused(nodes):
+    code = "import sys\nfrom pipeline.workers import cluster\nwith cluster.connected(sys.argv[1]):\n    pass"
+    environment = {**os.environ, "RAY_AUTH_TOKEN": "f" * 32, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    command = [sys.executable, "-c", code, nodes.address]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
+    assert "Authentication token is missing or incorrect" in done.stderr
+    assert f"StageError: device.cluster is {nodes.address}, and no Ray cluster answers there" in done.stderr
 
 
 def test_a_cluster_that_does_not_answer_is_said(monkeypatch):

@@ -6,7 +6,6 @@ import time
 import pytest
 
 from pipeline.training.layout import Layout, layout, split
-from tests import ray_nodes
 from tests.training.test_distributed import SETTINGS, port
 from tests.training.test_resume import ends, start, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
@@ -41,8 +40,6 @@ def cluster(tmp_path_factory, graphs):
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_nodes.SETTINGS.items():
-            patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(ROOT))  # for rank_on_stub.py; the project's code comes by Ray
         first = {"num_cpus": 0, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.2"}
         cluster = Cluster(initialize_head=True, head_node_args={**first, "include_dashboard": False})
