@@ -94,11 +94,10 @@ class Node:
     def outs(self) -> Files:
         return _listed(self._workspace / WEIGHTS)
 
-    def out(self, path: str, begin: int) -> bytes:
-        return _read(self._workspace / path, begin)
-
-    def read(self, path: str, begin: int) -> np.ndarray:
-        return np.frombuffer(_read(self._folder / path, begin), np.uint8)
+    def read(self, path: str, begin: int, in_workspace: bool = False) -> np.ndarray:
+        with open((self._workspace if in_workspace else self._folder) / path, "rb") as file:
+            file.seek(begin)
+            return np.frombuffer(file.read(CHUNK), np.uint8)
 
     def write(self, token: str, begin: int, chunk: np.ndarray) -> None:
         with open(self._workspace / token, "ab") as file:
@@ -136,9 +135,3 @@ def _listed(folder: Path) -> Files:
             if path.is_file() and ".tmp-" not in name:
                 found[name] = status.st_size, status.st_mtime_ns
     return found
-
-
-def _read(path: Path, begin: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(begin)
-        return file.read(CHUNK)

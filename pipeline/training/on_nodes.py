@@ -7,6 +7,7 @@ last state, as a killed run of one computer does. What the ranks read comes to a
 and the outs come to the store of the node where the stage began, which is the only one that outlives the run."""
 
 import contextlib
+import ipaddress
 import logging
 import sys
 import time
@@ -169,7 +170,9 @@ class _Run:
     def start(self, sent: parcel.Parcel, state: parcel.Parcel, params: Params, how: Layout, script: str) -> None:
         """Start the ranks, when all nodes have what they read."""
         first, stores, preparing = self.nodes[0], {self.own}, []
-        address = first.address if how.nodes > 1 else "127.0.0.1"
+        # of the addresses that mean this computer msrun takes one alone for its own
+        alone = how.nodes == 1 or ipaddress.ip_address(first.address).is_loopback
+        address = "127.0.0.1" if alone else first.address
         for rank, node in enumerate(self.nodes):
             device = params.device.model_copy(
                 update={"nodes": how.nodes, "node_rank": rank, "master": f"{address}:{first.port}"}
@@ -278,9 +281,7 @@ class _Run:
             for path, (size, _) in parts.items():
                 inner = temporary / path.removeprefix(name).lstrip("/") if path != name else temporary
                 inner.parent.mkdir(parents=True, exist_ok=True)
-                with open(inner, "wb") as file:
-                    for begin in range(0, size, CHUNK):
-                        file.write(self._ask(first, first.actor.read, path, begin))
+                self._copy(first, inner, size, path)
 
         try:
             store.keep(self.folder / name, write)
@@ -289,14 +290,18 @@ class _Run:
             return
         self.carried.add(name)
 
+    def _copy(self, first: _Here, target: Path, size: int, path: str, in_workspace: bool = False) -> None:
+        with open(target, "wb") as file:
+            for begin in range(0, size, CHUNK):
+                file.write(self._ask(first, first.actor.read, path, begin, in_workspace))
+
     def _mirror(self, first: _Here, live: Files) -> None:
         """The curves, as they grow."""
         for path, stamp in live.items():
             if self.live.get(path) != stamp:
                 with contextlib.suppress(StageError):  # it is being replaced: the next look brings it
-                    text = self._ask(first, first.actor.out, str(LIVE / path), 0)
                     with store.atomic(self.out / "live" / path) as temporary:
-                        temporary.write_bytes(text)
+                        self._copy(first, temporary, stamp[0], str(LIVE / path), True)
                     self.live[path] = stamp
         for path in self.live.keys() - live.keys():
             store.remove(self.out / "live" / path)
@@ -312,9 +317,7 @@ class _Run:
         with store.out(self.out / "weights") as folder:
             folder.mkdir()
             for path, (size, _) in self._ask(first, first.actor.outs).items():
-                with open(folder / path, "wb") as file:
-                    for begin in range(0, size, CHUNK):
-                        file.write(self._ask(first, first.actor.out, str(WEIGHTS / path), begin))
+                self._copy(first, folder / path, size, str(WEIGHTS / path), True)
         (self.out / "live" / PICTURES).mkdir(parents=True, exist_ok=True)  # as files alone were carried
         finished.keep(exact, self.out)
         for node in self.nodes:

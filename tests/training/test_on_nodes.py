@@ -2,11 +2,17 @@
 
 import re
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.stage import StageError
 from pipeline.training.layout import Layout, layout, split
+from stages import train as stage
 from tests.training.test_distributed import SETTINGS, port
+from tests.training.test_live_runs import SETTINGS as WITH_PICTURES
+from tests.training.test_live_runs import with_pictures
 from tests.training.test_resume import ends, start, train
 from tests.training.training_samples import ROOT, params, share_graphs, write_stub, write_workspace
 
@@ -111,6 +117,35 @@ def test_as_many_nodes_are_waited_for_as_are_wanted(monkeypatch, caplog):
     ) as found:
         assert [node.name for node in found] == ["b", "a"] and ended == [nodes, nodes]
     assert ended == [nodes] * 3 and caplog.text.count("waits for nodes: 1 answer, device.min_nodes is 2") == 1
+
+
+def test_nodes_read_the_pictures_themselves(tmp_path, graphs, cluster):
+    workspace, settings = with_pictures(tmp_path / "live"), [*WITH_PICTURES, "train.steps=2"]
+    train(workspace, share_graphs(tmp_path / "alone", graphs), *settings)
+    alone = ends(workspace)
+    train(workspace, tmp_path / "store", *settings, f"device.cluster={cluster.address}")
+    assert ends(workspace) == alone
+
+
+@pytest.mark.parametrize(
+    ("images", "there"),
+    [("s3://bucket/{0..9}.tar", "s3://bucket/{0..9}.tar"), ("my.urls", "pictures.urls"), ("images", "HERE/images")],
+)
+def test_where_nodes_look_for_the_pictures(tmp_path, monkeypatch, images, there):
+    """A list of URLs comes to them; a disk that they do not have is said."""
+    monkeypatch.chdir(tmp_path)
+    settings = params(**{"data.images": images, "train.source": "pictures"})
+    given, files = stage._for_nodes(settings)
+    assert given.data.images == there.replace("HERE", str(tmp_path))
+    assert files.get("pictures.urls") == (Path(images) if images.endswith(".urls") else None)
+    if images == "images":
+        from pipeline.training.node import Node
+
+        prepare = Node.__ray_metadata__.modified_class.prepare
+        monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+        sent = SimpleNamespace(unpack=lambda: ({}, None))
+        with pytest.raises(StageError, match=f"this node does not see data.images, {tmp_path}/images: give a URL"):
+            prepare(SimpleNamespace(), sent, "name", None, given.model_dump(), given.device)
 
 
 def left(store):
