@@ -159,13 +159,11 @@ def test_nodes_train_together_and_one_that_dies_does_not_end_the_run(workspace, 
     before, own = left(cluster.store), tmp_path / "store"
     first = cluster.start("127.0.0.2", own)
     settings = ["device.nodes=2", "device.min_nodes=2", "device.workers=1", f"device.cluster={cluster.address}"]
-    run = start(workspace, own, *SETTINGS, *TWO, *settings)
+    run, slices = start(workspace, own, *SETTINGS, *TWO, *settings), {"0-of-2.ckpt", "1-of-2.ckpt"}
     until = time.monotonic() + 300
-    while not list(own.glob("train/*/step-*")) and run.poll() is None:
-        assert time.monotonic() < until
+    while not list(own.glob("train/*/step-*")) or not slices <= {path.name for path in own.glob("train/*/slices-*/*")}:
+        assert time.monotonic() < until and run.poll() is None
         time.sleep(0.1)
-    slices = sorted(path.name for path in own.glob("train/*/slices-*/*"))
-    print(slices)
     assert not (workspace / "outs/train/weights").exists()
     assert not list(cluster.store.glob("train/*/step-*"))
     curves = (workspace / "outs/train/live/log.jsonl").read_text()
