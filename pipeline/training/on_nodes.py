@@ -7,7 +7,6 @@ last state, as a killed run of one computer does. What the ranks read comes to a
 and the outs come to the store of the node where the stage began, which is the only one that outlives the run."""
 
 import contextlib
-import ipaddress
 import logging
 import sys
 import time
@@ -170,9 +169,7 @@ class _Run:
     def start(self, sent: parcel.Parcel, state: parcel.Parcel, params: Params, how: Layout, script: str) -> None:
         """Start the ranks, when all nodes have what they read."""
         first, stores, preparing = self.nodes[0], {self.own}, []
-        # of the addresses that mean this computer msrun takes one alone for its own
-        alone = how.nodes == 1 or ipaddress.ip_address(first.address).is_loopback
-        address = "127.0.0.1" if alone else first.address
+        address = first.address if how.nodes > 1 else "127.0.0.1"
         for rank, node in enumerate(self.nodes):
             device = params.device.model_copy(
                 update={"nodes": how.nodes, "node_rank": rank, "master": f"{address}:{first.port}"}

@@ -46,7 +46,8 @@ def cluster(tmp_path_factory, graphs):
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # for rank_on_stub.py; the project's code comes by Ray
+        # for rank_on_stub.py; the project's code comes by Ray
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests/training/one_computer'}")
         first = {"num_cpus": 0, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.2"}
         cluster = Cluster(initialize_head=True, head_node_args={**first, "include_dashboard": False})
 
