@@ -179,11 +179,13 @@ def test_pictures_come_by_way_of_the_first_node(tmp_path, nodes):
     with crew(device(nodes), make, {"weights": tmp_path / "weights"}, Elsewhere(str(tmp_path))) as found:
         results = share.share(found, ["a", "b"], lambda *_: None)
         made = [next(results)[0].read().tobytes()]
-        ours = {process.pid: process.name() for process in psutil.Process().children(recursive=True)}
-        ours = {pid: name for pid, name in ours.items() if name.startswith(("ray::_First", "ray::_Actor"))}
+        started = {process.pid: process.name() for process in psutil.Process().children(recursive=True)}
+        ours = {pid: name for pid, name in started.items() if name.startswith(("ray::_First", "ray::_Actor"))}
         assert {"ray::_First", "ray::_Actor"} <= {name.partition(".")[0] for name in ours.values()}
         # by which Ray calls them
         assert [len(listening(pid)) for pid in (*ours, os.getpid())] == [1] * len(ours) + [before + 1]
+        at = {one.ip for pid, name in started.items() if name == "raylet" for one in listening(pid)}
+        assert at and at <= {"::", "0.0.0.0"}  # docs/cluster.md says so, whatever address they were given
         made += [file.read().tobytes() for (file,) in results]
         assert sorted(made) == [b"aweights", b"bweights"]
         with pytest.raises(StageError, match="No such file.*/c'"):
