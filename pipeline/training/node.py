@@ -113,9 +113,13 @@ class Node:
         for path in paths:
             store.remove(self._folder / path)
 
-    def clear(self, exact_name: str) -> None:
-        """Remove what a finished training has left here, in a store that is not that of the node where it began."""
-        for path in (self._workspace, self._folder, store.root() / "trained" / exact_name):
+    def clear(self, exact_name: str, began_here: bool) -> None:
+        """Remove what a finished training has left here: as any of its ranks, and the training itself, but for the store of
+        the node where it began."""
+        left = [*self._workspace.parent.glob(f"train-{self._folder.name}-*")]
+        if not began_here:
+            left += [self._folder, store.root() / "trained" / exact_name]
+        for path in left:
             store.remove(path)
 
 

@@ -305,20 +305,22 @@ class _Run:
             del self.live[path]
 
     def _bring(self, exact: Training) -> None:
-        """The outs."""
+        """The outs; nothing else stays on a node."""
         first = self.nodes[0]
-        if first.store == self.own:
-            if not finished.take(exact, self.out):
-                raise StageError("the store was deleted while the training ended: run again")
-            return
+        if first.store != self.own:
+            self._fetch_outs(first, exact)
+        elif not finished.take(exact, self.out):
+            raise StageError("the store was deleted while the training ended: run again")
+        for node in self.nodes:
+            self._ask(node, node.actor.clear, exact.exact_name, node.store == self.own)
+
+    def _fetch_outs(self, first: _Here, exact: Training) -> None:
         with store.out(self.out / "weights") as folder:
             folder.mkdir()
             for path, (size, _) in self._ask(first, first.actor.outs).items():
                 self._copy(first, folder / path, size, str(WEIGHTS / path), True)
         (self.out / "live" / PICTURES).mkdir(parents=True, exist_ok=True)  # as files alone were carried
         finished.keep(exact, self.out)
-        for node in self.nodes:
-            self._ask(node, node.actor.clear, exact.exact_name)
 
 
 def _step(path: str) -> int:

@@ -1,6 +1,7 @@
 """Training on the nodes of a Ray cluster, which are raylets of this computer with a store each, on the stub of the UNet."""
 
 import re
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 from pipeline.stage import StageError
 from pipeline.training.layout import Layout, layout, split
 from stages import train as stage
-from tests.training.test_distributed import SETTINGS, port
+from tests.training.test_distributed import SETTINGS, TWO_SHARDED, port
 from tests.training.test_live_runs import SETTINGS as WITH_PICTURES
 from tests.training.test_live_runs import with_pictures
 from tests.training.test_resume import ends, start, train
@@ -41,8 +42,8 @@ def unbroken(workspace, graphs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, graphs):
-    """A node to train on and one without CPUs where the stage begins, and start(address, store) for more; each with a store
-    of its own."""
+    """The node where the stage begins, whose Ray has the stage's store and is started beside one that is Ray's head alone;
+    a second node; and start(address, store) for more. Each has a store of its own."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -57,8 +58,9 @@ def cluster(tmp_path_factory, graphs):
                 return cluster.add_node(num_cpus=1, object_store_memory=100 << 20, node_ip_address=address)
 
         cluster.start = start
-        cluster.store = tmp_path_factory.mktemp("second") / "store"
-        cluster.start("127.0.0.3", cluster.store)
+        cluster.own, cluster.store = (tmp_path_factory.mktemp(name) / "store" for name in ("own", "second"))
+        cluster.first = start("127.0.0.2", cluster.own)
+        start("127.0.0.3", cluster.store)
         yield cluster
     cluster.shutdown()
 
@@ -90,10 +92,26 @@ def test_a_sink_is_left_where_steps_are_accumulated():
     assert split(settings, Layout(1, 1, 4, 2)).device.sink_size == 0
 
 
+def left(store):
+    """What trainings have left in a node's store."""
+    return {path for pattern in ("train/*", "trained/*", "nodes/train-*") for path in store.glob(pattern)}
+
+
+def test_nodes_read_the_pictures_themselves(tmp_path, graphs, cluster):
+    """A rank each on the node where the stage began and on another, to the end."""
+    workspace, settings = with_pictures(tmp_path / "live"), [*WITH_PICTURES, *TWO_SHARDED, "train.steps=2"]
+    train(workspace, share_graphs(tmp_path / "here", graphs), *settings, port())
+    here, before = ends(workspace), left(cluster.store)
+    settings += ["device.nodes=2", "device.min_nodes=2", "device.workers=1", f"device.cluster={cluster.address}"]
+    train(workspace, cluster.own, *settings)
+    assert ends(workspace) == here
+    assert left(cluster.store) == before and not list(cluster.own.glob("nodes/train-*"))
+
+
 def test_what_a_rank_finds_wrong_ends_the_stage_and_names_its_node(workspace, tmp_path, cluster):
     settings = ["train.learning_rate=1000000.0", "train.weight_decay=0.0", f"device.cluster={cluster.address}"]
     said = train(workspace, tmp_path / "store", *SETTINGS, *TWO, *settings, code=1)
-    assert re.search(r"training_samples.py: 127\.0\.0\.[34]: a training process failed", said)
+    assert re.search(r"training_samples.py: 127\.0\.0\.[23]: a training process failed", said)
     assert "Its samples (content hashes" in said and said.count("2 ranks on") == 1
     assert not (workspace / "outs/train/weights").exists()
 
@@ -120,14 +138,6 @@ def test_as_many_nodes_are_waited_for_as_are_wanted(monkeypatch, caplog):
     assert ended == [nodes] * 3 and caplog.text.count("waits for nodes: 1 answer, device.min_nodes is 2") == 1
 
 
-def test_nodes_read_the_pictures_themselves(tmp_path, graphs, cluster):
-    workspace, settings = with_pictures(tmp_path / "live"), [*WITH_PICTURES, "train.steps=2"]
-    train(workspace, share_graphs(tmp_path / "alone", graphs), *settings)
-    alone = ends(workspace)
-    train(workspace, tmp_path / "store", *settings, f"device.cluster={cluster.address}")
-    assert ends(workspace) == alone
-
-
 @pytest.mark.parametrize(
     ("images", "there"),
     [("s3://bucket/{0..9}.tar", "s3://bucket/{0..9}.tar"), ("my.urls", "pictures.urls"), ("images", "HERE/images")],
@@ -149,16 +159,11 @@ def test_where_nodes_look_for_the_pictures(tmp_path, monkeypatch, images, there)
             prepare(SimpleNamespace(), sent, "name", None, given.model_dump(), given.device)
 
 
-def left(store):
-    """What trainings have left in a node's store."""
-    return {path for pattern in ("train/*", "trained/*", "nodes/train-*") for path in store.glob(pattern)}
-
-
 def test_nodes_train_together_and_one_that_dies_does_not_end_the_run(workspace, tmp_path, cluster, unbroken):
     """A rank each on the node where the stage began and on another; when the first dies, on the other and one that joins.
     No state is lost with it: it is in the store of the node where the stage began."""
-    before, own = left(cluster.store), tmp_path / "store"
-    first = cluster.start("127.0.0.2", own)
+    before, own = left(cluster.store), cluster.own
+    shutil.rmtree(own / "train", ignore_errors=True)
     settings = ["device.nodes=2", "device.min_nodes=2", "device.workers=1", f"device.cluster={cluster.address}"]
     run, slices = start(workspace, own, *SETTINGS, *TWO, *settings), {"0-of-2.ckpt", "1-of-2.ckpt"}
     until = time.monotonic() + 300
@@ -170,7 +175,7 @@ def test_nodes_train_together_and_one_that_dies_does_not_end_the_run(workspace, 
     curves = (workspace / "outs/train/live/log.jsonl").read_text()
     joined = tmp_path / "joined"
     cluster.start("127.0.0.4", joined)
-    cluster.remove_node(first, allow_graceful=False)
+    cluster.remove_node(cluster.first, allow_graceful=False)
     said = run.wait()
     assert run.returncode == 0, said
     assert "2 ranks on 127.0.0.2, 127.0.0.3, each with batches of 2 x 2" in said and "127.0.0.2 is lost" in said
