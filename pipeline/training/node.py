@@ -116,7 +116,7 @@ class Node:
     def clear(self, exact_name: str, began_here: bool) -> None:
         """Remove what a finished training has left here: as any of its ranks, and the training itself, but for the store of
         the node where it began."""
-        left = [*self._workspace.parent.glob(f"train-{self._folder.name}-*")]
+        left = list(self._workspace.parent.glob(f"train-{self._folder.name}-*"))
         if not began_here:
             left += [self._folder, store.root() / "trained" / exact_name]
         for path in left:
