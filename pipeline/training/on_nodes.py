@@ -50,7 +50,7 @@ def train(
             states = _kept(folder, training)
             attempts, newest = (attempts if states == newest else 0), states
             try:
-                with _gathered(params.device) as nodes, parcel.sent(_paths(folder, states), None) as state:
+                with _gathered(params.device) as nodes, parcel.sent(states, None) as state:
                     how = layout(params.device, params.train, [node.places for node in nodes])
                     exact = key(split(params, how).train, how.ranks)
                     run = _Run(nodes[: how.nodes], folder, states, out)
@@ -77,13 +77,13 @@ class _Lost(Exception):
     """A node, or a rank that was killed."""
 
 
-def _kept(folder: Path, training: Training) -> list[str]:
-    """What of the store's folder the run goes on from."""
+def _kept(folder: Path, training: Training) -> dict[str, Path]:
+    """What of the store's folder the run goes on from, by its name there."""
     states = stored.states(folder, training.reach)[-1:]
     if (extensible := stored.extensible(folder, training.reach)) and extensible not in states:
         states.insert(0, extensible)
     found = {path for state in states for path in (state, stored.slices_of(state), *stored.weights_for(state))}
-    return sorted(path.name for path in found if path.exists())
+    return {path.name: path for path in sorted(found) if path.exists()}
 
 
 @dataclass
@@ -97,10 +97,6 @@ class _Here:
     port: int = 0  # a free one
     store: str = ""  # which, for nodes may share one
     files: Files = field(default_factory=dict)  # of the training in its store
-
-
-def _paths(folder: Path, names: list[str]) -> dict[str, Path]:
-    return {name: folder / name for name in names}
 
 
 @contextlib.contextmanager
@@ -158,10 +154,10 @@ def _end(nodes: Iterable[_Here]) -> None:
 class _Run:
     """One attempt, on these nodes; `states` is what it goes on from in the training's `folder` of this store."""
 
-    def __init__(self, nodes: list[_Here], folder: Path, states: list[str], out: Path):
+    def __init__(self, nodes: list[_Here], folder: Path, states: dict[str, Path], out: Path):
         self.nodes, self.states, self.folder, self.out = nodes, states, folder, out
         self.own = store_name()
-        self.given = {stored.step_of(Path(name)) for name in states}
+        self.given = set(map(stored.step_of, states.values()))
         self.carried = set(states)  # names in the training's folder that the first node's has had as well
         self.live: Files = {}
         self.said, self.script = 0, ""
@@ -265,7 +261,7 @@ class _Run:
             if name.startswith("weights-") or name in of_states or name in states or name == "run.json":
                 self._fetch(first, name)
         gone = self.carried - names
-        if states - {name for name in self.states}:  # one of this attempt is there
+        if states - self.states.keys():  # one of this attempt is there
             for name in gone:
                 store.remove(self.folder / name)
             self.carried -= gone
