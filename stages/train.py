@@ -21,6 +21,7 @@ from pipeline.cache.format import fingerprint
 from pipeline.cache.format.preparation import usual
 from pipeline.cache.reading.live import Originals
 from pipeline.cache.reading.texts import Captions
+from pipeline.data.part import is_far
 from pipeline.data.sources import open_source
 from pipeline.models.config import CONFIGS
 from pipeline.params import Params, Train, replaced
@@ -125,6 +126,14 @@ def _for_nodes(params: Params) -> tuple[Params, dict[str, Path]]:
     if params.train.reads_captions:
         there["model.tokenizer"] = "tokenizer"
         files |= {str(CAPTIONS): CAPTIONS, "tokenizer": Path(params.model.tokenizer)}
+    if params.train.source == "pictures":
+        files[str(IMAGES)] = IMAGES
+        images = params.data.images
+        if images.lower().endswith(".urls"):
+            there["data.images"] = "pictures.urls"
+            files["pictures.urls"] = Path(images)
+        elif not is_far(images):
+            there["data.images"] = os.path.abspath(images)
     return replaced(params, there), files
 
 

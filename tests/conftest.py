@@ -11,6 +11,7 @@ if sys.argv[0] == "-c":
 
 # Ranks of tests, five processes beside other tests on two cores, are silent for longer than those of a run should be.
 os.environ.setdefault("MS_NODE_TIMEOUT", "300")
+os.environ.update(ray_nodes.SETTINGS)  # Ray's library reads them when it is imported
 
 # The files that take longest, which are begun first (make test gives each file to one of four processes). test_on_nodes and
 # test_live_runs take graphs that test_distributed and test_train_text_runs have compiled.
@@ -64,8 +65,6 @@ def nodes(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_STORE", str(tmp_path_factory.mktemp("nodes")))
-        for name, value in ray_nodes.SETTINGS.items():
-            patch.setenv(name, value)
         node = {"num_cpus": 1, "resources": {"NPU": 1}, "object_store_memory": 100 << 20}
         # For 127.0.0.1 Ray's driver would take another address of this computer.
         first = {**node, "node_ip_address": "127.0.0.2", "include_dashboard": False}

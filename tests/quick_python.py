@@ -109,6 +109,7 @@ def _run(client: socket.socket) -> int:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv, sys.path[0] = [module, *arguments], place
+    sys.modules["ray"] = None  # its import fails: no stage without a cluster wants it
     return ended(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 

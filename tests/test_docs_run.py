@@ -52,6 +52,7 @@ NOT_HERE = {
     "dvc exp run -S device.cluster=auto": "tests/cache/test_cache_cluster.py, tests/data/test_index_cluster.py",
     "dvc exp run -S device.cluster=auto -S device.nodes=2 -S device.workers=8": "tests/training/test_on_nodes.py",
     "export PIPELINE_STORE=/data/store": "as /shared/store",
+    "export RAY_AUTH_MODE=token": "tests/cache/test_cache_cluster.py",
     "python -m tests.cache.kill_nodes": "minutes; by hand",
     "python -m tests.training.kill_nodes": "minutes; by hand",
     "python -m tests.cluster_demo CLONE": "minutes; by hand",

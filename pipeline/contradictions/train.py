@@ -30,12 +30,6 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
 
 
 def _pictures(params: "Params") -> Iterator[tuple[str, str]]:
-    if params.device.cluster:
-        yield (
-            "train.source",
-            f"pictures needs device.cluster null, as a node of the cluster may not have the pictures; found {params.device.cluster}. Set it "
-            "to cache, or start the stage on each node (docs/sdxl-on-npus.md)",
-        )
     if params.device.sink_size:
         yield (
             "device.sink_size",

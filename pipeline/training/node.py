@@ -14,6 +14,7 @@ import ray
 import yaml
 
 from pipeline import store
+from pipeline.data.part import is_far
 from pipeline.params import Device
 from pipeline.stage import StageError
 from pipeline.training import launch
@@ -50,6 +51,12 @@ class Node:
             target = self._workspace / place
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(path)
+        images = params["data"]["images"]
+        if params["train"]["source"] == "pictures" and not is_far(images) and not (self._workspace / images).exists():
+            raise StageError(
+                f"train.source is pictures, and this node does not see data.images, {images}: give a URL of them "
+                "(docs/far-data.md), or a folder of a disk that all nodes have under this path; or set train.source to cache"
+            )
         (self._workspace / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         if state is not None:
             store.remove(self._folder)
@@ -87,11 +94,10 @@ class Node:
     def outs(self) -> Files:
         return _listed(self._workspace / WEIGHTS)
 
-    def out(self, path: str, begin: int) -> bytes:
-        return _read(self._workspace / path, begin)
-
-    def read(self, path: str, begin: int) -> np.ndarray:
-        return np.frombuffer(_read(self._folder / path, begin), np.uint8)
+    def read(self, path: str, begin: int, in_workspace: bool = False) -> np.ndarray:
+        with open((self._workspace if in_workspace else self._folder) / path, "rb") as file:
+            file.seek(begin)
+            return np.frombuffer(file.read(CHUNK), np.uint8)
 
     def write(self, token: str, begin: int, chunk: np.ndarray) -> None:
         with open(self._workspace / token, "ab") as file:
@@ -107,9 +113,13 @@ class Node:
         for path in paths:
             store.remove(self._folder / path)
 
-    def clear(self, exact_name: str) -> None:
-        """Remove what a finished training has left here, in a store that is not that of the node where it began."""
-        for path in (self._workspace, self._folder, store.root() / "trained" / exact_name):
+    def clear(self, exact_name: str, began_here: bool) -> None:
+        """Remove what a finished training has left here: as any of its ranks, and the training itself, but for the store of
+        the node where it began."""
+        left = list(self._workspace.parent.glob(f"train-{self._folder.name}-*"))
+        if not began_here:
+            left += [self._folder, store.root() / "trained" / exact_name]
+        for path in left:
             store.remove(path)
 
 
@@ -129,9 +139,3 @@ def _listed(folder: Path) -> Files:
             if path.is_file() and ".tmp-" not in name:
                 found[name] = status.st_size, status.st_mtime_ns
     return found
-
-
-def _read(path: Path, begin: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(begin)
-        return file.read(CHUNK)

@@ -50,7 +50,7 @@ def train(
             states = _kept(folder, training)
             attempts, newest = (attempts if states == newest else 0), states
             try:
-                with _gathered(params.device) as nodes, parcel.sent(_paths(folder, states), None) as state:
+                with _gathered(params.device) as nodes, parcel.sent(states, None) as state:
                     how = layout(params.device, params.train, [node.places for node in nodes])
                     exact = key(split(params, how).train, how.ranks)
                     run = _Run(nodes[: how.nodes], folder, states, out)
@@ -77,13 +77,13 @@ class _Lost(Exception):
     """A node, or a rank that was killed."""
 
 
-def _kept(folder: Path, training: Training) -> list[str]:
-    """What of the store's folder the run goes on from."""
+def _kept(folder: Path, training: Training) -> dict[str, Path]:
+    """What of the store's folder the run goes on from, by its name there."""
     states = stored.states(folder, training.reach)[-1:]
     if (extensible := stored.extensible(folder, training.reach)) and extensible not in states:
         states.insert(0, extensible)
     found = {path for state in states for path in (state, stored.slices_of(state), *stored.weights_for(state))}
-    return sorted(path.name for path in found if path.exists())
+    return {path.name: path for path in sorted(found) if path.exists()}
 
 
 @dataclass
@@ -97,10 +97,6 @@ class _Here:
     port: int = 0  # a free one
     store: str = ""  # which, for nodes may share one
     files: Files = field(default_factory=dict)  # of the training in its store
-
-
-def _paths(folder: Path, names: list[str]) -> dict[str, Path]:
-    return {name: folder / name for name in names}
 
 
 @contextlib.contextmanager
@@ -158,10 +154,10 @@ def _end(nodes: Iterable[_Here]) -> None:
 class _Run:
     """One attempt, on these nodes; `states` is what it goes on from in the training's `folder` of this store."""
 
-    def __init__(self, nodes: list[_Here], folder: Path, states: list[str], out: Path):
+    def __init__(self, nodes: list[_Here], folder: Path, states: dict[str, Path], out: Path):
         self.nodes, self.states, self.folder, self.out = nodes, states, folder, out
         self.own = store_name()
-        self.given = {stored.step_of(Path(name)) for name in states}
+        self.given = set(map(stored.step_of, states.values()))
         self.carried = set(states)  # names in the training's folder that the first node's has had as well
         self.live: Files = {}
         self.said, self.script = 0, ""
@@ -265,7 +261,7 @@ class _Run:
             if name.startswith("weights-") or name in of_states or name in states or name == "run.json":
                 self._fetch(first, name)
         gone = self.carried - names
-        if states - {name for name in self.states}:  # one of this attempt is there
+        if states - self.states.keys():  # one of this attempt is there
             for name in gone:
                 store.remove(self.folder / name)
             self.carried -= gone
@@ -278,9 +274,7 @@ class _Run:
             for path, (size, _) in parts.items():
                 inner = temporary / path.removeprefix(name).lstrip("/") if path != name else temporary
                 inner.parent.mkdir(parents=True, exist_ok=True)
-                with open(inner, "wb") as file:
-                    for begin in range(0, size, CHUNK):
-                        file.write(self._ask(first, first.actor.read, path, begin))
+                self._copy(first, inner, size, path)
 
         try:
             store.keep(self.folder / name, write)
@@ -289,36 +283,40 @@ class _Run:
             return
         self.carried.add(name)
 
+    def _copy(self, first: _Here, target: Path, size: int, path: str, in_workspace: bool = False) -> None:
+        with open(target, "wb") as file:
+            for begin in range(0, size, CHUNK):
+                file.write(self._ask(first, first.actor.read, path, begin, in_workspace))
+
     def _mirror(self, first: _Here, live: Files) -> None:
         """The curves, as they grow."""
         for path, stamp in live.items():
             if self.live.get(path) != stamp:
                 with contextlib.suppress(StageError):  # it is being replaced: the next look brings it
-                    text = self._ask(first, first.actor.out, str(LIVE / path), 0)
                     with store.atomic(self.out / "live" / path) as temporary:
-                        temporary.write_bytes(text)
+                        self._copy(first, temporary, stamp[0], str(LIVE / path), True)
                     self.live[path] = stamp
         for path in self.live.keys() - live.keys():
             store.remove(self.out / "live" / path)
             del self.live[path]
 
     def _bring(self, exact: Training) -> None:
-        """The outs."""
+        """The outs; nothing else stays on a node."""
         first = self.nodes[0]
-        if first.store == self.own:
-            if not finished.take(exact, self.out):
-                raise StageError("the store was deleted while the training ended: run again")
-            return
+        if first.store != self.own:
+            self._fetch_outs(first, exact)
+        elif not finished.take(exact, self.out):
+            raise StageError("the store was deleted while the training ended: run again")
+        for node in self.nodes:
+            self._ask(node, node.actor.clear, exact.exact_name, node.store == self.own)
+
+    def _fetch_outs(self, first: _Here, exact: Training) -> None:
         with store.out(self.out / "weights") as folder:
             folder.mkdir()
             for path, (size, _) in self._ask(first, first.actor.outs).items():
-                with open(folder / path, "wb") as file:
-                    for begin in range(0, size, CHUNK):
-                        file.write(self._ask(first, first.actor.out, str(WEIGHTS / path), begin))
+                self._copy(first, folder / path, size, str(WEIGHTS / path), True)
         (self.out / "live" / PICTURES).mkdir(parents=True, exist_ok=True)  # as files alone were carried
         finished.keep(exact, self.out)
-        for node in self.nodes:
-            self._ask(node, node.actor.clear, exact.exact_name)
 
 
 def _step(path: str) -> int:

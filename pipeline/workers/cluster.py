@@ -35,11 +35,11 @@ def connected(cluster: str) -> Iterator[None]:
     runtime = {"py_modules": [str(PROJECT / "pipeline"), str(PROJECT / "stages")], "excludes": ["__pycache__"]}
     try:
         ray.init(cluster, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise StageError(
             f"device.cluster is {cluster}, and no Ray cluster answers there ({error}); start one on this computer, `ray "
-            "start --head --node-ip-address=10.0.0.1` with an address of it that the nodes reach, or set device.cluster "
-            "to null (docs/cluster.md)"
+            "start --head --node-ip-address=10.0.0.1` with an address of it that the nodes reach, and with the token that "
+            "this user has (`ray get-auth-token`), or set device.cluster to null (docs/cluster.md)"
         ) from None
     try:
         yield
@@ -66,17 +66,21 @@ class Node:
 
 
 def target(device: Device) -> str:
-    """What device.target is on this cluster: CPU, or Ascend where a node has the resource NPU. Raises StageError.
+    """What device.target is on this cluster: CPU, or Ascend where a node has the resource NPU. Raises StageError where no
+    node has it to give.
 
     It is asked once, when a stage begins: a cluster that loses its last NPU does not go on with CPUs, whose last bits are
     others."""
-    npus = any(node["Resources"].get("NPU") for node in ray.nodes() if node["Alive"])
-    if device.target == "Ascend" and not npus:
-        raise StageError(
-            "device.target is Ascend, and no node of the cluster has the resource NPU: start their Ray with "
-            "`--resources='{\"NPU\": 8}'` if it does not find them itself, or set device.target to auto or CPU"
-        )
-    return "Ascend" if npus and device.target != "CPU" else "CPU"
+    kinds = ["Ascend", "CPU"] if device.target == "auto" else [device.target]
+    for kind in kinds:
+        if nodes(kind, 1):
+            return kind
+    raise StageError(
+        f"device.target is {device.target}, and no node of the cluster has the resource "
+        f"{' or '.join('NPU' if kind == 'Ascend' else kind for kind in kinds)}: start their Ray with "
+        "`--resources='{\"NPU\": 8}'` where it does not find the NPUs itself, with --num-cpus above 0 where it gives no "
+        "CPUs, or set device.target to auto"
+    )
 
 
 def nodes(target: str, workers: int) -> list[Node]:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from pipeline import progress, store
 from pipeline.cache.building import engine
 from pipeline.cache.format import shards
-from pipeline.stage import StageError
+from pipeline.stage import PROJECT, StageError
 from pipeline.workers import share
 from pipeline.workers.crew import crew
 from pipeline.workers.share import Done
@@ -164,14 +167,68 @@ def make(files, source, away):
     return work
 
 
+def listening(pid: int) -> set:
+    return {one.laddr for one in psutil.Process(pid).net_connections("inet") if one.status == psutil.CONN_LISTEN}
+
+
 def test_pictures_come_by_way_of_the_first_node(tmp_path, nodes):
+    """Through Ray's connections: our code listens at no port."""
+    before = len(listening(os.getpid()))
     for name in ("a", "b", "weights"):
         (tmp_path / name).write_text(name)
     with crew(device(nodes), make, {"weights": tmp_path / "weights"}, Elsewhere(str(tmp_path))) as found:
-        made = [file.read().tobytes() for (file,) in share.share(found, ["a", "b"], lambda *_: None)]
+        results = share.share(found, ["a", "b"], lambda *_: None)
+        made = [next(results)[0].read().tobytes()]
+        started = {process.pid: process.name() for process in psutil.Process().children(recursive=True)}
+        ours = {pid: name for pid, name in started.items() if name.startswith(("ray::_First", "ray::_Actor"))}
+        assert {"ray::_First", "ray::_Actor"} <= {name.partition(".")[0] for name in ours.values()}
+        # by which Ray calls them
+        assert [len(listening(pid)) for pid in (*ours, os.getpid())] == [1] * len(ours) + [before + 1]
+        at = {one.ip for pid, name in started.items() if name == "raylet" for one in listening(pid)}
+        assert at and at <= {"::", "0.0.0.0"}  # docs/cluster.md says so, whatever address they were given
+        made += [file.read().tobytes() for (file,) in results]
         assert sorted(made) == [b"aweights", b"bweights"]
         with pytest.raises(StageError, match="No such file.*/c'"):
             list(share.share(found, ["c"], lambda *_: None))
+
+
+CODE = """
+import shutil, sys
+from types import SimpleNamespace
+from pipeline.workers.crew import tasks
+
+def edited(source):
+    import pipeline.npu, stages.index
+    return pipeline.npu.EDITED, pipeline.npu.__file__, stages.index.__file__
+
+with tasks(SimpleNamespace(cluster=sys.argv[1]), edited, SimpleNamespace(root="")) as given:
+    for folder in ("pipeline", "stages"):
+        shutil.rmtree(folder)  # as on a node that does not see this computer's disk
+    print(*given.submit().result(), sep="\\n")
+"""
+
+
+def test_the_nodes_run_the_code_of_the_project_where_the_stage_began(tmp_path, nodes):
+    """And not that of their own working folder, which has this project's."""
+    for folder in ("pipeline", "stages"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "pipeline/npu.py", "a") as file:
+        file.write("EDITED = 'edited'\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", CODE, nodes.address]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, *files = done.stdout.split()
+    assert found == "edited" and not any(Path(file).is_relative_to(PROJECT) for file in files)
+
+
+def test_who_does_not_have_the_clusters_token_is_refused(nodes):
+    code = "import sys\nfrom pipeline.workers import cluster\nwith cluster.connected(sys.argv[1]):\n    pass"
+    environment = {**os.environ, "RAY_AUTH_TOKEN": "f" * 32, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    command = [sys.executable, "-c", code, nodes.address]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
+    assert "Authentication token is missing or incorrect" in done.stderr
+    assert f"StageError: device.cluster is {nodes.address}, and no Ray cluster answers there" in done.stderr
 
 
 def test_a_cluster_that_does_not_answer_is_said(monkeypatch):
@@ -189,9 +246,10 @@ def test_a_cluster_that_does_not_answer_is_said(monkeypatch):
 @pytest.mark.parametrize(
     ("target", "npus", "places"),
     [("auto", (2, 0), ["a0", "a1"]), ("auto", (0, 0), ["a0", "a1", "a2", "b0", "b1", "b2"]), ("CPU", (2, 0), 6),
-     ("Ascend", (1, 1), ["a0", "b0"]), ("Ascend", (0, 0), None)],
+     ("Ascend", (1, 1), ["a0", "b0"]), ("Ascend", (0, 0), None), ("CPU", None, None), ("auto", None, None)],
 )  # fmt: skip
 def test_where_workers_can_be(monkeypatch, target, npus, places):
+    """npus: of both nodes, which have no CPUs either where it is None."""
     from pipeline.workers import cluster
 
     listed = [
@@ -199,15 +257,16 @@ def test_where_workers_can_be(monkeypatch, target, npus, places):
             "Alive": alive,
             "NodeID": name,
             "NodeName": name,
-            "Resources": {"CPU": 4.0} | ({"NPU": float(count)} if count else {}),
+            "Resources": ({"CPU": 4.0} if npus else {"memory": 1.0}) | ({"NPU": float(count)} if count else {}),
         }
-        for name, count, alive in (("a", npus[0], True), ("b", npus[1], True), ("dead", 8, False))
+        for name, count, alive in zip(("a", "b", "dead"), (*(npus or (0, 0)), 8), (True, True, False), strict=True)
     ]
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
     monkeypatch.setattr(cluster.ray, "put", lambda value: value)
     device = SimpleNamespace(target=target, workers=3)
     if places is None:
-        with pytest.raises(StageError, match="no node of the cluster has the resource NPU"):
+        resources = {"Ascend": "NPU", "CPU": "CPU", "auto": "NPU or CPU"}[target]
+        with pytest.raises(StageError, match=f"is {target}, and no node of the cluster has the resource {resources}:"):
             cluster.Actors(device, make)
     else:
         names = [f"{place.node}{place.number}" for place in cluster.Actors(device, make).places()]

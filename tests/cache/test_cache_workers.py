@@ -202,6 +202,18 @@ def test_the_bar_counts_what_all_encode(tmp_path, monkeypatch, capsys):
     assert len(lines) > 3 and f"latents: 100%, {COUNT} of {COUNT}, " in lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ([8], "1 node: a 8/s"),
+        ([8, 7.125, 9, 1], "4 nodes: d 1/s, b 7.12/s, a 8/s, c 9/s"),
+        ([8, 7, 9, 1, 8.5, 8.2], "6 nodes: d 1/s, b 7/s, e 8.5/s, c 9/s"),
+    ],
+)
+def test_of_many_nodes_the_slowest_and_the_fastest_are_shown(rates, shown):
+    assert engine._shown(dict(zip("abcdef", rates))) == shown
+
+
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None  # its import fails

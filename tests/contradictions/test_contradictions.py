@@ -40,7 +40,6 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
          r"cache_text\.emphasis: must be none with train\.text_encoders clip_l"),
         ({"train.source": "pictures", "train.text_encoders": "clip_g", "train.text_encoder_learning_rate": 1e3},
          r"train\.weight_decay: must be below 1 / the learning rate \(1000\)"),
-        ({"train.source": "pictures", "device.cluster": "auto"}, r"train\.source: pictures needs device\.cluster null"),
         ({"train.source": "pictures", "device.sink_size": 10}, r"device\.sink_size: above 0 needs train\.source cache"),
         ({"model.loras": [{"path": "a"}, {"path": "../b"}]}, r"model\.loras\.1\.path: \.\./b lies outside of model\.lora_folder"),
         ({"model.loras": [{"path": "/a"}]}, r"model\.loras\.0\.path: /a lies outside of .*, which DVC watches"),

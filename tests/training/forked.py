@@ -66,6 +66,8 @@ def _run(folder: Path, environment: dict[str, str], arguments: tuple[str, ...], 
     script = Path(training_samples.__file__)
     _fork_for({"msrun": msrun, script.name: training_samples.main})
     sys.argv = [str(script), "stub", *arguments]
+    if not any(argument.startswith("device.cluster=") for argument in arguments):
+        sys.modules["ray"] = None  # its import fails, in the ranks too
     training_samples.main()
 
 

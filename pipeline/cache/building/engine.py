@@ -183,9 +183,8 @@ def _fill_by(crew: Crew, wanted: Wanted, lacking: list["_Shard"], report: Report
         nodes[node] += number if node in since else 0  # the first batch has the compilation in it
         since.setdefault(node, time.monotonic())
         if node:
-            rates = sorted((nodes[name] / max(time.monotonic() - began, 1e-3), name) for name, began in since.items())
-            shown = [f"{name} {rate:.3g}/s" for rate, name in (rates if len(rates) < 5 else [*rates[:2], *rates[-2:]])]
-            bar.set_postfix_str(f"{len(rates)} node{'s' * (len(rates) > 1)}: {', '.join(shown)}", refresh=False)
+            rates = {name: nodes[name] / max(time.monotonic() - began, 1e-3) for name, began in since.items()}
+            bar.set_postfix_str(_shown(rates), refresh=False)
 
     def take(file: Path | Away) -> None:
         try:
@@ -204,6 +203,13 @@ def _fill_by(crew: Crew, wanted: Wanted, lacking: list["_Shard"], report: Report
                 results.popleft().result()
         for result in results:
             result.result()
+
+
+def _shown(rates: dict[str, float]) -> str:
+    """What a bar says of the nodes' rates: of many those of the slowest two and the fastest two."""
+    found = sorted((rate, name) for name, rate in rates.items())
+    some = found if len(found) < 5 else [*found[:2], *found[-2:]]
+    return f"{len(found)} node{'s' * (len(found) > 1)}: {', '.join(f'{name} {rate:.3g}/s' for rate, name in some)}"
 
 
 def _missing(wanted: Wanted, damaged: set[tuple[Path, int]]) -> list[_Shard]:
