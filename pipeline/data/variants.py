@@ -28,9 +28,7 @@ class Rules:
     joined: str = ", "  # what stands between tags then
     wildcards: bool = False  # {a|b} is a or b; {{ and }} are braces
     framed: bool = False  # prefix and suffix are parts of the tags beside them, as for kohya
-    fence: str = (
-        ""  # tags before the first of these, and behind the second, stay where they are, in the place of `keep`
-    )
+    fence: str = ""  # in the place of `keep`: tags before the first of these and behind the second stay
     binder: str = ""  # what stands for the separator within a tag
 
 
