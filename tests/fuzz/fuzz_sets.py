@@ -32,8 +32,8 @@ KEYS = {
         "num_repeats": 3, "is_reg": True, "class_tokens": "a cat", "caption_extension": ".txt", "caption_prefix": "sks",
         "caption_dropout_rate": 0.5, "flip_aug": True, "enable_wildcard": True, "resolution": 512, "color_aug": False,
         "metadata_file": "x.json", "odd": 1, "shuffle_caption": True, "keep_tokens": 1, "caption_tag_dropout_rate": 0.3,
-        "caption_separator": ";", "secondary_separator": ";;;", "keep_tokens_separator": "|||", "random_crop": True, "alpha_mask": True,
-        "conditioning_data_dir": "cats",
+        "caption_separator": ";", "secondary_separator": ";;;", "keep_tokens_separator": "|||",
+        "random_crop": True, "alpha_mask": True, "conditioning_data_dir": "cats",
     },
     "concepts.json": {
         "name": "x", "enabled": True, "type": "STANDARD", "include_subdirectories": True, "balancing": 2.5,
