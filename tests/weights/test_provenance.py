@@ -13,6 +13,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 
 from pipeline.models.config import TINY
 from pipeline.stage import StageError
@@ -194,15 +196,19 @@ def test_training_and_merge_mean_one_file():
 # The card
 
 
-@pytest.mark.parametrize("name", ["sd_xl_base_1.0.safetensors", 'my: "base" # 日本.safetensors'])
+@pytest.mark.parametrize("name", ["sd_xl_base_1.0.safetensors", "base.safetensors", 'my: "base" # 日本.safetensors'])
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
 def test_the_cards_front_matter_is_what_the_hub_reads(name, prediction):
     origin = ORIGIN | {"base": ORIGIN["base"] | {"name": name}}
     text = card.render(provenance_samples.run(**{"diffusion.prediction": prediction}), origin, 1024, "ema", "float16")
+    official = name.startswith("sd_xl")
     _, front, body = text.split("---\n", 2)
     found = yaml.safe_load(front)
-    official = name.startswith("sd_xl")
-    assert found["base_model"] == ("stabilityai/stable-diffusion-xl-base-1.0" if official else name)
+    # by the Hub's own library; a file's name is none of a model there, and refused or taken for another's
+    assert ModelCard(text).data.to_dict() == found
+    assert found.get("base_model") == ("stabilityai/stable-diffusion-xl-base-1.0" if official else None)
+    validate_repo_id(found.get("base_model", "owner/name"))
+    assert official == (f"trained from {json.dumps(name, ensure_ascii=False)}\n" not in front)
     assert found["license"] == "unknown" and "put in yours" in front
     assert found["pipeline_tag"] == "text-to-image" and "stable-diffusion-xl" in found["tags"]
     assert f"`{'b' * 64}`" in body and "| steps | 6 |" in body
@@ -232,7 +238,7 @@ def test_text_encoders_that_were_trained_are_in_the_card():
 
 def test_the_stage_writes_the_card(project):
     text = (project / "outs/merge/README.md").read_text()
-    assert text.startswith("---\nbase_model: ") and "| weights | raw, as float16 |" in text
+    assert text.startswith("---\n# base_model: ") and "| weights | raw, as float16 |" in text
 
 
 # python -m pipeline.weights show
