@@ -58,7 +58,7 @@ class All:
     """Every optimizer on parameters of its own, float32 and ("half") bfloat16."""
 
     def __init__(self):
-        names = [*MAKE, *(f"half {name}" for name in HALF)]
+        names = [*HALF, *(f"half {name}" for name in HALF)]
         self.optimizers = {name: HALF[name.removeprefix("half ")](_parameters(name)) for name in names}
         self.step = Step(list(self.optimizers.values()))
 
@@ -151,7 +151,7 @@ def test_the_state_is_all_that_is_kept(trained):
         np.testing.assert_array_equal(parameter.asnumpy(), wanted, err_msg=parameter.name)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "lion"])
+@pytest.mark.parametrize("name", HALF)
 def test_bfloat16_weights_end_around_float32s(trained, name):
     """None of them goes its own way: the mean over 4270 of them is as good as float32's."""
     for index in (2, 3):

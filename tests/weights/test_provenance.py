@@ -1,5 +1,6 @@
 """Where a merged model says that it comes from: its metadata, its card and `weights show`."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -18,12 +19,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from pipeline.models.config import TINY
 from pipeline.stage import StageError
-from pipeline.training import key
+from pipeline.training import key, weights
 from pipeline.weights import __main__ as tool
 from pipeline.weights import card, ckpt, provenance
 from pipeline.weights import safetensors as streamed
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
+from tests.training import training_samples
 from tests.weights import provenance_samples, synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +179,17 @@ def test_sdxl_has_stabilitys_name_and_v_and_zero_terminal_snr_are_said():
     assert found["ss_zero_terminal_snr"] == "True"
 
 
+def test_the_keys_of_modelspec_are_kohyas():
+    """Of a whole model, by its build_metadata (tests/golden/make_adapter_names.py)."""
+    golden = json.loads(gzip.decompress((ROOT / "tests/golden/adapter_names.json.gz").read_bytes()))
+    theirs = golden["modelspec_model"]
+    found = provenance.metadata(provenance_samples.run(), ORIGIN, "sdxl-base", 1024, "raw", "float16")
+    # a title and a date of its own call, and what it says of the tool
+    own = {"modelspec.title", "modelspec.date", "modelspec.hash_sha256", "modelspec.implementation_version"}
+    wanted = {key: value for key, value in theirs.items() if key not in own}
+    assert {key: value for key, value in found.items() if key.startswith("modelspec.") and key not in own} == wanted
+
+
 def test_a_folders_hash_is_what_sha256sum_says_of_its_weights(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/model.safetensors").write_bytes(b"a")
@@ -280,6 +293,34 @@ def test_a_model_of_another_training_is_told_by_what_differs(project, monkeypatc
     )
     assert f"samples: {'s' * 32} there, {'d' * 32} here" in found["differences"]
     assert len(found["differences"]) == 2
+
+
+def test_a_trained_adapter_of_this_workspace_is_known(project, monkeypatch, tmp_path):
+    """As the train stage writes it, beside its run.json."""
+    settings, path = {"train.adapter": "lora"}, project / "outs/train/weights/adapter.safetensors"
+    origin = provenance.read(project / "outs/convert/sources.json", "convert") | {"config": "tiny", "resolution": 64}
+    kept = (path.parent / "run.json").read_text()
+
+    def trained(**changes) -> dict:
+        run = provenance_samples.run(**settings | changes)
+        run["description"]["origin"] = origin
+        (path.parent / "run.json").write_text(json.dumps(run))
+        return run
+
+    run, layer = trained(), "lora_unet_input_blocks_4_1_proj_in"
+    parts = {f"{layer}.lora_down.weight": np.ones((4, 8), np.float32), f"{layer}.lora_up.weight": np.ones((8, 4), np.float32)}
+    weights.write_adapter(path, parts.items(), training_samples.params(**settings).train, run, "raw")
+    try:
+        found = shown(project, "outs/train/weights/adapter.safetensors", monkeypatch)
+        assert (found["workspace"], found["differences"]) == ("yes", [])
+        assert found["own"]["training"] == run["name"] and found["kohya"]["network_dim"] == "4"
+        trained(**{"train.learning_rate": 0.5})
+        found = shown(project, "outs/train/weights/adapter.safetensors", monkeypatch)
+        assert found["workspace"] == "no"
+        assert [line.split(": ")[0] for line in found["differences"]] == ["train.learning_rate"]
+    finally:
+        (path.parent / "run.json").write_text(kept)
+        path.unlink()
 
 
 def test_outside_of_a_workspace_nothing_is_said_of_it(project, monkeypatch, tmp_path):
