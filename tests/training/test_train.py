@@ -290,6 +290,13 @@ def test_weights_in_between_and_the_best_are_those_of_a_run_of_so_many_steps(tra
         assert same(half[name], {key: value.astype(np.float16) for key, value in values.items()})
 
 
+def test_a_flows_shift_moves_its_validation(train):
+    """Already of the weights that it starts from."""
+    flow = VALIDATED | {"diffusion.prediction": "flow", "train.steps": 1}
+    first = [train(**flow, **{"diffusion.flow_shift": shift}).rows[0]["validation/loss"] for shift in (1.0, 3.0)]
+    assert first[0] != pytest.approx(first[1], rel=1e-3)
+
+
 def test_a_value_beyond_float16_is_refused_by_its_name(device):
     network = StubUNet(UNET)
     trained = network.trainable_params()

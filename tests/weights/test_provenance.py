@@ -308,7 +308,10 @@ def test_a_trained_adapter_of_this_workspace_is_known(project, monkeypatch, tmp_
         return run
 
     run, layer = trained(), "lora_unet_input_blocks_4_1_proj_in"
-    parts = {f"{layer}.lora_down.weight": np.ones((4, 8), np.float32), f"{layer}.lora_up.weight": np.ones((8, 4), np.float32)}
+    parts = {
+        f"{layer}.lora_down.weight": np.ones((4, 8), np.float32),
+        f"{layer}.lora_up.weight": np.ones((8, 4), np.float32),
+    }
     weights.write_adapter(path, parts.items(), training_samples.params(**settings).train, run, "raw")
     try:
         found = shown(project, "outs/train/weights/adapter.safetensors", monkeypatch)
