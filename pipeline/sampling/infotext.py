@@ -54,9 +54,9 @@ def infotext(
         "Emphasis": "None" if emphasis == "none" and any(map(_BRACKETS.search, texts)) else None,
         "Prompt number": picture.number,
     }
-    negative = f"\nNegative prompt: {picture.negative_prompt}" if picture.negative_prompt else ""
     last = ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None)
-    return f"{picture.prompt}{negative}\n{last}"
+    # with a line for an empty one too: ComfyUI's importer makes a graph only where it finds it
+    return "\n".join([texts[0], f"Negative prompt: {texts[1]}", last])
 
 
 def png_info(text: str) -> PngInfo:

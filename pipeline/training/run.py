@@ -5,7 +5,8 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pipeline.device  # noqa: F401  (sets MindSpore's environment before its import)
@@ -13,10 +14,10 @@ from pipeline.device import Device
 
 import numpy as np
 
-from pipeline import params, progress, store
+from pipeline import params, progress
 from pipeline.cache.reading.plan import bucket_codes
 from pipeline.cache.reading.reader import Reader
-from pipeline.models.config import CONFIGS
+from pipeline.models.config import CONFIGS, SDXLConfig
 from pipeline.sampling import draw
 from pipeline.sampling.picture import Picture
 from pipeline.stage import StageError
@@ -31,7 +32,7 @@ from pipeline.training import (
     preview,
     state,
     validation,
-    weights,
+    written,
 )  # fmt: skip
 from pipeline.training.compiled import Compiler
 from pipeline.training.course import Course
@@ -41,7 +42,6 @@ from pipeline.training.log import Log
 from pipeline.training.objective import objective as make_objective
 from pipeline.training.step import Settings
 from pipeline.training.stored import Reach
-from pipeline.weights import chosen
 
 log = logging.getLogger(__name__)
 
@@ -78,96 +78,118 @@ def _fine_tune(
     end = _steps(data, train, device)
     _check_ranks_agree(training, train, device)
     objective = make_objective(diffusion, train, config.vae.scaling_factor)
-
-    facts_of = functools.partial(_facts, training, data)
-
-    # Model and state
     precision = data.reader.texts.precision if data.reader.texts else "float32"
+
     make = functools.partial(build.trained, config, device, diffusion, train, paths, precision)
     trained, facts = _start(states, make, live, device)
     now = Course(**facts.get("course", {}))
     curves = None
     if device.rank == 0:
         curves = Log(live, end, now.step, facts.get("pending"), device.memory, train.tensorboard)
-
     build.start_encoders(data.reader, trained, config, paths, device)
 
-    # What a step, a validation and a picture are; their graphs are compiled when they are first met
+    # its graphs are compiled when they are first met
     compiler = _compiler(model, data, device, train, trained.settings, precision)
     graphs = drive.Graphs(trained.network, trained.update, trained.settings, compiler, device.sink_size > 0)
     steps = feed.Steps(
         data.reader, objective, data.subset, now.step, end, train.batch_size, train.gradient_accumulation_steps,
         device.rank, device.world_size,
     )  # fmt: skip
-    validate = paint = None
-    if len(data.held_out):
-        grid = validation.Grid(
-            train.validation_timesteps, objective.prediction, objective.alphas, objective.scaling_factor,
-            objective.shift_factor, objective.mask_floor,
-        )  # fmt: skip
-        validate = validation.validator(
-            trained.network, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
-        )
-    if train.sample_interval and device.rank == 0:
-        pictures = _previews(data, train)
-        texts = (lambda: _previews(data, train)[1:]) if train.text_encoders != "none" else None
-        paint = preview.painter(
-            trained.unet, config, paths.vae, device, *pictures, texts, train.preview_sampler, diffusion,
-            objective.scaling_factor,
-        )  # fmt: skip
+    run = _Run(
+        train, device, data.reader, live, training.reach, trained, states, curves,
+        _validator(trained, compiler, data, objective, diffusion, train, device),
+        _painter(trained, data, objective, config, paths.vae, diffusion, train, device),
+        functools.partial(_facts, training, data),
+    )  # fmt: skip
 
-    # Loop
-    if validate and now.validated < 0:
+    now = _before_the_first_step(run, now)
+    now = _train(run, _results(run, graphs, steps, end, now), now)
+    now = _after_the_last_step(run, now)
+    _finish(run, training, paths.out, now)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run has from its first step to its outs, beside graphs and data; None is what it, or this rank, does not
+    do."""
+
+    train: params.Train
+    device: Device
+    reader: Reader
+    live: Path  # folder of the curves
+    reach: Reach
+    trained: build.Trained
+    states: state.States
+    curves: Log | None
+    validate: Callable[[], dict[str, float]] | None
+    paint: Callable[[Path], None] | None
+    facts_of: Callable[[int, int | None], dict]  # of (steps, the best one)
+
+
+def _before_the_first_step(run: _Run, now: Course) -> Course:
+    """The first validation is of the weights that it starts from."""
+    if run.validate and now.validated < 0:
         with progress.outside():
-            now = _validate(validate, now, curves, device)
-    looks = functools.partial(_looks, train, training.reach, device.sink_size)
-    for result in _results(graphs, steps, build.rates(train, end, device.world_size), train, device, looks, now):
-        _check(result, trained.settings, data.reader, states)
-        now = dataclasses.replace(now, step=result.done)
-        passed = functools.partial(drive.passed, result=result)
-        if curves is not None:
-            _log_step(curves, result, passed(train.log_interval))
-        if validate and passed(train.validation_interval):
-            now = _validate(validate, now, curves, device)
-        if paint and passed(train.sample_interval):
-            _paint(paint, live, now, curves)
-        if passed(train.save_interval):
-            now = course.saved(now, train.save_limit)
-        _keep_weights(states, trained, now, train, device, facts_of)
-        if _saves_state(train, training.reach, result, device.sink_size):
-            facts = {
-                "course": dataclasses.asdict(now),
-                "weights": course.kept(now, train.keep_best),
-                "pending": curves and curves.pending,
-            }
-            limit, extensible = train.checkpoints_total_limit, train.keep_state
-            states.save(now.step, trained.slots, facts, live, limit, device.rank, device.barrier, extensible)
-        if course.stops(now, train.patience):
+            return _validate(run, now)
+    return now
+
+
+def _train(run: _Run, results: Iterable[drive.Result], now: Course) -> Course:
+    """Until the last step, or one that stops the run."""
+    for result in results:
+        _check(result, run.trained.settings, run.reader, run.states)
+        now = _after_step(run, result, dataclasses.replace(now, step=result.done))
+        if course.stops(now, run.train.patience):
             log.info(
                 "stops after step %d: %d validations brought nothing better than that of step %d",
                 now.step, now.worse, now.best,
             )  # fmt: skip
             break
+    return now
 
-    # What the last step has beside its intervals; a longer run that goes on from here does not
-    if curves is not None:
-        curves.flush(now.step)
-    if validate and now.validated != now.step:
-        now = _validate(validate, now, curves, device)
-        _keep_weights(states, trained, now, train, device, facts_of)
-    if paint and not _picture(live, now).exists():
-        _paint(paint, live, now, curves)
 
-    # Outs
-    states.wait()
-    device.barrier()
-    if device.rank == 0:
-        best = now.best if train.keep_best and now.best else None
-        _write_weights(paths.out / "weights", trained, states, now, train, facts_of(now.step, best))
-        _close(curves, now, train)
-        finished.keep(training, paths.out)
-        states.clear(train.keep_state)
-    device.barrier()
+def _after_step(run: _Run, result: drive.Result, now: Course) -> Course:
+    """Curves, validation, picture, weights and state, each at its interval."""
+    train, passed = run.train, functools.partial(drive.passed, result=result)
+    if run.curves is not None:
+        _log_step(run.curves, result, passed(train.log_interval))
+    if run.validate and passed(train.validation_interval):
+        now = _validate(run, now)
+    if run.paint and passed(train.sample_interval):
+        _paint(run, now)
+    if passed(train.save_interval):
+        now = course.saved(now, train.save_limit)
+    _keep_weights(run, now)
+    if _saves_state(train, run.reach, result, run.device.sink_size):
+        _save_state(run, now)
+    return now
+
+
+def _after_the_last_step(run: _Run, now: Course) -> Course:
+    """What it has beside its intervals; a longer run that goes on from here does not."""
+    if run.curves is not None:
+        run.curves.flush(now.step)
+    if run.validate and now.validated != now.step:
+        now = _validate(run, now)
+        _keep_weights(run, now)
+    if run.paint and not _picture(run.live, now).exists():
+        _paint(run, now)
+    return now
+
+
+def _finish(run: _Run, training: Training, out: Path, now: Course) -> None:
+    """The outs, and the end of the states."""
+    run.states.wait()
+    run.device.barrier()
+    if run.device.rank == 0:
+        best = now.best if run.train.keep_best and now.best else None
+        written.write(
+            out / "weights", run.states, run.trained, run.train, now.saved, run.facts_of(now.step, best), best
+        )
+        _close(run.curves, now, run.train)
+        finished.keep(training, out)
+        run.states.clear(run.train.keep_state)
+    run.device.barrier()
 
 
 def _steps(data: Data, train: params.Train, device: Device) -> int:
@@ -222,18 +244,44 @@ def _compiler(
     return Compiler(keys, device, count)
 
 
-def _results(
-    graphs: drive.Graphs,
-    steps: feed.Steps,
-    rates: drive.Rates,
-    train: params.Train,
-    device: Device,
-    looks: Callable[[drive.Launch], bool],
-    now: Course,
-) -> Iterator[drive.Result]:
+def _validator(
+    trained: build.Trained, compiler: Compiler, data: Data, objective: feed.Objective, diffusion: params.Diffusion,
+    train: params.Train, device: Device,
+) -> Callable[[], dict[str, float]] | None:  # fmt: skip
+    """None without held-out pictures."""
+    if not len(data.held_out):
+        return None
+    grid = validation.Grid(
+        train.validation_timesteps, objective.prediction, objective.alphas, objective.scaling_factor,
+        objective.shift_factor, objective.mask_floor, diffusion.flow_shift,
+    )  # fmt: skip
+    return validation.validator(
+        trained.network, trained.update, compiler, data.reader, data.held_out, grid, train.batch_size, device
+    )
+
+
+def _painter(
+    trained: build.Trained, data: Data, objective: feed.Objective, config: SDXLConfig, vae: Path,
+    diffusion: params.Diffusion, train: params.Train, device: Device,
+) -> Callable[[Path], None] | None:  # fmt: skip
+    """Of previews; None without, and on all ranks but the first."""
+    if not train.sample_interval or device.rank != 0:
+        return None
+    texts = (lambda: _previews(data, train)[1:]) if train.text_encoders != "none" else None
+    return preview.painter(
+        trained.unet, config, vae, device, *_previews(data, train), texts, train.preview_sampler, diffusion,
+        objective.scaling_factor,
+    )  # fmt: skip
+
+
+def _results(run: _Run, graphs: drive.Graphs, steps: feed.Steps, end: int, now: Course) -> Iterable[drive.Result]:
     """Of the steps that are left, if any are: a state may be of a run that had come to its end."""
-    if len(steps) and not course.stops(now, train.patience):
-        yield from drive.results(graphs, steps, rates, device.sink_size, train.log_interval, looks)
+    train, device = run.train, run.device
+    if not len(steps) or course.stops(now, train.patience):
+        return ()
+    looks = functools.partial(_looks, train, run.reach, device.sink_size)
+    rates = build.rates(train, end, device.world_size)
+    return drive.results(graphs, steps, rates, device.sink_size, train.log_interval, looks)
 
 
 def _looks(train: params.Train, reach: Reach, sink_size: int, launch: drive.Launch) -> bool:
@@ -251,12 +299,25 @@ def _saves_state(train: params.Train, reach: Reach, result: drive.Result, sink_s
     return drive.passed(train.checkpointing_steps, result) and result.done < reach.end
 
 
-def _validate(validate: Callable[[], dict[str, float]], now: Course, curves: Log | None, device: Device) -> Course:
-    values = validate()
-    if curves is not None:
-        curves.point(now.step, values)
+def _save_state(run: _Run, now: Course) -> None:
+    train, device = run.train, run.device
+    facts = {
+        "course": dataclasses.asdict(now),
+        "weights": course.kept(now, train.keep_best),
+        "pending": run.curves and run.curves.pending,
+    }
+    run.states.save(
+        now.step, run.trained.slots, facts, run.live, train.checkpoints_total_limit, device.rank, device.barrier,
+        train.keep_state,
+    )  # fmt: skip
+
+
+def _validate(run: _Run, now: Course) -> Course:
+    values = run.validate()
+    if run.curves is not None:
+        run.curves.point(now.step, values)
     # rank 0's word, so that all stop at the same step
-    return course.validated(now, json.loads(device.gather(json.dumps(values))[0]))
+    return course.validated(now, json.loads(run.device.gather(json.dumps(values))[0]))
 
 
 def _previews(data: Data, train: params.Train) -> tuple[list[Picture], draw.Text, draw.Text]:
@@ -265,9 +326,9 @@ def _previews(data: Data, train: params.Train) -> tuple[list[Picture], draw.Text
     return preview.held_out(data.reader, data.held_out if len(data.held_out) else data.subset)
 
 
-def _paint(paint: Callable[[Path], None], live: Path, now: Course, curves: Log) -> None:
-    paint(_picture(live, now))
-    curves.picture(_picture(live, now))
+def _paint(run: _Run, now: Course) -> None:
+    run.paint(_picture(run.live, now))
+    run.curves.picture(_picture(run.live, now))
 
 
 def _picture(live: Path, now: Course) -> Path:
@@ -278,16 +339,10 @@ def _facts(training: Training, data: Data, steps: int, best: int | None) -> dict
     return key.facts(training, steps, best, data.reader.names, data.reader.pictures(data.subset))
 
 
-def _keep_weights(
-    states: state.States, trained: build.Trained, now: Course, train: params.Train, device: Device,
-    facts_of: Callable[[int, int | None], dict],
-) -> None:  # fmt: skip
-    """Those of this step, if they become outs: as `train.save_interval` says, or as the best so far. Of the averages,
-    where there are some."""
-    if device.rank == 0 and now.step in course.kept(now, train.keep_best):
-        values = _named(trained, trained.update.ema or trained.update.parameters, train, train.save_dtype)
-        copies, which = [(name, np.array(value)) for name, value in values], str(now.step)
-        states.keep_weights(now.step, functools.partial(_write, copies, train, facts_of(now.step, None), which))
+def _keep_weights(run: _Run, now: Course) -> None:
+    """Those of this step, if they become outs: as `train.save_interval` says, or as the best so far."""
+    if run.device.rank == 0 and now.step in course.kept(now, run.train.keep_best):
+        written.keep(run.states, run.trained, run.train, now.step, run.facts_of(now.step, None))
 
 
 def _log_step(curves: Log, result: drive.Result, point: bool) -> None:
@@ -320,39 +375,6 @@ def _check(result: drive.Result, settings: Settings, reader: Reader, states: sta
         f"{good or 'the base model: none was saved yet'}. Look at those pictures and captions, or lower "
         "train.learning_rate"
     )
-
-
-def _write_weights(
-    out: Path, trained: build.Trained, states: state.States, now: Course, train: params.Train, facts: dict
-) -> None:
-    adapter = train.adapter != "none"
-    dtype = train.save_dtype if adapter else "float32"
-    with store.out(out) as folder:
-        folder.mkdir()
-        (folder / key.FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
-        for which, values in (("raw", trained.update.parameters), ("ema", trained.update.ema)):
-            if values is not None:
-                path = folder / chosen.file_name(which, adapter)
-                _write(_named(trained, values, train, dtype), train, facts, which, path)
-        for step in now.saved:
-            states.put_weights(step, folder / chosen.file_name(step, adapter))
-        if train.keep_best and now.best:
-            states.put_weights(now.best, folder / chosen.file_name("best", adapter))
-
-
-def _named(trained: build.Trained, values, train: params.Train, dtype: str) -> weights.Named:
-    """What is trained, with these values, as it is written."""
-    parameters = trained.update.parameters
-    if train.adapter == "none":
-        return weights.named(trained.network, values, parameters, dtype)
-    return weights.parts(values, parameters, dtype)
-
-
-def _write(values: weights.Named, train: params.Train, facts: dict, which: str, path: Path) -> None:
-    if train.adapter == "none":
-        weights.write(path, values)
-    else:
-        weights.write_adapter(path, values, train, facts, which)
 
 
 def _close(curves: Log, now: Course, train: params.Train) -> None:

@@ -32,6 +32,12 @@ class Grid:
     scaling_factor: float  # from the VAE's latents to the UNet's
     shift_factor: float = 0.0
     mask_floor: float = 0.0
+    flow_shift: float = 1.0
+
+    def at(self, timestep: int) -> float:
+        """Where the loss of one of the timesteps is taken: of a flow as far towards the noise as the steps of training
+        and sampling are moved."""
+        return schedule.shifted(timestep / schedule.STEPS, self.flow_shift) * schedule.STEPS
 
 
 def batches(reader: Reader, held_out: np.ndarray, size: int) -> list[np.ndarray]:
@@ -148,8 +154,8 @@ def validator(
 def losses(
     sample_loss: Callable, reader: Reader, held_out: np.ndarray, grid: Grid, size: int, rank: int, ranks: int
 ) -> np.ndarray:
-    """(timesteps,) float64: this rank's part of the sum over held-out samples of the mean squared error at each
-    timestep, weighted by the masks.
+    """(timesteps,) float64: this rank's part of the sum over held-out samples of the mean squared error at each of the
+    grid's timesteps, weighted by the masks.
 
     `sample_loss` is an evaluator's function. The latents are the means of the cached posteriors."""
     total = np.zeros(len(grid.timesteps))
@@ -165,7 +171,7 @@ def losses(
         keys = np.ascontiguousarray(reader.names[filled][:, :8]).view(np.uint64)[:, 0]
         for place, timestep in enumerate(grid.timesteps):
             noise = draws.normal(0, draws.VALIDATION, timestep, keys, x_0.shape[1:])
-            t = np.full(size, timestep, np.int32)
+            t = np.full(size, grid.at(timestep) if grid.prediction == "flow" else timestep)
             mixture = schedule.mixture(grid.prediction, t, grid.alphas)
             x_t = schedule.add_noise(x_0, noise, *mixture)
             target = schedule.target(grid.prediction, x_0, noise, *mixture)

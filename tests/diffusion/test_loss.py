@@ -1,4 +1,5 @@
-"""Loss weights against diffusers' `compute_snr`, closed forms, and losses of sd-scripts, OneTrainer and diffusers."""
+"""Loss weights against diffusers' `compute_snr`, closed forms, and losses of sd-scripts, OneTrainer, diffusers and
+k-diffusion."""
 
 import json
 from pathlib import Path
@@ -100,10 +101,10 @@ def test_a_white_mask_changes_nothing_and_others_have_their_shares():
     assert (found[1] == 3).all()
 
 
-def of_batch(floor: float | None = None, **weighting) -> float:
+def of_batch(floor: float | None = None, prediction_of: str = "epsilon", **weighting) -> float:
     """The loss of losses_rule's batch: weights by sample as training.feed has them, by pixel where there is a floor."""
     prediction, target, masks = losses_rule.batch()
-    weight = loss.weights(snr()[losses_rule.TIMESTEPS], "epsilon", **weighting) * losses_rule.LOSS_WEIGHTS
+    weight = loss.weights(snr()[losses_rule.TIMESTEPS], prediction_of, **weighting) * losses_rule.LOSS_WEIGHTS
     weight = loss.batch_weights(weight, np.ones(4, bool), 4, 4)
     weight = weight[:, None, None, None] if floor is None else loss.masked(weight, masks, floor)
     return float((weight * (prediction - target).astype(np.float64) ** 2).mean())
@@ -131,3 +132,17 @@ def test_class_pictures_count_as_in_prior_preservation():
     the mean over the others, which is twice the mean over a batch that has as many of both."""
     for peer, times in (("sd_scripts", 1), ("onetrainer", 1), ("diffusers", 2)):
         assert times * of_batch() == pytest.approx(LOSSES[peer]["class pictures"], rel=1e-6)
+
+
+def test_weightings_are_their_peers():
+    """By OneTrainer's mixin, sd-scripts' process_batch (whose choice for v is not OneTrainer's) and k-diffusion's Denoiser
+    (tests/golden/make_losses.py)."""
+    debiased = of_batch(debiased=True)
+    assert debiased == pytest.approx(LOSSES["onetrainer"]["debiased"], rel=1e-5)
+    assert debiased == pytest.approx(LOSSES["sd_scripts"]["debiased"], rel=1e-5)
+    of_v = of_batch(prediction_of="v", debiased=True)
+    assert of_v == pytest.approx(LOSSES["sd_scripts"]["debiased, v"], rel=1e-5)
+    assert of_batch(p2_gamma=losses_rule.P2_GAMMA) == pytest.approx(LOSSES["onetrainer"]["P2"], rel=1e-5)
+    for prediction, wanted in LOSSES["k_diffusion"].items():
+        found = of_batch(prediction_of=prediction, snr_gamma_soft=losses_rule.SOFT_GAMMA)
+        assert found == pytest.approx(wanted, rel=1e-4), prediction

@@ -109,11 +109,10 @@ def put_lycoris_in(model: torch.nn.Module, layers: dict[str, Weights]) -> None:
     network.apply_to()
 
 
-def noise(seed: int, number: int, height: int, width: int) -> torch.Tensor:
+def noise(seed: int, number: int, height: int, width: int, step: int = -1) -> torch.Tensor:
     """As pipeline/sampling/draw.py's noise_of."""
-    draw = np.random.Generator(
-        np.random.Philox(key=np.array([seed, number], np.uint64), counter=np.zeros(4, np.uint64))
-    )
+    counter = np.array([0, 0, step + 1, 0], np.uint64)
+    draw = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64), counter=counter))
     shape = (TINY.unet.latent_channels, height // TINY.vae.factor, width // TINY.vae.factor)
     return torch.from_numpy(draw.standard_normal(shape, np.float32)[None])
 

@@ -5,6 +5,8 @@ import numpy as np
 FLOOR = 0.3
 PRIOR_WEIGHT = 0.4
 SNR_GAMMA = 5.0
+SOFT_GAMMA = 4.0
+P2_GAMMA = 0.7
 TIMESTEPS = np.array([20, 300, 640, 990])
 CLASS = np.array([False, False, True, True])  # the second half are class pictures
 LOSS_WEIGHTS = np.where(CLASS, PRIOR_WEIGHT, 1.0)

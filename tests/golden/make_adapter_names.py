@@ -69,11 +69,17 @@ def main() -> None:
     network = create_network(1.0, RANK, ALPHA, None, texts, sdxl(), preset="full", algo="lokr", factor="-1")
     network.apply_to(texts, None, True, False)
     found["texts_lokr"] = shapes(network)
-    spec = sai_model_spec.build_metadata(
-        None, False, False, True, True, False, 0.0, title="t", reso=(1024, 1024)
+    of_an_adapter, of_a_model = (
+        sai_model_spec.build_metadata(
+            None, v2=False, v_parameterization=False, sdxl=True, lora=lora, textual_inversion=False, timestamp=0.0,
+            title="t", reso=(1024, 1024), is_stable_diffusion_ckpt=not lora,
+        )
+        for lora in (True, False)
     )  # fmt: skip
     keys = sorted(set(re.findall(r'"(ss_\w+)"', (SCRIPTS / "train_network.py").read_text())))
-    content = json.dumps({"names": found, "modelspec": spec, "ss": keys}, separators=(",", ":"))
+    content = json.dumps(
+        {"names": found, "modelspec": of_an_adapter, "modelspec_model": of_a_model, "ss": keys}, separators=(",", ":")
+    )
     target = Path(__file__).with_name("adapter_names.json.gz")
     target.write_bytes(gzip.compress(content.encode(), mtime=0))
 

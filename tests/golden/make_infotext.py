@@ -1,16 +1,19 @@
-"""Make infotext.json: what A1111's web UI and sd-parsers read, by their own code, in the PNGs of infotext_rule.py; and the
-names of samplers, schedules and options that the former knows.
+"""Make infotext.json: what A1111's web UI, sd-parsers and ComfyUI read, by their own code, in the PNGs of infotext_rule.py;
+and the names of samplers, schedules and options that the first knows.
 
 In an environment of its own: pip install sd-parsers==0.6 pillow pydantic ruamel.yaml tqdm numpy (the last four for this
-project's); then with a clone of github.com/AUTOMATIC1111/stable-diffusion-webui (v1.10.1, commit 82a973c)
-`python -m tests.golden.make_infotext path/to/stable-diffusion-webui` in the project's folder.
+project's), and node 20; then with clones of github.com/AUTOMATIC1111/stable-diffusion-webui (v1.10.1, commit 82a973c) and
+github.com/comfyanonymous/ComfyUI (e99d97a, which had its web page with it; ComfyUI_frontend's src/scripts/pnginfo.ts at
+0c578ae has the same function with types)
+`python -m tests.golden.make_infotext path/to/stable-diffusion-webui path/to/ComfyUI` in the project's folder.
 
-Of A1111 the functions are run as they stand there, without the rest of their modules."""
+Of A1111 the functions are run as they stand there, without the rest of their modules; of ComfyUI importA1111, in node."""
 
 import ast
 import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +24,7 @@ from sd_parsers import ParserManager
 from pipeline.sampling.infotext import infotext, png_info
 from tests.golden.infotext_rule import CASES
 
-MODULES = Path(sys.argv[1]) / "modules"
+MODULES, COMFYUI = Path(sys.argv[1]) / "modules", Path(sys.argv[2])
 
 
 def tree(name: str) -> ast.Module:
@@ -66,6 +69,19 @@ def labels() -> dict[str, list[str]]:
     return found
 
 
+def comfyui(texts: list[str]) -> list[dict[str, dict[str, list]] | None]:
+    """The settings of the nodes that it makes of each, by kind of node and name."""
+    space: dict = {}
+    for node in ast.parse((COMFYUI / "comfy/samplers.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("KSAMPLER_NAMES", "SAMPLER_NAMES"):
+            exec(compile(ast.Module([node], []), "samplers.py", "exec"), space)
+    source = (COMFYUI / "web/scripts/pnginfo.js").read_text()
+    given = json.dumps({"source": source, "texts": texts, "samplers": space["SAMPLER_NAMES"]})
+    script = Path(__file__).with_name("read_by_comfyui.mjs")
+    ran = subprocess.run(["node", script], input=given, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
+    return json.loads(ran.stdout)
+
+
 def main() -> None:
     a1111, found = reader(), {}
     for name, case in CASES.items():
@@ -87,6 +103,8 @@ def main() -> None:
                 "metadata": seen.metadata,
             },
         }
+    for one, graph in zip(found.values(), comfyui([one["text"] for one in found.values()]), strict=True):
+        one["comfyui"] = graph
     content = json.dumps({"labels": labels(), "read": found}, ensure_ascii=False, indent=1, sort_keys=True)
     Path(__file__).with_name("infotext.json").write_text(content + "\n")
 

@@ -1,5 +1,5 @@
-"""The text of the drawn PNGs: what A1111's own code and sd-parsers read in it (tests/golden/make_infotext.py), and a
-parser of A1111's form that knows nothing of how it is written."""
+"""The text of the drawn PNGs: what A1111's and ComfyUI's own code and sd-parsers read in it (tests/golden/make_infotext.py),
+and a parser of A1111's form that knows nothing of how it is written."""
 
 import io
 import json
@@ -80,6 +80,24 @@ def test_sd_parsers_reads_what_is_meant(name):
         assert found["model"] == [wanted["Model"], wanted["Model hash"]]
 
 
+# infotext's names of samplers -> ComfyUI's. The others it leaves at what its node has: euler_a and unipc are none of its names.
+IN_COMFYUI = {"Euler": "euler", "DPM++ 2M": "dpmpp_2m", "DDIM": "ddim"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_comfyui_reads_what_is_meant(name):
+    found, wanted = GOLDEN["read"][name]["comfyui"], meant(name)
+    prompt = wanted["Prompt"].replace("<lora:x:1>", "").strip()  # which becomes a node of its own
+    assert [text.strip() for text in found["CLIPTextEncode"]["text"]] == [prompt, wanted["Negative prompt"]]
+    sampler = {"sampler_name": IN_COMFYUI.get(wanted["Sampler"]), "scheduler": "normal"}  # Karras it does not look at
+    sampler |= {"steps": int(wanted["Steps"]), "cfg": float(wanted["CFG scale"]), "seed": int(wanted["Seed"])}
+    assert found["KSampler"] == {key: [value] for key, value in sampler.items() if value is not None}
+    up = {key: -(-int(wanted[size]) // 64) * 64 for key, size in (("width", "Size-1"), ("height", "Size-2"))}
+    assert found["EmptyLatentImage"] == {key: [value] for key, value in up.items()}
+    if name != "quoted":  # it cuts a value at its colon
+        assert found["CheckpointLoaderSimple"]["ckpt_name"] == [f"{wanted['Model']}.safetensors"]
+
+
 def test_a1111_weighs_words_only_where_they_were_weighed_here():
     found = {name: one["a1111"].get("Emphasis") for name, one in GOLDEN["read"].items()}
     assert found.pop("brackets") == found.pop("half") == "None" and found.pop("weights") == "Original"
@@ -113,7 +131,7 @@ def test_a1111_is_told_where_brackets_are_text():
 
 def test_what_is_not_there_is_left_out():
     text = infotext(picture(), "ddim", 0.0, False, "base", None)
-    assert "Negative" not in text and "Model hash" not in text
+    assert "Model hash" not in text
     found = parsed(infotext(picture(guidance_scale=2.5), "dpmpp_2m_karras", 0.7, True, "base", None))
     assert (found["Sampler"], found["Schedule type"], found["CFG scale"]) == ("DPM++ 2M", "Karras", "2.5")
     assert (found["CFG Rescale"], found["Noise Schedule"]) == ("0.7", "Zero Terminal SNR")

@@ -1,5 +1,6 @@
-"""What the repository's tiny model draws: what the prompts say, and with an adapter of the UNet and of both text encoders
-what diffusers draws with the same file (tests/golden/make_adapter_pictures.py). All by the same graphs."""
+"""What the repository's tiny model draws: what the prompts say, and what diffusers draws: with an adapter of the UNet and of
+both text encoders (tests/golden/make_adapter_pictures.py), and with each sampler and objective (make_setting_pictures.py).
+All by the same graphs."""
 
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from tests.project import ROOT
 from tests.training import training_samples
 
 GOLDEN = np.load(ROOT / "tests/golden/adapter_pictures.npz")
+OF_SETTINGS = np.load(ROOT / "tests/golden/setting_pictures.npz")
 WANTED = 40.0  # dB
 BATCH = 16
 
@@ -75,18 +77,28 @@ def test_what_the_prompts_say_in_the_base_style(folder, device, network):
 
 
 @pytest.fixture(scope="module")
-def painter(folder, device, network):
-    """The sample stage's."""
-    sample = {f"sample.{key}": value for key, value in pictures_rule.SAMPLE.items()}
-    others = {"sample.sampler": "euler", "sample.guidance_rescale": 0.0, "sample.precision": "float32"}
-    params = training_samples.params(**sample, **others, **{"model.tokenizer": str(pictures_rule.TOKENIZER)})
-    names = [f"{part}.ckpt" for part in ("unet", "clip_l", "clip_g", "vae")]
-    files = [pictures_rule.TOKENIZER, *(folder / name for name in [*names, *(f"{k}.safetensors" for k in kinds.KINDS)])]
+def painter_of(folder, device, network):
+    """The sample stage's, with changes of its settings."""
+
+    def make(changes: dict) -> Callable:
+        params = training_samples.params(
+            **pictures_rule.of(changes), **{"model.tokenizer": str(pictures_rule.TOKENIZER)}
+        )
+        names = [f"{name}.ckpt" for name in ("unet", "clip_l", "clip_g", "vae")]
+        names += [f"{kind}.safetensors" for kind in kinds.KINDS]
+        files = [pictures_rule.TOKENIZER, *(folder / name for name in names)]
+        draws = paint.painter(params, {str(path): path for path in files})
+        return lambda model, chosen, count: draws(paint.Unit(model, chosen, count), lambda: None)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.device.setup", lambda target: device)  # which a process does once
         patch.setattr(unet, "make", lambda *_: network)
-        draws = paint.painter(params, {str(path): path for path in files})
-        yield lambda model, chosen, count: draws(paint.Unit(model, chosen, count), lambda: None)
+        yield make
+
+
+@pytest.fixture(scope="module")
+def painter(painter_of):
+    return painter_of({})
 
 
 @pytest.mark.parametrize("kind", ["base", *kinds.KINDS])
@@ -103,6 +115,23 @@ def test_with_an_adapter_what_diffusers_draws(folder, painter, kind):
         assert psnr(found[kind, number], theirs) >= WANTED, psnr(found[kind, number], theirs)
         # which without the adapter they would not be
         assert kind == "base" or psnr(theirs, base) < WANTED - 10
+
+
+@pytest.mark.parametrize("name", pictures_rule.SETTINGS)
+def test_with_any_settings_what_diffusers_draws(folder, painter_of, name):
+    clips, vae = (folder / "clip_l.ckpt", folder / "clip_g.ckpt"), folder / "vae.ckpt"
+    model = paint.Model(name, folder / "unet.ckpt", None, (*clips, None), vae)
+    count = len(OF_SETTINGS[name])
+    found = painter_of(pictures_rule.SETTINGS[name])(model, [*range(count), *[0] * (BATCH - count)], count)
+    for number, (theirs, base) in enumerate(zip(OF_SETTINGS[name], OF_SETTINGS["base"], strict=True)):
+        # above what two samplers that are no more than alike have to each other, 43 dB
+        assert psnr(found[name, number], theirs) >= WANTED + 20, psnr(found[name, number], theirs)
+        assert psnr(theirs, base) < WANTED + 5
+
+
+def test_an_empty_negative_prompt_is_another_picture():
+    """Of the golden ones: else those with a negative prompt could be had without."""
+    assert psnr(*OF_SETTINGS["own"]) < WANTED - 10
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

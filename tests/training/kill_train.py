@@ -37,6 +37,13 @@ SETTINGS = [
     "train.save_limit=4",
     "train.save_dtype=float16",
     "train.keep_best=true",
+    "diffusion.prediction=flow",
+    "train.timestep_distribution=logit_normal",
+    "train.multires_noise_iterations=3",
+    'train.groups=[{pattern: "*.attn?.*", learning_rate: 2.0}, {pattern: "time_embed*", freeze: true}]',
+    "train.lr_scheduler=wsd",
+    "train.optimizer=adamw8bit",
+    "train.weights_dtype=bfloat16",
 ]
 
 

@@ -3,6 +3,9 @@
 import json
 from dataclasses import dataclass, field, replace
 
+import pipeline.device  # noqa: F401  (before MindSpore)
+
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,12 +13,12 @@ from PIL import Image
 from pipeline.models import config
 from pipeline.params import Train
 from pipeline.stage import StageError
-from pipeline.training import build, compiled, data, key, preview, run, state, stored
+from pipeline.training import build, compiled, data, key, preview, run, state, stored, weights
 from pipeline.training.optimizers.prodigy import FIRST
 from pipeline.weights import card, chosen, ckpt, provenance, safetensors
 from tests.cache.cache_samples import latent
 from tests.models.stub_unet import StubUNet
-from tests.training.training_samples import CONFIG, open_stub, params, share_graphs, write_stub, write_workspace
+from tests.training.training_samples import CONFIG, UNET, open_stub, params, share_graphs, write_stub, write_workspace
 
 TIMES = ("train/images_per_second", "train/step_seconds", "train/data_wait_seconds")
 BASE = {"train.steps": 4, "train.batch_size": 3, "train.validation_interval": 2, "train.validation_share": 0.0}
@@ -281,6 +284,29 @@ def test_weights_in_between_and_the_best_are_those_of_a_run_of_so_many_steps(tra
     for name, steps in (("step-00000002", 2), ("unet_best", best)):
         short = train(**settings | {"train.steps": steps, "train.keep_best": False, "train.save_interval": 0})
         assert same(long.between[name], short.ema if ema else short.weights)
+    half = train(**settings | {"train.save_dtype": "float16"}).between
+    assert half.keys() == long.between.keys()
+    for name, values in long.between.items():
+        assert same(half[name], {key: value.astype(np.float16) for key, value in values.items()})
+
+
+def test_a_flows_shift_moves_its_validation(train):
+    """Already of the weights that it starts from."""
+    flow = VALIDATED | {"diffusion.prediction": "flow", "train.steps": 1}
+    first = [train(**flow, **{"diffusion.flow_shift": shift}).rows[0]["validation/loss"] for shift in (1.0, 3.0)]
+    assert first[0] != pytest.approx(first[1], rel=1e-3)
+
+
+def test_a_value_beyond_float16_is_refused_by_its_name(device):
+    network = StubUNet(UNET)
+    trained = network.trainable_params()
+    values = [ms.Tensor(np.full(parameter.shape, 7e4, np.float32)) for parameter in trained]
+    given = network, values, trained
+    with pytest.raises(
+        StageError, match=r"a value of 70000 is too large for train\.save_dtype float16; set it to float32"
+    ):
+        list(weights.named(*given, "float16"))
+    assert all((value == 7e4).all() for _, value in weights.named(*given, "float32"))
 
 
 def test_beside_the_weights_stands_what_they_were_trained_with(train, tmp_path):

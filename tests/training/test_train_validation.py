@@ -69,7 +69,9 @@ def test_the_sum_is_over_each_sample_once_with_noise_of_its_own(reader):
     assert not np.allclose(other, wanted, rtol=1e-2)
 
 
-def test_a_grid_of_flow_has_its_mixtures_and_its_target(reader):
+@pytest.mark.parametrize(("shift", "moved"), [(1.0, [100, 900]), (3.0, [250, 27000 / 28])])
+def test_a_grid_of_flow_has_its_mixtures_and_its_target(reader, shift, moved):
+    """At the times of SD3's equation 23, 3 t / (1 + 2 t)."""
     held_out = np.array([3])
 
     def loss(x_t, t, context, vector, target):
@@ -78,8 +80,8 @@ def test_a_grid_of_flow_has_its_mixtures_and_its_target(reader):
         return np.abs(x_t - time * target - x_0).max((1, 2, 3)) + t
 
     x_0 = feed.latents(reader.read(held_out, 0, 0), None, 0.5, 0.25)
-    grid = validation.Grid([100, 900], "flow", ALPHAS, 0.5, 0.25)
-    np.testing.assert_allclose(validation.losses(loss, reader, held_out, grid, 1, 0, 1), [100, 900], atol=1e-5)
+    grid = validation.Grid([100, 900], "flow", ALPHAS, 0.5, 0.25, flow_shift=shift)
+    np.testing.assert_allclose(validation.losses(loss, reader, held_out, grid, 1, 0, 1), moved, atol=1e-4)
 
 
 def test_the_loss_is_weighted_by_the_masks(tmp_path):

@@ -1,5 +1,6 @@
 """Where a merged model says that it comes from: its metadata, its card and `weights show`."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -13,15 +14,18 @@ import pytest
 import safetensors
 import safetensors.numpy
 import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 
 from pipeline.models.config import TINY
 from pipeline.stage import StageError
-from pipeline.training import key
+from pipeline.training import key, weights
 from pipeline.weights import __main__ as tool
 from pipeline.weights import card, ckpt, provenance
 from pipeline.weights import safetensors as streamed
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
+from tests.training import training_samples
 from tests.weights import provenance_samples, synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +179,17 @@ def test_sdxl_has_stabilitys_name_and_v_and_zero_terminal_snr_are_said():
     assert found["ss_zero_terminal_snr"] == "True"
 
 
+def test_the_keys_of_modelspec_are_kohyas():
+    """Of a whole model, by its build_metadata (tests/golden/make_adapter_names.py)."""
+    golden = json.loads(gzip.decompress((ROOT / "tests/golden/adapter_names.json.gz").read_bytes()))
+    theirs = golden["modelspec_model"]
+    found = provenance.metadata(provenance_samples.run(), ORIGIN, "sdxl-base", 1024, "raw", "float16")
+    # a title and a date of its own call, and what it says of the tool
+    own = {"modelspec.title", "modelspec.date", "modelspec.hash_sha256", "modelspec.implementation_version"}
+    wanted = {key: value for key, value in theirs.items() if key not in own}
+    assert {key: value for key, value in found.items() if key.startswith("modelspec.") and key not in own} == wanted
+
+
 def test_a_folders_hash_is_what_sha256sum_says_of_its_weights(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/model.safetensors").write_bytes(b"a")
@@ -194,15 +209,19 @@ def test_training_and_merge_mean_one_file():
 # The card
 
 
-@pytest.mark.parametrize("name", ["sd_xl_base_1.0.safetensors", 'my: "base" # 日本.safetensors'])
+@pytest.mark.parametrize("name", ["sd_xl_base_1.0.safetensors", "base.safetensors", 'my: "base" # 日本.safetensors'])
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
 def test_the_cards_front_matter_is_what_the_hub_reads(name, prediction):
     origin = ORIGIN | {"base": ORIGIN["base"] | {"name": name}}
     text = card.render(provenance_samples.run(**{"diffusion.prediction": prediction}), origin, 1024, "ema", "float16")
+    official = name.startswith("sd_xl")
     _, front, body = text.split("---\n", 2)
     found = yaml.safe_load(front)
-    official = name.startswith("sd_xl")
-    assert found["base_model"] == ("stabilityai/stable-diffusion-xl-base-1.0" if official else name)
+    # by the Hub's own library; a file's name is none of a model there, and refused or taken for another's
+    assert ModelCard(text).data.to_dict() == found
+    assert found.get("base_model") == ("stabilityai/stable-diffusion-xl-base-1.0" if official else None)
+    validate_repo_id(found.get("base_model", "owner/name"))
+    assert official == (f"trained from {json.dumps(name, ensure_ascii=False)}\n" not in front)
     assert found["license"] == "unknown" and "put in yours" in front
     assert found["pipeline_tag"] == "text-to-image" and "stable-diffusion-xl" in found["tags"]
     assert f"`{'b' * 64}`" in body and "| steps | 6 |" in body
@@ -232,7 +251,7 @@ def test_text_encoders_that_were_trained_are_in_the_card():
 
 def test_the_stage_writes_the_card(project):
     text = (project / "outs/merge/README.md").read_text()
-    assert text.startswith("---\nbase_model: ") and "| weights | raw, as float16 |" in text
+    assert text.startswith("---\n# base_model: ") and "| weights | raw, as float16 |" in text
 
 
 # python -m pipeline.weights show
@@ -274,6 +293,37 @@ def test_a_model_of_another_training_is_told_by_what_differs(project, monkeypatc
     )
     assert f"samples: {'s' * 32} there, {'d' * 32} here" in found["differences"]
     assert len(found["differences"]) == 2
+
+
+def test_a_trained_adapter_of_this_workspace_is_known(project, monkeypatch, tmp_path):
+    """As the train stage writes it, beside its run.json."""
+    settings, path = {"train.adapter": "lora"}, project / "outs/train/weights/adapter.safetensors"
+    origin = provenance.read(project / "outs/convert/sources.json", "convert") | {"config": "tiny", "resolution": 64}
+    kept = (path.parent / "run.json").read_text()
+
+    def trained(**changes) -> dict:
+        run = provenance_samples.run(**settings | changes)
+        run["description"]["origin"] = origin
+        (path.parent / "run.json").write_text(json.dumps(run))
+        return run
+
+    run, layer = trained(), "lora_unet_input_blocks_4_1_proj_in"
+    parts = {
+        f"{layer}.lora_down.weight": np.ones((4, 8), np.float32),
+        f"{layer}.lora_up.weight": np.ones((8, 4), np.float32),
+    }
+    weights.write_adapter(path, parts.items(), training_samples.params(**settings).train, run, "raw")
+    try:
+        found = shown(project, "outs/train/weights/adapter.safetensors", monkeypatch)
+        assert (found["workspace"], found["differences"]) == ("yes", [])
+        assert found["own"]["training"] == run["name"] and found["kohya"]["network_dim"] == "4"
+        trained(**{"train.learning_rate": 0.5})
+        found = shown(project, "outs/train/weights/adapter.safetensors", monkeypatch)
+        assert found["workspace"] == "no"
+        assert [line.split(": ")[0] for line in found["differences"]] == ["train.learning_rate"]
+    finally:
+        (path.parent / "run.json").write_text(kept)
+        path.unlink()
 
 
 def test_outside_of_a_workspace_nothing_is_said_of_it(project, monkeypatch, tmp_path):
