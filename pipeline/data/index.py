@@ -155,7 +155,7 @@ def tabulate(
     return summary
 
 
-def _parts(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterator[Part]:
+def in_sets(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterator[Part]:
     """The parts, with the pictures that are in a set and whose number by name is not above `highest`."""
     for part in source.parts():
         part = masks.of_sets(part, sets)
@@ -174,14 +174,14 @@ def _examined(
     examiner: Examiner, source: Source, sets: tuple[Set, ...], highest: int | None, alpha_mask: bool
 ) -> Iterator[tuple[Part, pa.Table, int]]:
     """The parts with all their masks, and what Examiner.examine says of each."""
-    for part in _parts(source, sets, highest):
+    for part in in_sets(source, sets, highest):
         found, read = examiner.examine(part)
         yield masks.of_alpha(part, sets, found["transparent"].to_numpy(), alpha_mask), found, read
 
 
 def _highest(source: Source, sets: tuple[Set, ...], count: int) -> int | None:
     """Of more than `count` pictures the highest number by name that is taken."""
-    numbers = np.concatenate([np.empty(0, np.uint64), *(_numbers(part) for part in _parts(source, sets, None))])
+    numbers = np.concatenate([np.empty(0, np.uint64), *(_numbers(part) for part in in_sets(source, sets, None))])
     return int(np.partition(numbers, count - 1)[count - 1]) if len(numbers) > count else None
 
 
