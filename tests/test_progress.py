@@ -16,6 +16,7 @@ from pipeline import progress
 from pipeline.cache.building import engine
 from pipeline.data import examine
 from pipeline.data.examine import Examiner
+from pipeline.data.index import index
 from pipeline.data.sources import open_source
 from pipeline.models.config import TINY
 from pipeline.weights.convert import convert
@@ -211,10 +212,14 @@ def test_pictures_are_counted(lines, tmp_path):
     assert [line.split(", ")[:2] for line in lines()] == [["index: 80%", "16 of 20"], ["index: 100%", "20 of 20"]]
 
 
-def test_pictures_in_tars_to_come_are_reckoned_with(lines, tmp_path):
-    for number, count in enumerate((10, 10, 10, 4)):
+def tars(folder, counts):
+    for number, count in enumerate(counts):
         members = {f"{n}.png": data_sets.picture(100 * number + n, 8, 8) for n in range(count)}
-        data_sets.write_tar(tmp_path / f"data/{number}.tar", members)
+        data_sets.write_tar(folder / f"{number}.tar", members)
+
+
+def test_pictures_in_tars_to_come_are_reckoned_with(lines, tmp_path):
+    tars(tmp_path / "data", (10, 10, 10, 4))
     source = open_source(str(tmp_path / "data"))
     with Examiner(source, 1000, 1, source.part_count) as examiner:
         for part in source.parts():
@@ -222,3 +227,36 @@ def test_pictures_in_tars_to_come_are_reckoned_with(lines, tmp_path):
     found = [line.split(", ")[:2] for line in lines()]
     counts = ((10, 40), (20, 40), (30, 40), (34, 34))
     assert found == [[f"index: {n * 100 // total}%", f"{n} of {total}"] for n, total in counts]
+
+
+def test_known_pictures_are_counted_in_each_pass(lines, tmp_path, monkeypatch):
+    """They are decoded no more, and take half a minute where there are 100,000."""
+    Clock(monkeypatch)
+    tars(tmp_path / "data", (10, 10, 10, 4))
+    source, counts = open_source(str(tmp_path / "data")), ((10, 40), (20, 40), (30, 40), (34, 34))
+    index(source, tmp_path / "out", [(8, 8)], 1, None, 1000, None, 1, min_bucket=2)
+    lines()
+    index(source, tmp_path / "out", [(8, 8)], 1, None, 1000, None, 1, min_bucket=2)
+    wanted = [[f"index: {n * 100 // total}%", f"{n} of {total}"] for n, total in counts]
+    found = [line.split(", ")[:2] for line in lines()]
+    assert found[:8] == 2 * wanted, found  # which bucket is common, and the rows
+    assert [line for line, _ in found[8:]] == [f"index tables: {share}%" for share in (0, 25, 50, 100)]
+
+
+def test_known_pictures_stand_in_no_rate_of_new_ones(lines, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(
+        examine, "look", lambda *given, real=examine.look: setattr(clock, "now", clock.now + 2) or real(*given)
+    )
+    tars(tmp_path / "data", (10, 10))
+    source = open_source(str(tmp_path / "data"))
+    with Examiner(source, 1000, 1, 2) as examiner:
+        examiner.examine(next(source.parts()))
+    lines()
+    tars(tmp_path / "data", (10, 10, 10))
+    source = open_source(str(tmp_path / "data"))
+    with Examiner(source, 1000, 1, 3) as examiner:
+        for part in source.parts():
+            examiner.examine(part)
+    last = lines()[-1]
+    assert "30 of 30" in last and "2.00s/image" in last, last

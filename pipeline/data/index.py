@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.data import fit, focus, masks, near, tables
 from pipeline.data.buckets import common
 from pipeline.data.examine import Examiner
@@ -139,12 +139,16 @@ def tabulate(
         store.atomic(out / "unmatched.csv") as unmatched_file,
         store.atomic(out / "copies.csv") as copies_file,
         store.atomic(out / "near.csv") as near_file,
+        progress.Bar(4, "table", "index tables") as bar,
     ):
         hows, _ = of_sets(sets)
         copies = tables.write_images(images, images_file, dumps(hows) if hows != [How()] else None)
         tables.write_copies(copies, copies_file)
+        bar.update()
         summary.near = near.write(images_file, near_file)
+        bar.update()
         written = tables.write_captions(samples, texts, captions_file, samples_file, settings, emphasis)
+        bar.update(2)  # of captions and of samples
         tables.write_unmatched(summary.unmatched, pa.chunked_array(written.bare), unmatched_file)
         with open(rejected_file, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
@@ -177,6 +181,7 @@ def _examined(
     for part in in_sets(source, sets, highest):
         found, read = examiner.examine(part)
         yield masks.of_alpha(part, sets, found["transparent"].to_numpy(), alpha_mask), found, read
+    examiner.begin()
 
 
 def _highest(source: Source, sets: tuple[Set, ...], count: int) -> int | None:
