@@ -163,7 +163,13 @@ def test_a_browser_shows_every_picture_and_curve(show, name, width, scheme):
         "document.getElementById(name).querySelectorAll('.scatterlayer .trace, .barlayer .trace').length])"
     )
     assert drawn and all(wanted == there for wanted, there in drawn)
-    # nothing is wider than the window
+    # there is text, and nothing is wider than the window
+    width_of_text = """() => {
+      const range = document.createRange();
+      range.selectNodeContents(document.querySelector('h1'));
+      return range.getBoundingClientRect().width;
+    }"""
+    assert shown.evaluate(width_of_text) > 50
     assert shown.evaluate("document.documentElement.scrollWidth") == WIDTHS[width][0]
     assert shown.evaluate("window.hacked") is None
     paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
