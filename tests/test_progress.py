@@ -19,6 +19,8 @@ from pipeline.data.examine import Examiner
 from pipeline.data.index import index
 from pipeline.data.sources import open_source
 from pipeline.models.config import TINY
+from pipeline.training.compiled import Compiler
+from pipeline.training.log import Log
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from tests.cache.cache_jobs import Encoder, job
@@ -260,3 +262,34 @@ def test_known_pictures_stand_in_no_rate_of_new_ones(lines, tmp_path, monkeypatc
             examiner.examine(part)
     last = lines()[-1]
     assert "30 of 30" in last and "2.00s/image" in last, last
+
+
+def test_trainings_bar_says_losses_speed_and_memory(lines, tmp_path, monkeypatch):
+    clock, log = Clock(monkeypatch), Log(tmp_path / "live", 4, memory=lambda: 3 * 10**9)
+    log.point(0, {"validation/loss": 0.25})
+    for done in (1, 2):
+        clock.now += 2
+        log.step(done, 1, {"train/loss": 0.5 / done, "train/images_per_second": 40.0}, {}, point=True)
+    log.point(2, {"validation/loss": 0.125})
+    clock.now += 2
+    log.step(3, 1, {"train/loss": 1.0, "train/images_per_second": 80.0}, {}, point=False)
+    shown = "2.00s/step, 00:{gone} gone, 00:{left} left, validation={validation}, loss={loss}, images/s=40, memory=3 GB"
+    found = lines()
+    assert found[-1] == "train: 75%, 3 of 4, " + shown.format(gone="06", left="02", validation=0.125, loss=0.25)
+    assert found[-2] == "train: 50%, 2 of 4, " + shown.format(gone="04", left="04", validation=0.25, loss=0.5)
+    log.close()
+
+
+def test_compilation_stands_in_no_rate_of_training(lines, tmp_path, monkeypatch):
+    clock, log = Clock(monkeypatch), Log(tmp_path / "live", 4)
+
+    class Cell:
+        def compile(self, *inputs):
+            clock.now += 600
+
+    for done in (1, 2):
+        Compiler(None, None, 2)(Cell(), "gradients")
+        clock.now += 2
+        log.step(done, 1, {}, {}, point=False)
+    assert lines()[-1].startswith("train: 50%, 2 of 4, 2.00s/step, 00:04 gone, 00:04 left")
+    log.close()
