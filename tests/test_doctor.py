@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import params as schema
 from pipeline import preset
+from pipeline.data import far
 from pipeline.doctor import __main__ as doctor
 from pipeline.doctor import disks, inputs, machine, rehearsal
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, look
@@ -23,7 +24,7 @@ from pipeline.planning.run import from_params
 from pipeline.stage import StageError
 from pipeline.weights.adapters.file import write
 from tests import project, stub_npus
-from tests.data import data_sets
+from tests.data import data_sets, far_servers
 from tests.training.training_samples import ROOT, params
 from tests.weights import synthetic
 
@@ -283,6 +284,16 @@ def test_loras_that_fit_and_that_do_not(tiny, tmp_path):
     assert absent.state == BAD and "none is no folder" in absent.found
 
 
+def test_another_start_of_training_is_looked_at(tiny, tmp_path):
+    start = {"train.init_from": str(tmp_path / "start.safetensors")}
+    absent = weights(tiny, **start)
+    assert absent.state == BAD and "start.safetensors" in absent.found and "train.init_from" in absent.found
+    shutil.copy(tiny, tmp_path / "start.safetensors")
+    assert weights(tiny, **start).state == GOOD
+    (tmp_path / "start.safetensors").write_text("<!DOCTYPE html><html>")
+    assert weights(tiny, **start).state == BAD
+
+
 def test_weights_print_nothing_of_their_own(tiny, capsys):
     weights(tiny)
     assert capsys.readouterr().out == ""
@@ -321,6 +332,16 @@ def test_data_that_is_not(tmp_path):
     assert "name.txt beside name.png" in captions.do
 
 
+def test_far_data_that_is_there_and_that_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(far, "WAITS", 0.01)
+    tar = data_sets.write_tar(tmp_path / "0.tar", {"a.png": data_sets.picture(0, 64, 64), "a.txt": "a caption"})
+    with far_servers.web({"0.tar": tar.read_bytes()}) as root:
+        pictures, captions = data(f"{root}/0.tar")
+        assert pictures.state == captions.state == GOOD and "1 decoded" in pictures.found
+        missing = only(data(f"{root}/1.tar"))
+    assert missing.state == BAD and "1.tar cannot be found: it is not there" in missing.found
+
+
 def test_pictures_that_are_too_small_name_the_keys_and_a_preset_where_one_helps(tmp_path):
     small = {f"{n}.png": data_sets.picture(n, 64, 64) for n in range(8)} | {f"{n}.txt": "x" for n in range(8)}
     pictures, _ = data(data_sets.write_folder(tmp_path / "small", small), sdxl)
@@ -340,10 +361,11 @@ def test_one_bad_picture_and_one_without_a_caption_are_looked_at(tmp_path):
 # Two steps
 
 
-def test_two_steps_are_trained_and_leave_nothing(here):
+@pytest.mark.parametrize(("workers", "said"), [(1, "1 process took"), (2, "2 processes took")])
+def test_two_steps_are_trained_and_leave_nothing(here, workers, said):
     before = sorted(path.name for path in here.iterdir())
-    found = doctor._train(params())
-    assert found.state == GOOD and "2 steps of a very small SDXL in 1 process" in found.found
+    found = doctor._train(params(**{"device.workers": workers}))
+    assert found.state == GOOD and f"2 steps of a very small SDXL in {said}" in found.found
     assert sorted(path.name for path in here.iterdir()) == before
 
 
@@ -381,11 +403,45 @@ def test_the_steps_are_those_of_the_settings(name):
     whole = schema.check(schema.parse(preset.write(name, None).text, name), name)
     small = rehearsal._settings(whole)
     assert (small.model.config, small.train.steps, small.device.nodes) == ("tiny", 2, 1)
-    same = {"device": ("workers", "target"), "diffusion": ("prediction",)}
-    same["train"] = ("precision", "optimizer", "ema", "gradient_checkpointing", "learning_rate", "snr_gamma")
-    for section, keys in same.items():
-        for key in keys:
-            assert getattr(getattr(small, section), key) == getattr(getattr(whole, section), key)
+    other = rehearsal_changes()
+    for section in ("device", "diffusion", "train"):
+        for key, value in getattr(whole, section).model_dump().items():
+            if f"{section}.{key}" not in other:
+                assert getattr(small, section).model_dump()[key] == value, f"{section}.{key}"
+    assert small.train.batch_size == 2 and small.train.gradient_accumulation_steps == min(
+        whole.train.gradient_accumulation_steps, 2
+    )
+
+
+def rehearsal_changes() -> set[str]:
+    """What the two steps have of their own: their size and length, and what is kept and drawn beside them."""
+    size = {"train.batch_size", "train.gradient_accumulation_steps", "train.groups", "train.adapter_targets"}
+    length = {f"train.{key}" for key in ("steps", "epochs", "lr_warmup_steps", "lr_decay_steps", "patience")}
+    inputs = {"train.source", "train.text_encoders", "train.init_from", "train.validation_share"}
+    kept = {
+        f"train.{key}" for key in ("save_interval", "keep_best", "keep_state", "checkpointing_steps", "tensorboard")
+    }
+    drawn = {"train.sample_interval", "train.previews", "train.log_interval"}
+    place = {f"device.{key}" for key in ("nodes", "node_rank", "master", "compile_cache")}
+    return size | length | inputs | kept | drawn | place
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"train.source": "pictures"}, "; not tried: pictures in the loop"),
+        ({"train.text_encoders": "both"}, "; not tried: text encoders"),
+        (
+            {"train.source": "pictures", "train.text_encoders": "clip_l"},
+            "; not tried: pictures in the loop, text encoders",
+        ),
+        ({"device.nodes": 2, "device.master": "10.0.0.1:8118"}, "; not tried: other nodes"),
+    ],
+)
+def test_what_the_two_steps_do_not_try_is_said(monkeypatch, changes, said):
+    monkeypatch.setattr(doctor, "rehearse", lambda found: 1.0)
+    assert doctor._train(params(**changes)).found.partition("took 1 s")[2] == said
 
 
 @pytest.mark.parametrize(
@@ -454,6 +510,52 @@ def test_a_broken_one_cannot_start(clone, tmp_path):
     assert done.stdout.splitlines()[-1] == "The run cannot start: settings"
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_the_run_can_start_only_where_the_two_steps_are_trained(clone, monkeypatch, capsys, good):
+    def rehearse(found):
+        if not good:
+            raise StageError("step 0: the loss is nan")
+        return 1.0
+
+    monkeypatch.chdir(clone)
+    monkeypatch.delenv("PIPELINE_STORE", raising=False)
+    monkeypatch.setattr(doctor, "rehearse", rehearse)
+    monkeypatch.setattr(machine, "device", lambda found: [doctor.Finding("device", GOOD, "CPU")])
+    with pytest.raises(SystemExit) as ended:
+        doctor.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == (0 if good else 1)
+    line, last = ("ok    training   2 steps", "The run can start") if good else (
+        "BAD   training   step 0: the loss is nan", "The run cannot start: training",
+    )  # fmt: skip
+    assert lines[-2].startswith(line) and lines[-1].startswith(last), lines
+
+
+def test_a_device_that_is_bad_is_not_trained_on(clone, monkeypatch, capsys):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(machine, "device", lambda found: [doctor.Finding("device", BAD, "no NPU")])
+    monkeypatch.setattr(doctor, "rehearse", None)  # not called
+    with pytest.raises(SystemExit):
+        doctor.main([])
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "-     training   not tried before the device is right",
+        "The run cannot start: device",
+    ]
+
+
+def test_settings_that_few_want_are_looked_at(tmp_path, monkeypatch):
+    text = (ROOT / "params.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    assert [(one.state, one.name) for one in look("settings", doctor._settings)] == [(GOOD, "settings")]
+    doubtful = re.sub(r"\b(steps: )600\b", r"\g<1>60000", text)
+    doubtful = re.sub(r"\b(learning_rate: )1\.0e-3", r"\g<1>1.0e-7", doubtful)
+    (tmp_path / "params.yaml").write_text(doubtful)
+    assert doubtful != text
+    found = look("settings", doctor._settings)
+    assert {one.state for one in found} == {DOUBTFUL} and any("train.learning_rate" in one.found for one in found)
+
+
 def test_a_doctor_that_falls_ill_says_where():
     def check():
         raise KeyError("x")
@@ -462,6 +564,25 @@ def test_a_doctor_that_falls_ill_says_where():
 
 
 # The cluster
+
+
+def test_a_cluster_that_is_not_there(monkeypatch):
+    from pipeline.doctor import cluster
+
+    settings = params(**{"device.cluster": "auto"})
+    monkeypatch.delitem(sys.modules, "pipeline.workers.cluster", raising=False)
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "ray", None)
+        found = only(look("cluster", cluster.cluster, settings))
+    assert found.state == BAD and "Ray is not installed here" in found.found and "`make repro RAY=1`" in found.found
+    ray = pytest.importorskip("ray", reason="Ray is not installed here")
+
+    def none(*given, **options):
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr(ray, "init", none)
+    found = only(look("cluster", cluster.cluster, settings))
+    assert found.state == BAD and "no Ray cluster answers there" in found.found and "`ray start --head" in found.found
 
 
 def test_the_doctor_looks_at_each_node(nodes, monkeypatch):
