@@ -15,6 +15,7 @@ from pipeline import params, preset
 from pipeline.cache.building import engine
 from pipeline.cache.format import shards
 from pipeline.models.config import CONFIGS
+from pipeline.progress import Bar
 from pipeline.training import build, launch, run
 from pipeline.weights import convert, layout
 from pipeline.weights import merge as merging
@@ -97,12 +98,16 @@ def found(request, workspace, monkeypatch, tmp_path):
     return chosen
 
 
+BARS = []  # those that were open then
+
+
 def stopped(monkeypatch, module, name: str, main, found: params.Params) -> tuple:
     """What `main(found)` calls `module.name` with; there it ends."""
     given = []
 
     def stop(*arguments, **named):
         given.append(arguments)
+        BARS[:] = [(bar.desc, bar.unit, bar.total) for bar in Bar.all_open]
         raise Stop
 
     monkeypatch.setattr(module, name, stop)
@@ -133,6 +138,7 @@ def test_cache_latents_plans_a_row_for_each_picture(found, monkeypatch):
     assert {(width, height) for height, width in job.wanted.groups.tolist()} == BUCKETS.keys()
     pixels, _ = job.prepare(0)
     assert pixels.shape == (3, *job.wanted.groups[0]) and pixels.dtype == np.float32
+    assert (job.wanted.kind.name, job.unit) == ("latents", "image")  # of its bar
     assert (job.batch_size, job.workers) == (found.cache_latents.batch_size, found.cache_latents.workers)
 
 
@@ -140,6 +146,7 @@ def test_cache_text_plans_a_row_for_each_distinct_caption(found, monkeypatch):
     job, out, _ = stopped(monkeypatch, engine, "build", cache_text.main, found)
     assert out == "outs/text" and len(job.wanted.rows) == 20 + 1  # "picture 0" to "picture 19", and the empty one
     assert job.batch_size == found.cache_text.batch_size
+    assert (job.wanted.kind.name, job.unit) == ("text", "caption")  # of its bar
 
 
 def caches(found: params.Params, workspace) -> None:
@@ -201,6 +208,8 @@ RUN = {"name": "n", "split": {}, "steps": 1, "best_step": None, "pictures": 1, "
 def test_sample_plans_its_batches(found, monkeypatch):
     _, units, _ = stopped(monkeypatch, sample, "paint", sample.main, found)
     prompts = len(found.sample.prompts)
+    steps = found.sample.steps * len(units)
+    assert BARS == [(f"draws {prompts} prompts with 2 models", "step", steps)]
     for model in ("base", "tuned"):
         mine = [unit for unit in units if unit.model.name == model]
         assert sum(unit.count for unit in mine) == prompts
