@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def run(stage: str, root: Path) -> None:
     )
     deps, keys, _ = STAGES[stage]
     values = {key: params[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
-    times.note(stage, values, deps, times.start() - SECONDS)
+    times.note(stage, values, deps, time.time() - SECONDS)
 
 
 def _index(root: Path, params: dict) -> None:
