@@ -44,6 +44,10 @@ class Bar(tqdm):
                 return True
         return super().display(msg, pos)
 
+    def skip(self, count: int) -> None:
+        """So many were done before: they stand in no rate."""
+        self.n, self.initial, self.last_print_n = self.n + count, self.initial + count, self.last_print_n + count
+
     def close(self) -> None:
         self.all_open.discard(self)
         super().close()

@@ -17,7 +17,7 @@ os.environ.update(ray_nodes.SETTINGS)  # Ray's library reads them when it is imp
 # test_live_runs take graphs that test_distributed and test_train_text_runs have compiled.
 LONGEST = ("test_distributed", "test_dvc", "test_sets_dvc", "test_train_text_runs", "test_train", "test_docs_run",
            "test_train_step", "test_unet", "test_npu_form", "test_on_nodes", "test_resume", "test_optimizer",
-           "test_compile_cache", "test_live_runs", "test_doctor", "test_extend", "test_index", "test_train_deleted",
+           "test_compile_cache", "test_live_runs", "test_doctor", "test_rehearsal", "test_extend", "test_index", "test_train_deleted",
            "test_train_adapters", "test_cache_cluster", "test_train_text")  # fmt: skip
 
 

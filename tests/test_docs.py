@@ -191,13 +191,29 @@ def understood_by_dvc(words: list[str]) -> None:
 def fits(key: str, value: object) -> None:
     """`value` is one that the schema takes; what keys demand of each other is left to whoever sets several."""
     tree = params.parse((ROOT / "params.yaml").read_text(), "params.yaml")
-    section, _, inner = key.partition(".")
-    tree[section][inner] = value
+    section, inner, *place = key.split(".")
+    if place:  # in a list, as DVC takes it
+        tree[section][inner][int(place[0])] = value
+    else:
+        tree[section][inner] = value
     try:
         params.Params.model_validate(tree)
     except ValidationError as error:
         faults = [fault for fault in error.errors() if fault["type"] != "contradictions"]
         assert not faults, (key, faults)
+
+
+def test_settings_within_sentences_fit():
+    found = 0
+    for page in PAGES:
+        for text in re.findall(r"`(-S [^`…]*)`", prose(page)):
+            words = shlex.split(text)
+            assert set(words[::2]) == {"-S"}, f"{page.name}: {text}"
+            for change in words[1::2]:
+                key, _, value = change.partition("=")
+                fits(key, params.parse(value, key))
+                found += 1
+    assert found > 10
 
 
 def test_keys_and_values_that_do_not_exist_are_found():

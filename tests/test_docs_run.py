@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.data.sets_file import find
+from pipeline.data.sources import open_source
 from tests.data import data_sets
 from tests.project import ROOT, copy_project
 from tests.test_docs import ALL, FENCE
 
-# Command -> why it is not run here.
 DEMO_OF_A_WORD = (
     "dvc exp run -S data.images=/path/to/words -S train.text_encoders=clip_l -S train.steps=160 -S train.lr_warmup_steps=20 "
     "-S train.validation_share=0.0 -S sample.steps=20 -S 'sample.prompts=[zorp a green heart on a light yellow background, "
@@ -33,12 +34,12 @@ OTHER_OBJECTIVES = (
     "dvc exp run -n flow -S diffusion.prediction=flow -S diffusion.zero_terminal_snr=false -S sample.guidance_rescale=0.0 "
     "-S train.timestep_distribution=logit_normal -S train.learning_rate=1.5e-3 -S train.adam_beta2=0.99 -S sample.steps=20",
 )
+# Command -> why it is not run here.
 NOT_HERE = {
     "hf download stabilityai/stable-diffusion-xl-base-1.0 sd_xl_base_1.0.safetensors --local-dir data/base": "7 GB",
     "hf download openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir data/clip_tokenizer": "a network",
     "make repro S3=1": "a network",
     "python -m pipeline data refresh": "tests/data/test_far_dvc.py",
-    "dvc status": "DVC's own",
     "make docs": "a network; CI runs it",
     "make test": "this is it",
     "source /usr/local/Ascend/ascend-toolkit/set_env.sh": "an NPU's",
@@ -49,9 +50,6 @@ NOT_HERE = {
     "make repro RAY=1": "a network",
     "ray start --head --node-ip-address=10.0.0.1 --port=6379 --disable-usage-stats --include-dashboard=false": "several computers; tests/cache/test_cache_cluster.py has a cluster",
     "ray start --address=10.0.0.1:6379 --node-ip-address=10.0.0.2": "several computers",
-    "dvc exp run -S device.cluster=auto": "tests/cache/test_cache_cluster.py, tests/data/test_index_cluster.py",
-    "dvc exp run -S device.cluster=auto -S device.nodes=2 -S device.workers=8": "tests/training/test_on_nodes.py",
-    "export PIPELINE_STORE=/data/store": "as /shared/store",
     "export RAY_AUTH_MODE=token": "tests/cache/test_cache_cluster.py",
     "python -m tests.cache.kill_nodes": "minutes; by hand",
     "python -m tests.training.kill_nodes": "minutes; by hand",
@@ -63,35 +61,15 @@ NOT_HERE = {
     "python -m benchmarks.kernels": "tests/models/test_kernels.py",
     "python -m benchmarks.full_graph --npu": "ten minutes and 22 GB",
     "python -m pipeline cache show": "tests/cache/test_cache_tools.py, and the report's latents",
-    "python -m pipeline doctor --no-training": "tests/doctor/test_doctor.py",
     "python -m pipeline doctor --json": "tests/doctor/test_doctor.py",
-    "make doctor": "tests/doctor/test_doctor.py",
     "python -m pipeline weights show outs/merge/merged.safetensors": "tests/weights/test_provenance.py",
     "python -m pipeline.weights show outs/merge/merged.safetensors": "tests/weights/test_provenance.py",
-    "dvc exp run -S train.save_interval=100 -S train.keep_best=true": "tests/test_dvc.py, with stages that keep them",
-    "dvc exp run -S merge.weights=300": "tests/test_dvc.py",
     "python -m demo.word /path/to/words": "tests/test_demo.py",
     "python -m demo.word --check": "tests/test_demo.py",
-    **dict.fromkeys(OTHER_OBJECTIVES, "minutes; tests/training/test_train.py has the settings"),
     "python -m demo.check": "tests/test_demo.py",
     "python -m benchmarks.weights_dtype FOLDER": "an hour",
-    DEMO_OF_A_WORD: "minutes; the stages of it are in tests/training/test_train_text_runs.py",
-    "dvc exp run -S train.lr_scheduler=constant_with_warmup -S train.keep_state=true -S train.steps=600": "tests/training/test_extend.py",
-    "dvc exp run -S train.steps=900": "tests/training/test_extend.py",
-    "dvc get . outs/train/weights/step-00000300.ckpt --rev low-rate -o data/start.ckpt": "DVC's own, of stages that keep it",
-    "dvc exp run -S train.init_from=data/start.ckpt": "tests/test_dvc.py",
-    "dvc exp run -S train.tensorboard=true": "tests/training/test_tensorboard.py",
-    "dvc exp run -S train.adapter=lora -S train.learning_rate=1e-4": "tests/test_dvc.py, test_train_adapters.py",
-    "dvc exp run -S train.adapter=dora -S train.steps=200 -S train.learning_rate=2e-3": "as lora",
-    "dvc exp run -S train.adapter=loha -S train.steps=200 -S train.learning_rate=2e-3": "as lora",
-    "dvc exp run -S train.adapter=lokr -S train.steps=600 -S train.learning_rate=1e-3": "as lora",
-    "dvc exp run -S train.adapter=lora -S train.text_encoders=both -S train.text_encoder_learning_rate=5e-5": "test_train_text_runs.py",
     "python -m pipeline weights extract --rank 64": "tests/weights/test_extract.py",
-    "make preset NAME=sdxl-lora-1x910b": "tests/test_preset.py",
-    "make preset NAME=sdxl-1x910b": "tests/test_preset.py, and another one here",
-    "make preset NAME=sdxl-16x910b": "tests/test_preset.py, and another one here",
     "python -m pipeline.cache ls | verify | show | gc": "each as python -m pipeline cache",
-    "python -m pipeline.plan": "as python -m pipeline plan",
     "python -m pipeline weights inspect model.safetensors": "with another file",
 }
 
@@ -110,7 +88,13 @@ ON_THE_DEMO = {
     "python -m stages.index": "300 of 300 pictures are used",
     "python -m pipeline.report --help": "usage: python -m pipeline report",
     "python -m pipeline plan --plot plan.html": "",
+    "python -m pipeline.plan": "",
+    "python -m pipeline doctor --no-training": "The run can start",
+    "make doctor": "The run can start",
     "python -m pipeline keys": "`learning_rate`",
+    "make preset NAME=sdxl-1x910b": "sdxl-1x910b",
+    "make preset NAME=sdxl-lora-1x910b": "train.adapter",
+    "make preset NAME=sdxl-16x910b": "device.nodes",
     "make preset NAME=sdxl-8x910b": "sdxl-8x910b",
     "python -m pipeline plan --images 10000": "Caches of 10,000 pictures",
     "make preset NAME=tiny": "preset tiny",
@@ -131,6 +115,8 @@ for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots
     files = [Path(out) if Path(out).suffix else Path(out) / "file"]
     if out == "outs/train/live/plots/metrics":
         files = [Path(out) / kind / "loss.tsv" for kind in ("train", "validation")]
+    if out == "outs/train/weights":
+        files.append(Path(out) / "step-00000300.ckpt")
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = "step\\\\tloss\\\\n1\\\\t0.5\\\\n" if file.suffix == ".tsv" else texts.get(out)
@@ -231,15 +217,28 @@ def test_the_examples_of_data_sets_are_read(tmp_path):
     for name, caption in re.findall(r"^  (\S+) *(.*)$", kohya, re.M):
         files[name] = caption or data_sets.picture(len(files), 64, 64)
     data_sets.write_folder(tmp_path / "kohya", files)
-    rows = re.search(r"```json\n(.*?)```", page, re.S)[1]
-    named = [json.loads(row)["file_name"] for row in rows.splitlines()]
-    pictures = {name: data_sets.picture(number, 64, 64) for number, name in enumerate(named)}
-    data_sets.write_folder(tmp_path / "folder", pictures | {"metadata.jsonl": rows})
+    described = re.findall(r"```json\n(.*?)```", page, re.S)
+    assert len(described) == 3  # captions; repeats and weights; centres of interest
+    for number, rows in enumerate(described):
+        named = [json.loads(row)["file_name"] for row in rows.splitlines()]
+        pictures = {name: data_sets.picture(number, 640, 480) for number, name in enumerate(named)}
+        data_sets.write_folder(tmp_path / f"folder{number}", pictures | {"metadata.jsonl": rows})
+    toml = re.search(r"```toml\n(.*?)```", page, re.S)[1]
+    of_kohya = {"fox/0.png": data_sets.picture(0, 64, 64), "fox/1.png": data_sets.picture(1, 64, 64)}
+    data_sets.write_folder(tmp_path / "toml", of_kohya | {"fox/1.txt": "a fox", "dataset.toml": toml})
     table = re.search(r"```csv\n(.*?)```", page, re.S)[1]
     data_sets.write_folder(tmp_path / "table", {"fox.png": data_sets.picture(0, 64, 64), "metadata.csv": table})
-    for name, count in (("kohya", 2), ("folder", 3), ("table", 1)):
+    for name, count in (("kohya", 2), ("folder0", 3), ("folder1", 2), ("folder2", 2), ("table", 1), ("toml", 2)):
         found = json.loads(run(ROOT, f"python -m pipeline data {tmp_path / name} --json"))
-        assert (found["pictures"], found["captioned"], found["lost"]) == (count, count, {}), found
+        captioned = 1 if name == "toml" else count  # the other gets that of its set
+        assert (found["pictures"], found["captioned"], found["lost"]) == (count, captioned, {}), found
+        assert found["used"] == found["decoded"] == count and found["focused"] == (2 if name == "folder2" else 0)
+        assert found["sets"] == ({"fox": 2} if name == "toml" else {})
+    # repeats and weights reach the tables
+    source = open_source(str(tmp_path / "folder1"))
+    assert next(source.parts()).times.tolist() == [0.5, 10.0]  # birds/owl.jpg and fox.png
+    (one,), _ = find(str(tmp_path / "toml"), open_source(str(tmp_path / "toml")))
+    assert (one.folder, one.repeats, one.caption) == ("fox", 10, "sks fox")
 
 
 # make, DVC and git, with stand-ins
@@ -294,6 +293,23 @@ NAMED = [  # in sentences and tables, and on other pages
     "dvc exp run -S train.text_encoders=clip_l -S train.text_encoder_learning_rate=1e-5",
     *("make report", "make report AGAINST=presets/tiny.yaml", "export PIPELINE_STORE=/shared/store"),
     *("dvc add my-pictures", "dvc add data/base/sd_xl_base_1.0.safetensors"),
+    *("export PIPELINE_STORE=/data/store", "dvc status"),
+    "dvc exp run -S train.save_interval=100 -S train.keep_best=true",
+    "dvc exp run -S merge.weights=300",
+    "dvc exp run -S train.lr_scheduler=constant_with_warmup -S train.keep_state=true -S train.steps=600",
+    "dvc exp run -S train.steps=900",
+    "dvc exp run -S train.tensorboard=true",
+    "dvc exp run -S train.adapter=lora -S train.learning_rate=1e-4",
+    "dvc exp run -S train.adapter=dora -S train.steps=200 -S train.learning_rate=2e-3",
+    "dvc exp run -S train.adapter=loha -S train.steps=200 -S train.learning_rate=2e-3",
+    "dvc exp run -S train.adapter=lokr -S train.steps=600 -S train.learning_rate=1e-3",
+    "dvc exp run -S train.adapter=lora -S train.text_encoders=both -S train.text_encoder_learning_rate=5e-5",
+    *("dvc exp run -S device.cluster=auto", "dvc exp run -S device.cluster=auto -S device.nodes=2 -S device.workers=8"),
+    *(DEMO_OF_A_WORD, *OTHER_OBJECTIVES),
+]
+STARTING = [  # from the weights of the experiment low-rate
+    "dvc get . outs/train/weights/step-00000300.ckpt --rev low-rate -o data/start.ckpt",
+    "dvc exp run -S train.init_from=data/start.ckpt",
 ]
 
 
@@ -339,6 +355,7 @@ def test_what_sentences_and_tables_name(team):
     (first / "data/base/sd_xl_base_1.0.safetensors").write_text("a")
     for line in NAMED:
         line = line.replace("/path/to/pictures", str(first / "data/images"))
+        line = line.replace("/path/to/words", str(first / "data/images"))
         line = line.replace("/path/to/loras", str(first / "data/loras"))
         either(first, line)
     assert (first / "my-pictures.dvc").exists() and (first / "dvc_plots/report.html").exists()
@@ -347,8 +364,18 @@ def test_what_sentences_and_tables_name(team):
     run(first, "dvc queue remove --queued")
 
 
+def test_weights_of_another_experiment_are_a_start(team):
+    first = team / "first"
+    dvc(first, "dvc exp run -S train.learning_rate=4e-5 -n low-rate")
+    dvc(first, "dvc exp run -S train.learning_rate=1e-5")
+    for line in STARTING:
+        either(first, line)
+    assert (first / "data/start.ckpt").read_text().startswith("train at")
+    assert (first / "data/start.ckpt").read_text() != (first / "outs/train/weights/step-00000300.ckpt").read_text()
+
+
 def test_each_command_of_the_pages_is_run():
-    ran = {*ON_THE_DEMO, *NAMED, "make repro", "dvc exp run -S train.learning_rate=2e-5", "dvc queue status",
+    ran = {*ON_THE_DEMO, *NAMED, *STARTING, "make repro", "dvc exp run -S train.learning_rate=2e-5", "dvc queue status",
            "dvc push index convert cache_latents cache_text", "dvc queue stop", "dvc exp push origin",
            "dvc exp pull origin low-rate"}  # fmt: skip
     for first_line in (SHARING, FETCHING, QUEUE, COMPARING, KEEPING, CLEANING):

@@ -66,6 +66,19 @@ def numbers(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float16)
 
 
+def lora(path: str) -> Callable[[Path], None]:
+    """One of Stable Diffusion 1's widths."""
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+    def write(folder: Path) -> None:
+        (folder / path).parent.mkdir()
+        parts = {"lora_up.weight": numbers(320, 4), "lora_down.weight": numbers(4, 768), "alpha": numbers(1)}
+        safetensors.numpy.save_file({f"{layer}.{name}": value for name, value in parts.items()}, folder / path)
+
+    return write
+
+
+LORA = {"model.lora_folder": "l", "model.loras": [{"path": "a.safetensors", "weight": 1.0}]}
 FULL = {"model.config": "sdxl-base", "index.resolution": 1024, "sample.width": 1024, "sample.height": 1024}
 MISTAKES = {
     # pictures
@@ -176,6 +189,38 @@ MISTAKES = {
     "latents shown before there are some": Mistake("pipeline cache show", "run `dvc repro cache_latents`"),
     "a plan before the index": Mistake("pipeline plan", "run `dvc repro index`, or say how many", code=2),
     "a preset by half its name": Mistake("pipeline preset sdxl", "sdxl-8x910b", code=2),
+    # sets, far data, adapters, text encoders, a cluster
+    "a key of sets.yaml by another name": Mistake(
+        "index", r"sets\.yaml cannot be used.*sets\.0\.repeets: .*repeats", OWN,
+        PICTURES | {"p/sets.yaml": "sets:\n  - {folder: ., repeets: 3}\n"},
+    ),
+    "colours that kohya changes": Mistake(
+        "index", r"dataset\.toml.*color_aug", OWN,
+        PICTURES | {"p/dataset.toml": "[[datasets]]\n[[datasets.subsets]]\nimage_dir = '.'\ncolor_aug = true\n"},
+    ),
+    "a folder of a web server": Mistake(
+        "index", "web servers list no folders", {"data.images": "https://example.com/pictures"}
+    ),
+    "a token in a URL": Mistake("index", "can hold a key", {"data.images": "https://example.com/a.tar?token=secret"}),
+    "a LoRA of Stable Diffusion 1": Mistake(
+        "convert", r"l/a\.safetensors is not an adapter of this model\.config", LORA, lora("l/a.safetensors")
+    ),
+    "a LoRA that is not there": Mistake("convert", r"l/a\.safetensors does not exist; wanted an adapter", LORA, {"l/b": ""}),
+    "a training that begins with a LoRA": Mistake(
+        "train", r"a\.safetensors does not hold.*seems to be an adapter.*this goes into model\.loras", {"train.init_from": "l/a.safetensors"}, lora("l/a.safetensors")
+    ),
+    "a rank of 0": Mistake("train", r"train\.rank: .*greater than or equal to 1 \(found 0\)", {"train.rank": 0}),
+    "weights of words where encoders learn": Mistake(
+        "train", r"cache_text\.emphasis: must be none with train\.text_encoders both",
+        {"train.text_encoders": "both", "cache_text.emphasis": "a1111"},
+    ),
+    "a cluster without Ray": Mistake(
+        "index", "device.cluster is set, and Ray is not installed here.*`make repro RAY=1`",
+        OWN | {"device.cluster": "auto"}, PICTURES | {"ray.py": "raise ImportError('No module named ray')"},
+    ),
+    "pictures in the loop on a cluster": Mistake(
+        "train", r"train\.source: pictures needs device\.cluster null", {"device.cluster": "auto", "train.source": "pictures"}
+    ),
     "a store where nothing may be written": Mistake(
         "index", r"the store f/store cannot be made: Not a directory; PIPELINE_STORE says", OWN, PICTURES | {"f": "x"}
     ),
@@ -210,8 +255,8 @@ def test_a_mistake_is_told(tmp_path, name):
     assert not [path for path in tmp_path.glob("outs/*/*") if path.suffix in (".parquet", ".ckpt", ".safetensors")]
 
 
-def test_there_are_thirty_and_more():
-    assert len(MISTAKES) >= 30
+def test_there_are_fifty_and_more():
+    assert len(MISTAKES) >= 50
 
 
 def test_a_stage_started_elsewhere_names_the_folder_to_start_it_in(tmp_path):

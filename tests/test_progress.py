@@ -16,8 +16,11 @@ from pipeline import progress
 from pipeline.cache.building import engine
 from pipeline.data import examine
 from pipeline.data.examine import Examiner
+from pipeline.data.index import index
 from pipeline.data.sources import open_source
 from pipeline.models.config import TINY
+from pipeline.training.compiled import Compiler
+from pipeline.training.log import Log
 from pipeline.weights.convert import convert
 from pipeline.weights.merge import merge
 from tests.cache.cache_jobs import Encoder, job
@@ -211,10 +214,14 @@ def test_pictures_are_counted(lines, tmp_path):
     assert [line.split(", ")[:2] for line in lines()] == [["index: 80%", "16 of 20"], ["index: 100%", "20 of 20"]]
 
 
-def test_pictures_in_tars_to_come_are_reckoned_with(lines, tmp_path):
-    for number, count in enumerate((10, 10, 10, 4)):
+def tars(folder, counts):
+    for number, count in enumerate(counts):
         members = {f"{n}.png": data_sets.picture(100 * number + n, 8, 8) for n in range(count)}
-        data_sets.write_tar(tmp_path / f"data/{number}.tar", members)
+        data_sets.write_tar(folder / f"{number}.tar", members)
+
+
+def test_pictures_in_tars_to_come_are_reckoned_with(lines, tmp_path):
+    tars(tmp_path / "data", (10, 10, 10, 4))
     source = open_source(str(tmp_path / "data"))
     with Examiner(source, 1000, 1, source.part_count) as examiner:
         for part in source.parts():
@@ -222,3 +229,67 @@ def test_pictures_in_tars_to_come_are_reckoned_with(lines, tmp_path):
     found = [line.split(", ")[:2] for line in lines()]
     counts = ((10, 40), (20, 40), (30, 40), (34, 34))
     assert found == [[f"index: {n * 100 // total}%", f"{n} of {total}"] for n, total in counts]
+
+
+def test_known_pictures_are_counted_in_each_pass(lines, tmp_path, monkeypatch):
+    """They are decoded no more, and take half a minute where there are 100,000."""
+    Clock(monkeypatch)
+    tars(tmp_path / "data", (10, 10, 10, 4))
+    source, counts = open_source(str(tmp_path / "data")), ((10, 40), (20, 40), (30, 40), (34, 34))
+    index(source, tmp_path / "out", [(8, 8)], 1, None, 1000, None, 1, min_bucket=2)
+    lines()
+    index(source, tmp_path / "out", [(8, 8)], 1, None, 1000, None, 1, min_bucket=2)
+    wanted = [[f"index: {n * 100 // total}%", f"{n} of {total}"] for n, total in counts]
+    found = [line.split(", ")[:2] for line in lines()]
+    assert found[:8] == 2 * wanted, found  # which bucket is common, and the rows
+    assert [line for line, _ in found[8:]] == [f"index tables: {share}%" for share in (0, 25, 50, 100)]
+
+
+def test_known_pictures_stand_in_no_rate_of_new_ones(lines, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(
+        examine, "look", lambda *given, real=examine.look: setattr(clock, "now", clock.now + 2) or real(*given)
+    )
+    tars(tmp_path / "data", (10, 10))
+    source = open_source(str(tmp_path / "data"))
+    with Examiner(source, 1000, 1, 2) as examiner:
+        examiner.examine(next(source.parts()))
+    lines()
+    tars(tmp_path / "data", (10, 10, 10))
+    source = open_source(str(tmp_path / "data"))
+    with Examiner(source, 1000, 1, 3) as examiner:
+        for part in source.parts():
+            examiner.examine(part)
+    last = lines()[-1]
+    assert "30 of 30" in last and "2.00s/image" in last, last
+
+
+def test_trainings_bar_says_losses_speed_and_memory(lines, tmp_path, monkeypatch):
+    clock, log = Clock(monkeypatch), Log(tmp_path / "live", 4, memory=lambda: 3 * 10**9)
+    log.point(0, {"validation/loss": 0.25})
+    for done in (1, 2):
+        clock.now += 2
+        log.step(done, 1, {"train/loss": 0.5 / done, "train/images_per_second": 40.0}, {}, point=True)
+    log.point(2, {"validation/loss": 0.125})
+    clock.now += 2
+    log.step(3, 1, {"train/loss": 1.0, "train/images_per_second": 80.0}, {}, point=False)
+    shown = "2.00s/step, 00:{gone} gone, 00:{left} left, validation={validation}, loss={loss}, images/s=40, memory=3 GB"
+    found = lines()
+    assert found[-1] == "train: 75%, 3 of 4, " + shown.format(gone="06", left="02", validation=0.125, loss=0.25)
+    assert found[-2] == "train: 50%, 2 of 4, " + shown.format(gone="04", left="04", validation=0.25, loss=0.5)
+    log.close()
+
+
+def test_compilation_stands_in_no_rate_of_training(lines, tmp_path, monkeypatch):
+    clock, log = Clock(monkeypatch), Log(tmp_path / "live", 4)
+
+    class Cell:
+        def compile(self, *inputs):
+            clock.now += 600
+
+    for done in (1, 2):
+        Compiler(None, None, 2)(Cell(), "gradients")
+        clock.now += 2
+        log.step(done, 1, {}, {}, point=False)
+    assert lines()[-1].startswith("train: 50%, 2 of 4, 2.00s/step, 00:04 gone, 00:04 left")
+    log.close()

@@ -51,16 +51,37 @@ class Examiner:
         self.workers = tasks.workers if tasks else workers
         self.rules = memo.rules(max_pixels)
         self._pool = self._progress = None
-        self._part_count, self._seen, self._new = part_count, 0, 0  # parts and new pictures by now
+        self._part_count = part_count
+        self.begin()
 
     def __enter__(self) -> "Examiner":
         return self
 
     def __exit__(self, *_) -> None:
-        if self._progress is not None:
-            self._progress.close()
+        self.begin()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def begin(self) -> None:
+        """From here on the parts are counted from the first again."""
+        if self._progress is not None:
+            self._progress.close()
+        self._progress, self._seen, self._files, self._new = None, 0, 0, 0  # parts, pictures and masks by now
+
+    def _count(self, known: int, new: int) -> None:
+        """Of one more part. The rate is that of the known ones up to the first new one, and from there on of the new
+        ones alone: those to come are as slow."""
+        self._seen, self._files = self._seen + 1, self._files + known + new
+        if self._progress is None or new and not self._new:
+            done = 0
+            if self._progress is not None:
+                self._progress.leave, done = False, self._progress.n
+                self._progress.close()
+            self._progress = progress.Bar(0, "image", "index", done)
+        self._new += new
+        # the parts to come are taken for as large as those by now
+        self._progress.total = round(self._files * max(self._part_count / self._seen, 1))
+        self._progress.skip(known) if self._new else self._progress.update(known)
 
     def examine(self, part: Part) -> tuple[pa.Table, int]:
         """An EXAMINED table with a row for each picture of the part, in its order, and the number of pictures and masks
@@ -71,11 +92,7 @@ class Examiner:
         paths, stamps, mask_row = _files(part)
         known, table = memo.load(part.place, self.rules, paths, stamps)
         new = np.setdiff1d(np.arange(len(paths)), known, assume_unique=True)
-        self._seen, self._new = self._seen + 1, self._new + len(new)
-        if self._progress is None and len(new):
-            self._progress = progress.Bar(0, "image", "index")
-        if self._progress is not None:  # the parts to come are taken for as large as those by now
-            self._progress.total = round(self._new * max(self._part_count / self._seen, 1))
+        self._count(len(known), len(new))
         rows, tables = [known], [table]
         saved, unsaved = time.monotonic(), 0
         try:

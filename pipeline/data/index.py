@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.data import fit, focus, masks, near, tables
 from pipeline.data.buckets import common
 from pipeline.data.examine import Examiner
@@ -139,12 +139,16 @@ def tabulate(
         store.atomic(out / "unmatched.csv") as unmatched_file,
         store.atomic(out / "copies.csv") as copies_file,
         store.atomic(out / "near.csv") as near_file,
+        progress.Bar(4, "table", "index tables") as bar,
     ):
         hows, _ = of_sets(sets)
         copies = tables.write_images(images, images_file, dumps(hows) if hows != [How()] else None)
         tables.write_copies(copies, copies_file)
+        bar.update()
         summary.near = near.write(images_file, near_file)
+        bar.update()
         written = tables.write_captions(samples, texts, captions_file, samples_file, settings, emphasis)
+        bar.update(2)  # of captions and of samples
         tables.write_unmatched(summary.unmatched, pa.chunked_array(written.bare), unmatched_file)
         with open(rejected_file, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *sorted(rejected)])
@@ -155,7 +159,7 @@ def tabulate(
     return summary
 
 
-def _parts(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterator[Part]:
+def in_sets(source: Source, sets: tuple[Set, ...], highest: int | None) -> Iterator[Part]:
     """The parts, with the pictures that are in a set and whose number by name is not above `highest`."""
     for part in source.parts():
         part = masks.of_sets(part, sets)
@@ -174,14 +178,15 @@ def _examined(
     examiner: Examiner, source: Source, sets: tuple[Set, ...], highest: int | None, alpha_mask: bool
 ) -> Iterator[tuple[Part, pa.Table, int]]:
     """The parts with all their masks, and what Examiner.examine says of each."""
-    for part in _parts(source, sets, highest):
+    for part in in_sets(source, sets, highest):
         found, read = examiner.examine(part)
         yield masks.of_alpha(part, sets, found["transparent"].to_numpy(), alpha_mask), found, read
+    examiner.begin()
 
 
 def _highest(source: Source, sets: tuple[Set, ...], count: int) -> int | None:
     """Of more than `count` pictures the highest number by name that is taken."""
-    numbers = np.concatenate([np.empty(0, np.uint64), *(_numbers(part) for part in _parts(source, sets, None))])
+    numbers = np.concatenate([np.empty(0, np.uint64), *(_numbers(part) for part in in_sets(source, sets, None))])
     return int(np.partition(numbers, count - 1)[count - 1]) if len(numbers) > count else None
 
 

@@ -95,9 +95,15 @@ def _planned(found: params.Params) -> Run:
 def _train(found: params.Params) -> Finding:
     seconds = rehearse(found)
     what = "a very small SDXL" + (", not the full size" if found.model.config == "sdxl-base" else "")
-    nodes = "; other nodes are not tried" if found.device.nodes > 1 else ""
     where = f"{found.device.workers} process{'es' * (found.device.workers > 1)}"
-    return Finding("training", GOOD, f"{STEPS} steps of {what} in {where} took {seconds:.0f} s{nodes}")
+    parts = {
+        "pictures in the loop": found.train.source == "pictures",
+        "text encoders": found.train.text_encoders != "none",
+        "other nodes": found.device.nodes > 1,
+    }
+    untried = ", ".join(name for name, is_asked in parts.items() if is_asked)
+    said = f"{STEPS} steps of {what} in {where} took {seconds:.0f} s"
+    return Finding("training", GOOD, f"{said}; not tried: {untried}" if untried else said)
 
 
 if __name__ == "__main__":

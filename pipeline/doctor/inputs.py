@@ -2,12 +2,10 @@
 
 import contextlib
 import io
-import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline import preset
 from pipeline.cache.building.tokens import check_vocabulary
@@ -15,10 +13,13 @@ from pipeline.contradictions.model import PRESET
 from pipeline.contradictions.paths import BASE_UNET
 from pipeline.data import urls
 from pipeline.data.buckets import sizes
+from pipeline.data.by_params import opened
 from pipeline.data.examine import look as decode
 from pipeline.data.fit import reject
-from pipeline.data.part import Part, is_far
-from pipeline.data.sources import open_source
+from pipeline.data.index import in_sets
+from pipeline.data.part import Part, choose_pictures, is_far
+from pipeline.data.sets import Members, Set, check, is_whole, members
+from pipeline.data.views import USUAL, resolutions, sizes_of
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.hub import hint
 from pipeline.models.config import CONFIGS
@@ -67,25 +68,39 @@ def tokenizer(params: Params) -> Finding:
 
 
 def data(params: Params) -> list[Finding]:
-    """The first parts of the data set up to one with pictures, of which some are decoded."""
-    data = params.data
+    """What the data set says of its sets, and its first parts up to one with pictures, of which some are decoded."""
+    data, index = params.data, params.index
     if is_far(data.images) and (data.images.startswith("hf://") or "{" in data.images):
         do = f"Write it into a file such as data/web{urls.END}, and set data.images to that (docs/far-data.md)"
         return [
             Finding("data", BAD, f"data.images is {data.images}", "what DVC can watch: no hf:// and no pattern", do)
         ]
-    source = open_source(data.images, params.index.caption_lines, data.image_column, data.caption_column)
-    part = next((part for part in source.parts() if len(part.paths) or part.lost), None)
+    source, sets, _ = opened(data.images, params)
+    further = sizes_of(sets, index.bucket_step, index.buckets)
+    part = next((part for part in in_sets(source, sets, None) if len(part.paths) or part.lost), None)
     if part is None:
-        raise StageError(f"data.images is {params.data.images}, and it holds no pictures")
+        which = "" if is_whole(sets) else " that are in a set"
+        raise StageError(f"data.images is {data.images}, and it holds no pictures{which}")
     if not len(part.paths):
         return [Finding("data", BAD, f"{part.lost[0].path}: {part.lost[0].reason}", "pictures that can be read")]
-    chosen = np.unique(np.linspace(0, len(part.paths) - 1, LOOKED_AT).astype(int))
-    found = decode(source, part.paths.take(pa.array(chosen)).to_pylist(), params.index.max_pixels)
-    index = params.index
-    allowed = sizes(index.resolution, index.bucket_step, index.buckets)
-    reasons = reject(found, allowed, index.min_side, index.max_enlargement)[1]
-    return [_pictures(params, part, len(chosen), [reason for reason in reasons if reason]), _captions(part)]
+    of_part = members(part, sets)
+    if source.part_count == 1:
+        check(sets, Counter(of_part.number.tolist()))
+    is_chosen = np.zeros(len(part.paths), bool)
+    is_chosen[np.linspace(0, len(part.paths) - 1, LOOKED_AT).astype(int)] = True
+    chosen = choose_pictures(part, is_chosen)
+    found = decode(source, chosen.paths.to_pylist(), index.max_pixels)
+    allowed = {USUAL: sizes(index.resolution, index.bucket_step, index.buckets), **further}
+    reasons = {side: reject(found, those, index.min_side, index.max_enlargement)[1] for side, those in allowed.items()}
+    return [_pictures(params, part, len(found), _bad(members(chosen, sets), sets, reasons)), _captions(part, of_part)]
+
+
+def _bad(found: Members, sets: tuple[Set, ...], reasons: dict[int, np.ndarray]) -> list[str]:
+    """Why pictures are used by none of their sets. reasons: of all pictures, by resolution."""
+    of_picture = defaultdict(list)
+    for picture, number in zip(found.picture.tolist(), found.number.tolist()):
+        of_picture[picture] += [reasons[side][picture] for side in resolutions(sets[number])]
+    return [each[0] for each in of_picture.values() if None not in each]
 
 
 def _pictures(params: Params, part: Part, looked_at: int, bad: list[str]) -> Finding:
@@ -113,12 +128,11 @@ def _larger(params: Params) -> str:
     return do if is_preset else f"{do}; {PRESET}"
 
 
-def _captions(part: Part) -> Finding:
-    captioned = len(np.unique(part.caption_rows))
+def _captions(part: Part, of_part: Members) -> Finding:
+    captioned = len(np.unique(of_part.caption_picture))
     found = f"{captioned:,} of these {len(part.paths):,} pictures have captions"
-    texts = itertools.islice(part.texts.to_pylist(), 1)
     if captioned == len(part.paths):
-        return Finding("captions", GOOD, f"{found}, such as {next(texts)[:60]!r}")
+        return Finding("captions", GOOD, f"{found}, such as {of_part.texts[0].as_py()[:60]!r}")
     do = "Captions are name.txt beside name.png, or a column of metadata.jsonl, metadata.csv or a .parquet"
     state = DOUBTFUL if captioned else BAD
     return Finding("captions", state, found, "one for each, or they are trained on with the empty caption", do)

@@ -14,8 +14,9 @@ import pytest
 
 from pipeline import params as schema
 from pipeline import preset
+from pipeline.data import far
 from pipeline.doctor import __main__ as doctor
-from pipeline.doctor import disks, inputs, machine, rehearsal
+from pipeline.doctor import disks, inputs, machine
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, look
 from pipeline.planning import device
 from pipeline.planning import disk as planned
@@ -23,7 +24,7 @@ from pipeline.planning.run import from_params
 from pipeline.stage import StageError
 from pipeline.weights.adapters.file import write
 from tests import project, stub_npus
-from tests.data import data_sets
+from tests.data import data_sets, far_servers
 from tests.training.training_samples import ROOT, params
 from tests.weights import synthetic
 
@@ -283,6 +284,16 @@ def test_loras_that_fit_and_that_do_not(tiny, tmp_path):
     assert absent.state == BAD and "none is no folder" in absent.found
 
 
+def test_another_start_of_training_is_looked_at(tiny, tmp_path):
+    start = {"train.init_from": str(tmp_path / "start.safetensors")}
+    absent = weights(tiny, **start)
+    assert absent.state == BAD and "start.safetensors" in absent.found and "train.init_from" in absent.found
+    shutil.copy(tiny, tmp_path / "start.safetensors")
+    assert weights(tiny, **start).state == GOOD
+    (tmp_path / "start.safetensors").write_text("<!DOCTYPE html><html>")
+    assert weights(tiny, **start).state == BAD
+
+
 def test_weights_print_nothing_of_their_own(tiny, capsys):
     weights(tiny)
     assert capsys.readouterr().out == ""
@@ -328,6 +339,16 @@ def test_data_that_dvc_cannot_watch(images):
     assert "into a file such as data/web.urls" in finding.do
 
 
+def test_far_data_that_is_there_and_that_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(far, "WAITS", 0.01)
+    tar = data_sets.write_tar(tmp_path / "0.tar", {"a.png": data_sets.picture(0, 64, 64), "a.txt": "a caption"})
+    with far_servers.web({"0.tar": tar.read_bytes()}) as root:
+        pictures, captions = data(f"{root}/0.tar")
+        assert pictures.state == captions.state == GOOD and "1 decoded" in pictures.found
+        missing = only(data(f"{root}/1.tar"))
+    assert missing.state == BAD and "1.tar cannot be found: it is not there" in missing.found
+
+
 def test_pictures_that_are_too_small_name_the_keys_and_a_preset_where_one_helps(tmp_path):
     small = {f"{n}.png": data_sets.picture(n, 64, 64) for n in range(8)} | {f"{n}.txt": "x" for n in range(8)}
     pictures, _ = data(data_sets.write_folder(tmp_path / "small", small), sdxl)
@@ -342,72 +363,6 @@ def test_one_bad_picture_and_one_without_a_caption_are_looked_at(tmp_path):
     files["11.png"] = b"no picture"
     states = [finding.state for finding in data(data_sets.write_folder(tmp_path / "some", files))]
     assert states == [DOUBTFUL, DOUBTFUL]
-
-
-# Two steps
-
-
-def test_two_steps_are_trained_and_leave_nothing(here):
-    before = sorted(path.name for path in here.iterdir())
-    found = doctor._train(params())
-    assert found.state == GOOD and "2 steps of a very small SDXL in 1 process" in found.found
-    assert sorted(path.name for path in here.iterdir()) == before
-
-
-def test_the_small_network_has_no_groups_and_its_two_steps_no_decay():
-    """Names of sdxl-base's parameters need not be its, nor two steps as many as the rate's decay has."""
-    tree = schema.parse(preset.write("sdxl-1x910b", None).text, "preset")
-    groups = [{"pattern": "*.transformer_blocks.9.*", "freeze": True}]
-    tree["train"] |= {"lr_scheduler": "wsd", "lr_decay_steps": 50, "groups": groups}
-    whole = schema.check(tree, "preset")
-    small = rehearsal._settings(whole)
-    assert small.train.groups == [] and small.train.lr_scheduler == "wsd"
-
-
-def test_what_a_run_keeps_and_draws_is_left_out_of_the_rehearsal():
-    """It has no validation and no encoded previews, and other parameters than the file to start from."""
-    keeps = {"train.keep_best": True, "train.patience": 2, "merge.weights": "best", "train.save_interval": 5}
-    keeps |= {"train.previews": ["a star"], "train.keep_state": True, "train.lr_scheduler": "constant"}
-    small = rehearsal._settings(params(**keeps, **{"train.init_from": "data/start.ckpt"}))
-    assert (small.train.keep_best, small.train.patience, small.merge.weights, small.train.previews) == (
-        False,
-        0,
-        "raw",
-        [],
-    )
-    assert (small.train.save_interval, small.train.keep_state, small.train.init_from) == (
-        0,
-        False,
-        "outs/convert/unet.ckpt",
-    )
-
-
-@pytest.mark.parametrize("name", preset.PRESETS)
-def test_the_steps_are_those_of_the_settings(name):
-    """But for their size."""
-    whole = schema.check(schema.parse(preset.write(name, None).text, name), name)
-    small = rehearsal._settings(whole)
-    assert (small.model.config, small.train.steps, small.device.nodes) == ("tiny", 2, 1)
-    same = {"device": ("workers", "target"), "diffusion": ("prediction",)}
-    same["train"] = ("precision", "optimizer", "ema", "gradient_checkpointing", "learning_rate", "snr_gamma")
-    for section, keys in same.items():
-        for key in keys:
-            assert getattr(getattr(small, section), key) == getattr(getattr(whole, section), key)
-
-
-@pytest.mark.parametrize(
-    ("code", "err", "said"),
-    [
-        (1, "log\nrehearsal.py: step 0: the loss is nan\nlower train.learning_rate\n", "step 0: the loss is nan lower"),
-        (1, "Traceback (most recent call last):\n  File x\nRuntimeError: no memory\n", "RuntimeError: no memory"),
-        (-9, "", "it ended with code -9 and no word"),
-        (0, "", "it ended with code 0 and no word"),
-    ],
-)
-def test_steps_that_fail(monkeypatch, code, err, said):
-    monkeypatch.setattr(rehearsal.subprocess, "run", ended(code, "", err))
-    with pytest.raises(StageError, match=said):
-        rehearsal.rehearse(params())
 
 
 # The command
@@ -461,6 +416,52 @@ def test_a_broken_one_cannot_start(clone, tmp_path):
     assert done.stdout.splitlines()[-1] == "The run cannot start: settings"
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_the_run_can_start_only_where_the_two_steps_are_trained(clone, monkeypatch, capsys, good):
+    def rehearse(found):
+        if not good:
+            raise StageError("step 0: the loss is nan")
+        return 1.0
+
+    monkeypatch.chdir(clone)
+    monkeypatch.delenv("PIPELINE_STORE", raising=False)
+    monkeypatch.setattr(doctor, "rehearse", rehearse)
+    monkeypatch.setattr(machine, "device", lambda found: [doctor.Finding("device", GOOD, "CPU")])
+    with pytest.raises(SystemExit) as ended:
+        doctor.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == (0 if good else 1)
+    line, last = ("ok    training   2 steps", "The run can start") if good else (
+        "BAD   training   step 0: the loss is nan", "The run cannot start: training",
+    )  # fmt: skip
+    assert lines[-2].startswith(line) and lines[-1].startswith(last), lines
+
+
+def test_a_device_that_is_bad_is_not_trained_on(clone, monkeypatch, capsys):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(machine, "device", lambda found: [doctor.Finding("device", BAD, "no NPU")])
+    monkeypatch.setattr(doctor, "rehearse", None)  # not called
+    with pytest.raises(SystemExit):
+        doctor.main([])
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "-     training   not tried before the device is right",
+        "The run cannot start: device",
+    ]
+
+
+def test_settings_that_few_want_are_looked_at(tmp_path, monkeypatch):
+    text = (ROOT / "params.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    assert [(one.state, one.name) for one in look("settings", doctor._settings)] == [(GOOD, "settings")]
+    doubtful = re.sub(r"\b(steps: )600\b", r"\g<1>60000", text)
+    doubtful = re.sub(r"\b(learning_rate: )1\.0e-3", r"\g<1>1.0e-7", doubtful)
+    (tmp_path / "params.yaml").write_text(doubtful)
+    assert doubtful != text
+    found = look("settings", doctor._settings)
+    assert {one.state for one in found} == {DOUBTFUL} and any("train.learning_rate" in one.found for one in found)
+
+
 def test_a_doctor_that_falls_ill_says_where():
     def check():
         raise KeyError("x")
@@ -469,6 +470,25 @@ def test_a_doctor_that_falls_ill_says_where():
 
 
 # The cluster
+
+
+def test_a_cluster_that_is_not_there(monkeypatch):
+    from pipeline.doctor import cluster
+
+    settings = params(**{"device.cluster": "auto"})
+    monkeypatch.delitem(sys.modules, "pipeline.workers.cluster", raising=False)
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "ray", None)
+        found = only(look("cluster", cluster.cluster, settings))
+    assert found.state == BAD and "Ray is not installed here" in found.found and "`make repro RAY=1`" in found.found
+    ray = pytest.importorskip("ray", reason="Ray is not installed here")
+
+    def none(*given, **options):
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr(ray, "init", none)
+    found = only(look("cluster", cluster.cluster, settings))
+    assert found.state == BAD and "no Ray cluster answers there" in found.found and "`ray start --head" in found.found
 
 
 def test_the_doctor_looks_at_each_node(nodes, monkeypatch):

@@ -21,6 +21,14 @@ INSTALLED = ("chromium", "chromium-browser", "chromium-headless-shell", "google-
 PACKAGE, VERSION = "@sparticuz/chromium", "153.0.0"
 SHA256 = "20e5656fcdcf4118ede85edfb9d6bb9cc1bbb7ffb8b75622fffbcf36a835c3c0"
 FOLDER = Path(sys.prefix) / f"chromium-{VERSION}"
+# The package's own names folders of AWS Lambda's, and a browser that finds no font draws no text.
+FONTS = f"""<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+  <dir>{FOLDER}/fonts/fonts</dir>
+  <cachedir>{FOLDER}/fonts/cache</cachedir>
+</fontconfig>
+"""
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,13 @@ def find() -> Chromium:
         )
     if not FOLDER.exists():
         _fetch()
+    fonts = FOLDER / "fonts-here.conf"
+    if not fonts.exists() or fonts.read_text() != FONTS:  # the environment may have been moved
+        part = fonts.with_suffix(f".{os.getpid()}")
+        part.write_text(FONTS)
+        part.replace(fonts)
     libraries = [str(FOLDER / "al2023/lib"), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = {"LD_LIBRARY_PATH": ":".join(filter(None, libraries)), "FONTCONFIG_PATH": str(FOLDER / "fonts")}
+    environment = {"LD_LIBRARY_PATH": ":".join(filter(None, libraries)), "FONTCONFIG_FILE": str(fonts)}
     return Chromium(FOLDER / "chromium", environment)
 
 

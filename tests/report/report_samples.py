@@ -9,12 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML
 
+from pipeline import times
 from tests.data.data_sets import picture
 from tests.project import ROOT
 
@@ -22,6 +24,7 @@ EVIL = "</script><script>window.hacked = 1</script><img src=x onerror=window.hac
 EVIL_NAME = '"><img src=x onerror=window.hacked=1>'
 SIZES = [(64, 64), (64, 64), (96, 48), (48, 96), (64, 64), (64, 40), (40, 64), (128, 64)]
 EXPERIMENTS = {"faster": {"train.learning_rate": 2e-3, "train.sample_interval": 50}, "longer": {"train.steps": 800}}
+SECONDS = 61  # that each stage seems to have taken
 STAGES = {
     "index": (["data/images"], ["data.images"], ["outs/index"]),
     "convert": ([], ["model.config"], ["outs/convert/vae.ckpt"]),
@@ -101,6 +104,9 @@ def run(stage: str, root: Path) -> None:
     {"index": _index, "convert": _convert, "cache_latents": _latents, "train": _train, "sample": _sample}[stage](
         root, params
     )
+    deps, keys, _ = STAGES[stage]
+    values = {key: params[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
+    times.note(stage, values, deps, time.time() - SECONDS)
 
 
 def _index(root: Path, params: dict) -> None:

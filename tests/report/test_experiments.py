@@ -1,5 +1,7 @@
 """pipeline/experiments.py: the small table. tests/test_docs_run.py has it from DVC itself."""
 
+import json
+
 import pytest
 
 from pipeline import experiments
@@ -49,6 +51,19 @@ def test_as_people_read_it(monkeypatch, capsys, tmp_path):
     assert lines[1].split() == ["low-rate", "done", "0.2", "0.5", "600", "2e-05", "-"]
     assert lines[4].startswith("waits       queued")
     assert lines[5:] == ["3 more start from other commits: `python -m pipeline exps --all`"]
+
+
+def test_as_a_script_reads_it(monkeypatch, capsys, tmp_path):
+    import dvc.api
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.setattr(dvc.api, "exp_show", lambda revs: ROWS if revs is None else [])
+    monkeypatch.setattr(experiments, "_commits", lambda: ("a", {"a": 2}))
+    with pytest.raises(SystemExit) as ended:
+        experiments.main(["--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 0 and found == experiments.table(ROWS)
 
 
 def test_what_is_null_is_none_and_no_text():

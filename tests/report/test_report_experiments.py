@@ -1,15 +1,18 @@
 """Experiments side by side, read through DVC; and the pages in a real browser."""
 
 import os
+import platform
 import re
 import shutil
+from importlib import metadata
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.report import __main__ as report
 from pipeline.report import gather, latents, revision
 from tests.report import chromium
-from tests.report.report_samples import EVIL, write_repository
+from tests.report.report_samples import EVIL, STAGES, write_repository
 from tests.report.test_report import Page, gray
 
 WIDTHS = {"wide": (1320, 900), "narrow": (400, 800)}
@@ -62,6 +65,26 @@ def test_experiments_side_by_side(pages):
 def test_a_run_of_a_stage_is_done_in_the_page(pages):
     text = Page(pages["one"].read_text(encoding="utf-8")).text
     assert "not run" not in text and "differs by now" not in text and "earlier" not in text
+
+
+def test_times_memory_hashes_versions_and_the_graph_are_on_the_page(pages, repository):
+    html = pages["one"].read_text(encoding="utf-8")
+    text = Page(html).text
+    for name in STAGES:
+        assert re.search(
+            rf"\b{name} (run \d times, at most 1 min 01 s )?1 min 01 s [\d.]+ MB [\d.]+ (k?B|MB)\b", text
+        ), name
+    lock = YAML(typ="safe").load(repository / "dvc.lock")["stages"]
+    outs = [out for stage in lock.values() for out in stage["outs"]]
+    assert len(outs) == 6 and [out["path"] for out in outs if f"{out['path']} " not in text] == []
+    assert [out["md5"] for out in outs if f"<code>{out['md5']}</code>" not in html] == []
+    python = platform.python_version()
+    for name, version in (("python", python), ("mindspore", metadata.version("mindspore"))):
+        assert f"{name} {version} {version}" in text  # of this report, and of training
+    drawing = html[html.index("<svg viewBox") : html.index("</svg>")]
+    assert set(re.findall(r"<text [^>]*>(\w+)</text>", drawing)) == STAGES.keys()
+    assert drawing.count("<path ") == 4  # index and convert to the latents, these to training, that to the pictures
+    assert set(re.findall(r'<g class="(\w+)"', drawing)) == {"done"}
 
 
 def test_an_experiment_is_read_as_the_workspace_was(repository):
@@ -163,7 +186,13 @@ def test_a_browser_shows_every_picture_and_curve(show, name, width, scheme):
         "document.getElementById(name).querySelectorAll('.scatterlayer .trace, .barlayer .trace').length])"
     )
     assert drawn and all(wanted == there for wanted, there in drawn)
-    # nothing is wider than the window
+    # there is text, and nothing is wider than the window
+    width_of_text = """() => {
+      const range = document.createRange();
+      range.selectNodeContents(document.querySelector('h1'));
+      return range.getBoundingClientRect().width;
+    }"""
+    assert shown.evaluate(width_of_text) > 50
     assert shown.evaluate("document.documentElement.scrollWidth") == WIDTHS[width][0]
     assert shown.evaluate("window.hacked") is None
     paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
