@@ -50,6 +50,11 @@ def faults(params: "Params") -> Iterator[tuple[str, str]]:
     device, train = params.device, params.train
     if device.node_rank >= device.nodes:
         yield "device.node_rank", f"must be below nodes ({device.nodes}), found {device.node_rank}"
+    elif device.node_rank and device.cluster:
+        yield (
+            "device.node_rank",
+            f"wanted 0 with device.cluster, which numbers the nodes itself; found {device.node_rank}",
+        )
     if device.min_nodes > device.nodes:
         yield "device.min_nodes", f"must be at most nodes ({device.nodes}), found {device.min_nodes}"
     host, _, port = device.master.rpartition(":")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from pipeline.data.part import is_far
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.doctor.machine import pins
 from pipeline.params import Params
@@ -20,6 +21,7 @@ def cluster(params: Params) -> list[Finding]:
     with cluster.connected(params.device.cluster):
         actors = cluster.Actors(params.device, None)
         workers = [place.node for place in actors.places()]
+        found = cluster.nodes(cluster.target(params.device), params.device.workers)
         nodes = {node["NodeName"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
         names = [name for name, _ in pins(PROJECT / "requirements.txt")]
         asked = {
@@ -46,6 +48,15 @@ def cluster(params: Params) -> list[Finding]:
                 wanted = "the packages that this node has (in brackets)"
                 do = "`pip install -r requirements.txt` in the Python of its Ray"
                 findings.append(Finding("cluster", BAD, f"{name}: {shown}", wanted, do))
+    for node in (node for node in found if node.target == "CPU" and node.places > node.cpus):
+        said = f"{node.name} has {node.cpus} CPUs for {node.places} workers (device.workers)"
+        findings.append(Finding("cluster", DOUBTFUL, said, "a CPU for each", "set device.workers to 1"))
+    if params.train.source == "pictures" and not is_far(params.data.images):
+        said = f"train.source is pictures, and data.images {params.data.images}"
+        wanted = "a URL, or a folder of a disk that each node has under the same path (docs/cluster.md)"
+        findings.append(
+            Finding("cluster", DOUBTFUL, said, wanted, "see that it is; a node that lacks it ends training")
+        )
     findings += training(params, [workers.count(name) for name in dict.fromkeys(workers)])
     idle = ", ".join(name for name in nodes if name not in workers)
     said = f"{len(nodes)} nodes, {len(workers)} workers for the cache stages" + (f"; none on {idle}" if idle else "")

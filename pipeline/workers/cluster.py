@@ -6,6 +6,7 @@ can reach its ports can run programs (docs/cluster.md)."""
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,17 +35,26 @@ def connected(cluster: str) -> Iterator[None]:
     """This process as a driver of the cluster at `cluster` (params.device.cluster). Raises StageError."""
     runtime = {"py_modules": [str(PROJECT / "pipeline"), str(PROJECT / "stages")], "excludes": ["__pycache__"]}
     try:
+        if cluster != "auto":
+            _reach(cluster)
         ray.init(cluster, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise StageError(
             f"device.cluster is {cluster}, and no Ray cluster answers there ({error}); start one on this computer, `ray "
-            "start --head --node-ip-address=10.0.0.1` with an address of it that the nodes reach, and with the token that "
-            "this user has (`ray get-auth-token`), or set device.cluster to null (docs/cluster.md)"
+            "start --head --node-ip-address=10.0.0.1` with an address of it that the nodes reach, or set device.cluster to "
+            "null. Where one runs, it may want the token that it was started with: `export RAY_AUTH_MODE=token`, and its "
+            "~/.ray/auth_token here (docs/cluster.md)"
         ) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nothing listens, which Ray takes minutes to say."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @dataclass(frozen=True)

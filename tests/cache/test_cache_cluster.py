@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,17 @@ def test_a_cluster_that_does_not_answer_is_said(monkeypatch):
     ):
         with cluster.connected("auto"):
             pass
+
+
+def test_an_address_where_nobody_listens_is_said_at_once():
+    from pipeline.workers import cluster
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(StageError, match=f"device.cluster is {address}, and no Ray.*refused.*RAY_AUTH_MODE=token"):
+            with cluster.connected(address):
+                pass
 
 
 @pytest.mark.parametrize(

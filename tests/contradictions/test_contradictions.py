@@ -80,6 +80,7 @@ CPU, ASCEND = {"device.target": "CPU"}, {"device.target": "Ascend"}
         ({"device.master": "10.0.0.300:8118"}, r"device\.master: wanted four numbers of 0 to 255.*10\.0\.0\.300"),
         ({"device.master": "10.0.1:8118"}, r"device\.master: wanted four numbers"),
         ({"device.min_nodes": 2}, r"device\.min_nodes: must be at most nodes \(1\), found 2"),
+        ({"device.cluster": "auto", "device.nodes": 2, "device.node_rank": 1}, r"device\.node_rank: wanted 0 with device\.cluster"),
         ({"device.nodes": 2}, r"device\.master: nodes 2 need an address .*127\.0\.0\.1:8118 is itself"),
         *[({"device.nodes": 3, "device.node_rank": 2, "device.master": f"{host}:8118"}, r"device\.master: nodes 3 need")
           for host in ("127.0.1.1", "0.0.0.0", "localhost", "LOCALHOST.", "a.localhost")],
