@@ -218,8 +218,9 @@ MISTAKES = {
         "index", "device.cluster is set, and Ray is not installed here.*`make repro RAY=1`",
         OWN | {"device.cluster": "auto"}, PICTURES | {"ray.py": "raise ImportError('No module named ray')"},
     ),
-    "pictures in the loop on a cluster": Mistake(
-        "train", r"train\.source: pictures needs device\.cluster null", {"device.cluster": "auto", "train.source": "pictures"}
+    "a node's number on a cluster": Mistake(
+        "train", r"device\.node_rank: wanted 0 with device\.cluster, which numbers the nodes itself; found 1",
+        {"device.cluster": "auto", "device.nodes": 2, "device.node_rank": 1},
     ),
     "a store where nothing may be written": Mistake(
         "index", r"the store f/store cannot be made: Not a directory; PIPELINE_STORE says", OWN, PICTURES | {"f": "x"}
