@@ -85,18 +85,24 @@ class Members:
     chances: np.ndarray
 
 
-def members(part: Part, sets: tuple[Set, ...]) -> Members:
-    """Which pictures are in which sets, and with which captions."""
-    inside = np.ones((len(sets), len(part.paths)), bool)
+def inside(part: Part, sets: tuple[Set, ...]) -> np.ndarray:
+    """(sets, pictures) bool: which pictures of a part are in which sets."""
+    found = np.ones((len(sets), len(part.paths)), bool)
     if not is_whole(sets):
         paths = part.paths.to_pylist()
         for number, one in enumerate(sets):
-            inside[number] = [holds(one, path) for path in paths]
+            found[number] = [holds(one, path) for path in paths]
         for number, one in enumerate(sets):
             if one.rest:
-                inside[number] &= ~np.delete(inside, number, axis=0).any(axis=0)
-    number, picture = np.nonzero(inside)
-    found = [_captions(part, one, here) for one, here in zip(sets, inside)]
+                found[number] &= ~np.delete(found, number, axis=0).any(axis=0)
+    return found
+
+
+def members(part: Part, sets: tuple[Set, ...]) -> Members:
+    """Which pictures are in which sets, and with which captions."""
+    here = inside(part, sets)
+    number, picture = np.nonzero(here)
+    found = [_captions(part, one, mine) for one, mine in zip(sets, here)]
     return Members(
         picture,
         number.astype(np.int32),
@@ -201,7 +207,7 @@ def _of_class(number: int, sets: tuple[Set, ...], totals: list[float], found: li
     return beside / same if same else 0.0
 
 
-def check(sets: tuple[Set, ...], counts: Counter) -> None:
+def check(sets: tuple[Set, ...], counts: Counter | np.ndarray) -> None:
     """Raises SetsError for a set without pictures. `counts`: pictures by number of set."""
     for number, one in enumerate(sets):
         if not counts[number] and not one.rest and not is_whole(sets):
