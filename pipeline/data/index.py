@@ -27,6 +27,7 @@ from pipeline.data.views import (
     USUAL,
     Choice,
     Views,
+    first,
     is_plain,
     of_pictures,
     of_samples,
@@ -78,7 +79,7 @@ def index(
             highest = _highest(source, sets, max_samples) if max_samples else None
             if min_bucket > 1:
                 parts = _examined(examiner, source, sets, highest, alpha_mask)
-                kept, read = _common(parts, every, min_side, max_enlargement, min_bucket, sets)
+                kept, read = kept_sizes(parts, every, min_side, max_enlargement, min_bucket, sets)
             parts = _examined(examiner, source, sets, highest, alpha_mask)  # again: by the memo
             summary = tabulate(
                 parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors, emphasis,
@@ -233,12 +234,12 @@ def _settings(summary: Summary, sets: tuple[Set, ...], is_choice: bool) -> list[
     ]
 
 
-def _common(
+def kept_sizes(
     parts: Iterable[tuple[Part, pa.Table, int]],
     sizes: dict[int, list[tuple[int, int]]],
     min_side: int,
     max_enlargement: float | None,
-    least: int,
+    least: float,
     sets: tuple[Set, ...],
 ) -> tuple[dict[int, list[tuple[int, int]]], int]:
     """buckets.common of the pictures that are used, by resolution, and the number of pictures read."""
@@ -273,16 +274,8 @@ def _rows(
 ) -> pa.Table:
     """The rows of tables.IMAGES of a part: with the bucket of a picture's first view."""
     count = len(part.paths)
-    seen, first = np.unique(views.picture, return_index=True)
-    is_used = np.zeros(count, bool)
-    is_used[seen] = True
-    buckets = np.zeros((count, 2), np.int32)
-    buckets[seen] = views.bucket[first]
-    reasons = np.full(count, None, object)
-    for number, one in reversed(list(enumerate(sets))):
-        mine = of_part.picture[of_part.number == number]
-        reasons[mine] = choices[resolutions(one)[0]].reasons[mine]
-    reasons[is_used] = None
+    buckets, reasons = first(views, of_part, sets, choices, count)
+    is_used = np.isin(np.arange(count), views.picture)
     sides = [pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height")]
     centres = focus.column(focus.shares(part.focus, *sides)[0])
     columns = [_contents(part, found, centres), part.paths, found["width"], found["height"]]

@@ -11,11 +11,10 @@ from pipeline import preset
 from pipeline.cache.building.tokens import check_vocabulary
 from pipeline.contradictions.model import PRESET
 from pipeline.contradictions.paths import BASE_UNET
-from pipeline.data import urls
+from pipeline.data import fit, urls
 from pipeline.data.buckets import sizes
 from pipeline.data.by_params import opened
-from pipeline.data.examine import look as decode
-from pipeline.data.fit import reject
+from pipeline.data.examine import look_at_all
 from pipeline.data.index import in_sets
 from pipeline.data.part import Part, choose_pictures, is_far
 from pipeline.data.sets import Members, Set, check, is_whole, members
@@ -89,9 +88,10 @@ def data(params: Params) -> list[Finding]:
     is_chosen = np.zeros(len(part.paths), bool)
     is_chosen[np.linspace(0, len(part.paths) - 1, LOOKED_AT).astype(int)] = True
     chosen = choose_pictures(part, is_chosen)
-    found = decode(source, chosen.paths.to_pylist(), index.max_pixels)
+    found = look_at_all(source, chosen, index.max_pixels)
     allowed = {USUAL: sizes(index.resolution, index.bucket_step, index.buckets), **further}
-    reasons = {side: reject(found, those, index.min_side, index.max_enlargement)[1] for side, those in allowed.items()}
+    choices = fit.choices(chosen, found, allowed, allowed, index.min_side, index.max_enlargement)
+    reasons = {side: choice.reasons for side, choice in choices.items()}
     return [_pictures(params, part, len(found), _bad(members(chosen, sets), sets, reasons)), _captions(part, of_part)]
 
 

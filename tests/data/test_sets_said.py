@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import params
+from pipeline.data import __main__ as command
 from pipeline.data import memo
 from pipeline.data.buckets import buckets
 from pipeline.data.index import index
@@ -12,8 +14,9 @@ from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.data.summary import Summary
 from tests.data.data_sets import picture, rows, write_folder
+from tests.project import ROOT
 
-P = [picture(number) for number in range(12)]
+P = [picture(number, 64, 64) for number in range(12)]
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +50,27 @@ def test_a_try_leaves_out_sets_of_which_it_takes_no_picture(tmp_path, files):
     write_folder(data, {"empty/note.md": "", "sets.yaml": "sets: [{folder: ., name: all}, {folder: empty}]"})
     with pytest.raises(SetsError, match="the set 'empty' has no pictures"):
         run(data, tmp_path / "out", max_samples=2)
+
+
+def test_the_command_counts_as_index_does(tmp_path, capsys):
+    """Samples, pictures in no set, captions by set, and masks that cannot be used."""
+    toml = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'fox'\nnum_repeats = 10\nclass_tokens = 'sks fox'\n"
+    files = {f"fox/{n}.png": P[n] for n in range(3)} | {f"rest/{n}.png": P[n] for n in range(3, 8)}
+    files |= {"fox/0.mask.png": b"broken", "fox/1.mask.png": picture(30, 64, 32), "fox/2.mask.png": picture(31)}
+    data = write_folder(tmp_path / "data", files | {"dataset.toml": toml})
+    found = command.examine(str(data), params.load(ROOT / "params.yaml"), 64)
+    assert (found["pictures"], found["captioned"]) == (3, 3)
+    assert found["sets"] == [{"name": "fox", "pictures": 3, "samples": 30}]
+    assert (found["decoded"], found["used"], found["rejected"]) == (3, 1, {"mask not read": 2})
+    assert found["left_alone"] == {"picture, in no set": 5}
+    summary = run(data, tmp_path / "out")
+    assert (summary.used, summary.captions, summary.reasons) == (1, 1, {"mask not read": 2})
+    with pytest.raises(SystemExit, match="^0$"):
+        command.main([str(data)])
+    assert "set fox: 3 pictures, 30 samples an epoch" in capsys.readouterr().out
+
+
+def test_the_command_holds_pictures_against_the_resolution_of_their_set(tmp_path):
+    files = {"a/0.png": P[0], "b/1.png": P[1], "sets.yaml": "sets: [{folder: a, resolution: 128}, {folder: b}]"}
+    found = command.examine(str(write_folder(tmp_path / "data", files)), params.load(ROOT / "params.yaml"), 64)
+    assert found["rejected"] == {"too small": 1} and sum(found["buckets"].values()) == 1

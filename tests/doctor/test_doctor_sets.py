@@ -67,3 +67,9 @@ def test_pictures_are_held_against_the_resolution_of_their_set(tmp_path):
 def test_what_is_in_no_set_is_not_looked_at(tmp_path):
     path = folder(tmp_path, {"b/bad.png": b"no picture", "sets.yaml": "sets:\n  - {folder: a, caption: a fox}\n"})
     assert [one.state for one in look_at(path)] == [GOOD, GOOD]
+
+
+def test_pictures_whose_masks_cannot_be_used(tmp_path):
+    path = folder(tmp_path, {f"a/{n}.txt": "x" for n in range(4)} | {"a/1.mask.png": b"no picture"})
+    found, _ = look_at(path)
+    assert found.state in (BAD, DOUBTFUL) and "1 mask not read" in found.found
