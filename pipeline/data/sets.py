@@ -198,6 +198,19 @@ def multipliers(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
     return [_of_class(number, sets, totals, found) if often is None else often for number, often in enumerate(found)]
 
 
+def epoch(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
+    """As `multipliers`. Raises SetsError where an epoch has less than one sample, on which nothing can be trained."""
+    often = multipliers(sets, totals)
+    total = sum(one * times for one, times in zip(totals, often))
+    if total >= 1 - 1e-9:  # sums of fractions
+        return often
+    alone = " (class pictures are as many as the other sets' samples: give them repeats, or another set)"
+    raise SetsError(
+        f"an epoch has {total:g} samples, by the repeats and weights of the data set; wanted 1 at least"
+        f"{alone if any(one.class_images for one in sets) else ''}"
+    )
+
+
 def _of_class(number: int, sets: tuple[Set, ...], totals: list[float], found: list[float | None]) -> float:
     """How often an epoch has each picture of a class set, which together with the other such sets of its group has as
     many samples as the sets beside them."""

@@ -17,7 +17,7 @@ from pipeline.data.by_params import opened
 from pipeline.data.examine import look_at_all
 from pipeline.data.index import in_sets
 from pipeline.data.part import Part, choose_pictures, is_far
-from pipeline.data.sets import Members, Set, check, is_whole, members
+from pipeline.data.sets import Members, Set, check, epoch, is_whole, members
 from pipeline.data.views import USUAL, resolutions, sizes_of
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.hub import hint
@@ -85,6 +85,7 @@ def data(params: Params) -> list[Finding]:
     of_part = members(part, sets)
     if source.part_count == 1:
         check(sets, Counter(of_part.number.tolist()))
+        epoch(sets, np.bincount(of_part.number, part.times[of_part.picture], len(sets)).tolist())
     is_chosen = np.zeros(len(part.paths), bool)
     is_chosen[np.linspace(0, len(part.paths) - 1, LOOKED_AT).astype(int)] = True
     chosen = choose_pictures(part, is_chosen)

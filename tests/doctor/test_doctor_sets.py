@@ -27,6 +27,8 @@ FAULTS = {
     "one of two sets without pictures": (
         {"sets.yaml": "sets:\n  - {folder: a}\n  - {folder: b}\n", "b/x.txt": "x"}, "the set 'b' has no pictures",
     ),
+    "no samples": ({"sets.yaml": "sets:\n  - {folder: a, repeats: 0}\n"}, "an epoch has 0 samples"),
+    "class pictures alone": ({"sets.yaml": "sets:\n  - {folder: a, class_images: true}\n"}, "or another set"),
     "a resolution between the steps": ({"sets.yaml": "sets:\n  - {folder: a, resolution: 72}\n"}, "a resolution of 72"),
     "what kohya does to colours": ({"dataset.toml": f"{TOML}color_aug = true\n"}, "color_aug"),
     "two files of sets": ({"dataset.toml": TOML, "sets.yaml": "sets:\n  - {folder: a}\n"}, "keep one of them"),
