@@ -74,3 +74,19 @@ def test_the_command_holds_pictures_against_the_resolution_of_their_set(tmp_path
     files = {"a/0.png": P[0], "b/1.png": P[1], "sets.yaml": "sets: [{folder: a, resolution: 128}, {folder: b}]"}
     found = command.examine(str(write_folder(tmp_path / "data", files)), params.load(ROOT / "params.yaml"), 64)
     assert found["rejected"] == {"too small": 1} and sum(found["buckets"].values()) == 1
+
+
+def notes(data: Path) -> list[str]:
+    return find(str(data), open_source(str(data)))[1]
+
+
+def test_kohyas_folders_that_do_not_count_are_named(tmp_path):
+    data = write_folder(tmp_path / "N", {"img/10_fox/0.png": P[0], "reg/1_fox/1.png": P[1]})
+    (said,) = notes(data)
+    assert (
+        "img/10_fox, reg/1_fox do not count" in said and f"give {data}/img or {data}/reg, or write a sets.yaml" in said
+    )
+    (said,) = notes(data / "img/10_fox")
+    assert f"give the folder that it is in ({data}/img)" in said
+    assert "repeats are those of the folders' names" in notes(data / "img")[0]
+    assert notes(write_folder(tmp_path / "plain", {"a/b/0.png": P[0]})) == []
