@@ -18,7 +18,7 @@ from pipeline.data.by_params import opened
 from pipeline.data.examine import look_at_all
 from pipeline.data.index import in_sets, kept_sizes
 from pipeline.data.part import Part, choose_pictures, without_captions
-from pipeline.data.sets import Set, is_whole, members, multipliers
+from pipeline.data.sets import Set, is_whole, members, multipliers, of_passed_over, passed_over
 from pipeline.data.summary import counted, kind_of
 from pipeline.data.views import USUAL, first, see, sizes_of
 
@@ -77,10 +77,11 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
     Raises StageError, OSError."""
     path, index = path or settings.data.images, settings.index
     source, sets, notes = opened(path, settings)
-    parts, captioned, lost, alone = [], 0, Counter(), Counter()
+    parts, captioned, lost, alone, passed = [], 0, Counter(), Counter(), Counter()
     of_sets, times = np.zeros(len(sets), np.int64), np.zeros(len(sets))
     for part in in_sets(source, sets, None):
         of_part = members(part, sets)
+        passed += passed_over(part, sets)
         captioned += len(np.unique(of_part.caption_picture))
         of_sets += np.bincount(of_part.number, minlength=len(sets))
         times += np.bincount(of_part.number, part.times[of_part.picture], len(sets))
@@ -110,7 +111,7 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
             {"name": one.name, "pictures": int(of_sets[number]), "samples": float(samples[number])}
             for number, one in enumerate(sets if not is_whole(sets) else ())
         ],
-        "notes": notes,
+        "notes": [*notes, *of_passed_over(passed, sets)],
     }
 
 

@@ -20,7 +20,7 @@ from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
 from pipeline.data.how import How, dumps
 from pipeline.data.part import Part, SourceError, Unmatched, choose_pictures, some
-from pipeline.data.sets import WHOLE, Members, Set, check, epoch, inside, is_whole, members
+from pipeline.data.sets import WHOLE, Members, Set, check, epoch, inside, is_whole, members, of_passed_over, passed_over
 from pipeline.data.sources import Source
 from pipeline.data.summary import Summary, counted, kind_of
 from pipeline.data.views import (
@@ -125,6 +125,7 @@ def tabulate(
         mine = _members(part, of_part, rows, views, plain)
         samples.add(mine)
         texts.add(_texts(of_part, rows, views, len(sets)))
+        summary.passed_over += passed_over(part, sets)
         part = replace(part, unmatched=[*part.unmatched, *_not_in_set(part, of_part, views, sets, choices)])
         _count(summary, part, found, rows, read)
         for item in mine.group_by("set").aggregate([([], "count_all"), ("times", "sum")]).to_pylist():
@@ -220,6 +221,7 @@ def _settings(summary: Summary, sets: tuple[Set, ...], is_choice: bool) -> list[
             f"{_NONE_TAKEN if is_choice and not summary.members[number] and not one.rest else ''}"
             for number, one in enumerate(sets)
         ]
+    summary.sets += of_passed_over(summary.passed_over, sets)
     hows, how_of = of_sets(sets)
     return [
         {

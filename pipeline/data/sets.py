@@ -128,6 +128,45 @@ def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.
     return np.array(rows, np.int64), *columns, np.array(chances, np.float64)
 
 
+def _takes(one: Set, origin: str) -> bool:
+    """Whether captions of this origin are of the set."""
+    return one.extension in (None, origin) and (not one.chances or origin in dict(one.chances))
+
+
+def passed_over(part: Part, sets: tuple[Set, ...]) -> Counter:
+    """(number of a set, origin) -> pictures of the set that have captions of this origin, and none that the set takes."""
+    found, origins = Counter(), part.origins.to_pylist()
+    for number, (one, here) in enumerate(zip(sets, inside(part, sets))):
+        if one.captions or one.file_names or one.extension is None and not one.chances:
+            continue
+        is_taken = np.array([_takes(one, origin) for origin in origins], bool)
+        has_one = np.zeros(len(here), bool)
+        has_one[part.caption_rows[is_taken]] = True
+        left = here[part.caption_rows] & ~has_one[part.caption_rows]
+        pairs = {(row, origins[place]) for place, row in zip(np.flatnonzero(left), part.caption_rows[left].tolist())}
+        found.update((number, origin) for _, origin in pairs)
+    return found
+
+
+def of_passed_over(found: Counter, sets: tuple[Set, ...]) -> list[str]:
+    """What to say of `passed_over`."""
+    said = []
+    for (number, origin), count in sorted(found.items()):
+        one = sets[number]
+        taken = [name for name, _ in one.chances] or [one.extension]
+        which = "its chances" if one.chances else "caption_extension, by kohya's default .caption"
+        which = "" if one.extension == ".txt" else f" ({which})"  # OneTrainer's, which has no other
+        said.append(
+            f"set {one.name}: {count:,} of its pictures have captions in {_named(origin)} alone, and it takes those in "
+            f"{' and '.join(map(_named, taken))}{which}"
+        )
+    return said
+
+
+def _named(origin: str) -> str:
+    return f"{origin} files" if origin else "tables"
+
+
 def holds(one: Set, path: str) -> bool:
     """Whether a picture's path is in the set's folder, tar or Parquet file."""
     if one.left_out and posixpath.splitext(path)[0].endswith(one.left_out):
@@ -156,9 +195,9 @@ def _written(
     own, done = list(own), set()
     counts = Counter((row, origin) for row, _, _, origin in own)
     for row, text, text_2, origin in own:
-        chance = dict(one.chances).get(origin, 0) / counts[row, origin] if one.chances else 1.0
-        if one.extension not in (None, origin) or one.first_line and row in done or not chance:
+        if not _takes(one, origin) or one.first_line and row in done:
             continue
+        chance = dict(one.chances)[origin] / counts[row, origin] if one.chances else 1.0
         done.add(row)
         text = text.split("\n")[0].strip() if one.first_line else text
         yield from ((row, *pair, chance * share) for *pair, share in _variants(one, text, text_2))

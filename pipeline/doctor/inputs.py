@@ -17,7 +17,7 @@ from pipeline.data.by_params import opened
 from pipeline.data.examine import look_at_all
 from pipeline.data.index import in_sets
 from pipeline.data.part import Part, choose_pictures, is_far
-from pipeline.data.sets import Members, Set, check, epoch, is_whole, members
+from pipeline.data.sets import Members, Set, check, epoch, is_whole, members, of_passed_over, passed_over
 from pipeline.data.views import USUAL, resolutions, sizes_of
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.hub import hint
@@ -93,7 +93,10 @@ def data(params: Params) -> list[Finding]:
     allowed = {USUAL: sizes(index.resolution, index.bucket_step, index.buckets), **further}
     choices = fit.choices(chosen, found, allowed, allowed, index.min_side, index.max_enlargement)
     reasons = {side: choice.reasons for side, choice in choices.items()}
-    return [_pictures(params, part, len(found), _bad(members(chosen, sets), sets, reasons)), _captions(part, of_part)]
+    return [
+        _pictures(params, part, len(found), _bad(members(chosen, sets), sets, reasons)),
+        _captions(part, of_part, sets),
+    ]
 
 
 def _bad(found: Members, sets: tuple[Set, ...], reasons: dict[int, np.ndarray]) -> list[str]:
@@ -129,11 +132,15 @@ def _larger(params: Params) -> str:
     return do if is_preset else f"{do}; {PRESET}"
 
 
-def _captions(part: Part, of_part: Members) -> Finding:
+def _captions(part: Part, of_part: Members, sets: tuple[Set, ...]) -> Finding:
     captioned = len(np.unique(of_part.caption_picture))
     found = f"{captioned:,} of these {len(part.paths):,} pictures have captions"
     if captioned == len(part.paths):
         return Finding("captions", GOOD, f"{found}, such as {of_part.texts[0].as_py()[:60]!r}")
-    do = "Captions are name.txt beside name.png, or a column of metadata.jsonl, metadata.csv or a .parquet"
+    said = of_passed_over(passed_over(part, sets), sets)
+    do = (
+        "; ".join(said)
+        or "Captions are name.txt beside name.png, or a column of metadata.jsonl, metadata.csv or a .parquet"
+    )
     state = DOUBTFUL if captioned else BAD
     return Finding("captions", state, found, "one for each, or they are trained on with the empty caption", do)

@@ -90,3 +90,16 @@ def test_kohyas_folders_that_do_not_count_are_named(tmp_path):
     assert f"give the folder that it is in ({data}/img)" in said
     assert "repeats are those of the folders' names" in notes(data / "img")[0]
     assert notes(write_folder(tmp_path / "plain", {"a/b/0.png": P[0]})) == []
+
+
+def test_captions_that_a_set_does_not_take_are_named(tmp_path):
+    files = {"fox/0.png": P[0], "fox/0.txt": "a fox", "fox/1.png": P[1], "fox/1.txt": "x", "fox/1.caption": "another"}
+    toml = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'fox'\n"
+    data = write_folder(tmp_path / "data", files | {"dataset.toml": toml})
+    wanted = "set fox: 1 of its pictures have captions in .txt files alone, and it takes those in .caption files (caption_ext"
+    assert wanted in str(run(data, tmp_path / "out"))
+    assert wanted in " ".join(command.examine(str(data), params.load(ROOT / "params.yaml"), 0)["notes"])
+    (data / "dataset.toml").unlink()
+    write_folder(data, {"sets.yaml": "sets: [{folder: fox, chances: {caption: 1}}, {folder: ., name: all}]"})
+    said = str(run(data, tmp_path / "out"))
+    assert wanted.partition(" (")[0] in said and "(its chances)" in said and said.count("alone, and it takes") == 1

@@ -75,3 +75,9 @@ def test_pictures_whose_masks_cannot_be_used(tmp_path):
     path = folder(tmp_path, {f"a/{n}.txt": "x" for n in range(4)} | {"a/1.mask.png": b"no picture"})
     found, _ = look_at(path)
     assert found.state in (BAD, DOUBTFUL) and "1 mask not read" in found.found
+
+
+def test_captions_that_are_there_and_not_taken(tmp_path):
+    path = folder(tmp_path, {f"a/{n}.txt": "x" for n in range(4)} | {"dataset.toml": TOML})
+    _, captions = look_at(path)
+    assert captions.state == BAD and "4 of its pictures have captions in .txt files alone" in captions.do
