@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cli, params
-from pipeline.data import masks, refresh
-from pipeline.data.buckets import choose, common, sizes
-from pipeline.data.examine import look
-from pipeline.data.fit import reject
-from pipeline.data.sets import is_whole, members
-from pipeline.data.sets_file import find
-from pipeline.data.sources import open_source
-from pipeline.data.summary import counted
+from pipeline.data import fit, refresh
+from pipeline.data.buckets import sizes
+from pipeline.data.by_params import opened
+from pipeline.data.examine import look_at_all
+from pipeline.data.index import in_sets, kept_sizes
+from pipeline.data.part import Part, choose_pictures, without_captions
+from pipeline.data.sets import Set, is_whole, members, multipliers, of_passed_over, passed_over
+from pipeline.data.summary import counted, kind_of
+from pipeline.data.views import USUAL, first, see, sizes_of
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,8 +53,11 @@ def _run(given: argparse.Namespace) -> int:
         if found["masked"]:
             print(f"  {counted(found['masked'], 'of them has', 'of them have')} a mask file")
         print(f"  decoded {found['decoded']:,}, of which {found['used']:,} would be used")
-        for name, count in found["sets"].items():
-            print(f"  set {name}: {counted(count, 'picture')}")
+        for one in found["sets"]:
+            print(
+                f"  set {one['name']}: {counted(one['pictures'], 'picture')}, {one['samples']:,.10g} samples an epoch if all "
+                "can be used"
+            )
         for note in found["notes"]:
             print(f"  {note}")
         for kind, count in found["rejected"].items():
@@ -72,48 +76,74 @@ def examine(path: str | None, settings: params.Params, decode: int) -> dict:
 
     Raises StageError, OSError."""
     path, index = path or settings.data.images, settings.index
-    data = settings.data
-    source = open_source(path, index.caption_lines, data.image_column, data.caption_column)
-    sets, notes = find(path, source, index.caption_variants, index.caption_seed)
-    names, captioned, masked, focused, lost, alone, in_sets = [], 0, 0, 0, Counter(), Counter(), Counter()
-    for part in source.parts():
-        part = masks.of_sets(part, sets)
-        masked += len(part.masks) - part.masks.null_count
-        focused += int((~np.isnan(part.focus[:, 0])).sum())
-        numbers, counts = np.unique(members(part, sets).number, return_counts=True)
-        in_sets.update(dict(zip(numbers.tolist(), counts.tolist())))
-        names.append(part.paths)
-        captioned += len(np.unique(part.caption_rows))
+    source, sets, notes = opened(path, settings)
+    parts, captioned, lost, alone, passed = [], 0, Counter(), Counter(), Counter()
+    of_sets, times = np.zeros(len(sets), np.int64), np.zeros(len(sets))
+    for part in in_sets(source, sets, None):
+        of_part = members(part, sets)
+        passed += passed_over(part, sets)
+        captioned += len(np.unique(of_part.caption_picture))
+        of_sets += np.bincount(of_part.number, minlength=len(sets))
+        times += np.bincount(of_part.number, part.times[of_part.picture], len(sets))
         for one in part.lost:
-            lost[one.reason.partition(":")[0]] += one.count
-        alone.update(f"{one.what}, {one.reason.partition(':')[0]}" for one in part.unmatched)
-    paths = pa.chunked_array(names, pa.string())
-    chosen = np.unique(np.linspace(0, max(len(paths) - 1, 0), min(decode, len(paths))).astype(int))
-    found = look(source, paths.take(pa.array(chosen, pa.int64())).to_pylist(), index.max_pixels)
-    allowed = sizes(index.resolution, index.bucket_step, index.buckets)
-    _, reasons = reject(found, allowed, index.min_side, index.max_enlargement)
-    kept = np.array([reason is None for reason in reasons], bool)
-    widths, heights = (found[side].to_numpy(zero_copy_only=False)[kept] for side in ("width", "height"))
-    if len(widths):
-        each = np.full(len(widths), len(paths) / len(found))  # pictures that it stands for
-        allowed = common(widths, heights, each, allowed, index.min_bucket)
-    used = [allowed[place] for place in choose(widths, heights, allowed)] if len(widths) else []
+            lost[kind_of(one.reason)] += one.count
+        alone.update(f"{one.what}, {kind_of(one.reason)}" for one in part.unmatched)
+        parts.append(without_captions(part))
+    count = sum(len(part.paths) for part in parts)
+    chosen = _spread(parts, count, decode)
+    found = [(part, look_at_all(source, part, index.max_pixels), 0) for part in chosen]
+    buckets, reasons = _fitted(found, sets, settings, sum(len(part.paths) for part in chosen) / max(count, 1))
+    samples = times * multipliers(sets, times.tolist())
     return {
         "path": path,
         "form": type(source).__name__,
-        "pictures": len(paths),
+        "pictures": count,
         "captioned": captioned,
-        "masked": masked,
-        "focused": focused,
-        "decoded": len(found),
-        "used": len(used),
-        "rejected": dict(Counter(reason.partition(":")[0] for reason in reasons if reason)),
-        "buckets": {f"{width}x{height}": count for (width, height), count in sorted(Counter(used).items())},
+        "masked": sum(len(part.masks) - part.masks.null_count for part in parts),
+        "focused": sum(int((~np.isnan(part.focus[:, 0])).sum()) for part in parts),
+        "decoded": buckets.total() + reasons.total(),
+        "used": buckets.total(),
+        "rejected": dict(reasons),
+        "buckets": {f"{width}x{height}": count for (width, height), count in sorted(buckets.items())},
         "lost": dict(lost),
         "left_alone": dict(alone),
-        "sets": {one.name: in_sets[number] for number, one in enumerate(sets)} if not is_whole(sets) else {},
-        "notes": notes,
+        "sets": [
+            {"name": one.name, "pictures": int(of_sets[number]), "samples": float(samples[number])}
+            for number, one in enumerate(sets if not is_whole(sets) else ())
+        ],
+        "notes": [*notes, *of_passed_over(passed, sets)],
     }
+
+
+def _spread(parts: list[Part], count: int, wanted: int) -> list[Part]:
+    """Of the `count` pictures of all parts so many, spread evenly."""
+    is_chosen = np.zeros(count, bool)
+    is_chosen[np.linspace(0, max(count - 1, 0), min(wanted, count)).astype(int)] = True
+    ends = np.cumsum([len(part.paths) for part in parts])[:-1]
+    both = zip(parts, np.split(is_chosen, ends))
+    return [choose_pictures(part, mine) for part, mine in both if mine.any()]
+
+
+def _fitted(
+    found: list[tuple[Part, pa.Table, int]], sets: tuple[Set, ...], settings: params.Params, share: float
+) -> tuple[Counter, Counter]:
+    """(width, height) -> pictures, and kind of rejection -> pictures, of those that were looked at, which are this share
+    of all."""
+    index = settings.index
+    every = {
+        USUAL: sizes(index.resolution, index.bucket_step, index.buckets),
+        **sizes_of(sets, index.bucket_step, index.buckets),
+    }
+    bounds = index.min_side, index.max_enlargement
+    kept, _ = kept_sizes(found, every, *bounds, index.min_bucket * share, sets)
+    buckets, rejected = Counter(), Counter()
+    for part, table, _ in found:
+        of_part = members(part, sets)
+        choices = fit.choices(part, table, every, kept, *bounds, index.neighbors)
+        of_first, reasons = first(see(of_part, sets, choices), of_part, sets, choices, len(part.paths))
+        buckets.update(map(tuple, of_first[np.equal(reasons, None)].tolist()))
+        rejected.update(kind_of(reason) for reason in reasons if reason)
+    return buckets, rejected
 
 
 if __name__ == "__main__":

@@ -107,10 +107,7 @@ class Examiner:
         finally:  # also when a far file cannot be read any more
             if unsaved:
                 self._save(part.place, paths, stamps, rows, tables, now)
-        found = _in_order(rows, tables)[1]
-        of_masks = found.take(pa.array(mask_row, mask=mask_row < 0)).select(list(_OF_MASKS)).rename_columns(_OF_MASKS)
-        joined = pa.table([*found.slice(0, len(part.paths)).columns, *of_masks.columns], EXAMINED.names)
-        return joined.cast(EXAMINED), len(new)
+        return _beside(_in_order(rows, tables)[1], mask_row), len(new)
 
     def _save(
         self, place: str, paths: pa.StringArray, stamps: np.ndarray, rows: list[np.ndarray], tables: list[pa.Table],
@@ -211,6 +208,19 @@ def _files(part: Part) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
     _, first = np.unique(place[has_mask], return_index=True)
     stamps = np.concatenate([part.stamps, part.mask_stamps[has_mask[first]]])
     return pa.concat_arrays([part.paths, distinct]), stamps, np.where(place >= 0, place + count, -1)
+
+
+def _beside(found: pa.Table, mask_row: np.ndarray) -> pa.Table:
+    """An EXAMINED table of `found`, a memo.FOUND table of pictures and behind them of their masks; mask_row: as _files
+    gives it."""
+    of_masks = found.take(pa.array(mask_row, mask=mask_row < 0)).select(list(_OF_MASKS)).rename_columns(_OF_MASKS)
+    return pa.table([*found.slice(0, len(mask_row)).columns, *of_masks.columns], EXAMINED.names).cast(EXAMINED)
+
+
+def look_at_all(source: Source, part: Part, max_pixels: int) -> pa.Table:
+    """As Examiner.examine's table, of a few pictures: in this process, without the memo."""
+    paths, _, mask_row = _files(part)
+    return _beside(look(source, paths.to_pylist(), max_pixels), mask_row)
 
 
 def look(source: Source, paths: list[str], max_pixels: int) -> pa.Table:

@@ -230,12 +230,27 @@ def _ask(
     )
 
 
+class _NoRanges(Exception):
+    """A web server answers a request for a part of a file with all of it."""
+
+
+async def _refuse_whole(response: Any) -> None:
+    """Before the body is read, which may be large."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", response.request_info.headers.get("Range", ""))
+    if asked and response.status == 200 and response.content_length != int(asked[2]) - int(asked[1]) + 1:
+        raise _NoRanges(f"it answered {asked[0]} with 200, the whole file, and not with 206")
+
+
 def _final(error: Exception) -> str | None:
     """What to do about an error that comes again however often one asks; None for others."""
+    if isinstance(error, _NoRanges):
+        return (
+            "this server gives no parts of a file; download it and give the folder, or use a server that serves ranges"
+        )
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     name = type(error).__name__
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) or status in (404, 410):
-        return "it is not there; look at its name in data.images"
+        return "it is not there; look at its name in data.images, or in the .urls file that it names"
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in name:
         return (
             "it may not be read with the keys that were found, or none were; set those of the library (AWS_PROFILE or "
@@ -260,6 +275,8 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
     if package == "s3fs":
         once = {"total_max_attempts": 1}
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SECONDS, "retries": once}
+    if package == "aiohttp":
+        options["client_kwargs"] = {"raise_for_status": _refuse_whole}
     files = fsspec.filesystem(scheme, **options)
     files.retries = 1  # s3fs's own: _ask tries again
     if package == "huggingface_hub":  # else it lists the file's folder, and asks for 5 MB behind each range

@@ -20,13 +20,14 @@ from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
 from pipeline.data.how import How, dumps
 from pipeline.data.part import Part, SourceError, Unmatched, choose_pictures, some
-from pipeline.data.sets import WHOLE, Members, Set, check, is_whole, members, multipliers
+from pipeline.data.sets import WHOLE, Members, Set, check, epoch, inside, is_whole, members, of_passed_over, passed_over
 from pipeline.data.sources import Source
 from pipeline.data.summary import Summary, counted, kind_of
 from pipeline.data.views import (
     USUAL,
     Choice,
     Views,
+    first,
     is_plain,
     of_pictures,
     of_samples,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.workers.tasks import Tasks
 
 _IN_NO_SET = "in no set"
+_NONE_TAKEN = "; left out: of the pictures that index.max_samples takes none is of this set and used"
 
 
 def index(
@@ -77,11 +79,12 @@ def index(
             highest = _highest(source, sets, max_samples) if max_samples else None
             if min_bucket > 1:
                 parts = _examined(examiner, source, sets, highest, alpha_mask)
-                kept, read = _common(parts, every, min_side, max_enlargement, min_bucket, sets)
+                kept, read = kept_sizes(parts, every, min_side, max_enlargement, min_bucket, sets)
             parts = _examined(examiner, source, sets, highest, alpha_mask)  # again: by the memo
             summary = tabulate(
-                parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors, emphasis
-            )
+                parts, out, sizes, min_side, max_enlargement, max_rejected, kept, sets, others, neighbors, emphasis,
+                highest is not None,
+            )  # fmt: skip
             summary.read += read
             return summary
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -104,9 +107,11 @@ def tabulate(
     others: dict[int, list[tuple[int, int]]] | None = None,
     neighbors: int = 0,
     emphasis: str = "none",
+    is_choice: bool = False,
 ) -> Summary:
     """The part of `index` that opens no picture. Each part comes with its examine.EXAMINED table and the number of
-    pictures read; `kept` are the sizes that pictures may be brought to, by resolution, default all. Memory does not grow with the number of
+    pictures read; `kept` are the sizes that pictures may be brought to, by resolution, default all. is_choice: of the data
+    set's pictures these are some, so that a set may have none. Memory does not grow with the number of
     rows, apart from the list of rejected ones."""
     summary, rejected = Summary(), []
     images, samples, texts = (tables.Rows(schema) for schema in (tables.IMAGES, tables.MEMBERS, tables.TEXTS))
@@ -120,6 +125,7 @@ def tabulate(
         mine = _members(part, of_part, rows, views, plain)
         samples.add(mine)
         texts.add(_texts(of_part, rows, views, len(sets)))
+        summary.passed_over += passed_over(part, sets)
         part = replace(part, unmatched=[*part.unmatched, *_not_in_set(part, of_part, views, sets, choices)])
         _count(summary, part, found, rows, read)
         for item in mine.group_by("set").aggregate([([], "count_all"), ("times", "sum")]).to_pylist():
@@ -129,7 +135,7 @@ def tabulate(
         rejected += zip(bad["path"].to_pylist(), bad["rejected"].to_pylist())
         rejected += [(lost.path, lost.reason) for lost in part.lost]
     _check(summary, rejected, max_rejected)
-    settings = _settings(summary, sets)
+    settings = _settings(summary, sets, is_choice)
     out.mkdir(parents=True, exist_ok=True)
     with (
         store.atomic(out / "images.parquet") as images_file,
@@ -164,11 +170,10 @@ def in_sets(source: Source, sets: tuple[Set, ...], highest: int | None) -> Itera
     for part in source.parts():
         part = masks.of_sets(part, sets)
         if not is_whole(sets):
-            inside = np.zeros(len(part.paths), bool)
-            inside[members(part, sets).picture] = True
-            alone = part.paths.filter(pa.array(~inside)).to_pylist()
+            is_in_one = inside(part, sets).any(axis=0)
+            alone = part.paths.filter(pa.array(~is_in_one)).to_pylist()
             unmatched = [*part.unmatched, *(Unmatched(path, "picture", _IN_NO_SET) for path in alone)]
-            part = replace(choose_pictures(part, inside), unmatched=unmatched)
+            part = replace(choose_pictures(part, is_in_one), unmatched=unmatched)
         if highest is not None:
             part = choose_pictures(part, _numbers(part) <= highest)
         yield part
@@ -185,9 +190,17 @@ def _examined(
 
 
 def _highest(source: Source, sets: tuple[Set, ...], count: int) -> int | None:
-    """Of more than `count` pictures the highest number by name that is taken."""
-    numbers = np.concatenate([np.empty(0, np.uint64), *(_numbers(part) for part in in_sets(source, sets, None))])
-    return int(np.partition(numbers, count - 1)[count - 1]) if len(numbers) > count else None
+    """Of more than `count` pictures the highest number by name that is taken. Raises SetsError for a set that has no
+    pictures at all, as it cannot be told later from one of which none is taken."""
+    found, counts = [np.empty(0, np.uint64)], np.zeros(len(sets), np.int64)
+    for part in in_sets(source, sets, None):
+        found.append(_numbers(part))
+        counts += inside(part, sets).sum(axis=1)
+    numbers = np.concatenate(found)
+    if len(numbers) <= count:
+        return None
+    check(sets, counts)
+    return int(np.partition(numbers, count - 1)[count - 1])
 
 
 def _numbers(part: Part) -> np.ndarray:
@@ -196,16 +209,19 @@ def _numbers(part: Part) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u8")
 
 
-def _settings(summary: Summary, sets: tuple[Set, ...]) -> list[dict]:
+def _settings(summary: Summary, sets: tuple[Set, ...], is_choice: bool) -> list[dict]:
     """Of each set what tables.write_captions takes. Raises SetsError."""
-    check(sets, summary.members)
-    often = multipliers(sets, [summary.times[number] for number in range(len(sets))])
+    if not is_choice:
+        check(sets, summary.members)
+    often = epoch(sets, [summary.times[number] for number in range(len(sets))])
     if not is_whole(sets):
         summary.sets = [
             f"set {one.name}: {counted(summary.members[number], 'picture')}, {summary.times[number] * often[number]:,.10g} "
             f"samples an epoch{' (class pictures)' if one.class_images else ''}"
+            f"{_NONE_TAKEN if is_choice and not summary.members[number] and not one.rest else ''}"
             for number, one in enumerate(sets)
         ]
+    summary.sets += of_passed_over(summary.passed_over, sets)
     hows, how_of = of_sets(sets)
     return [
         {
@@ -220,12 +236,12 @@ def _settings(summary: Summary, sets: tuple[Set, ...]) -> list[dict]:
     ]
 
 
-def _common(
+def kept_sizes(
     parts: Iterable[tuple[Part, pa.Table, int]],
     sizes: dict[int, list[tuple[int, int]]],
     min_side: int,
     max_enlargement: float | None,
-    least: int,
+    least: float,
     sets: tuple[Set, ...],
 ) -> tuple[dict[int, list[tuple[int, int]]], int]:
     """buckets.common of the pictures that are used, by resolution, and the number of pictures read."""
@@ -260,16 +276,8 @@ def _rows(
 ) -> pa.Table:
     """The rows of tables.IMAGES of a part: with the bucket of a picture's first view."""
     count = len(part.paths)
-    seen, first = np.unique(views.picture, return_index=True)
-    is_used = np.zeros(count, bool)
-    is_used[seen] = True
-    buckets = np.zeros((count, 2), np.int32)
-    buckets[seen] = views.bucket[first]
-    reasons = np.full(count, None, object)
-    for number, one in reversed(list(enumerate(sets))):
-        mine = of_part.picture[of_part.number == number]
-        reasons[mine] = choices[resolutions(one)[0]].reasons[mine]
-    reasons[is_used] = None
+    buckets, reasons = first(views, of_part, sets, choices, count)
+    is_used = np.isin(np.arange(count), views.picture)
     sides = [pc.fill_null(found[name], 1).to_numpy() for name in ("width", "height")]
     centres = focus.column(focus.shares(part.focus, *sides)[0])
     columns = [_contents(part, found, centres), part.paths, found["width"], found["height"]]

@@ -148,6 +148,16 @@ def choose_pictures(part: Part, kept: np.ndarray) -> Part:
     )
 
 
+def without_captions(part: Part) -> Part:
+    return replace(
+        part,
+        caption_rows=part.caption_rows[:0],
+        texts=part.texts.slice(0, 0),
+        texts_2=part.texts_2.slice(0, 0),
+        origins=part.origins.slice(0, 0),
+    )
+
+
 def broken_link(path: str) -> str | None:
     """What is wrong with a link that leads to nothing; None for all else."""
     if not os.path.islink(path) or os.path.exists(path):

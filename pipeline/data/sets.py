@@ -85,18 +85,24 @@ class Members:
     chances: np.ndarray
 
 
-def members(part: Part, sets: tuple[Set, ...]) -> Members:
-    """Which pictures are in which sets, and with which captions."""
-    inside = np.ones((len(sets), len(part.paths)), bool)
+def inside(part: Part, sets: tuple[Set, ...]) -> np.ndarray:
+    """(sets, pictures) bool: which pictures of a part are in which sets."""
+    found = np.ones((len(sets), len(part.paths)), bool)
     if not is_whole(sets):
         paths = part.paths.to_pylist()
         for number, one in enumerate(sets):
-            inside[number] = [holds(one, path) for path in paths]
+            found[number] = [holds(one, path) for path in paths]
         for number, one in enumerate(sets):
             if one.rest:
-                inside[number] &= ~np.delete(inside, number, axis=0).any(axis=0)
-    number, picture = np.nonzero(inside)
-    found = [_captions(part, one, here) for one, here in zip(sets, inside)]
+                found[number] &= ~np.delete(found, number, axis=0).any(axis=0)
+    return found
+
+
+def members(part: Part, sets: tuple[Set, ...]) -> Members:
+    """Which pictures are in which sets, and with which captions."""
+    here = inside(part, sets)
+    number, picture = np.nonzero(here)
+    found = [_captions(part, one, mine) for one, mine in zip(sets, here)]
     return Members(
         picture,
         number.astype(np.int32),
@@ -120,6 +126,45 @@ def _captions(part: Part, one: Set, inside: np.ndarray) -> tuple[np.ndarray, pa.
     rows, texts, texts_2, chances = zip(*found) if found else ((), (), (), ())
     columns = pa.array(texts, pa.string()), pa.array(texts_2, pa.string())
     return np.array(rows, np.int64), *columns, np.array(chances, np.float64)
+
+
+def _takes(one: Set, origin: str) -> bool:
+    """Whether captions of this origin are of the set."""
+    return one.extension in (None, origin) and (not one.chances or origin in dict(one.chances))
+
+
+def passed_over(part: Part, sets: tuple[Set, ...]) -> Counter:
+    """(number of a set, origin) -> pictures of the set that have captions of this origin, and none that the set takes."""
+    found, origins = Counter(), part.origins.to_pylist()
+    for number, (one, here) in enumerate(zip(sets, inside(part, sets))):
+        if one.captions or one.file_names or one.extension is None and not one.chances:
+            continue
+        is_taken = np.array([_takes(one, origin) for origin in origins], bool)
+        has_one = np.zeros(len(here), bool)
+        has_one[part.caption_rows[is_taken]] = True
+        left = here[part.caption_rows] & ~has_one[part.caption_rows]
+        pairs = {(row, origins[place]) for place, row in zip(np.flatnonzero(left), part.caption_rows[left].tolist())}
+        found.update((number, origin) for _, origin in pairs)
+    return found
+
+
+def of_passed_over(found: Counter, sets: tuple[Set, ...]) -> list[str]:
+    """What to say of `passed_over`."""
+    said = []
+    for (number, origin), count in sorted(found.items()):
+        one = sets[number]
+        taken = [name for name, _ in one.chances] or [one.extension]
+        which = "its chances" if one.chances else "caption_extension, by kohya's default .caption"
+        which = "" if one.extension == ".txt" else f" ({which})"  # OneTrainer's, which has no other
+        said.append(
+            f"set {one.name}: {count:,} of its pictures have captions in {_named(origin)} alone, and it takes those in "
+            f"{' and '.join(map(_named, taken))}{which}"
+        )
+    return said
+
+
+def _named(origin: str) -> str:
+    return f"{origin} files" if origin else "tables"
 
 
 def holds(one: Set, path: str) -> bool:
@@ -150,9 +195,9 @@ def _written(
     own, done = list(own), set()
     counts = Counter((row, origin) for row, _, _, origin in own)
     for row, text, text_2, origin in own:
-        chance = dict(one.chances).get(origin, 0) / counts[row, origin] if one.chances else 1.0
-        if one.extension not in (None, origin) or one.first_line and row in done or not chance:
+        if not _takes(one, origin) or one.first_line and row in done:
             continue
+        chance = dict(one.chances)[origin] / counts[row, origin] if one.chances else 1.0
         done.add(row)
         text = text.split("\n")[0].strip() if one.first_line else text
         yield from ((row, *pair, chance * share) for *pair, share in _variants(one, text, text_2))
@@ -192,6 +237,19 @@ def multipliers(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
     return [_of_class(number, sets, totals, found) if often is None else often for number, often in enumerate(found)]
 
 
+def epoch(sets: tuple[Set, ...], totals: list[float]) -> list[float]:
+    """As `multipliers`. Raises SetsError where an epoch has less than one sample, on which nothing can be trained."""
+    often = multipliers(sets, totals)
+    total = sum(one * times for one, times in zip(totals, often))
+    if total >= 1 - 1e-9:  # sums of fractions
+        return often
+    alone = " (class pictures are as many as the other sets' samples: give them repeats, or another set)"
+    raise SetsError(
+        f"an epoch has {total:g} samples, by the repeats and weights of the data set; wanted 1 at least"
+        f"{alone if any(one.class_images for one in sets) else ''}"
+    )
+
+
 def _of_class(number: int, sets: tuple[Set, ...], totals: list[float], found: list[float | None]) -> float:
     """How often an epoch has each picture of a class set, which together with the other such sets of its group has as
     many samples as the sets beside them."""
@@ -201,7 +259,7 @@ def _of_class(number: int, sets: tuple[Set, ...], totals: list[float], found: li
     return beside / same if same else 0.0
 
 
-def check(sets: tuple[Set, ...], counts: Counter) -> None:
+def check(sets: tuple[Set, ...], counts: Counter | np.ndarray) -> None:
     """Raises SetsError for a set without pictures. `counts`: pictures by number of set."""
     for number, one in enumerate(sets):
         if not counts[number] and not one.rest and not is_whole(sets):

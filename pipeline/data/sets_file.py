@@ -227,11 +227,10 @@ def _line(error: dict[str, Any]) -> str:
 def _repeated(root: str) -> tuple[tuple[Set, ...], list[str]]:
     """kohya's folders: 10_name repeats its pictures ten times, and those without a caption get the name; 0_name is left
     out (sd-scripts, library/config_util.py: num_repeats < 1)."""
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    names = _folders_in(root)
     matches = [match for name in names if (match := _REPEATED.fullmatch(name))]
     if not matches:
-        return WHOLE, []
+        return WHOLE, _misplaced(root, names)
     sets = [
         Set(match[0], folder=match[0], repeats=float(match[1]), caption=match[2].strip())
         for match in matches
@@ -241,6 +240,31 @@ def _repeated(root: str) -> tuple[tuple[Set, ...], list[str]]:
     notes = ["repeats are those of the folders' names, kohya's 10_name; a sets.yaml in the data set says otherwise"]
     notes += [f"left out, as kohya does with 0 repeats: {some(list(none))}; rename what is to be used"] if none else []
     return (*sets, Set("others", rest=True, without=none)), notes
+
+
+def _folders_in(root: str) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def _misplaced(root: str, names: list[str]) -> list[str]:
+    """What to say of folders like kohya's 10_name that are not where they count, which is right below the root."""
+    root = os.path.realpath(root)
+    if _REPEATED.fullmatch(os.path.basename(root)):
+        return [
+            f"the repeats of the name {os.path.basename(root)} do not count, as it is the data set itself: give the folder that "
+            f"it is in ({os.path.dirname(root)})"
+        ]
+    inside = {name: list(filter(_REPEATED.fullmatch, _folders_in(os.path.join(root, name)))) for name in names}
+    found = {name: folders for name, folders in inside.items() if folders}
+    if not found:
+        return []
+    folders = [f"{name}/{folder}" for name, folders in found.items() for folder in folders]
+    whole = " or ".join(os.path.join(root, name) for name in found)
+    return [
+        f"the repeats of {some(folders)} do not count, as these are not right below the data set: give {whole}, or write a "
+        "sets.yaml, which has class_images for kohya's reg folder too"
+    ]
 
 
 _READERS = {"sets.yaml": _own, "dataset.toml": kohya.read, "concepts.json": onetrainer.read}

@@ -27,6 +27,7 @@ class Summary:
     unmatched: list[Unmatched] = field(default_factory=list)
     members: Counter = field(default_factory=Counter)  # number of a set → files of it that are used
     times: Counter = field(default_factory=Counter)  # number of a set → the sum of their Part.times
+    passed_over: Counter = field(default_factory=Counter)  # sets.passed_over
     copies: list[str] = field(default_factory=list)  # "a.png = b.png"
     copied: int = 0  # files whose content another file has too, that one not counted
     near: list[tuple[str, str, int]] = field(default_factory=list)  # rows of near.csv

@@ -98,6 +98,22 @@ def see(members: Members, sets: tuple[Set, ...], choices: dict[int, Choice]) -> 
     return Views(table[:, 0], table[:, 2], table[:, 3], table[:, 4:].astype(np.int32), seen)
 
 
+def first(
+    views: Views, members: Members, sets: tuple[Set, ...], choices: dict[int, Choice], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of a part's `count` pictures the bucket of its first view, (n, 2) int32, zeros for none; and why no set uses
+    it, (n,) text or None."""
+    seen, at = np.unique(views.picture, return_index=True)
+    buckets = np.zeros((count, 2), np.int32)
+    buckets[seen] = views.bucket[at]
+    reasons = np.full(count, None, object)
+    for number, one in reversed(list(enumerate(sets))):
+        mine = members.picture[members.number == number]
+        reasons[mine] = choices[resolutions(one)[0]].reasons[mine]
+    reasons[seen] = None
+    return buckets, reasons
+
+
 def of_samples(views: Views) -> pa.ListArray:
     """(width, height, width, height, ...) of each sample."""
     begins = np.searchsorted(views.sample, np.arange(len(views.seen) + 1)) * 2

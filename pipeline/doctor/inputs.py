@@ -11,14 +11,13 @@ from pipeline import preset
 from pipeline.cache.building.tokens import check_vocabulary
 from pipeline.contradictions.model import PRESET
 from pipeline.contradictions.paths import BASE_UNET
-from pipeline.data import urls
+from pipeline.data import fit, urls
 from pipeline.data.buckets import sizes
 from pipeline.data.by_params import opened
-from pipeline.data.examine import look as decode
-from pipeline.data.fit import reject
+from pipeline.data.examine import look_at_all
 from pipeline.data.index import in_sets
 from pipeline.data.part import Part, choose_pictures, is_far
-from pipeline.data.sets import Members, Set, check, is_whole, members
+from pipeline.data.sets import Members, Set, check, epoch, is_whole, members, of_passed_over, passed_over
 from pipeline.data.views import USUAL, resolutions, sizes_of
 from pipeline.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from pipeline.hub import hint
@@ -86,13 +85,18 @@ def data(params: Params) -> list[Finding]:
     of_part = members(part, sets)
     if source.part_count == 1:
         check(sets, Counter(of_part.number.tolist()))
+        epoch(sets, np.bincount(of_part.number, part.times[of_part.picture], len(sets)).tolist())
     is_chosen = np.zeros(len(part.paths), bool)
     is_chosen[np.linspace(0, len(part.paths) - 1, LOOKED_AT).astype(int)] = True
     chosen = choose_pictures(part, is_chosen)
-    found = decode(source, chosen.paths.to_pylist(), index.max_pixels)
+    found = look_at_all(source, chosen, index.max_pixels)
     allowed = {USUAL: sizes(index.resolution, index.bucket_step, index.buckets), **further}
-    reasons = {side: reject(found, those, index.min_side, index.max_enlargement)[1] for side, those in allowed.items()}
-    return [_pictures(params, part, len(found), _bad(members(chosen, sets), sets, reasons)), _captions(part, of_part)]
+    choices = fit.choices(chosen, found, allowed, allowed, index.min_side, index.max_enlargement)
+    reasons = {side: choice.reasons for side, choice in choices.items()}
+    return [
+        _pictures(params, part, len(found), _bad(members(chosen, sets), sets, reasons)),
+        _captions(part, of_part, sets),
+    ]
 
 
 def _bad(found: Members, sets: tuple[Set, ...], reasons: dict[int, np.ndarray]) -> list[str]:
@@ -128,11 +132,15 @@ def _larger(params: Params) -> str:
     return do if is_preset else f"{do}; {PRESET}"
 
 
-def _captions(part: Part, of_part: Members) -> Finding:
+def _captions(part: Part, of_part: Members, sets: tuple[Set, ...]) -> Finding:
     captioned = len(np.unique(of_part.caption_picture))
     found = f"{captioned:,} of these {len(part.paths):,} pictures have captions"
     if captioned == len(part.paths):
         return Finding("captions", GOOD, f"{found}, such as {of_part.texts[0].as_py()[:60]!r}")
-    do = "Captions are name.txt beside name.png, or a column of metadata.jsonl, metadata.csv or a .parquet"
+    said = of_passed_over(passed_over(part, sets), sets)
+    do = (
+        "; ".join(said)
+        or "Captions are name.txt beside name.png, or a column of metadata.jsonl, metadata.csv or a .parquet"
+    )
     state = DOUBTFUL if captioned else BAD
     return Finding("captions", state, found, "one for each, or they are trained on with the empty caption", do)

@@ -27,8 +27,11 @@ def s3() -> Iterator[str]:
 
 
 @contextmanager
-def web(files: dict[str, bytes], asked: list[tuple[str, str]] | None = None, **says: str) -> Iterator[str]:
-    """The address of a web server. `asked` gets (path, range) of each request for bytes, `says` headers of its own."""
+def web(
+    files: dict[str, bytes], asked: list[tuple[str, str]] | None = None, ranges: bool = True, **says: str
+) -> Iterator[str]:
+    """The address of a web server. `asked` gets (path, range) of each request for bytes, `says` headers of its own.
+    ranges: whether it serves parts of a file, as `python -m http.server` does not."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -46,7 +49,7 @@ def web(files: dict[str, bytes], asked: list[tuple[str, str]] | None = None, **s
             if data is None:
                 self.send_error(404)
                 return
-            span = self.headers.get("Range")
+            span = self.headers.get("Range") if ranges else None
             first, last = (int(n) for n in span.removeprefix("bytes=").split("-")) if span else (0, len(data) - 1)
             part = data[first : last + 1]
             self.send_response(206 if span else 200)

@@ -94,6 +94,20 @@ def test_a_server_that_gives_no_ranges_is_named(tmp_path):
             open_source(f"{address}/a.tar")
 
 
+def test_a_server_that_answers_with_the_whole_file_is_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(far, "WAITS", 60)  # a second attempt would take a minute
+    data = (tars(tmp_path / "set", 1) / "0.tar").read_bytes()
+    asked = []
+    with far_servers.web({"0.tar": data, "sets.yaml": b"sets: [{folder: .}]"}, asked, ranges=False) as address:
+        with pytest.raises(
+            SourceError, match=r"0.tar cannot be read .*gives no parts of a file.* with 200.*not with 206"
+        ):
+            run(f"{address}/0.tar", tmp_path / "out")
+        assert len(asked) < 5
+        assert far.whole(f"{address}/sets.yaml", 1000) == b"sets: [{folder: .}]"  # of which all is wanted
+
+
 def test_an_absent_package_is_named(monkeypatch):
     far._filesystem.cache_clear()
     monkeypatch.setitem(far.SCHEMES, "s3", "no_such_package")

@@ -27,6 +27,8 @@ FAULTS = {
     "one of two sets without pictures": (
         {"sets.yaml": "sets:\n  - {folder: a}\n  - {folder: b}\n", "b/x.txt": "x"}, "the set 'b' has no pictures",
     ),
+    "no samples": ({"sets.yaml": "sets:\n  - {folder: a, repeats: 0}\n"}, "an epoch has 0 samples"),
+    "class pictures alone": ({"sets.yaml": "sets:\n  - {folder: a, class_images: true}\n"}, "or another set"),
     "a resolution between the steps": ({"sets.yaml": "sets:\n  - {folder: a, resolution: 72}\n"}, "a resolution of 72"),
     "what kohya does to colours": ({"dataset.toml": f"{TOML}color_aug = true\n"}, "color_aug"),
     "two files of sets": ({"dataset.toml": TOML, "sets.yaml": "sets:\n  - {folder: a}\n"}, "keep one of them"),
@@ -67,3 +69,15 @@ def test_pictures_are_held_against_the_resolution_of_their_set(tmp_path):
 def test_what_is_in_no_set_is_not_looked_at(tmp_path):
     path = folder(tmp_path, {"b/bad.png": b"no picture", "sets.yaml": "sets:\n  - {folder: a, caption: a fox}\n"})
     assert [one.state for one in look_at(path)] == [GOOD, GOOD]
+
+
+def test_pictures_whose_masks_cannot_be_used(tmp_path):
+    path = folder(tmp_path, {f"a/{n}.txt": "x" for n in range(4)} | {"a/1.mask.png": b"no picture"})
+    found, _ = look_at(path)
+    assert found.state in (BAD, DOUBTFUL) and "1 mask not read" in found.found
+
+
+def test_captions_that_are_there_and_not_taken(tmp_path):
+    path = folder(tmp_path, {f"a/{n}.txt": "x" for n in range(4)} | {"dataset.toml": TOML})
+    _, captions = look_at(path)
+    assert captions.state == BAD and "4 of its pictures have captions in .txt files alone" in captions.do
