@@ -364,7 +364,8 @@ def test_the_stage_draws_both_models_from_the_same_noise(project):
                               ("02_tuned", "merged", "outs/merge/merged.safetensors")):  # fmt: skip
         text = Image.open(out / f"{name}.png").text["parameters"]
         assert f"Model hash: {sha[file][:10]}, Model: {model}, Prompt number: {int(name[:2])}" in text
-        assert text.startswith("a red circle a red" if name == "00_base" else "a blue star\nNegative prompt: \nSteps: 2, Sampler: Euler, ")
+        start = "a red circle a red" if name == "00_base" else "a blue star\nNegative prompt: \nSteps: 2, Sampler: Euler, "
+        assert text.startswith(start)
         assert "Seed: 0, Size: 64x32" in text
     assert pictures["00_base.png"].shape == (32, 64, 3)
     assert not np.array_equal(pictures["00_base.png"], pictures["00_tuned.png"])
