@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pipeline.data.fit import shown_times
 from pipeline.data.part import Lost, Unmatched, some
+from pipeline.stage import printable
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Summary:
             lines.append(
                 f"index: {counted(len(self.others), 'other file is', 'other files are')} left alone: {some(self.others)}"
             )
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def counted(number: int, one: str, more: str | None = None) -> str:

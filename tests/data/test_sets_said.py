@@ -1,5 +1,6 @@
 """What `index` and `python -m pipeline data` say of sets that are not used as their user means it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from pipeline.data.sets import SetsError
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.data.summary import Summary
+from pipeline.doctor.finding import BAD, Finding
+from pipeline.stage import explained
+from stages import index as stage
 from tests.data.data_sets import picture, rows, write_folder
 from tests.project import ROOT
 
@@ -103,3 +107,26 @@ def test_captions_that_a_set_does_not_take_are_named(tmp_path):
     write_folder(data, {"sets.yaml": "sets: [{folder: fox, chances: {caption: 1}}, {folder: ., name: all}]"})
     said = str(run(data, tmp_path / "out"))
     assert wanted.partition(" (")[0] in said and "(its chances)" in said and said.count("alone, and it takes") == 1
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path, capsys, monkeypatch):
+    """Escape codes, a bell and a line break in names of files and of a set."""
+    bad = "\x1b[31m\a\nindex: all is well"
+    files = {f"a/{bad}.png": P[0], f"a/{bad}.txt": f"fox{bad}", "b/0.png": P[1], f"b/{bad}.md": ""}
+    sets = {"sets": [{"folder": "a", "name": f"set {bad}"}]}
+    data = write_folder(tmp_path / "data", files | {"sets.yaml": json.dumps(sets)})
+    settings = params.load(ROOT / "params.yaml")
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images": str(data)})})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(params, "load", lambda: settings)
+    (tmp_path / "outs").mkdir()
+    stage.main(settings)
+    for given in ([str(data)], ["show", str(data)]):
+        with pytest.raises(SystemExit):
+            command.main(given)
+    said = (
+        "".join(capsys.readouterr())
+        + explained(SetsError(f"{bad.splitlines()[0]} is none"))
+        + str(Finding("data", BAD, bad))
+    )
+    assert said.count("\\x1b[31m\\x07\\x0aindex") >= 5 and "\x1b[31m" not in said and "\nindex: all is well" not in said
