@@ -192,7 +192,9 @@ def _own(
         settings["chances"] = tuple((_ORIGINS[name], chance) for name, chance in one.chances.items())
         settings["rules"] = _rules(one)
         sets.append(Set(name=one.name or one.folder, **settings))
-    return tuple(sets), []
+    weighted = [one.name for one in sets if one.weight is not None]
+    idle = "is the only one with a weight, which changes nothing: sets share by it; give another one too, or repeats"
+    return tuple(sets), [f"set {weighted[0]} {idle}"] if len(weighted) == 1 else []
 
 
 def _rules(one: _Set) -> Rules | None:

@@ -15,6 +15,9 @@ class Summary:
     read: int = 0  # files that the memo did not know
     reasons: Counter = field(default_factory=Counter)  # kind of rejection → files
     buckets: Counter = field(default_factory=Counter)  # (width, height) → files
+    every_bucket: Counter = field(default_factory=Counter)  # as `buckets`, of all views; empty where each has one
+    encoded: int = 0  # files, each as often as it is encoded; 0 where that is once
+    at: Counter = field(default_factory=Counter)  # further resolution of a set → pictures that are large enough
     captions: int = 0  # distinct ones of each distinct picture that is used
     without_caption: int = 0  # distinct pictures
     profiles_ignored: int = 0
@@ -45,6 +48,20 @@ class Summary:
         lines += [
             f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())
         ]
+        lines += [
+            f"index:   further bucket {width}×{height}: {count:,}"
+            for (width, height), count in sorted((self.every_bucket - self.buckets).items())
+        ]
+        lines += [
+            f"index:   resolution {side} is not used: no picture is large enough (index.min_side, index.max_enlargement)"
+            for side, count in sorted(self.at.items())
+            if not count
+        ]
+        if self.encoded:
+            lines.append(
+                f"index: {counted(self.encoded, 'latent')} of {counted(self.used, 'picture')} (cache_latents.flip and crops make "
+                "more of them, copies fewer)"
+            )
         lines += [
             f"index: {counted(self.captions, 'caption')}; "
             f"{counted(self.without_caption, 'picture has none and gets', 'pictures have none and get')} the empty one"

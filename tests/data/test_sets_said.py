@@ -14,6 +14,7 @@ from pipeline.data.sets import SetsError
 from pipeline.data.sets_file import find
 from pipeline.data.sources import open_source
 from pipeline.data.summary import Summary
+from pipeline.data.views import sizes_of
 from pipeline.doctor.finding import BAD, Finding
 from pipeline.stage import explained
 from stages import index as stage
@@ -29,10 +30,11 @@ def own_store(tmp_path, monkeypatch):
     monkeypatch.setattr(memo, "_SETTLED_NS", 0)
 
 
-def run(data: Path, out: Path, **how) -> Summary:
+def run(data: Path, out: Path, enlargement: float | None = None, **how) -> Summary:
     source = open_source(str(data))
     sets, _ = find(str(data), source)
-    return index(source, out, buckets(64, 32), 16, None, 10**6, 1.0, 1, sets=sets, **how)
+    others = sizes_of(sets, 32, True)
+    return index(source, out, buckets(64, 32), 16, enlargement, 10**6, 1.0, 1, sets=sets, others=others, **how)
 
 
 SMALL = {"fox/0.png": P[0], **{f"owl/{n}.png": P[n] for n in range(1, 12)}}
@@ -130,3 +132,26 @@ def test_names_cannot_speak_to_the_terminal(tmp_path, capsys, monkeypatch):
         + str(Finding("data", BAD, bad))
     )
     assert said.count("\\x1b[31m\\x07\\x0aindex") >= 5 and "\x1b[31m" not in said and "\nindex: all is well" not in said
+
+
+def test_a_weight_of_one_set_alone_is_named(tmp_path):
+    data = write_folder(tmp_path / "data", SMALL)
+    for other, said in (("", ["set fox is the only one with a weight"]), (", weight: 1", [])):
+        write_folder(data, {"sets.yaml": f"sets: [{{folder: fox, weight: 3}}, {{folder: owl{other}}}]"})
+        assert [note[:37] for note in notes(data)] == said
+
+
+def test_further_resolutions_are_told(tmp_path):
+    """Of 64 pixels, so that 128 would enlarge them twice; and one of 96."""
+    files = {"0.png": P[0], "1.png": picture(1, 96, 96), "sets.yaml": "sets: [{folder: ., resolution: [64, 96, 128]}]"}
+    said = str(run(write_folder(tmp_path / "data", files), tmp_path / "out", 1.2)).splitlines()
+    assert "index:   bucket 64×64: 2" in said and "index:   further bucket 96×96: 1" in said
+    assert (
+        "index:   resolution 128 is not used: no picture is large enough (index.min_side, index.max_enlargement)"
+        in said
+    )
+    assert sum("is not used" in line for line in said) == 1
+    (latents,) = [line for line in said if "latents of" in line]
+    assert latents.startswith("index: 3 latents of 2 pictures")
+    encoded = sum(len(row["views"]) // 3 for row in rows(tmp_path / "out/images.parquet"))
+    assert encoded == 3
