@@ -22,7 +22,7 @@ from pipeline.data.how import How, dumps
 from pipeline.data.part import Part, SourceError, Unmatched, choose_pictures, some
 from pipeline.data.sets import WHOLE, Members, Set, check, epoch, inside, is_whole, members, of_passed_over, passed_over
 from pipeline.data.sources import Source
-from pipeline.data.summary import Summary, counted, kind_of
+from pipeline.data.summary import Summary, counted, kind_of, samples_of
 from pipeline.data.views import (
     USUAL,
     Choice,
@@ -218,8 +218,8 @@ def _settings(summary: Summary, sets: tuple[Set, ...], is_choice: bool) -> list[
     often = epoch(sets, [summary.times[number] for number in range(len(sets))])
     if not is_whole(sets):
         summary.sets = [
-            f"set {one.name}: {counted(summary.members[number], 'picture')}, {summary.times[number] * often[number]:,.10g} "
-            f"samples an epoch{' (class pictures)' if one.class_images else ''}"
+            f"set {one.name}: {counted(summary.members[number], 'picture')}, {samples_of(summary.times[number] * often[number])} "
+            f"an epoch{' (class pictures)' if one.class_images else ''}"
             f"{_NONE_TAKEN if is_choice and not summary.members[number] and not one.rest else ''}"
             for number, one in enumerate(sets)
         ]

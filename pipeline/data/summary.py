@@ -118,6 +118,11 @@ def counted(number: int, one: str, more: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
+def samples_of(number: float) -> str:
+    """`1 sample`, `4.5 samples`."""
+    return f"{number:,.10g} sample{'' if number == 1 else 's'}"
+
+
 def kind_of(reason: str) -> str:
     """What a rejection is of, such as "too small": its first words."""
     return reason.partition(":")[0]

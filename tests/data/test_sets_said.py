@@ -155,3 +155,35 @@ def test_further_resolutions_are_told(tmp_path):
     assert latents.startswith("index: 3 latents of 2 pictures")
     encoded = sum(len(row["views"]) // 3 for row in rows(tmp_path / "out/images.parquet"))
     assert encoded == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"sets.yml": ""}, "sets.yml is not read; did you mean sets.yaml?"),
+        ({"Dataset.toml": ""}, "Dataset.toml is not read; did you mean dataset.toml?"),
+        ({"metadata.json": "[]"}, "metadata.json is not read; did you mean metadata.jsonl?"),
+        (
+            {"fox/dataset.toml": ""},
+            "fox/dataset.toml: a file of sets counts right in the data set alone; move it there",
+        ),
+        (
+            {"sets.yaml": "sets: [{folder: fox}, {folder: fox, repeats: 2}]"},
+            "several sets are named fox: give each a name",
+        ),
+    ],
+)
+def test_files_that_are_perhaps_meant_for_sets_are_named(tmp_path, files, said):
+    (found,) = notes(write_folder(tmp_path / "data", {"fox/0.png": P[0]} | files))
+    assert found.startswith(said)
+
+
+def test_a_concept_with_a_mistake_in_a_name(tmp_path):
+    data = write_folder(tmp_path / "data", {"fox/0.png": P[0], "concepts.json": '[{"path": "fox", "balancin": 2}]'})
+    with pytest.raises(SetsError, match=r"balancin is no setting .*; did you mean balancing"):
+        notes(data)
+
+
+def test_one_sample_is_no_samples(tmp_path):
+    data = write_folder(tmp_path / "data", {"fox/0.png": P[0], "sets.yaml": "sets: [{folder: fox}]"})
+    assert "set fox: 1 picture, 1 sample an epoch" in str(run(data, tmp_path / "out"))
