@@ -65,7 +65,7 @@ def _of_index(differs: list[str]) -> list[str]:
     if not differs:
         return []
     return [
-        f"  {INDEX} was made with other settings: {', '.join(differs)}.",
+        f"  {INDEX} was made with other settings, by dvc.lock (a stage run by hand is not in it): {', '.join(differs)}.",
         "  Its pictures, captions and buckets are what is counted here: run `dvc repro index` for those of now.",
     ]
 

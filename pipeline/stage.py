@@ -40,16 +40,20 @@ class StageError(Exception):
     """Something the user can mend: what was found, where, what was wanted, what to do."""
 
 
+def printable(line: str) -> str:
+    """A line with text out of files, such as their names, without what a terminal would obey."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+
+
 def shown(text: str) -> str:
     """Text out of a file as a message may hold it: at most 200 characters, and none that a terminal would obey."""
-    cut = text if len(text) <= 200 else text[:200] + "…"
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
+    return printable(text if len(text) <= 200 else text[:200] + "…")
 
 
 def explained(error: Exception, stage: str = "") -> str | None:
     """What to tell the user of an error, with what to do about memory that ran out and outs that are not there yet;
     None for an error that is the code's."""
-    text = str(error)
+    text = "\n".join(map(printable, str(error).split("\n")))
     if isinstance(error, MemoryError) or not isinstance(error, StageError) and _OUT_OF_MEMORY.search(text):
         advice = f"lower {_LOWER[stage]}, or free memory" if stage in _LOWER else "free some (this takes little)"
         found = shown(next(filter(None, map(str.strip, text.splitlines())), type(error).__name__))

@@ -7,14 +7,14 @@ from pipeline.data.by_params import indexed, opened
 from pipeline.data.examine import look
 from pipeline.params import Params
 from pipeline.report import data_page
-from pipeline.stage import run
+from pipeline.stage import printable, run
 from pipeline.workers.crew import tasks
 
 
 def main(params: Params) -> None:
     images, out = params.data.images, Path("outs/index")
     source, sets, notes = opened(images, params)
-    print(*(f"index: {note}" for note in notes), sep="\n", end="\n" * bool(notes), flush=True)
+    print(*(printable(f"index: {note}") for note in notes), sep="\n", end="\n" * bool(notes), flush=True)
     with tasks(params.device, look, source) as found:
         summary = indexed(source, sets, params, out, params.index.max_rejected, found)
     print(summary, flush=True)

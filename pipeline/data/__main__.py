@@ -19,8 +19,9 @@ from pipeline.data.examine import look_at_all
 from pipeline.data.index import in_sets, kept_sizes
 from pipeline.data.part import Part, choose_pictures, without_captions
 from pipeline.data.sets import Set, is_whole, members, multipliers, of_passed_over, passed_over
-from pipeline.data.summary import counted, kind_of
+from pipeline.data.summary import counted, kind_of, samples_of
 from pipeline.data.views import USUAL, first, see, sizes_of
+from pipeline.stage import printable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,12 +55,10 @@ def _run(given: argparse.Namespace) -> int:
             print(f"  {counted(found['masked'], 'of them has', 'of them have')} a mask file")
         print(f"  decoded {found['decoded']:,}, of which {found['used']:,} would be used")
         for one in found["sets"]:
-            print(
-                f"  set {one['name']}: {counted(one['pictures'], 'picture')}, {one['samples']:,.10g} samples an epoch if all "
-                "can be used"
-            )
+            often = f"{samples_of(one['samples'])} an epoch if all can be used"
+            print(printable(f"  set {one['name']}: {counted(one['pictures'], 'picture')}, {often}"))
         for note in found["notes"]:
-            print(f"  {note}")
+            print(printable(f"  {note}"))
         for kind, count in found["rejected"].items():
             print(f"  rejected, {kind}: {count:,}")
         for size, count in found["buckets"].items():

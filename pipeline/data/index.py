@@ -22,7 +22,7 @@ from pipeline.data.how import How, dumps
 from pipeline.data.part import Part, SourceError, Unmatched, choose_pictures, some
 from pipeline.data.sets import WHOLE, Members, Set, check, epoch, inside, is_whole, members, of_passed_over, passed_over
 from pipeline.data.sources import Source
-from pipeline.data.summary import Summary, counted, kind_of
+from pipeline.data.summary import Summary, counted, kind_of, samples_of
 from pipeline.data.views import (
     USUAL,
     Choice,
@@ -128,6 +128,8 @@ def tabulate(
         summary.passed_over += passed_over(part, sets)
         part = replace(part, unmatched=[*part.unmatched, *_not_in_set(part, of_part, views, sets, choices)])
         _count(summary, part, found, rows, read)
+        if not plain:
+            _count_views(summary, of_part, views, sets, choices)
         for item in mine.group_by("set").aggregate([([], "count_all"), ("times", "sum")]).to_pylist():
             summary.members[item["set"]] += item["count_all"]
             summary.times[item["set"]] += item["times_sum"]
@@ -216,8 +218,8 @@ def _settings(summary: Summary, sets: tuple[Set, ...], is_choice: bool) -> list[
     often = epoch(sets, [summary.times[number] for number in range(len(sets))])
     if not is_whole(sets):
         summary.sets = [
-            f"set {one.name}: {counted(summary.members[number], 'picture')}, {summary.times[number] * often[number]:,.10g} "
-            f"samples an epoch{' (class pictures)' if one.class_images else ''}"
+            f"set {one.name}: {counted(summary.members[number], 'picture')}, {samples_of(summary.times[number] * often[number])} "
+            f"an epoch{' (class pictures)' if one.class_images else ''}"
             f"{_NONE_TAKEN if is_choice and not summary.members[number] and not one.rest else ''}"
             for number, one in enumerate(sets)
         ]
@@ -360,6 +362,20 @@ def _count(summary: Summary, part: Part, found: pa.Table, rows: pa.Table, read: 
     for item in rows.group_by(["bucket_width", "bucket_height"]).aggregate([([], "count_all")]).to_pylist():
         if item["bucket_width"] is not None:
             summary.buckets[item["bucket_width"], item["bucket_height"]] += item["count_all"]
+
+
+def _count_views(
+    summary: Summary, of_part: Members, views: Views, sets: tuple[Set, ...], choices: dict[int, Choice]
+) -> None:
+    distinct = np.unique(np.column_stack([views.picture, views.how, views.bucket]), axis=0)
+    summary.encoded += len(distinct)
+    sizes = np.unique(distinct[:, [0, 2, 3]], axis=0)[:, 1:]
+    for size, count in zip(*np.unique(sizes, axis=0, return_counts=True)):
+        summary.every_bucket[tuple(size.tolist())] += int(count)
+    for number, one in enumerate(sets):
+        mine = of_part.picture[of_part.number == number]
+        for resolution in resolutions(one)[1:]:
+            summary.at[resolution] += int(choices[resolution].can[mine, 0].sum())
 
 
 def _check(summary: Summary, rejected: list[tuple[str, str]], max_rejected: float | None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from pipeline.data.sets import Set, SetsError
 from pipeline.data.variants import Rules
+from pipeline.unknown_keys import nearest
 
 # What params.yaml says for the whole data set, and keys that change no picture and no caption.
 _ELSEWHERE = {
@@ -27,6 +28,12 @@ _NOT_DONE = {
     "token_warmup_step": 0,
     "custom_attributes": {},
     "metadata_file": None,
+}
+_INSTEAD = {  # of those, what to do
+    "metadata_file": "its captions belong into metadata.jsonl beside the pictures",
+    "face_crop_aug_range": "a column focus says where faces are",
+    "caption_dropout_every_n_epochs": "caption_dropout_rate is a share of the times",
+    "token_warmup_step": "captions are encoded before training",
 }
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "image_dir": str,
@@ -135,13 +142,16 @@ def _check(given: dict, where: str) -> None:
     for key, value in given.items():
         if key in _NOT_DONE:
             if value != _NOT_DONE[key]:
-                raise SetsError(f"{where}: {key} is not done here; remove it")
+                instead = f" ({_INSTEAD[key]})" if key in _INSTEAD else ""
+                raise SetsError(f"{where}: {key} is not done here; remove it{instead}")
         elif key in _TYPES:
             wanted = _TYPES[key]
             if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not bool:
                 raise SetsError(f"{where}: {key}: found {str(value)[:100]!r}, wanted {_word(wanted)}")
         elif key not in _ELSEWHERE and key not in _IDLE:
-            raise SetsError(f"{where}: {key[:100]} is no key of kohya's dataset.toml that is known here; remove it")
+            near = nearest(key, [*_TYPES, *_ELSEWHERE, *_IDLE])
+            do = f"did you mean {' or '.join(near)}?" if near else "remove it"
+            raise SetsError(f"{where}: {key[:100]} is no key of kohya's dataset.toml that is known here; {do}")
     if "image_dir" not in given:
         raise SetsError(f"{where}: no image_dir")
     if not given.get("num_repeats", 1) <= 100_000:

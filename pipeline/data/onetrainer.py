@@ -8,6 +8,7 @@ from pipeline.data.captions import CaptionError, lines
 from pipeline.data.part import SourceError
 from pipeline.data.sets import Set, SetsError
 from pipeline.data.variants import Rules
+from pipeline.unknown_keys import nearest
 
 # Ends of the names of what lies beside a picture and is none.
 BESIDE = ("-masklabel", "-condlabel")
@@ -150,7 +151,9 @@ def _check(concept: dict, where: str) -> None:
             if not isinstance(value, _TYPES[key]) or isinstance(value, bool) and bool not in _TYPES[key]:
                 raise SetsError(f"{where}.{key}: found {str(value)[:100]!r} of another type than OneTrainer writes")
         elif key not in _IDLE:
-            raise SetsError(f"{where}: {key[:100]} is no setting of a concept that is known here; remove it")
+            near = nearest(key, [*_TYPES, *_IDLE])
+            do = f"did you mean {' or '.join(near)}?" if near else "remove it"
+            raise SetsError(f"{where}: {key[:100]} is no setting of a concept that is known here; {do}")
     if "path" not in concept:
         raise SetsError(f"{where}: no path")
     for key, most in (("balancing", 1e9), ("repeats", _MOST), ("loss_weight", 1000)):

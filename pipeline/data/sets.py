@@ -164,7 +164,7 @@ def of_passed_over(found: Counter, sets: tuple[Set, ...]) -> list[str]:
 
 
 def _named(origin: str) -> str:
-    return f"{origin} files" if origin else "tables"
+    return f"{origin} files" if origin else "tables, JSON or tars"
 
 
 def holds(one: Set, path: str) -> bool:

@@ -4,6 +4,7 @@
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline import params, unknown_keys
 from pipeline.data import far, kohya, onetrainer
 from pipeline.data.folder import Folder
-from pipeline.data.kinds import SETS
+from pipeline.data.kinds import SETS, is_metadata
 from pipeline.data.parquet import ParquetFiles
 from pipeline.data.part import is_far, is_plain, some
 from pipeline.data.said import MOST_TIMES
@@ -28,6 +29,12 @@ _MOST = 1000  # sets
 _REPEATED = re.compile(r"(0|[1-9][0-9]{0,2})_(.*)", re.S)  # a year, or 05_ of an order, is no number of repeats
 _RULES = ("shuffle_tags", "keep_tags", "drop_tags", "separator", "wildcards", "variants")
 _ORIGINS = {"txt": ".txt", "caption": ".caption", "table": ""}
+_LIKE = {  # name -> others that its users write
+    "sets.yaml": r"sets?\.ya?ml",
+    "dataset.toml": r"datasets?\.toml",
+    "concepts.json": r"concepts?\.json",
+    "metadata.jsonl": r"metadata\.json",
+}
 _Times = Annotated[float, Field(ge=0, le=MOST_TIMES)]
 
 
@@ -101,7 +108,8 @@ def _find(path: str, source: Source) -> tuple[tuple[Set, ...], list[str]]:
         names = map(os.path.basename, places) if is_there else places
         raise SetsError(f"{path} holds {' and '.join(names)}, and each says what its sets are; keep one of them")
     if not places:
-        return _repeated(path) if isinstance(source, Folder) else (WHOLE, [])
+        sets, notes = _repeated(path) if isinstance(source, Folder) else (WHOLE, [])
+        return sets, [*notes, *_misnamed(path)] if is_there else notes
     (place,) = places
     if is_there:
         inside, load = _folders(path, place), lambda file: Path(path, file).read_bytes()
@@ -109,6 +117,19 @@ def _find(path: str, source: Source) -> tuple[tuple[Set, ...], list[str]]:
         inside, load = _far_folders(source, place), lambda file: far.whole(_joined(source.root, file), _LONGEST)
     data = Path(place).read_bytes() if is_there else far.whole(place, _LONGEST)
     return _READERS[os.path.basename(place)](_text(data, place), place, inside, load)
+
+
+def _misnamed(root: str) -> list[str]:
+    """What to say of files that are perhaps meant for sets or captions, and are not read as such."""
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file() and not is_metadata(entry.name))
+    meant = [(name, one) for name in names for one, form in _LIKE.items() if re.fullmatch(form, name, re.I)]
+    notes = [f"{name} is not read; did you mean {one}?" for name, one in meant]
+    below = [
+        f"{name}/{one}" for name in _folders_in(root) for one in SETS if os.path.isfile(os.path.join(root, name, one))
+    ]
+    notes += [f"{some(below)}: a file of sets counts right in the data set alone; move it there"] if below else []
+    return notes
 
 
 def _text(data: bytes, place: str) -> str:
@@ -192,7 +213,13 @@ def _own(
         settings["chances"] = tuple((_ORIGINS[name], chance) for name, chance in one.chances.items())
         settings["rules"] = _rules(one)
         sets.append(Set(name=one.name or one.folder, **settings))
-    return tuple(sets), []
+    weighted = [one.name for one in sets if one.weight is not None]
+    idle = "is the only one with a weight, which changes nothing: sets share by it; give another one too, or repeats"
+    notes = [f"set {weighted[0]} {idle}"] if len(weighted) == 1 else []
+    often = Counter(one.name for one in sets)
+    twice = [name for name, count in often.items() if count > 1]
+    notes += [f"several sets are named {some(twice)}: give each a name to tell them apart"] if twice else []
+    return tuple(sets), notes
 
 
 def _rules(one: _Set) -> Rules | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pipeline.data.fit import shown_times
 from pipeline.data.part import Lost, Unmatched, some
+from pipeline.stage import printable
 
 
 @dataclass
@@ -14,6 +15,9 @@ class Summary:
     read: int = 0  # files that the memo did not know
     reasons: Counter = field(default_factory=Counter)  # kind of rejection → files
     buckets: Counter = field(default_factory=Counter)  # (width, height) → files
+    every_bucket: Counter = field(default_factory=Counter)  # as `buckets`, of all views; empty where each has one
+    encoded: int = 0  # files, each as often as it is encoded; 0 where that is once
+    at: Counter = field(default_factory=Counter)  # further resolution of a set → pictures that are large enough
     captions: int = 0  # distinct ones of each distinct picture that is used
     without_caption: int = 0  # distinct pictures
     profiles_ignored: int = 0
@@ -44,6 +48,20 @@ class Summary:
         lines += [
             f"index:   bucket {width}×{height}: {count:,}" for (width, height), count in sorted(self.buckets.items())
         ]
+        lines += [
+            f"index:   further bucket {width}×{height}: {count:,}"
+            for (width, height), count in sorted((self.every_bucket - self.buckets).items())
+        ]
+        lines += [
+            f"index:   resolution {side} is not used: no picture is large enough (index.min_side, index.max_enlargement)"
+            for side, count in sorted(self.at.items())
+            if not count
+        ]
+        if self.encoded:
+            lines.append(
+                f"index: {counted(self.encoded, 'latent')} of {counted(self.used, 'picture')} (cache_latents.flip and crops make "
+                "more of them, copies fewer)"
+            )
         lines += [
             f"index: {counted(self.captions, 'caption')}; "
             f"{counted(self.without_caption, 'picture has none and gets', 'pictures have none and get')} the empty one"
@@ -92,12 +110,17 @@ class Summary:
             lines.append(
                 f"index: {counted(len(self.others), 'other file is', 'other files are')} left alone: {some(self.others)}"
             )
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def counted(number: int, one: str, more: str | None = None) -> str:
     """`1 picture`, `2,000 pictures`; more: where it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def samples_of(number: float) -> str:
+    """`1 sample`, `4.5 samples`."""
+    return f"{number:,.10g} sample{'' if number == 1 else 's'}"
 
 
 def kind_of(reason: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.params import ParamsError
-from pipeline.stage import StageError
+from pipeline.stage import StageError, printable
 
 GOOD, DOUBTFUL, BAD, SKIPPED = "ok", "look", "BAD", "-"
 
@@ -19,7 +19,8 @@ class Finding:
 
     def __str__(self) -> str:
         text = self.found + (f"; wanted {self.wanted}" if self.wanted else "") + (f". {self.do}" if self.do else "")
-        return f"{self.state:4}  {self.name:10} " + " ".join(text.split())  # a message of several lines on one
+        line = " ".join(text.split())  # a message of several lines on one
+        return f"{self.state:4}  {self.name:10} {printable(line)}"
 
 
 def look(name: str, check: Callable[..., Finding | list[Finding]], *arguments: object) -> list[Finding]:

@@ -23,6 +23,7 @@ from pipeline.data.sources import Source
 from pipeline.data.summary import counted
 from pipeline.models.config import CONFIGS
 from pipeline.report import trial
+from pipeline.stage import printable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,10 +41,10 @@ def _run(given: argparse.Namespace) -> None:
         cli.print_json(found)
         return
     for one in found["shown"]:
-        print(f"{one['path']}{one['set'] and ', set ' + one['set']}")
+        print(printable(f"{one['path']}{one['set'] and ', set ' + one['set']}"))
         for caption in one["captions"]:
             second = f"  | {caption['text_2']}" if caption["text_2"] else ""
-            print(f"  {caption['share']:5.1%}  {caption['text'] or '(no caption)'}{second}")
+            print(printable(f"  {caption['share']:5.1%}  {caption['text'] or '(no caption)'}{second}"))
     print(
         f"{found['pictures']:,} of {counted(found['files'], 'picture')} used, "
         f"{counted(found['given'], 'distinct caption')} as given"

@@ -48,7 +48,8 @@ def test_files_of_sets_beside_far_data_are_read_as_on_a_disk(wire, server, tmp_p
     put(server, folder, bucket)
     near, away = run_sets(str(folder), tmp_path / "near"), run_sets(f"s3://{bucket}/set", tmp_path / "far")
     assert contents(tmp_path / "near") == contents(tmp_path / "far")
-    assert near.sets == away.sets and len(near.sets) == {"sets.yaml": 3, "dataset.toml": 1, "concepts.json": 2}[file]
+    # kohya's and OneTrainer's sets take captions of files, which a tar's members are not: that is said in a line more
+    assert near.sets == away.sets and len(near.sets) == {"sets.yaml": 3, "dataset.toml": 2, "concepts.json": 3}[file]
     # by a list of URLs, as hf:// has to be given
     (tmp_path / "list.urls").write_text(f"s3://{bucket}/set\n")
     assert run_sets(str(tmp_path / "list.urls"), tmp_path / "listed").sets == near.sets

@@ -62,6 +62,14 @@ def test_a_plain_data_set_has_each_picture_once(tmp_path):
     assert "copies" not in str(summary) and "an epoch" not in str(summary)
 
 
+def test_captions_of_copies_are_pooled(tmp_path):
+    """As docs/own-data.md has it, whatever number of the copies has each."""
+    files = {f"{n}.png": A for n in range(5)} | {f"{n}.txt": "x" for n in range(3)} | {"3.txt": "y"}
+    run(write_folder(tmp_path / "data", files), tmp_path / "out")
+    assert samples(tmp_path / "out") == {name(A): (5, {"x", "y"})}
+    assert [row["chance"] for row in rows(tmp_path / "out/samples.parquet")] == [1, 1]
+
+
 ROWS = [
     {"file_name": "a.png", "text": "one", "repeats": 3},
     {"file_name": "b.png", "text": "two", "repeats": 2, "weight": 0.25},

@@ -280,6 +280,7 @@ def test_an_index_of_other_settings_is_named(capsys, project):
         YAML().dump(lock, project / "dvc.lock")
         text = said(capsys, *arguments)[1]
         assert ("`dvc repro index`" in text) == bool(wanted) and all(one in text for one in wanted)
+        assert ("by dvc.lock (a stage run by hand is not in it)" in text) == bool(wanted)
         assert json.loads(said(capsys, *arguments, "--json")[1])["index_differs"] == wanted
 
 
