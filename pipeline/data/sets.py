@@ -135,10 +135,11 @@ def _takes(one: Set, origin: str) -> bool:
 
 def passed_over(part: Part, sets: tuple[Set, ...]) -> Counter:
     """(number of a set, origin) -> pictures of the set that have captions of this origin, and none that the set takes."""
-    found, origins = Counter(), part.origins.to_pylist()
+    found, origins = Counter(), None
     for number, (one, here) in enumerate(zip(sets, inside(part, sets))):
         if one.captions or one.file_names or one.extension is None and not one.chances:
             continue
+        origins = part.origins.to_pylist() if origins is None else origins
         is_taken = np.array([_takes(one, origin) for origin in origins], bool)
         has_one = np.zeros(len(here), bool)
         has_one[part.caption_rows[is_taken]] = True
