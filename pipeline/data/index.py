@@ -20,7 +20,19 @@ from pipeline.data.examine import Examiner
 from pipeline.data.geometry import enlargement
 from pipeline.data.how import How, dumps
 from pipeline.data.part import Part, SourceError, Unmatched, choose_pictures, some
-from pipeline.data.sets import WHOLE, Members, Set, check, epoch, inside, is_whole, members, of_passed_over, passed_over
+from pipeline.data.sets import (
+    WHOLE,
+    Members,
+    Set,
+    check,
+    epoch,
+    inside,
+    is_whole,
+    members,
+    multipliers,
+    of_passed_over,
+    passed_over,
+)
 from pipeline.data.sources import Source
 from pipeline.data.summary import Summary, counted, kind_of, samples_of
 from pipeline.data.views import (
@@ -215,7 +227,8 @@ def _settings(summary: Summary, sets: tuple[Set, ...], is_choice: bool) -> list[
     """Of each set what tables.write_captions takes. Raises SetsError."""
     if not is_choice:
         check(sets, summary.members)
-    often = epoch(sets, [summary.times[number] for number in range(len(sets))])
+    how_often = epoch if summary.used else multipliers  # of a report, where all may be rejected
+    often = how_often(sets, [summary.times[number] for number in range(len(sets))])
     if not is_whole(sets):
         summary.sets = [
             f"set {one.name}: {counted(summary.members[number], 'picture')}, {samples_of(summary.times[number] * often[number])} "
