@@ -508,7 +508,9 @@ def test_the_doctor_looks_at_each_node(nodes, monkeypatch):
     found = cluster.cluster(params(**{"device.cluster": nodes.address, "train.source": "pictures"}))
     assert [one.state for one in found] == [DOUBTFUL] and "data.images" in found[0].found
     found = cluster.cluster(params(**{"device.cluster": nodes.address, "device.target": "CPU", "device.workers": 2}))
-    assert sorted(one.found for one in found[:2]) == [f"{n} has 1 CPUs for 2 workers (device.workers)" for n in ("127.0.0.2", "127.0.0.3")]
+    assert sorted(one.found for one in found[:2]) == [
+        f"{n} has 1 CPUs for 2 workers (device.workers)" for n in ("127.0.0.2", "127.0.0.3")
+    ]
     monkeypatch.setattr(cluster, "pins", lambda file: [("mindspore", "2.10.0"), ("pillow", "1")])
     monkeypatch.setattr(cluster, "_here", lambda names: {"mindspore": "2.10.0", "pillow": "1.0"})
     for finding in cluster.cluster(settings):
