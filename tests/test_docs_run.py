@@ -230,8 +230,7 @@ def test_the_examples_of_data_sets_are_read(tmp_path):
     data_sets.write_folder(tmp_path / "table", {"fox.png": data_sets.picture(0, 64, 64), "metadata.csv": table})
     for name, count in (("kohya", 2), ("folder0", 3), ("folder1", 2), ("folder2", 2), ("table", 1), ("toml", 2)):
         found = json.loads(run(ROOT, f"python -m pipeline data {tmp_path / name} --json"))
-        captioned = 1 if name == "toml" else count  # the other gets that of its set
-        assert (found["pictures"], found["captioned"], found["lost"]) == (count, captioned, {}), found
+        assert (found["pictures"], found["captioned"], found["lost"]) == (count, count, {}), found
         assert found["used"] == found["decoded"] == count and found["focused"] == (2 if name == "folder2" else 0)
         assert [(one["name"], one["pictures"]) for one in found["sets"]] == ([("fox", 2)] if name == "toml" else [])
     # repeats and weights reach the tables
