@@ -13,16 +13,16 @@ def words(schema: type[BaseModel], place: list[str | int]) -> str:
     """`place`: keys and numbers of list items, the last the key that is not there."""
     *above, key = place
     names = sorted({name for model in _models_at(schema, above) for name in model.model_fields})
-    near = nearest(key, names)
-    said = ["there is no such key"]
-    said += [f"did you mean {' or '.join(near)}?"] if near else []
+    near = meant(key, names)
+    said = ["there is no such key", *([near] if near else [])]
     said += [f"there are {', '.join(names)}"] if names and (len(names) <= _MOST or not near) else []
     return "; ".join(said)
 
 
-def nearest(key: str | int, names: Iterable[str]) -> list[str]:
-    """Those of the names that are like the key, the likest first."""
-    return get_close_matches(str(key)[:100], names, n=3)
+def meant(key: str | int, names: Iterable[str]) -> str:
+    """`did you mean a or b?`, of the names that are like the key; "" where none is."""
+    near = get_close_matches(str(key)[:100], names, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def _models_at(schema: type[BaseModel], place: list[str | int]) -> list[type[BaseModel]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from pipeline.data.sets import Set, SetsError
 from pipeline.data.variants import Rules
-from pipeline.unknown_keys import nearest
+from pipeline.unknown_keys import meant
 
 # What params.yaml says for the whole data set, and keys that change no picture and no caption.
 _ELSEWHERE = {
@@ -149,8 +149,7 @@ def _check(given: dict, where: str) -> None:
             if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not bool:
                 raise SetsError(f"{where}: {key}: found {str(value)[:100]!r}, wanted {_word(wanted)}")
         elif key not in _ELSEWHERE and key not in _IDLE:
-            near = nearest(key, [*_TYPES, *_ELSEWHERE, *_IDLE])
-            do = f"did you mean {' or '.join(near)}?" if near else "remove it"
+            do = meant(key, [*_TYPES, *_ELSEWHERE, *_IDLE]) or "remove it"
             raise SetsError(f"{where}: {key[:100]} is no key of kohya's dataset.toml that is known here; {do}")
     if "image_dir" not in given:
         raise SetsError(f"{where}: no image_dir")

@@ -8,7 +8,7 @@ from pipeline.data.captions import CaptionError, lines
 from pipeline.data.part import SourceError
 from pipeline.data.sets import Set, SetsError
 from pipeline.data.variants import Rules
-from pipeline.unknown_keys import nearest
+from pipeline.unknown_keys import meant
 
 # Ends of the names of what lies beside a picture and is none.
 BESIDE = ("-masklabel", "-condlabel")
@@ -151,8 +151,7 @@ def _check(concept: dict, where: str) -> None:
             if not isinstance(value, _TYPES[key]) or isinstance(value, bool) and bool not in _TYPES[key]:
                 raise SetsError(f"{where}.{key}: found {str(value)[:100]!r} of another type than OneTrainer writes")
         elif key not in _IDLE:
-            near = nearest(key, [*_TYPES, *_IDLE])
-            do = f"did you mean {' or '.join(near)}?" if near else "remove it"
+            do = meant(key, [*_TYPES, *_IDLE]) or "remove it"
             raise SetsError(f"{where}: {key[:100]} is no setting of a concept that is known here; {do}")
     if "path" not in concept:
         raise SetsError(f"{where}: no path")

@@ -19,9 +19,8 @@ def cluster(params: Params) -> list[Finding]:
     ray = cluster.ray
 
     with cluster.connected(params.device.cluster):
-        actors = cluster.Actors(params.device, None)
-        workers = [place.node for place in actors.places()]
         found = cluster.nodes(cluster.target(params.device), params.device.workers)
+        workers = [node.name for node in found for _ in range(node.places)]
         nodes = {node["NodeName"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
         names = [name for name, _ in pins(PROJECT / "requirements.txt")]
         asked = {
